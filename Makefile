@@ -1,0 +1,43 @@
+# Portolan. `make` alone lists the targets.
+
+GO       ?= go
+CACHE    ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/portolan
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+DATA     ?= data
+GOLANGCI := $(CACHE)/tools/golangci-lint
+export CACHE
+
+.PHONY: help build run check test bench lint proto tools clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build the one binary, bin/portolan
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/portolan ./cmd/portolan
+
+run: build ## start a mesh of three sites on this machine (data in ./data, Ctrl-C stops it)
+	./bin/portolan dev --sites 3 --data $(DATA)
+
+check: lint ## vet, linters and short tests with the race detector
+	$(GO) vet ./...
+	$(GO) test -race -short ./...
+
+test: tools ## everything: unit tests, and whole meshes with real clients
+	test/run
+
+bench: ## measurements, as tables
+	$(GO) test -run '^$$' -bench . -benchmem ./node/... ./transfer/... ./consensus/... ./registryapi/...
+
+lint: ## golangci-lint with .golangci.yml
+	test/tools lint
+	$(GOLANGCI) run ./...
+
+proto: ## generate the protobuf code anew
+	test/tools proto
+
+tools: ## install what the tests need (packages as root; Go tools into the cache)
+	test/tools clients
+
+clean: ## remove what was built
+	rm -rf bin
