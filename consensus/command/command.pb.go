@@ -128,7 +128,8 @@ type Envelope struct {
 	// 16 random bytes, chosen by the proposer; a second application answers with
 	// the first one's result.
 	RequestId []byte `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// The proposer's clock; the state machine makes it never run back.
+	// The leader's clock when it took the command; the state machine makes it
+	// never run back. A proposer's own clock is overwritten.
 	ProposedUnixNs int64 `protobuf:"varint,4,opt,name=proposed_unix_ns,json=proposedUnixNs,proto3" json:"proposed_unix_ns,omitempty"`
 	// "user:NAME", "node:ID", "system".
 	Actor string `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
@@ -352,6 +353,7 @@ type MeshCreate struct {
 	LibraryProjectId  []byte                 `protobuf:"bytes,5,opt,name=library_project_id,json=libraryProjectId,proto3" json:"library_project_id,omitempty"`    // pid of the project "library"
 	AdminPasswordHash string                 `protobuf:"bytes,6,opt,name=admin_password_hash,json=adminPasswordHash,proto3" json:"admin_password_hash,omitempty"` // PHC string, argon2id
 	RaftGeneration    []byte                 `protobuf:"bytes,7,opt,name=raft_generation,json=raftGeneration,proto3" json:"raft_generation,omitempty"`            // 16 random bytes
+	Profile           string                 `protobuf:"bytes,8,opt,name=profile,proto3" json:"profile,omitempty"`                                                // raft timings: "lan" (also when empty), "wan", "far"
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -433,6 +435,13 @@ func (x *MeshCreate) GetRaftGeneration() []byte {
 		return x.RaftGeneration
 	}
 	return nil
+}
+
+func (x *MeshCreate) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
 }
 
 type SetLevel struct {
@@ -1562,7 +1571,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x05level\x18\n" +
 	" \x01(\rR\x05level\x12\x18\n" +
 	"\aversion\x18\v \x01(\tR\aversion\x12\x18\n" +
-	"\awitness\x18\f \x01(\bR\awitnessJ\x04\b\r\x10\x14\"\x94\x02\n" +
+	"\awitness\x18\f \x01(\bR\awitnessJ\x04\b\r\x10\x14\"\xae\x02\n" +
 	"\n" +
 	"MeshCreate\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x12\n" +
@@ -1572,7 +1581,8 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"gossip_key\x18\x04 \x01(\fR\tgossipKey\x12,\n" +
 	"\x12library_project_id\x18\x05 \x01(\fR\x10libraryProjectId\x12.\n" +
 	"\x13admin_password_hash\x18\x06 \x01(\tR\x11adminPasswordHash\x12'\n" +
-	"\x0fraft_generation\x18\a \x01(\fR\x0eraftGenerationJ\x04\b\b\x10\x10\" \n" +
+	"\x0fraft_generation\x18\a \x01(\fR\x0eraftGeneration\x12\x18\n" +
+	"\aprofile\x18\b \x01(\tR\aprofileJ\x04\b\t\x10\x10\" \n" +
 	"\bSetLevel\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\"j\n" +
 	"\vTokenCreate\x12\x12\n" +
