@@ -1,0 +1,48 @@
+package peer
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	connections  prometheus.GaugeFunc
+	dialFailures prometheus.Counter
+	refusals     prometheus.Counter
+}
+
+func newMetrics(h *Host) *metrics {
+	return &metrics{
+		connections: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "portolan_transfer_peer_connections",
+			Help: "Peers that this node has a data connection with.",
+		}, func() float64 { return float64(len(h.h.Network().Peers())) }),
+		dialFailures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "portolan_transfer_peer_dial_failures_total",
+			Help: "Data connections to members that could not be made.",
+		}),
+		refusals: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "portolan_transfer_peer_refusals_total",
+			Help: "Data connections refused because the other end is no member.",
+		}),
+	}
+}
+
+func (m *metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{m.connections, m.dialFailures, m.refusals}
+}
+
+func (m *metrics) register(r prometheus.Registerer) error {
+	for i, c := range m.all() {
+		if err := r.Register(c); err != nil {
+			for _, done := range m.all()[:i] {
+				r.Unregister(done)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *metrics) unregister(r prometheus.Registerer) {
+	for _, c := range m.all() {
+		r.Unregister(c)
+	}
+}
