@@ -1,0 +1,98 @@
+package registryapi
+
+import (
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+)
+
+// logged writes one line per request. What it puts around the ResponseWriter
+// passes ReadFrom on: net/http turns that into sendfile, and hiding it would
+// double the cost of every pull.
+func (s *Server) logged(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin := time.Now()
+		rec := &recorder{ResponseWriter: w}
+		defer func() {
+			level := slog.LevelDebug
+			switch {
+			case rec.status >= 500:
+				level = slog.LevelWarn
+			case rec.status >= 400 && rec.status != http.StatusUnauthorized && rec.status != http.StatusNotFound:
+				// 401 and 404 are every client's way of asking.
+				level = slog.LevelInfo
+			}
+			if !s.log.Enabled(r.Context(), level) {
+				return
+			}
+			s.log.LogAttrs(r.Context(), level, "request",
+				slog.String("method", r.Method),
+				slog.String("path", r.URL.Path), // without the query: tokens travel there
+				slog.Int("status", rec.Status()),
+				slog.Int64("bytes", rec.bytes),
+				slog.Duration("took", time.Since(begin)),
+				slog.String("remote", r.RemoteAddr),
+				slog.String("agent", r.UserAgent()))
+		}()
+		next.ServeHTTP(rec, r)
+	})
+}
+
+// recorder notes what a handler answered.
+type recorder struct {
+	http.ResponseWriter
+	status int
+	bytes  int64
+}
+
+// Status is what was answered: 200 if the handler never said.
+func (r *recorder) Status() int {
+	if r.status == 0 {
+		return http.StatusOK
+	}
+	return r.status
+}
+
+func (r *recorder) WriteHeader(status int) {
+	if r.status == 0 && status >= 200 { // 1xx come before the answer
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	n, err := r.ResponseWriter.Write(p)
+	r.bytes += int64(n)
+	return n, err
+}
+
+// ReadFrom lets io.Copy reach the connection's sendfile.
+func (r *recorder) ReadFrom(src io.Reader) (n int64, err error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	if rf, ok := r.ResponseWriter.(io.ReaderFrom); ok {
+		n, err = rf.ReadFrom(src)
+	} else {
+		n, err = io.Copy(writerOnly{r.ResponseWriter}, src)
+	}
+	r.bytes += n
+	return n, err
+}
+
+// writerOnly hides everything but Write, or io.Copy would come back to ReadFrom.
+type writerOnly struct{ io.Writer }
+
+// Flush implements http.Flusher where the connection does.
+func (r *recorder) Flush() {
+	if f, ok := r.ResponseWriter.(http.Flusher); ok {
+		f.Flush()
+	}
+}
+
+// Unwrap gives http.ResponseController the rest (deadlines, hijacking).
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }

@@ -1,0 +1,204 @@
+package registryapi
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// ReadHeaderTimeout bounds how long a client may take to send its request's
+	// head: without it a few thousand idle sockets hold a node (slow loris).
+	ReadHeaderTimeout = 10 * time.Second
+	// IdleTimeout closes kept-alive connections that ask for nothing. Longer
+	// than the 90 s after which Go's and Docker's clients drop theirs, so that
+	// it is the client who closes and never loses a request to the race.
+	IdleTimeout = 120 * time.Second
+	// MaxHeaderBytes bounds a request's head. Tokens with many scopes reach 8 KiB.
+	MaxHeaderBytes = 64 << 10
+	// MaxTokenBodyBytes bounds the form of POST /service/token.
+	MaxTokenBodyBytes = 64 << 10
+	// ShutdownTimeout is what requests under way get at the end: enough for a
+	// layer's rest at LAN speed, short enough for a service manager's patience.
+	ShutdownTimeout = 10 * time.Second
+
+	// Bodies of any length are right for /v2/ uploads and downloads, so there
+	// is no read or write timeout for the whole request: its handlers keep
+	// rolling deadlines, and the management APIs read their bodies under one.
+)
+
+// Config says who answers what. A nil handler's paths are 404.
+type Config struct {
+	// V2 answers /v2 and everything below it.
+	V2 http.Handler
+	// Token answers /service/token.
+	Token http.Handler
+	// Harbor answers /api/v2.0/ and /api/version.
+	Harbor http.Handler
+	// Mesh answers /api/mesh/v1/.
+	Mesh http.Handler
+	// Metrics answers /metrics.
+	Metrics http.Handler
+	// Live says whether the process can do its work at all; nil: it can. Its
+	// error's text is the body of the 503.
+	Live func(context.Context) error
+	// Ready says whether the node has what it needs to serve: control state and
+	// first catalogue exchange. It must not ask for a leader: a node that is
+	// cut off goes on serving. nil: it is.
+	Ready func(context.Context) error
+	// TLS makes the listener speak HTTPS; nil: plain HTTP.
+	TLS *tls.Config
+	// Logger takes the request log (Debug for what succeeded, Info for client
+	// errors, Warn for the node's own).
+	Logger *slog.Logger
+}
+
+// Server is the assembled HTTP surface.
+type Server struct {
+	cfg      Config
+	log      *slog.Logger
+	handler  http.Handler
+	draining chan struct{} // closed when Run begins to end
+	drain    sync.Once
+}
+
+// New assembles the surface; it starts nothing.
+func New(cfg Config) (*Server, error) {
+	if cfg.Logger == nil {
+		return nil, errors.New("registryapi: no logger")
+	}
+	s := &Server{cfg: cfg, log: cfg.Logger, draining: make(chan struct{})}
+	s.handler = s.logged(s.routes())
+	return s, nil
+}
+
+// Handler gives the whole surface, for tests and for other listeners.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+func (s *Server) routes() http.Handler {
+	mux := http.NewServeMux()
+	mount := func(pattern string, h http.Handler) {
+		if h != nil {
+			mux.Handle(pattern, h)
+		}
+	}
+	if s.cfg.Token != nil {
+		mux.Handle("/service/token", http.MaxBytesHandler(s.cfg.Token, MaxTokenBodyBytes))
+	}
+	mount("/api/v2.0/", s.endsAtDrain(s.cfg.Harbor))
+	mount("/api/version", s.cfg.Harbor)
+	mount("/api/mesh/v1/", s.endsAtDrain(s.cfg.Mesh))
+	mount("/metrics", s.cfg.Metrics)
+	mux.Handle("GET /healthz", probe(s.cfg.Live))
+	mux.Handle("GET /readyz", probe(s.cfg.Ready))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = fmt.Fprint(w, "This is a Portolan registry.\n\n"+
+			"docker login HOST, then push and pull HOST/PROJECT/NAME:TAG.\n"+
+			"Management: /api/v2.0/openapi.json and /api/mesh/v1/openapi.json, or the portolan command.\n")
+	})
+
+	v2 := s.cfg.V2
+	if v2 == nil {
+		return mux
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Before the mux: it would answer a name with // or /../ in it by a
+		// redirect, where the distribution API owes a NAME_INVALID.
+		if p := r.URL.Path; p == "/v2" || strings.HasPrefix(p, "/v2/") {
+			v2.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// endsAtDrain ends questions (long polls among them) when the server begins to
+// stop. Edits and content go on: they have ShutdownTimeout.
+func (s *Server) endsAtDrain(h http.Handler) http.Handler {
+	if h == nil {
+		return nil
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet {
+			h.ServeHTTP(w, r)
+			return
+		}
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		done := make(chan struct{})
+		defer func() { <-done }()
+		defer cancel()
+		go func() {
+			defer close(done)
+			select {
+			case <-s.draining:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		h.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+func probe(ok func(context.Context) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("Cache-Control", "no-store")
+		if ok != nil {
+			if err := ok(r.Context()); err != nil {
+				w.WriteHeader(http.StatusServiceUnavailable)
+				_, _ = fmt.Fprintln(w, err)
+				return
+			}
+		}
+		_, _ = fmt.Fprintln(w, "ok")
+	})
+}
+
+// Run serves on l until ctx ends, then lets requests under way finish for up to
+// ShutdownTimeout, then cuts the rest. It returns when no handler runs any
+// more, or the timeout is over; nil after an ordered end. Run once.
+func (s *Server) Run(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{
+		Handler:           s.handler,
+		ReadHeaderTimeout: ReadHeaderTimeout,
+		IdleTimeout:       IdleTimeout,
+		MaxHeaderBytes:    MaxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		// Requests outlive ctx on purpose: they end by Shutdown.
+		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+	}
+	if s.cfg.TLS != nil {
+		l = tls.NewListener(l, s.cfg.TLS)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+
+	var err error
+	select {
+	case err = <-served:
+		s.stop()
+		_ = srv.Close()
+		return fmt.Errorf("registryapi: serving on %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	s.stop()
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), ShutdownTimeout)
+	defer cancel()
+	if err = srv.Shutdown(end); err != nil {
+		s.log.Warn("requests cut off at the end", "after", ShutdownTimeout)
+		err = srv.Close()
+	}
+	<-served
+	return err
+}
+
+func (s *Server) stop() { s.drain.Do(func() { close(s.draining) }) }
