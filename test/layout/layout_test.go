@@ -214,14 +214,14 @@ func lines(t *testing.T, path string) int {
 // go-metrics 0.7.0, which has lost the package that raft-wal 0.4.2 imports; a
 // careless tidy then takes raft-wal 0.4.0, which lacks two correctness fixes.
 var pinned = map[string]string{
-	"github.com/hashicorp/raft":              "v1.7.3",
-	"github.com/hashicorp/raft-wal":          "v0.4.2",
-	"github.com/hashicorp/raft-autopilot":    "v0.3.0",
-	"github.com/hashicorp/memberlist":        "v0.6.0",
-	"github.com/hashicorp/go-metrics":        "v0.6.0",
-	"github.com/libp2p/go-libp2p":            "v0.51.0",
-	"github.com/dgraph-io/badger/v4":         "v4.9.6",
-	"google.golang.org/grpc":                 "v1.85.0",
+	"github.com/hashicorp/raft":               "v1.7.3",
+	"github.com/hashicorp/raft-wal":           "v0.4.2",
+	"github.com/hashicorp/raft-autopilot":     "v0.3.0",
+	"github.com/hashicorp/memberlist":         "v0.6.0",
+	"github.com/hashicorp/go-metrics":         "v0.6.0",
+	"github.com/libp2p/go-libp2p":             "v0.51.0",
+	"github.com/dgraph-io/badger/v4":          "v4.9.6",
+	"google.golang.org/grpc":                  "v1.85.0",
 	"github.com/distribution/distribution/v3": "v3.1.2",
 }
 
