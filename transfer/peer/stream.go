@@ -21,8 +21,8 @@ type Stream struct {
 	stop func() bool // of the context's AfterFunc
 
 	idle        atomic.Int64 // nanoseconds; 0: no rolling deadline
-	readRolled  time.Time    // when the reader last set its deadline
-	writeRolled time.Time
+	readRolled  atomic.Int64 // Unix nanoseconds: when the reader last moved its deadline
+	writeRolled atomic.Int64
 	readFixed   atomic.Bool // SetReadDeadline rules until it is cleared
 	writeFixed  atomic.Bool
 
@@ -68,13 +68,13 @@ func (s *Stream) Write(p []byte) (int, error) {
 
 // roll moves the deadline on, but not at every call: a timer costs more than a
 // small read.
-func (s *Stream) roll(last *time.Time, set func(time.Time) error) {
+func (s *Stream) roll(last *atomic.Int64, set func(time.Time) error) {
 	idle := time.Duration(s.idle.Load())
 	now := time.Now()
-	if idle == 0 || now.Sub(*last) < idle/8 {
+	if idle == 0 || now.Sub(time.Unix(0, last.Load())) < idle/8 {
 		return
 	}
-	*last = now
+	last.Store(now.UnixNano())
 	_ = set(now.Add(idle)) // fails only on a stream that is closed, as will the call that follows
 }
 
@@ -82,7 +82,8 @@ func (s *Stream) roll(last *time.Time, set func(time.Time) error) {
 // as long as the context does. It holds from the next call on.
 func (s *Stream) SetIdle(d time.Duration) {
 	s.idle.Store(int64(d))
-	s.readRolled, s.writeRolled = time.Time{}, time.Time{}
+	s.readRolled.Store(0)
+	s.writeRolled.Store(0)
 	if d == 0 {
 		_ = s.s.SetDeadline(time.Time{})
 	}
@@ -100,14 +101,14 @@ func (s *Stream) SetDeadline(t time.Time) error {
 // SetReadDeadline is SetDeadline for reads alone.
 func (s *Stream) SetReadDeadline(t time.Time) error {
 	s.readFixed.Store(!t.IsZero())
-	s.readRolled = time.Time{}
+	s.readRolled.Store(0)
 	return s.s.SetReadDeadline(t)
 }
 
 // SetWriteDeadline is SetDeadline for writes alone.
 func (s *Stream) SetWriteDeadline(t time.Time) error {
 	s.writeFixed.Store(!t.IsZero())
-	s.writeRolled = time.Time{}
+	s.writeRolled.Store(0)
 	return s.s.SetWriteDeadline(t)
 }
 
