@@ -1,0 +1,237 @@
+package state
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+
+	"google.golang.org/protobuf/encoding/protodelim"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/identity"
+)
+
+// Snapshot formats, for ever:
+//
+//	1  header, rows as state.proto has them, end with the number of rows
+const snapshotFormat = 1
+
+// maxRecord bounds one row on reading; the largest command is 64 KiB.
+const maxRecord = 1 << 20
+
+var delim = protodelim.UnmarshalOptions{MaxSize: maxRecord}
+
+// Snapshot writes the view. It can be read back by [State.Restore], here and on
+// any other node of the same or a newer version.
+func (v *View) Snapshot(w io.Writer) error {
+	out := bufio.NewWriter(w)
+	if _, err := protodelim.MarshalTo(out, &command.SnapshotHeader{Format: snapshotFormat, Level: v.mesh.Level, Index: v.index}); err != nil {
+		return fmt.Errorf("state: write snapshot: %w", err)
+	}
+	var n uint64
+	for rec := range v.records {
+		if _, err := protodelim.MarshalTo(out, rec); err != nil {
+			return fmt.Errorf("state: write snapshot: %w", err)
+		}
+		n++
+	}
+	if _, err := protodelim.MarshalTo(out, &Record{Row: &Record_End{End: &End{Records: n}}}); err != nil {
+		return fmt.Errorf("state: write snapshot: %w", err)
+	}
+	if err := out.Flush(); err != nil {
+		return fmt.Errorf("state: write snapshot: %w", err)
+	}
+	return nil
+}
+
+// Restore replaces the state by a snapshot, all of it or nothing.
+func (s *State) Restore(r io.Reader) error {
+	in := bufio.NewReader(r)
+	var h command.SnapshotHeader
+	if err := delim.UnmarshalFrom(in, &h); err != nil {
+		return fmt.Errorf("state: read snapshot: %w", noEOF(err))
+	}
+	if h.GetFormat() > snapshotFormat || h.GetLevel() > command.Level {
+		return &UnsupportedError{Index: h.GetIndex(), Reason: fmt.Sprintf("a snapshot of format %d at command level %d", h.GetFormat(), h.GetLevel())}
+	}
+	v := newView()
+	v.index = h.GetIndex()
+	for n := uint64(0); ; n++ {
+		var rec Record
+		if err := delim.UnmarshalFrom(in, &rec); err != nil {
+			return fmt.Errorf("state: read snapshot row %d: %w", n, noEOF(err))
+		}
+		if end, ok := rec.GetRow().(*Record_End); ok {
+			if end.End.GetRecords() != n {
+				return fmt.Errorf("state: snapshot has %d rows, not %d as it says: it is damaged", n, end.End.GetRecords())
+			}
+			break
+		}
+		if err := v.load(&rec); err != nil {
+			return fmt.Errorf("state: read snapshot row %d: %w", n, err)
+		}
+	}
+	s.publish(v)
+	return nil
+}
+
+// noEOF: a snapshot that stops before its end is damaged, not finished.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// records yields every row, referenced ones before those that refer to them.
+func (v *View) records(yield func(*Record) bool) {
+	mesh := &MeshRow{MeshId: v.mesh.ID[:], GossipKeys: v.mesh.GossipKeys, Generation: v.mesh.Generation[:], Level: v.mesh.Level,
+		CreatedUnixNs: toNanos(v.mesh.CreatedAt), Profile: v.mesh.Profile, LastId: v.lastID, ClockUnixNs: v.clock}
+	if !yield(&Record{Row: &Record_Mesh{mesh}}) {
+		return
+	}
+	for s := range all(v.sites, nil) {
+		if !yield(&Record{Row: &Record_Site{&SiteRow{Id: s.ID, Name: s.Name, CreatedUnixNs: toNanos(s.CreatedAt), Version: s.Version}}}) {
+			return
+		}
+	}
+	for n := range all(v.nodes, nil) {
+		if !yield(&Record{Row: &Record_Node{&NodeRow{Node: n.Command(), SiteId: n.SiteID, JoinedUnixNs: toNanos(n.JoinedAt)}}}) {
+			return
+		}
+	}
+	for u := range all(v.users, nil) {
+		row := &UserRow{Id: u.ID, Name: u.Name, PasswordHash: u.PasswordHash, Email: u.Email, RealName: u.RealName, Comment: u.Comment, Admin: u.Admin,
+			CreatedUnixNs: toNanos(u.CreatedAt), UpdatedUnixNs: toNanos(u.UpdatedAt), Version: u.Version}
+		if !yield(&Record{Row: &Record_User{row}}) {
+			return
+		}
+	}
+	for p := range all(v.projects, nil) {
+		row := &ProjectRow{Id: p.ID, ProjectId: p.PID[:], Name: p.Name, Public: p.Public, OwnerId: p.OwnerID, Sites: p.Sites,
+			CreatedUnixNs: toNanos(p.CreatedAt), UpdatedUnixNs: toNanos(p.UpdatedAt), DeletedUnixNs: toNanos(p.DeletedAt), Version: p.Version}
+		if !yield(&Record{Row: &Record_Project{row}}) {
+			return
+		}
+	}
+	for m := range all(v.members, nil) {
+		if !yield(&Record{Row: &Record_Member{&MemberRow{Id: m.ID, ProjectId: m.ProjectID, UserId: m.UserID, Role: int32(m.Role)}}}) {
+			return
+		}
+	}
+	for r := range all(v.rules, nil) {
+		row := &RuleRow{Id: r.ID, Version: r.Version, CreatedUnixNs: toNanos(r.CreatedAt), Rule: &command.Rule{Name: r.Name, Projects: r.Projects,
+			Repositories: r.Repositories, Tags: r.Tags, AllSites: r.AllSites, Sites: r.Sites, Disabled: r.Disabled}}
+		if !yield(&Record{Row: &Record_Rule{row}}) {
+			return
+		}
+	}
+	for t := range all(v.tokens, nil) {
+		row := &TokenRow{Id: t.ID, Site: t.Site, SecretHash: t.SecretHash[:], CreatedUnixNs: toNanos(t.CreatedAt), ExpiresUnixNs: toNanos(t.ExpiresAt),
+			UsedUnixNs: toNanos(t.UsedAt), CreatedBy: t.CreatedBy}
+		if !t.UsedBy.IsZero() {
+			row.UsedBy = t.UsedBy[:]
+		}
+		if !yield(&Record{Row: &Record_Token{row}}) {
+			return
+		}
+	}
+	for id := range all(v.requestAge, nil) {
+		r, _ := v.requests.Get([]byte(id))
+		if !yield(&Record{Row: &Record_Request{&RequestRow{RequestId: []byte(r.id), Index: r.index, Id: r.result, Code: r.code, Message: r.message}}}) {
+			return
+		}
+	}
+}
+
+// Command gives the record that would make the node anew.
+func (n Node) Command() *command.Node {
+	m := &command.Node{Id: n.ID[:], BoxKey: n.BoxKey[:], BoxSignature: n.BoxSignature, Host: n.Host, GossipPort: uint32(n.GossipPort), ControlPort: uint32(n.ControlPort),
+		DataPort: uint32(n.DataPort), RegistryUrl: n.RegistryURL, Level: n.Level, Version: n.Version, Witness: n.Witness}
+	if !n.Store.IsZero() {
+		m.StoreId = n.Store[:]
+	}
+	return m
+}
+
+// load puts one row into a view that is being restored.
+func (v *View) load(rec *Record) error {
+	switch row := rec.GetRow().(type) {
+	case *Record_Mesh:
+		return v.loadMesh(row.Mesh)
+	case *Record_Site:
+		s := row.Site
+		v.putSite(Site{ID: s.GetId(), Name: s.GetName(), CreatedAt: fromNanos(s.GetCreatedUnixNs()), Version: s.GetVersion()})
+	case *Record_Node:
+		n, err := NodeOf(row.Node.GetNode())
+		if err != nil {
+			return err
+		}
+		site, ok := v.SiteByID(row.Node.GetSiteId())
+		if !ok {
+			return fmt.Errorf("node %s is of site %d, which is not there", n.ID, row.Node.GetSiteId())
+		}
+		n.SiteID, n.Site, n.JoinedAt = site.ID, site.Name, fromNanos(row.Node.GetJoinedUnixNs())
+		v.putNode(n)
+	case *Record_User:
+		u := row.User
+		v.putUser(User{ID: u.GetId(), Name: u.GetName(), PasswordHash: u.GetPasswordHash(), Email: u.GetEmail(), RealName: u.GetRealName(), Comment: u.GetComment(),
+			Admin: u.GetAdmin(), CreatedAt: fromNanos(u.GetCreatedUnixNs()), UpdatedAt: fromNanos(u.GetUpdatedUnixNs()), Version: u.GetVersion()})
+	case *Record_Project:
+		p := row.Project
+		pid, err := identity.ProjectIDFromBytes(p.GetProjectId())
+		if err != nil {
+			return err
+		}
+		v.putProject(Project{ID: p.GetId(), PID: pid, Name: p.GetName(), Public: p.GetPublic(), OwnerID: p.GetOwnerId(), Sites: p.GetSites(),
+			CreatedAt: fromNanos(p.GetCreatedUnixNs()), UpdatedAt: fromNanos(p.GetUpdatedUnixNs()), DeletedAt: fromNanos(p.GetDeletedUnixNs()), Version: p.GetVersion()})
+	case *Record_Member:
+		m := row.Member
+		v.putMember(Member{ID: m.GetId(), ProjectID: m.GetProjectId(), UserID: m.GetUserId(), Role: Role(m.GetRole())})
+	case *Record_Rule:
+		r := row.Rule.GetRule()
+		v.putRule(Rule{ID: row.Rule.GetId(), Name: r.GetName(), Projects: r.GetProjects(), Repositories: r.GetRepositories(), Tags: r.GetTags(), AllSites: r.GetAllSites(),
+			Sites: r.GetSites(), Disabled: r.GetDisabled(), Version: row.Rule.GetVersion(), CreatedAt: fromNanos(row.Rule.GetCreatedUnixNs())})
+	case *Record_Token:
+		return v.loadToken(row.Token)
+	case *Record_Request:
+		r := row.Request
+		v.addRequest(request{id: string(r.GetRequestId()), index: r.GetIndex(), result: r.GetId(), code: r.GetCode(), message: r.GetMessage()})
+	default:
+		return &UnsupportedError{Index: v.index, Reason: "a kind of row in the snapshot"}
+	}
+	return nil
+}
+
+func (v *View) loadMesh(m *MeshRow) error {
+	id, err := identity.MeshIDFromBytes(m.GetMeshId())
+	if err != nil {
+		return err
+	}
+	if len(m.GetGeneration()) != len(v.mesh.Generation) {
+		return fmt.Errorf("raft generation of %d bytes", len(m.GetGeneration()))
+	}
+	v.mesh = Mesh{ID: id, GossipKeys: m.GetGossipKeys(), Generation: [16]byte(m.GetGeneration()), Level: m.GetLevel(), Profile: m.GetProfile(),
+		CreatedAt: fromNanos(m.GetCreatedUnixNs())}
+	v.lastID, v.clock = m.GetLastId(), m.GetClockUnixNs()
+	return nil
+}
+
+func (v *View) loadToken(r *TokenRow) error {
+	t := Token{ID: r.GetId(), Site: r.GetSite(), CreatedAt: fromNanos(r.GetCreatedUnixNs()), ExpiresAt: fromNanos(r.GetExpiresUnixNs()),
+		UsedAt: fromNanos(r.GetUsedUnixNs()), CreatedBy: r.GetCreatedBy()}
+	if len(r.GetSecretHash()) != len(t.SecretHash) {
+		return fmt.Errorf("token %d has a secret hash of %d bytes", t.ID, len(r.GetSecretHash()))
+	}
+	copy(t.SecretHash[:], r.GetSecretHash())
+	if len(r.GetUsedBy()) > 0 {
+		id, err := identity.NodeIDFromBytes(r.GetUsedBy())
+		if err != nil {
+			return err
+		}
+		t.UsedBy = id
+	}
+	v.putToken(t)
+	return nil
+}

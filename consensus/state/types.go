@@ -1,0 +1,150 @@
+package state
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/portolan/portolan/node/identity"
+)
+
+// Mesh is what holds for all sites together.
+type Mesh struct {
+	ID         identity.MeshID
+	GossipKeys [][]byte // primary first
+	Generation [16]byte // raft generation: random, new after a recovery
+	Level      uint32   // commands up to this level may be proposed
+	Profile    string   // raft timings: "lan", "wan" or "far"
+	CreatedAt  time.Time
+}
+
+// Site is one datacenter.
+type Site struct {
+	ID        int64
+	Name      string
+	CreatedAt time.Time
+	Version   uint64
+}
+
+// Node is one member process.
+type Node struct {
+	ID           identity.NodeID
+	SiteID       int64
+	Site         string // its site's name
+	Store        identity.StoreID // zero for a witness
+	BoxKey       [32]byte
+	BoxSignature []byte
+	Host         string // what other sites dial: a name or an address
+	GossipPort   int
+	ControlPort  int
+	DataPort     int
+	RegistryURL  string
+	Level        uint32 // highest command level its binary understands
+	Version      string // of its binary, for people
+	Witness      bool   // votes, holds no content
+	JoinedAt     time.Time
+}
+
+// Project is the unit of access and policy. Its name is the first component of
+// a repository's.
+type Project struct {
+	ID        int64
+	PID       identity.ProjectID // its identity in the catalogue, for ever
+	Name      string
+	Public    bool
+	OwnerID   int64    // 0: nobody
+	Sites     []string // residency, sorted; empty: everywhere
+	CreatedAt time.Time
+	UpdatedAt time.Time
+	DeletedAt time.Time // zero: it is there
+	Version   uint64
+}
+
+// Deleted reports whether the project was deleted and waits for its content to go.
+func (p Project) Deleted() bool { return !p.DeletedAt.IsZero() }
+
+// User is a local account.
+type User struct {
+	ID           int64
+	Name         string
+	PasswordHash string // PHC string, argon2id
+	Email        string
+	RealName     string
+	Comment      string
+	Admin        bool
+	CreatedAt    time.Time
+	UpdatedAt    time.Time
+	Version      uint64
+}
+
+// LogValue implements slog.LogValuer: never the hash.
+func (u User) LogValue() slog.Value {
+	return slog.GroupValue(slog.Int64("id", u.ID), slog.String("name", u.Name))
+}
+
+// Role is what a member may do in a project. Numbers are Harbor's.
+type Role int
+
+// The roles; more rights first: admin, maintainer, developer, guest, limited guest.
+const (
+	ProjectAdmin Role = 1
+	Developer    Role = 2
+	Guest        Role = 3
+	Maintainer   Role = 4
+	LimitedGuest Role = 5
+)
+
+var roleNames = map[Role]string{ProjectAdmin: "projectAdmin", Developer: "developer", Guest: "guest", Maintainer: "maintainer", LimitedGuest: "limitedGuest"}
+
+// String gives the role's name.
+func (r Role) String() string {
+	if s, ok := roleNames[r]; ok {
+		return s
+	}
+	return fmt.Sprintf("role %d", int(r))
+}
+
+// ParseRole reads what String gives.
+func ParseRole(s string) (Role, error) {
+	for r, name := range roleNames {
+		if name == s {
+			return r, nil
+		}
+	}
+	return 0, fmt.Errorf("%q is not a role: use projectAdmin, maintainer, developer, guest or limitedGuest", s)
+}
+
+// Member gives a user a role in a project.
+type Member struct {
+	ID        int64
+	ProjectID int64
+	UserID    int64
+	UserName  string
+	Role      Role
+}
+
+// Rule says which artifacts must be at which sites.
+type Rule struct {
+	ID           int64
+	Name         string
+	Projects     []string // globs on the project's name
+	Repositories []string // globs below the project; empty: all
+	Tags         []string // globs; empty: all, the untagged too
+	AllSites     bool
+	Sites        []string // unless AllSites; sorted
+	Disabled     bool
+	Version      uint64
+	CreatedAt    time.Time
+}
+
+// Token is an invitation to join, without its secret.
+type Token struct {
+	ID         int64
+	Site       string
+	SecretHash [32]byte
+	CreatedAt  time.Time
+	ExpiresAt  time.Time
+	UsedBy     identity.NodeID // zero: unused
+	UsedAt     time.Time
+	CreatedBy  string // actor
+}
