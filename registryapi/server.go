@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -65,8 +64,8 @@ type Server struct {
 	cfg      Config
 	log      *slog.Logger
 	handler  http.Handler
-	draining chan struct{} // closed when Run begins to end
-	drain    sync.Once
+	draining context.Context // ends when Run begins to
+	drain    context.CancelFunc
 }
 
 // New assembles the surface; it starts nothing.
@@ -74,7 +73,8 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		return nil, errors.New("registryapi: no logger")
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, draining: make(chan struct{})}
+	s := &Server{cfg: cfg, log: cfg.Logger}
+	s.draining, s.drain = context.WithCancel(context.Background())
 	s.handler = s.logged(s.routes())
 	return s, nil
 }
@@ -133,17 +133,7 @@ func (s *Server) endsAtDrain(h http.Handler) http.Handler {
 		}
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
-		done := make(chan struct{})
-		defer func() { <-done }()
-		defer cancel()
-		go func() {
-			defer close(done)
-			select {
-			case <-s.draining:
-				cancel()
-			case <-ctx.Done():
-			}
-		}()
+		defer context.AfterFunc(s.draining, cancel)()
 		h.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
@@ -185,12 +175,12 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	var err error
 	select {
 	case err = <-served:
-		s.stop()
+		s.drain()
 		_ = srv.Close()
 		return fmt.Errorf("registryapi: serving on %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}
-	s.stop()
+	s.drain()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), ShutdownTimeout)
 	defer cancel()
 	if err = srv.Shutdown(end); err != nil {
@@ -200,5 +190,3 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	<-served
 	return err
 }
-
-func (s *Server) stop() { s.drain.Do(func() { close(s.draining) }) }

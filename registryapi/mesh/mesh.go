@@ -1,0 +1,118 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/registryapi/access"
+	"github.com/portolan/portolan/registryapi/rest"
+)
+
+// Prefix is where the API lives.
+const Prefix = "/api/mesh/v1"
+
+// Proposer changes the control state. It answers after the change is applied
+// here. *consensus.Node is one.
+type Proposer interface {
+	Propose(ctx context.Context, actor string, body proto.Message) (command.Result, error)
+}
+
+// Access says who asks and what he may do. *access.Access is one.
+type Access interface {
+	rest.Authenticator
+	Can(access.Subject, state.Project, access.Action) bool
+}
+
+// Catalog is what this API reads and removes of the catalogue.
+// *catalog.Catalog is one.
+type Catalog interface {
+	Tag(pid identity.ProjectID, repo, tag string) (catalog.TagInfo, error)
+	Tags(pid identity.ProjectID, repo, after string, n int) ([]string, error)
+	Repository(pid identity.ProjectID, repo string) (catalog.RepositoryInfo, error)
+	DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, aclIndex uint64) error
+}
+
+// Placement asks sites what they hold. It answers within its own bounds: a site
+// that does not is reported as not reachable.
+type Placement interface {
+	Presence(ctx context.Context, q Question) ([]Presence, error)
+}
+
+// JoinToken is what the text of a join token is made of, beside what the node
+// knows itself (mesh, addresses, key pins).
+type JoinToken struct {
+	ID        int64
+	Secret    [32]byte
+	Site      string
+	ExpiresAt time.Time
+}
+
+// Config is what the API needs.
+type Config struct {
+	View      func() *state.View
+	Proposer  Proposer
+	Access    Access
+	Catalog   Catalog
+	Placement Placement
+	// Self is the node that answers, Site its site.
+	Self identity.NodeID
+	Site string
+	// Consensus gives the control plane's state, as this node sees it.
+	Consensus func() Consensus
+	// Peer gives what gossip says of a node: is it alive, how far is it.
+	Peer func(identity.NodeID) (alive bool, rtt time.Duration)
+	// JoinToken writes a join token's text.
+	JoinToken func(JoinToken) (string, error)
+	// Version of the binary.
+	Version string
+	Now     func() time.Time
+	Logger  *slog.Logger
+	// Poll is how often a waiting call asks the sites again; 0: PollInterval.
+	Poll time.Duration
+}
+
+// API answers /api/mesh/v1.
+type API struct {
+	cfg  Config
+	rest *rest.API
+}
+
+// New declares all operations.
+func New(cfg Config) (*API, error) {
+	if cfg.View == nil || cfg.Proposer == nil || cfg.Access == nil || cfg.Catalog == nil || cfg.Placement == nil ||
+		cfg.Consensus == nil || cfg.Peer == nil || cfg.JoinToken == nil || cfg.Now == nil || cfg.Logger == nil {
+		return nil, errors.New("mesh: an incomplete Config")
+	}
+	if cfg.Poll <= 0 {
+		cfg.Poll = PollInterval
+	}
+	a := &API{cfg: cfg, rest: rest.New(rest.Config{
+		Title: "Portolan mesh", Version: "1.0", Prefix: Prefix, Auth: cfg.Access, Logger: cfg.Logger,
+	})}
+	a.registerStatus()
+	a.registerTokens()
+	a.registerRules()
+	a.registerTags()
+	a.registerPlacement()
+	return a, nil
+}
+
+// ServeHTTP implements http.Handler.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.rest.ServeHTTP(w, r) }
+
+// OpenAPI gives the description that PREFIX/openapi.json answers with.
+func (a *API) OpenAPI() ([]byte, error) { return a.rest.OpenAPI() }
+
+// propose makes a change in the name of who asks.
+func (a *API) propose(ctx context.Context, body proto.Message) (command.Result, error) {
+	return a.cfg.Proposer.Propose(ctx, rest.Actor(ctx), body)
+}

@@ -1,0 +1,179 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/registryapi/access"
+	"github.com/portolan/portolan/registryapi/rest"
+)
+
+const (
+	// MaxSlice bounds one wait call, below the 30 s after which common proxies
+	// give up on a silent server.
+	MaxSlice = 20 * time.Second
+	// PollInterval is how often a waiting call asks the sites again. Each
+	// question costs every site a few point reads.
+	PollInterval = 500 * time.Millisecond
+)
+
+type whereIn struct {
+	Image string `query:"image" required:"true" minLength:"1" maxLength:"512" doc:"PROJECT/NAME:TAG or PROJECT/NAME@DIGEST"`
+	Sites string `query:"sites" maxLength:"8192" doc:"Names of sites, separated by commas, or all; all if not said"`
+}
+
+type whereOut struct{ Body Where }
+
+type waitIn struct {
+	whereIn
+	For string `query:"for" maxLength:"32" doc:"How long this call may last at most, as 10s; 20s at most" example:"10s"`
+}
+
+type waitOut struct{ Body Wait }
+
+func (a *API) registerPlacement() {
+	rest.Register(a.rest, rest.Op{ID: "where", Method: http.MethodGet, Path: "/where", Tag: "placement", Who: rest.SignedIn,
+		Summary: "Which sites hold an image"}, func(ctx context.Context, in *whereIn) (*whereOut, error) {
+		img, q, err := a.question(ctx, in)
+		if err != nil {
+			return nil, err
+		}
+		w, err := a.ask(ctx, img, q)
+		return &whereOut{Body: w}, err
+	})
+	rest.Register(a.rest, rest.Op{ID: "wait", Method: http.MethodGet, Path: "/wait", Tag: "placement", Who: rest.SignedIn,
+		Summary: "Wait until sites hold an image; repeat it with image NAME:TAG@DIGEST, as the answer names it"}, a.wait)
+}
+
+// question resolves what is asked for: the tag by this node's catalogue, the
+// sites by the control state.
+func (a *API) question(ctx context.Context, in *whereIn) (image, Question, error) {
+	img, err := a.open(ctx, in.Image, access.Pull)
+	if err != nil {
+		return img, Question{}, err
+	}
+	if img.tag == "" && img.digest == "" {
+		img.tag = "latest" // what every client means by a bare name
+	}
+	sites, err := chooseSites(a.cfg.View(), img.project, in.Sites)
+	if err != nil {
+		return img, Question{}, err
+	}
+	if img.digest == "" {
+		t, err := a.cfg.Catalog.Tag(img.project.PID, img.repo, img.tag)
+		if errors.Is(err, catalog.ErrNotFound) {
+			return img, Question{}, rest.NotFound("site %s knows no tag %s of %s: push it, or see what there is with: portolan tag list %s",
+				a.cfg.Site, img.tag, img.name(), img.name())
+		} else if err != nil {
+			return img, Question{}, err
+		}
+		img.digest = t.Digest
+	}
+	return img, Question{PID: img.project.PID, Repository: img.repo, Digest: img.digest, Tag: img.tag, Sites: sites}, nil
+}
+
+// chooseSites reads "all" or a list of names. All are the content sites where
+// the project may rest.
+func chooseSites(v *state.View, p state.Project, s string) ([]string, error) {
+	var content []string
+	for _, site := range v.ContentSites() {
+		content = append(content, site.Name)
+	}
+	names := strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' })
+	if len(names) == 0 || slices.Equal(names, []string{allSites}) {
+		return slices.DeleteFunc(content, func(s string) bool { return !v.MayRest(p, s) }), nil
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	for _, n := range names {
+		if _, ok := v.Site(n); !ok {
+			return nil, noSite(v, n)
+		}
+		if !slices.Contains(content, n) {
+			return nil, rest.Invalid("site %s holds no content: leave it out", n)
+		}
+		if !v.MayRest(p, n) {
+			return nil, rest.Invalid("project %s may not rest at site %s, only at %s", p.Name, n, strings.Join(p.Sites, ", "))
+		}
+	}
+	return names, nil
+}
+
+func noSite(v *state.View, name string) error {
+	var names []string
+	for _, s := range v.Sites() {
+		names = append(names, s.Name)
+	}
+	return rest.NotFound("there is no site %q; the sites are %s", name, strings.Join(names, ", "))
+}
+
+func (a *API) ask(ctx context.Context, img image, q Question) (Where, error) {
+	w := Where{Image: img.String(), Repository: img.name(), Tag: img.tag, Digest: img.digest, Sites: []Presence{}}
+	if len(q.Sites) == 0 {
+		return w, nil
+	}
+	ps, err := a.cfg.Placement.Presence(ctx, q)
+	if errors.Is(err, catalog.ErrNotFound) {
+		return w, rest.NotFound("site %s knows no %s: push it, or ask a site that has it", a.cfg.Site, img)
+	} else if err != nil {
+		return w, err
+	}
+	slices.SortFunc(ps, func(a, b Presence) int { return strings.Compare(a.Site, b.Site) })
+	w.Sites = append(w.Sites, ps...)
+	return w, nil
+}
+
+func (a *API) wait(ctx context.Context, in *waitIn) (*waitOut, error) {
+	slice := MaxSlice
+	if in.For != "" {
+		d, err := time.ParseDuration(in.For)
+		if err != nil || d < 0 {
+			return nil, rest.Invalid("%q is not how long to wait: write it as 10s", in.For)
+		}
+		slice = min(d, MaxSlice)
+	}
+	img, q, err := a.question(ctx, &in.whereIn)
+	if err != nil {
+		return nil, err
+	}
+	over := time.NewTimer(slice)
+	defer over.Stop()
+	for {
+		w, err := a.ask(ctx, img, q)
+		if err != nil {
+			return nil, err
+		}
+		out := &waitOut{Body: judge(w)}
+		if out.Body.Done || len(out.Body.Uncovered) > 0 {
+			return out, nil
+		}
+		again := time.NewTimer(a.cfg.Poll)
+		select {
+		case <-again.C:
+		case <-over.C:
+			again.Stop()
+			return out, nil
+		case <-ctx.Done():
+			again.Stop()
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// judge says whether all sites are content, and which never will be.
+func judge(w Where) Wait {
+	out := Wait{Where: w, Done: true}
+	for _, p := range w.Sites {
+		out.Done = out.Done && p.Complete
+		if !p.Complete && !p.Covered {
+			out.Uncovered = append(out.Uncovered, p.Site)
+		}
+	}
+	return out
+}

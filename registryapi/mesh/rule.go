@@ -1,0 +1,144 @@
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/bmatcuk/doublestar/v4"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/registryapi/rest"
+)
+
+// allSites is the word for every site, those that will join included.
+const allSites = "all"
+
+type listRules struct{ Body []Rule }
+
+type ruleIn struct {
+	Rule string `path:"rule" maxLength:"255" doc:"Name or id"`
+}
+
+type ruleUpdateIn struct {
+	ruleIn
+	Body RuleRequest
+}
+
+type ruleOut struct{ Body Rule }
+
+func (a *API) registerRules() {
+	rest.Register(a.rest, rest.Op{ID: "list-rules", Method: http.MethodGet, Path: "/rules", Tag: "rules", Who: rest.SystemAdmin,
+		Summary: "Replication rules, by name"}, func(context.Context, *struct{}) (*listRules, error) {
+		out := &listRules{Body: []Rule{}}
+		for _, r := range a.cfg.View().Rules() {
+			out.Body = append(out.Body, rule(r))
+		}
+		return out, nil
+	})
+	rest.Register(a.rest, rest.Op{ID: "create-rule", Method: http.MethodPost, Path: "/rules", Tag: "rules", Who: rest.SystemAdmin,
+		Status: http.StatusCreated, Summary: "Make a replication rule"}, a.createRule)
+	rest.Register(a.rest, rest.Op{ID: "get-rule", Method: http.MethodGet, Path: "/rules/{rule}", Tag: "rules", Who: rest.SystemAdmin,
+		Summary: "One replication rule"}, func(_ context.Context, in *ruleIn) (*ruleOut, error) {
+		r, err := a.findRule(in.Rule)
+		return &ruleOut{Body: rule(r)}, err
+	})
+	rest.Register(a.rest, rest.Op{ID: "update-rule", Method: http.MethodPut, Path: "/rules/{rule}", Tag: "rules", Who: rest.SystemAdmin,
+		Summary: "Replace a replication rule"}, a.updateRule)
+	rest.Register(a.rest, rest.Op{ID: "delete-rule", Method: http.MethodDelete, Path: "/rules/{rule}", Tag: "rules", Who: rest.SystemAdmin,
+		Summary: "Delete a replication rule; what it brought somewhere stays there"}, func(ctx context.Context, in *ruleIn) (*rest.Empty, error) {
+		r, err := a.findRule(in.Rule)
+		if err != nil {
+			return nil, err
+		}
+		_, err = a.propose(ctx, &command.RuleDelete{Id: r.ID})
+		return &rest.Empty{}, err
+	})
+}
+
+func (a *API) findRule(nameOrID string) (state.Rule, error) {
+	r, ok := a.cfg.View().Rule(nameOrID)
+	if !ok {
+		return r, rest.NotFound("there is no rule %q: see the names with: portolan rule list", nameOrID)
+	}
+	return r, nil
+}
+
+func (a *API) createRule(ctx context.Context, in *struct{ Body RuleRequest }) (*rest.Created[Rule], error) {
+	body, err := ruleCommand(in.Body)
+	if err != nil {
+		return nil, err
+	}
+	res, err := a.propose(ctx, &command.RuleCreate{Rule: body})
+	if err != nil {
+		return nil, err
+	}
+	r, ok := a.cfg.View().RuleByID(res.ID)
+	if !ok {
+		return nil, rest.Conflict("the rule %q was deleted at the moment it was made", in.Body.Name)
+	}
+	return rest.Made(fmt.Sprintf("%s/rules/%d", Prefix, r.ID), rule(r)), nil
+}
+
+func (a *API) updateRule(ctx context.Context, in *ruleUpdateIn) (*ruleOut, error) {
+	r, err := a.findRule(in.Rule)
+	if err != nil {
+		return nil, err
+	}
+	body, err := ruleCommand(in.Body)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := a.propose(ctx, &command.RuleUpdate{Id: r.ID, Rule: body, IfVersion: in.Body.IfVersion}); err != nil {
+		return nil, err
+	}
+	r, ok := a.cfg.View().RuleByID(r.ID)
+	if !ok {
+		return nil, rest.Conflict("the rule %q was deleted at the moment it was changed", in.Body.Name)
+	}
+	return &ruleOut{Body: rule(r)}, nil
+}
+
+// ruleCommand checks what only people can get wrong; the state machine checks
+// the rest against what there is.
+func ruleCommand(in RuleRequest) (*command.Rule, error) {
+	for _, list := range []struct {
+		what     string
+		patterns []string
+	}{{"project", in.Projects}, {"repository", in.Repositories}, {"tag", in.Tags}} {
+		for _, p := range list.patterns {
+			if p == "" || !doublestar.ValidatePattern(p) {
+				return nil, rest.Invalid("%q is not a %s pattern: use names with *, **, ?, [a-z] and {a,b}", p, list.what)
+			}
+		}
+	}
+	r := &command.Rule{Name: in.Name, Projects: in.Projects, Repositories: in.Repositories, Tags: in.Tags, Disabled: in.Disabled}
+	if slices.Contains(in.Sites, allSites) {
+		if len(in.Sites) > 1 {
+			return nil, rest.Invalid(`"all" stands for every site: give it alone, or names without it`)
+		}
+		r.AllSites = true
+	} else {
+		r.Sites = in.Sites
+	}
+	return r, nil
+}
+
+func rule(r state.Rule) Rule {
+	out := Rule{ID: r.ID, Name: r.Name, Projects: list(r.Projects), Repositories: list(r.Repositories), Tags: list(r.Tags), Sites: list(r.Sites),
+		Disabled: r.Disabled, Version: r.Version, CreatedAt: r.CreatedAt}
+	if r.AllSites {
+		out.Sites = []string{allSites}
+	}
+	return out
+}
+
+// list is l as JSON shows it: [] and never null.
+func list(l []string) []string {
+	if l == nil {
+		return []string{}
+	}
+	return l
+}

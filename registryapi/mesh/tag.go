@@ -1,0 +1,85 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/registryapi/access"
+	"github.com/portolan/portolan/registryapi/rest"
+)
+
+type tagsIn struct {
+	Repository string `query:"repository" required:"true" minLength:"1" maxLength:"512" doc:"PROJECT/NAME"`
+	After      string `query:"after" maxLength:"128" doc:"Only tags after this one"`
+	N          int    `query:"n" default:"100" minimum:"1" maximum:"1000" doc:"How many at most"`
+}
+
+type tagsOut struct {
+	// Next is what after must be to go on; empty: that was all.
+	Next string `header:"X-Next" doc:"What after must be to go on; missing: that was all"`
+	Body []Tag
+}
+
+type tagIn struct {
+	Image string `query:"image" required:"true" minLength:"1" maxLength:"512" doc:"PROJECT/NAME:TAG"`
+}
+
+func (a *API) registerTags() {
+	rest.Register(a.rest, rest.Op{ID: "list-tags", Method: http.MethodGet, Path: "/tags", Tag: "tags", Who: rest.SignedIn,
+		Summary: "Tags of a repository, by name, with what they give"}, a.listTags)
+	rest.Register(a.rest, rest.Op{ID: "delete-tag", Method: http.MethodDelete, Path: "/tags", Tag: "tags", Who: rest.SignedIn,
+		Summary: "Delete a tag; the manifest stays"}, a.deleteTag)
+}
+
+func (a *API) listTags(ctx context.Context, in *tagsIn) (*tagsOut, error) {
+	img, err := a.open(ctx, in.Repository, access.Pull)
+	if err != nil {
+		return nil, err
+	}
+	if img.tag != "" || img.digest != "" {
+		return nil, rest.Invalid("%q names an image: give the repository alone, %s", in.Repository, img.name())
+	}
+	names, err := a.cfg.Catalog.Tags(img.project.PID, img.repo, in.After, in.N)
+	if err != nil {
+		return nil, err
+	}
+	out := &tagsOut{Body: []Tag{}}
+	if len(names) == in.N {
+		out.Next = names[len(names)-1]
+	}
+	for _, n := range names {
+		t, err := a.cfg.Catalog.Tag(img.project.PID, img.repo, n)
+		if errors.Is(err, catalog.ErrNotFound) {
+			continue // deleted since it was listed
+		} else if err != nil {
+			return nil, err
+		}
+		out.Body = append(out.Body, Tag{Name: n, Digest: t.Digest, PushedAt: t.At, Actor: t.Actor, Conflicts: t.Conflicts})
+	}
+	if len(out.Body) == 0 && in.After == "" {
+		_, err := a.cfg.Catalog.Repository(img.project.PID, img.repo)
+		if errors.Is(err, catalog.ErrNotFound) {
+			return nil, rest.NotFound("site %s knows no repository %s: push to it first", a.cfg.Site, img.name())
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func (a *API) deleteTag(ctx context.Context, in *tagIn) (*rest.Empty, error) {
+	img, err := a.open(ctx, in.Image, access.Delete)
+	if err != nil {
+		return nil, err
+	}
+	if img.tag == "" || img.digest != "" {
+		return nil, rest.Invalid("%q names no tag: write %s:TAG", in.Image, img.name())
+	}
+	err = a.cfg.Catalog.DeleteTag(ctx, img.project.PID, img.repo, img.tag, rest.Actor(ctx), a.cfg.View().Index())
+	if errors.Is(err, catalog.ErrNotFound) {
+		return nil, rest.NotFound("there is no tag %s in %s", img.tag, img.name())
+	}
+	return &rest.Empty{}, err
+}

@@ -1,0 +1,93 @@
+package mesh
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/registryapi/rest"
+)
+
+// TokenFor is a join token's life if nobody says otherwise: a working day and
+// the night after it.
+const TokenFor = 24 * time.Hour
+
+type listTokens struct{ Body []Token }
+
+type tokenIn struct {
+	ID int64 `path:"id" minimum:"1"`
+}
+
+type tokenOut struct{ Body Token }
+
+func (a *API) registerTokens() {
+	rest.Register(a.rest, rest.Op{ID: "list-tokens", Method: http.MethodGet, Path: "/tokens", Tag: "tokens", Who: rest.SystemAdmin,
+		Summary: "Join tokens, oldest first, without their secrets"}, func(context.Context, *struct{}) (*listTokens, error) {
+		out := &listTokens{Body: []Token{}}
+		for _, t := range a.cfg.View().Tokens() {
+			out.Body = append(out.Body, a.token(t))
+		}
+		return out, nil
+	})
+	rest.Register(a.rest, rest.Op{ID: "create-token", Method: http.MethodPost, Path: "/tokens", Tag: "tokens", Who: rest.SystemAdmin,
+		Status: http.StatusCreated, Summary: "Make a join token; its text is shown this once"}, a.createToken)
+	rest.Register(a.rest, rest.Op{ID: "get-token", Method: http.MethodGet, Path: "/tokens/{id}", Tag: "tokens", Who: rest.SystemAdmin,
+		Summary: "One join token, without its secret"}, func(_ context.Context, in *tokenIn) (*tokenOut, error) {
+		t, ok := a.cfg.View().Token(in.ID)
+		if !ok {
+			return nil, rest.NotFound("there is no token %d", in.ID)
+		}
+		return &tokenOut{Body: a.token(t)}, nil
+	})
+	rest.Register(a.rest, rest.Op{ID: "delete-token", Method: http.MethodDelete, Path: "/tokens/{id}", Tag: "tokens", Who: rest.SystemAdmin,
+		Summary: "Revoke a join token"}, func(ctx context.Context, in *tokenIn) (*rest.Empty, error) {
+		_, err := a.propose(ctx, &command.TokenDelete{Id: in.ID})
+		return &rest.Empty{}, err
+	})
+}
+
+func (a *API) createToken(ctx context.Context, in *struct{ Body TokenRequest }) (*rest.Created[Token], error) {
+	life := TokenFor
+	if in.Body.ExpiresIn != "" {
+		var err error
+		if life, err = time.ParseDuration(in.Body.ExpiresIn); err != nil || life <= 0 {
+			return nil, rest.Invalid("%q is not how long a token may live: write it as 90m or 24h", in.Body.ExpiresIn)
+		}
+	}
+	if life > state.MaxTokenFor {
+		return nil, rest.Invalid("a token may live %d days at most, not %s", int(state.MaxTokenFor.Hours()/24), life)
+	}
+	var secret [32]byte
+	_, _ = rand.Read(secret[:]) // crypto/rand.Read never fails (Go 1.24)
+	hash := sha256.Sum256(secret[:])
+	expires := a.cfg.Now().Add(life)
+	res, err := a.propose(ctx, &command.TokenCreate{Site: in.Body.Site, SecretHash: hash[:], ExpiresUnixNs: expires.UnixNano()})
+	if err != nil {
+		return nil, err
+	}
+	t, ok := a.cfg.View().Token(res.ID)
+	if !ok {
+		return nil, rest.Conflict("the token %d was deleted at the moment it was made: make another", res.ID)
+	}
+	out := a.token(t)
+	if out.Token, err = a.cfg.JoinToken(JoinToken{ID: t.ID, Secret: secret, Site: t.Site, ExpiresAt: t.ExpiresAt}); err != nil {
+		return nil, fmt.Errorf("mesh: write token %d: %w", t.ID, err)
+	}
+	return rest.Made(fmt.Sprintf("%s/tokens/%d", Prefix, t.ID), out), nil
+}
+
+func (a *API) token(t state.Token) Token {
+	out := Token{ID: t.ID, Site: t.Site, CreatedAt: t.CreatedAt, ExpiresAt: t.ExpiresAt, CreatedBy: t.CreatedBy, State: "open"}
+	switch {
+	case !t.UsedBy.IsZero():
+		out.State, out.UsedBy, out.UsedAt = "used", t.UsedBy.String(), t.UsedAt
+	case a.cfg.Now().After(t.ExpiresAt):
+		out.State = "expired"
+	}
+	return out
+}

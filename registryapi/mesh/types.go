@@ -1,0 +1,166 @@
+package mesh
+
+import (
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/identity"
+)
+
+// Status is the mesh as this node sees it.
+type Status struct {
+	Mesh      identity.MeshID `json:"mesh" doc:"Id of the mesh"`
+	Level     uint32          `json:"level" doc:"Commands up to this level are in use"`
+	Node      identity.NodeID `json:"node" doc:"The node that answers"`
+	Site      string          `json:"site" doc:"Its site"`
+	Version   string          `json:"version" doc:"Its binary's version"`
+	Role      string          `json:"role" doc:"voter, learner or none" enum:"voter,learner,none"`
+	Consensus Consensus       `json:"consensus" doc:"The control plane"`
+	Sites     []SiteStatus    `json:"sites" doc:"All sites, by name"`
+}
+
+// Consensus is the control plane's part of a status.
+type Consensus struct {
+	Leader     identity.NodeID   `json:"leader" doc:"The leader; empty: none is known here"`
+	LeaderSite string            `json:"leader_site" doc:"Its site"`
+	Term       uint64            `json:"term" doc:"Raft term"`
+	Index      uint64            `json:"index" doc:"Last raft index known here"`
+	Applied    uint64            `json:"applied" doc:"Last raft index applied here"`
+	Voters     []identity.NodeID `json:"voters" doc:"Nodes that vote"`
+	Learners   []identity.NodeID `json:"learners" doc:"Nodes that follow"`
+}
+
+// SiteStatus is one site in a status.
+type SiteStatus struct {
+	Name  string       `json:"name"`
+	Nodes []NodeStatus `json:"nodes"`
+}
+
+// NodeStatus is one node as the answering node sees it.
+type NodeStatus struct {
+	ID          identity.NodeID `json:"id"`
+	Self        bool            `json:"self" doc:"This is the node that answers"`
+	Alive       bool            `json:"alive" doc:"Answers gossip"`
+	RTT         float64         `json:"rtt_ms" doc:"Round trip in milliseconds; 0: not measured"`
+	Voter       bool            `json:"voter"`
+	Leader      bool            `json:"leader"`
+	Witness     bool            `json:"witness" doc:"Votes and holds no content"`
+	Version     string          `json:"version" doc:"Its binary's version"`
+	RegistryURL string          `json:"registry_url" doc:"Where its registry is reached"`
+	Host        string          `json:"host" doc:"What other sites dial"`
+	JoinedAt    time.Time       `json:"joined_at"`
+}
+
+// Site is a datacenter of the mesh.
+type Site struct {
+	ID        int64     `json:"id"`
+	Name      string    `json:"name"`
+	CreatedAt time.Time `json:"created_at"`
+	Nodes     []Node    `json:"nodes"`
+}
+
+// Node is a member's record.
+type Node struct {
+	ID          identity.NodeID `json:"id"`
+	Site        string          `json:"site"`
+	Host        string          `json:"host" doc:"What other sites dial"`
+	GossipPort  int             `json:"gossip_port"`
+	ControlPort int             `json:"control_port"`
+	DataPort    int             `json:"data_port"`
+	RegistryURL string          `json:"registry_url"`
+	Witness     bool            `json:"witness"`
+	Version     string          `json:"version"`
+	JoinedAt    time.Time       `json:"joined_at"`
+}
+
+// Token is an invitation to join.
+type Token struct {
+	ID        int64     `json:"id"`
+	Site      string    `json:"site" doc:"The one site that may join by it"`
+	CreatedAt time.Time `json:"created_at"`
+	ExpiresAt time.Time `json:"expires_at"`
+	CreatedBy string    `json:"created_by"`
+	State     string    `json:"state" enum:"open,used,expired"`
+	UsedBy    string    `json:"used_by,omitempty" doc:"The node that joined by it"`
+	UsedAt    time.Time `json:"used_at,omitzero"`
+	Token     string    `json:"token,omitempty" doc:"The secret text for portolan join; only in the answer that made it"`
+}
+
+// TokenRequest asks for a Token.
+type TokenRequest struct {
+	Site      string `json:"site" minLength:"1" maxLength:"63" doc:"Name of the site that shall join"`
+	ExpiresIn string `json:"expires_in,omitempty" doc:"How long it may be used, as 90m or 24h; 24h if not said" example:"24h"`
+}
+
+// Rule says which artifacts must be at which sites.
+type Rule struct {
+	ID           int64     `json:"id"`
+	Name         string    `json:"name"`
+	Projects     []string  `json:"projects" doc:"Globs on the project's name"`
+	Repositories []string  `json:"repositories" doc:"Globs on the path below the project; none: all"`
+	Tags         []string  `json:"tags" doc:"Globs; none: everything, the untagged too"`
+	Sites        []string  `json:"sites" doc:"Names of sites, or all"`
+	Disabled     bool      `json:"disabled"`
+	Version      uint64    `json:"version" doc:"Goes up with every edit"`
+	CreatedAt    time.Time `json:"created_at"`
+}
+
+// RuleRequest makes or replaces a Rule.
+type RuleRequest struct {
+	Name         string   `json:"name" minLength:"1" maxLength:"255"`
+	Projects     []string `json:"projects" minItems:"1" doc:"Globs on the project's name"`
+	Repositories []string `json:"repositories,omitempty" doc:"Globs on the path below the project; none: all"`
+	Tags         []string `json:"tags,omitempty" doc:"Globs; none: everything, the untagged too"`
+	Sites        []string `json:"sites" minItems:"1" doc:"Names of sites, or all"`
+	Disabled     bool     `json:"disabled,omitempty"`
+	IfVersion    uint64   `json:"if_version,omitempty" doc:"Refuse if the rule has another version; 0: any"`
+}
+
+// Tag is a name for a manifest.
+type Tag struct {
+	Name      string          `json:"name"`
+	Digest    digest.Digest   `json:"digest"`
+	PushedAt  time.Time       `json:"pushed_at"`
+	Actor     string          `json:"pushed_by"`
+	Conflicts []digest.Digest `json:"conflicts,omitempty" doc:"What other sites pushed under this name at the same time"`
+}
+
+// Question is what Placement is asked.
+type Question struct {
+	PID        identity.ProjectID
+	Repository string // below the project
+	Digest     digest.Digest
+	// Tag that must give Digest at each site; empty: only content is asked for.
+	Tag string
+	// Sites to ask; never empty.
+	Sites []string
+}
+
+// Presence is what one site has of an artifact.
+type Presence struct {
+	Site      string          `json:"site"`
+	Reachable bool            `json:"reachable" doc:"The site answered"`
+	Error     string          `json:"error,omitempty" doc:"Why there is no or no full answer"`
+	TagDigest digest.Digest   `json:"tag_digest,omitempty" doc:"What the tag gives there; empty: it is not known there"`
+	Total     int             `json:"total" doc:"Blobs and manifests that belong to the artifact"`
+	Missing   []digest.Digest `json:"missing,omitempty" doc:"Those of them that the site does not durably hold"`
+	Complete  bool            `json:"complete" doc:"It durably holds all of them, and the tag gives the digest"`
+	Covered   bool            `json:"covered" doc:"A rule wants the artifact there, or it was pushed there"`
+}
+
+// Where says which sites have an image.
+type Where struct {
+	Image      string        `json:"image" doc:"As it was asked for, in full"`
+	Repository string        `json:"repository"`
+	Tag        string        `json:"tag,omitempty"`
+	Digest     digest.Digest `json:"digest" doc:"What the tag gives at the asked node"`
+	Sites      []Presence    `json:"sites"`
+}
+
+// Wait is Where with an answer: is it where it was wanted?
+type Wait struct {
+	Where
+	Done      bool     `json:"done" doc:"All sites that were asked for have it"`
+	Uncovered []string `json:"uncovered,omitempty" doc:"Sites that no rule will ever bring it to"`
+}
