@@ -206,6 +206,9 @@ func (t *transport) track(c net.Conn, inbound bool) (*stream, bool) {
 		}
 	}
 	s := &stream{Conn: c, t: t, inbound: inbound}
+	if !inbound {
+		s.stop = context.AfterFunc(t.dials, func() { _ = s.Close() })
+	}
 	t.conns[s] = struct{}{}
 	return s, true
 }
@@ -247,7 +250,6 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 		_ = c.Close()
 		return nil, net.ErrClosed
 	}
-	s.stop = context.AfterFunc(t.dials, func() { _ = c.Close() })
 	return s, nil
 }
 

@@ -1,0 +1,236 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// Option is one setting. Its name is that of the flag and of the key in files.
+type Option struct {
+	// Name is the flag without its dashes.
+	Name string
+	// Arg stands for the value in help texts.
+	Arg string
+	// Default is the value in text form; "" where there is none or where
+	// Derived tells what is done instead.
+	Default string
+	// Derived says, for people, what stands in for an empty default.
+	Derived string
+	// Help is one sentence without a full stop.
+	Help string
+	// Saved options are kept in settings.yaml.
+	Saved bool
+	// check refuses bad values and brings good ones into one form.
+	check func(string) (string, error)
+}
+
+// Env is the environment variable of the option.
+func (o Option) Env() string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(o.Name, "-", "_"))
+}
+
+// Flag is the option as it is typed.
+func (o Option) Flag() string { return "--" + o.Name }
+
+const (
+	envPrefix = "PORTOLAN_"
+	optConfig = "config"
+	optData   = "data"
+	optSite   = "site"
+)
+
+// options is the one place where options are defined.
+var options = []Option{
+	{Name: optData, Arg: "DIR", check: anyText,
+		Help: "directory of all that the node keeps; it can restart from it alone"},
+	{Name: optSite, Arg: "NAME", Saved: true, check: SiteName,
+		Help: "name of the site (datacenter) that this node is in"},
+	{Name: "advertise", Arg: "HOST", Saved: true, check: checkHost,
+		Derived: "the address of --bind, or the machine's first address that is not loopback",
+		Help:    "name or address that the nodes of other sites dial"},
+	{Name: "http", Arg: "ADDR", Default: ":5000", Saved: true, check: checkListen,
+		Help: "address and port of the registry and its APIs"},
+	{Name: "registry-url", Arg: "URL", Saved: true, check: checkURL,
+		Derived: "made from --http and --advertise",
+		Help:    "URL at which people and other sites reach this registry"},
+	{Name: "bind", Arg: "ADDR", Default: "0.0.0.0", Saved: true, check: checkBind,
+		Help: "address that the gossip, control and data ports listen on"},
+	{Name: "gossip-port", Arg: "PORT", Default: "7946", Saved: true, check: checkPort,
+		Help: "port of gossip between nodes (TCP and UDP)"},
+	{Name: "control-port", Arg: "PORT", Default: "7947", Saved: true, check: checkPort,
+		Help: "port of control traffic between nodes (TCP)"},
+	{Name: "data-port", Arg: "PORT", Default: "7948", Saved: true, check: checkPort,
+		Help: "port of content transfer between nodes (TCP)"},
+	{Name: "trusted-proxies", Arg: "LIST", Saved: true, check: checkPrefixes,
+		Derived: "none",
+		Help:    "addresses or networks, comma-separated, whose X-Forwarded-* headers are believed"},
+	{Name: "log-level", Arg: "LEVEL", Default: "info", check: oneOf("debug", "info", "warn", "error"),
+		Help: "least level that is logged: debug, info, warn or error"},
+	{Name: "log-format", Arg: "FORMAT", Default: "text", check: oneOf("text", "json"),
+		Help: "text (lines for people) or json"},
+}
+
+// foreign are variables with our prefix that other parts of Portolan read.
+var foreign = []string{
+	"PORTOLAN_SERVER", "PORTOLAN_USERNAME", "PORTOLAN_PASSWORD", // the CLI
+	"PORTOLAN_ADMIN_PASSWORD", // the first start of a mesh
+}
+
+// Options lists all options in the order of help texts.
+func Options() []Option { return append([]Option(nil), options...) }
+
+func option(name string) (Option, bool) {
+	for _, o := range options {
+		if o.Name == name {
+			return o, true
+		}
+	}
+	return Option{}, false
+}
+
+// AddFlags defines the options' flags, and --config, on fs.
+func AddFlags(fs *pflag.FlagSet) {
+	for _, o := range options {
+		help := fmt.Sprintf("%s ($%s)", o.Help, o.Env())
+		if o.Derived != "" {
+			help += "; if not given: " + o.Derived
+		}
+		fs.Var(&flagValue{o: o, text: o.Default}, o.Name, help)
+	}
+	fs.String(optConfig, "", fmt.Sprintf("YAML `FILE` with the same options as keys ($%sCONFIG); if not given: %s in the data directory", envPrefix, FileName))
+}
+
+// flagValue keeps a flag's text; [Load] checks it, in the words of all sources.
+type flagValue struct {
+	o    Option
+	text string
+}
+
+func (v *flagValue) String() string     { return v.text }
+func (v *flagValue) Set(s string) error { v.text = s; return nil }
+func (v *flagValue) Type() string       { return v.o.Arg }
+
+// Markdown is the README's table of options.
+func Markdown() string {
+	var b strings.Builder
+	b.WriteString("| flag and key | environment | default | meaning |\n|---|---|---|---|\n")
+	for _, o := range options {
+		def := o.Derived
+		if o.Default != "" {
+			def = "`" + o.Default + "`"
+		}
+		fmt.Fprintf(&b, "| `--%s %s` | `%s` | %s | %s |\n", o.Name, o.Arg, o.Env(), def, o.Help)
+	}
+	return b.String()
+}
+
+// siteName: a DNS label, since site names become parts of host names, metric
+// labels and file names.
+var siteName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// SiteName checks the name of a site and gives it back.
+func SiteName(s string) (string, error) {
+	if !siteName.MatchString(s) {
+		return "", fmt.Errorf("%q is not a site name: use 1 to 63 lower-case letters, digits and inner hyphens", s)
+	}
+	return s, nil
+}
+
+func anyText(s string) (string, error) { return s, nil }
+
+func oneOf(values ...string) func(string) (string, error) {
+	return func(s string) (string, error) {
+		for _, v := range values {
+			if strings.EqualFold(v, s) {
+				return v, nil
+			}
+		}
+		return "", fmt.Errorf("%q is not one of %s", s, strings.Join(values, ", "))
+	}
+}
+
+func checkPort(s string) (string, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return "", fmt.Errorf("%q is not a port: use a number from 1 to 65535", s)
+	}
+	return strconv.FormatUint(n, 10), nil
+}
+
+// hostName: letters, digits, hyphens, dots; underscores occur in internal names.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$`)
+
+func checkHost(s string) (string, error) {
+	if ip, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+		if ip.IsUnspecified() {
+			return "", fmt.Errorf("%s is no address that others can dial: use a name or an address of this machine", s)
+		}
+		return ip.String(), nil
+	}
+	if !hostName.MatchString(s) {
+		return "", fmt.Errorf("%q is not a host name or address: leave out scheme and port", s)
+	}
+	return s, nil
+}
+
+func checkBind(s string) (string, error) {
+	ip, err := netip.ParseAddr(strings.Trim(s, "[]"))
+	if err != nil {
+		return "", fmt.Errorf("%q is not an address: use one of this machine's, or 0.0.0.0 for all", s)
+	}
+	return ip.String(), nil
+}
+
+func checkListen(s string) (string, error) {
+	host, port, err := net.SplitHostPort(s)
+	if err == nil {
+		_, err = checkPort(port)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%q is not an address to listen on: use host:port or :port", s)
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+func checkURL(s string) (string, error) {
+	u, err := url.Parse(s)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil || u.Fragment != "" {
+		return "", fmt.Errorf("%q is not a registry's URL: use http://HOST[:PORT] or https://HOST[:PORT]", s)
+	}
+	return u.Scheme + "://" + u.Host, nil
+}
+
+func checkPrefixes(s string) (string, error) {
+	all, err := parsePrefixes(s)
+	if err != nil {
+		return "", err
+	}
+	out := make([]string, len(all))
+	for i, p := range all {
+		out[i] = p.String()
+	}
+	return strings.Join(out, ","), nil
+}
+
+func parsePrefixes(s string) ([]netip.Prefix, error) {
+	var all []netip.Prefix
+	for _, part := range strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' }) {
+		if p, err := netip.ParsePrefix(part); err == nil {
+			all = append(all, p.Masked())
+			continue
+		}
+		ip, err := netip.ParseAddr(part)
+		if err != nil {
+			return nil, fmt.Errorf("%q is not an address or network: use 10.0.0.7 or 10.0.0.0/8", part)
+		}
+		all = append(all, netip.PrefixFrom(ip, ip.BitLen()))
+	}
+	return all, nil
+}
