@@ -1,0 +1,313 @@
+package blobs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/store/units"
+)
+
+// Sentinel errors; package store re-exports them with the same identity.
+var (
+	ErrNotFound        = errors.New("not found in this store")
+	ErrNoSpace         = errors.New("no space left in this store: free some space on its disk, then try again")
+	ErrDigestMismatch  = errors.New("content does not have the digest it was sent under: send it again")
+	ErrUploadBusy      = errors.New("another request is writing to this upload: wait for it, then ask for the offset")
+	ErrTooManyUploads  = errors.New("too many uploads are open at this store: try again later")
+	ErrTooLarge        = errors.New("content is larger than this store takes")
+	ErrCorrupt         = errors.New("stored content is damaged: it was put aside and has to be fetched or pushed again")
+	ErrFetchBusy       = errors.New("this content is being fetched already")
+	ErrIncomplete      = errors.New("not all units of this content have arrived")
+	errClosed          = errors.New("handle is closed")
+	errUnsyncedUpload  = errors.New("the disk did not keep what was written: the upload was given up, start it again")
+	errUnsyncedPartial = errors.New("the disk did not keep what was written: the fetch starts anew")
+)
+
+const (
+	dirPerm  = 0o750
+	filePerm = 0o640
+
+	// copyBuffer is the piece in which uploads are read, written and hashed:
+	// small enough for the second-level cache, large enough to make system
+	// calls rare.
+	copyBuffer = 256 << 10
+
+	// checkpointEvery bounds what a crash makes a client or peer send again, and
+	// keeps the disk writing so that the sync at the end is short.
+	checkpointEvery = 64 << 20
+)
+
+// Config says where a Store is and what bounds it.
+type Config struct {
+	Dir    string           // the store's directory
+	Logger *slog.Logger     // required
+	Now    func() time.Time // judges the age of uploads and partials
+
+	MaxUpload  int64 // bytes of one upload, at most units.MaxSize
+	MaxUploads int   // uploads open at once
+	SmallMax   int   // up to here the last Append of an upload touches no file
+}
+
+// Store is the files of one store.
+type Store struct {
+	cfg  Config
+	log  *slog.Logger
+	bufs sync.Pool // of *[]byte, copyBuffer long
+
+	mu       sync.Mutex
+	uploads  map[string]*Upload // those touched since the start
+	nUploads int                // .data files under uploads/
+	partials map[digest.Digest]*Partial
+}
+
+// Open makes the directories, counts the uploads left from before, and reads
+// nothing else: its cost does not grow with the number of blobs.
+func Open(cfg Config) (*Store, error) {
+	s := &Store{
+		cfg:      cfg,
+		log:      cfg.Logger,
+		uploads:  make(map[string]*Upload),
+		partials: make(map[digest.Digest]*Partial),
+	}
+	s.bufs.New = func() any { b := make([]byte, copyBuffer); return &b }
+	for _, d := range []string{"blobs/sha256", "units/sha256", "uploads", "partial", "quarantine"} {
+		if err := makeDir(filepath.Join(cfg.Dir, filepath.FromSlash(d))); err != nil {
+			return nil, err
+		}
+	}
+	names, err := readNames(filepath.Join(cfg.Dir, "uploads"))
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		if filepath.Ext(n) == extData {
+			s.nUploads++
+		}
+	}
+	return s, nil
+}
+
+func (s *Store) path(parts ...string) string {
+	return filepath.Join(append([]string{s.cfg.Dir}, parts...)...)
+}
+
+func (s *Store) blobPath(d digest.Digest) string {
+	return s.path("blobs", "sha256", d.Encoded()[:2], d.Encoded())
+}
+
+func (s *Store) listPath(d digest.Digest) string {
+	return s.path("units", "sha256", d.Encoded()[:2], d.Encoded())
+}
+
+// Open opens the file of a blob that has size bytes according to its row. A file
+// that is missing or has another size is ErrCorrupt: it was acknowledged once.
+func (s *Store) Open(d digest.Digest, size int64) (*os.File, error) {
+	f, err := os.Open(s.blobPath(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w (%s: its file is gone)", ErrCorrupt, d)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open blob %s: %w", d, err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("open blob %s: %w", d, err)
+	}
+	if st.Size() != size {
+		_ = f.Close()
+		return nil, fmt.Errorf("%w (%s: its file has %d bytes instead of %d)", ErrCorrupt, d, st.Size(), size)
+	}
+	return f, nil
+}
+
+// Has says whether a file of this size is there, without opening it.
+func (s *Store) Has(d digest.Digest, size int64) bool {
+	st, err := os.Stat(s.blobPath(d))
+	return err == nil && st.Size() == size
+}
+
+// List reads the unit list that rec names. A blob of one unit has no file.
+func (s *Store) List(rec units.Record) (*units.List, error) {
+	b, err := os.ReadFile(s.listPath(rec.Digest))
+	if errors.Is(err, fs.ErrNotExist) && units.ListBytes(rec.Size) == units.ListBytes(0) {
+		if b, err = (&units.List{}).MarshalBinary(); err != nil {
+			return nil, err
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("unit list of %s: %w", rec.Digest, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the unit list of %s: %w", rec.Digest, err)
+	}
+	return units.ParseList(rec, b)
+}
+
+// PutList stores a list that was made anew for a blob that is here.
+func (s *Store) PutList(l *units.List) error {
+	return s.installList(l, s.path("partial", l.Digest.Encoded()+".relist"))
+}
+
+// installList makes the list durable. It comes before the blob's own rename, so
+// that a blob with a row never lacks the list that its record names.
+func (s *Store) installList(l *units.List, tmp string) error {
+	if l == nil || l.Units() == 1 {
+		return nil
+	}
+	b, err := l.MarshalBinary()
+	if err != nil {
+		return err
+	}
+	if err := writeFileSync(tmp, b); err != nil {
+		return fmt.Errorf("write the unit list of %s: %w", l.Digest, err)
+	}
+	if err := s.moveInto(tmp, s.listPath(l.Digest)); err != nil {
+		return fmt.Errorf("store the unit list of %s: %w", l.Digest, err)
+	}
+	return nil
+}
+
+// moveInto renames a synced file to its final name and makes the name durable.
+func (s *Store) moveInto(tmp, final string) error {
+	err := os.Rename(tmp, final)
+	if errors.Is(err, fs.ErrNotExist) {
+		// The first blob of this first byte.
+		if err := makeDir(filepath.Dir(final)); err != nil {
+			return err
+		}
+		err = os.Rename(tmp, final)
+	}
+	if err != nil {
+		return mapError(err)
+	}
+	// Promise: the name survives a power cut. Without this the bytes are on the
+	// disk and nothing points at them.
+	return syncDir(filepath.Dir(final))
+}
+
+// Remove unlinks a blob and its list, durably: the caller removes the row after.
+func (s *Store) Remove(d digest.Digest) error {
+	for _, p := range []string{s.blobPath(d), s.listPath(d)} {
+		err := os.Remove(p)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("remove blob %s: %w", d, err)
+		}
+		// Promise: no file without a row comes back after a power cut.
+		if err := syncDir(filepath.Dir(p)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Quarantine puts a damaged blob's file aside, for people to look at, so that
+// nobody is served from it and its name is free for a good copy.
+func (s *Store) Quarantine(d digest.Digest) error {
+	to := s.path("quarantine", fmt.Sprintf("%s.%d", d.Encoded(), s.cfg.Now().UnixNano()))
+	err := os.Rename(s.blobPath(d), to)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("put blob %s aside: %w", d, err)
+	}
+	return syncDir(filepath.Dir(s.blobPath(d)))
+}
+
+// WriteFile writes a small file by rename, durably, and makes its directory.
+func WriteFile(path string, b []byte) error {
+	if err := makeDir(filepath.Dir(path)); err != nil {
+		return err
+	}
+	if err := writeFileSync(path+extTmp, b); err != nil {
+		return err
+	}
+	if err := os.Rename(path+extTmp, path); err != nil {
+		return mapError(err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// mapError turns the system's ways of saying "full" into ErrNoSpace.
+func mapError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w (%v)", ErrNoSpace, err)
+	}
+	return err
+}
+
+// makeDir makes a directory and its parents durable.
+func makeDir(dir string) error {
+	if st, err := os.Stat(dir); err == nil && st.IsDir() {
+		return nil
+	}
+	parent := filepath.Dir(dir)
+	if parent != dir {
+		if err := makeDir(parent); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, dirPerm); err != nil && !errors.Is(err, fs.ErrExist) {
+		return mapError(err)
+	}
+	// Promise: what is renamed into the new directory is found after a power cut.
+	return syncDir(parent)
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("sync %s: %w", dir, mapError(err))
+	}
+	return nil
+}
+
+// writeFileSync writes a whole small file and syncs it. On an error nothing is
+// left.
+func writeFileSync(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, filePerm)
+	if err != nil {
+		return mapError(err)
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		_ = os.Remove(path)
+		return mapError(err)
+	}
+	return nil
+}
+
+func readNames(dir string) ([]string, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	return f.Readdirnames(-1)
+}

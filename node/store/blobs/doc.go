@@ -1,0 +1,25 @@
+// Package blobs keeps content-addressed files: what is too large for a row of
+// the catalogue.
+//
+// It promises that a file under blobs/ is whole and has the digest of its name,
+// also after a power cut: data goes to a temporary file, is hashed on the way,
+// synced, renamed, and the directory is synced before [Upload.Install] or
+// [Partial.Install] return. It knows nothing of rows: a file without a row is
+// invisible, and package store, its only user, commits the row last.
+//
+// Layout below the store's directory (ab is the first byte of the digest):
+//
+//	blobs/sha256/ab/<hex>     a blob
+//	units/sha256/ab/<hex>     its unit list, if it has more than one unit
+//	uploads/<uuid>.data       bytes of an upload so far
+//	uploads/<uuid>.ckpt       durable offsets and hash states of it
+//	uploads/<uuid>.commit     digest under which .data is about to be renamed
+//	partial/<hex>.data        a blob that is being fetched, units in place
+//	partial/<hex>.units       its record and list
+//	partial/<hex>.map         which units are durably in place
+//	quarantine/<hex>.<time>   files that were not what they should be
+//
+// A [Store] is safe for concurrent use. An [Upload] has one writer at a time
+// ([Upload.Acquire]); a [Partial] has one owner who may use it from many
+// goroutines. No goroutine outlives the call that started it.
+package blobs

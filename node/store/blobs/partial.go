@@ -1,0 +1,351 @@
+package blobs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"math/bits"
+	"os"
+	"sync"
+
+	"encoding/binary"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/store/units"
+)
+
+const (
+	extUnits = ".units"
+	extMap   = ".map"
+	extTmp   = ".tmp"
+)
+
+// Partial is a blob that arrives unit by unit. One per digest is open at a time;
+// its owner may call Put, Has and ReadAt from many goroutines and ends it with
+// Close, whatever came before.
+//
+//	begun --Put…--> complete --Install--> installed --Close--> closed
+//	   \--Close (kept for a resume) or Abandon (removed)--/
+type Partial struct {
+	s    *Store
+	rec  units.Record
+	list *units.List
+
+	// Lock order: saving, then mu. Neither is held while a unit is verified.
+	saving sync.Mutex // one checkpoint at a time
+
+	mu       sync.RWMutex // guards what is below; read-held across file reads and writes
+	f        *os.File     // nil once closed
+	have     []uint64     // bit i: unit i is verified and written
+	missing  int          // units not in have
+	unsynced int64        // bytes written since the last checkpoint
+	moved    bool         // Install has renamed the file
+}
+
+// BeginFetch opens the partial blob of rec, which the caller has verified, and
+// takes up what an earlier fetch with the same list left. The space for all of
+// it is reserved first.
+func (s *Store) BeginFetch(rec units.Record, list *units.List) (*Partial, error) {
+	if err := rec.Matches(list); err != nil {
+		return nil, err
+	}
+	p := &Partial{s: s, rec: rec, list: list, missing: list.Units()}
+	p.have = make([]uint64, (list.Units()+63)/64)
+
+	s.mu.Lock()
+	if _, ok := s.partials[rec.Digest]; ok {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("fetch %s: %w", rec.Digest, ErrFetchBusy)
+	}
+	s.partials[rec.Digest] = p
+	s.mu.Unlock()
+	if err := p.open(); err != nil {
+		p.forget()
+		return nil, fmt.Errorf("fetch %s: %w", rec.Digest, mapError(err))
+	}
+	return p, nil
+}
+
+func (p *Partial) path(ext string) string {
+	return p.s.path("partial", p.rec.Digest.Encoded()+ext)
+}
+
+func (p *Partial) forget() {
+	p.s.mu.Lock()
+	delete(p.s.partials, p.rec.Digest)
+	p.s.mu.Unlock()
+}
+
+func (p *Partial) open() error {
+	head, err := partialHead(p.rec, p.list)
+	if err != nil {
+		return err
+	}
+	old, err := os.ReadFile(p.path(extUnits))
+	resumed := err == nil && bytes.Equal(old, head)
+	if !resumed {
+		// The map of another list says nothing about this one.
+		if err := p.remove(); err != nil {
+			return err
+		}
+	}
+	f, err := os.OpenFile(p.path(extData), os.O_RDWR|os.O_CREATE, filePerm)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err == nil && st.Size() != p.rec.Size {
+		resumed = false
+		if err = reserve(f, p.rec.Size); err == nil {
+			err = f.Truncate(p.rec.Size)
+		}
+	}
+	if err == nil && !resumed {
+		err = os.WriteFile(p.path(extUnits), head, filePerm)
+	}
+	if err != nil {
+		_ = f.Close()
+		// Nothing half reserved stays behind on a full disk.
+		return errors.Join(err, p.remove())
+	}
+	p.f = f
+	if resumed {
+		p.loadMap()
+	}
+	return nil
+}
+
+// partialHead is what decides whether an earlier fetch can be taken up: the
+// list's root, which covers digest, size and states. The record is not part of
+// it, since several members may sign the same list.
+func partialHead(rec units.Record, list *units.List) ([]byte, error) {
+	b, err := list.MarshalBinary()
+	if err != nil {
+		return nil, err
+	}
+	return append(append([]byte(nil), rec.Root[:]...), b...), nil
+}
+
+func (p *Partial) remove() error {
+	var errs []error
+	// The map first: without it the rest is not taken up.
+	for _, ext := range []string{extMap, extUnits, extData, extList} {
+		if err := os.Remove(p.path(ext)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// The map file: version byte 1, the bits as little-endian words, crc32c.
+const mapVersion = 1
+
+func (p *Partial) loadMap() {
+	b, err := os.ReadFile(p.path(extMap))
+	if err != nil || len(b) != 1+8*len(p.have)+4 || b[0] != mapVersion ||
+		crc32.Checksum(b[:len(b)-4], castagnoli) != binary.BigEndian.Uint32(b[len(b)-4:]) {
+		return // no map, or a torn one: the units are fetched again
+	}
+	for i := range p.have {
+		p.have[i] = binary.LittleEndian.Uint64(b[1+8*i:])
+		p.missing -= bits.OnesCount64(p.have[i])
+	}
+	if extra := p.list.Units() % 64; p.missing < 0 || (extra != 0 && p.have[len(p.have)-1]>>extra != 0) {
+		clear(p.have)
+		p.missing = p.list.Units()
+	}
+}
+
+// save makes the units that are here durable and notes them, so that a restart
+// goes on from there.
+func (p *Partial) save() error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.f == nil || p.moved {
+		return nil
+	}
+	b := make([]byte, 0, 1+8*len(p.have)+4)
+	b = append(b, mapVersion)
+	for _, w := range p.have {
+		b = binary.LittleEndian.AppendUint64(b, w)
+	}
+	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	// Promise: a unit that the map names is on the disk: data before map.
+	if err := syncData(p.f); err != nil {
+		return errors.Join(mapError(err), errUnsyncedPartial, os.Remove(p.path(extMap)))
+	}
+	// By rename, and not synced: a power cut leaves this map, an older one, or a
+	// torn one that its checksum gives away.
+	if err := os.WriteFile(p.path(extTmp), b, filePerm); err != nil {
+		return mapError(err)
+	}
+	return mapError(os.Rename(p.path(extTmp), p.path(extMap)))
+}
+
+// Put checks data as unit i and keeps it. Bytes that do not link are ErrBadUnit.
+func (p *Partial) Put(i int, data []byte) error {
+	if err := p.list.Verify(i, data); err != nil {
+		return err
+	}
+	if p.Has(i) {
+		return nil
+	}
+	off, _ := p.list.Span(i)
+	due, err := p.write(i, data, off)
+	if err != nil || !due || !p.saving.TryLock() {
+		return err
+	}
+	defer p.saving.Unlock()
+	return p.save()
+}
+
+func (p *Partial) write(i int, data []byte, off int64) (due bool, err error) {
+	// Two writers of one unit write the same bytes: read-held is enough.
+	p.mu.RLock()
+	if p.f == nil || p.moved {
+		p.mu.RUnlock()
+		return false, fmt.Errorf("fetch %s: %w", p.rec.Digest, errClosed)
+	}
+	_, err = p.f.WriteAt(data, off)
+	p.mu.RUnlock()
+	if err != nil {
+		return false, fmt.Errorf("fetch %s: write unit %d: %w", p.rec.Digest, i, mapError(err))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.have[i/64]&(1<<(i%64)) == 0 {
+		p.have[i/64] |= 1 << (i % 64)
+		p.missing--
+	}
+	p.unsynced += int64(len(data))
+	if p.unsynced >= checkpointEvery {
+		p.unsynced = 0
+		return true, nil
+	}
+	return false, nil
+}
+
+// Record is the record that the blob arrives under.
+func (p *Partial) Record() units.Record { return p.rec }
+
+// List is the list that units are checked against.
+func (p *Partial) List() *units.List { return p.list }
+
+// Has says whether unit i is here, verified.
+func (p *Partial) Has(i int) bool {
+	if i < 0 || i >= p.list.Units() {
+		return false
+	}
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.have[i/64]&(1<<(i%64)) != 0
+}
+
+// Missing is the number of units that are not here yet.
+func (p *Partial) Missing() int {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.missing
+}
+
+// Complete says whether every unit is here: the digest is then verified.
+func (p *Partial) Complete() bool { return p.Missing() == 0 }
+
+// ReadAt implements io.ReaderAt over the verified units. It reads up to the
+// first one that is missing and then returns ErrIncomplete. It works until
+// Close, also after Install.
+func (p *Partial) ReadAt(b []byte, off int64) (int, error) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.f == nil {
+		return 0, fmt.Errorf("fetch %s: %w", p.rec.Digest, errClosed)
+	}
+	if off < 0 {
+		return 0, fmt.Errorf("fetch %s: read at %d", p.rec.Digest, off)
+	}
+	end := off
+	for end < off+int64(len(b)) && end < p.rec.Size {
+		i := int(end / p.list.UnitSize)
+		if p.have[i/64]&(1<<(i%64)) == 0 {
+			break
+		}
+		end = (int64(i) + 1) * p.list.UnitSize
+	}
+	limit := min(off+int64(len(b)), p.rec.Size)
+	if end >= limit {
+		return p.f.ReadAt(b, off) // io.EOF at the blob's end, as ReaderAt wants it
+	}
+	n, err := p.f.ReadAt(b[:end-off], off)
+	if err == nil {
+		err = fmt.Errorf("fetch %s at %d: %w", p.rec.Digest, end, ErrIncomplete)
+	}
+	return n, err
+}
+
+// Install makes the complete partial the blob, durably. Its notes stay until
+// Close, so that a crash before the row's commit is found and cleaned up.
+func (p *Partial) Install() error {
+	p.saving.Lock()
+	defer p.saving.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.f == nil || p.moved:
+		return fmt.Errorf("fetch %s: %w", p.rec.Digest, errClosed)
+	case p.missing > 0:
+		return fmt.Errorf("fetch %s: %w: %d of %d are missing", p.rec.Digest, ErrIncomplete, p.missing, p.list.Units())
+	}
+	if err := p.s.installList(p.list, p.path(extList)); err != nil {
+		return err
+	}
+	// Promise: the bytes are on the disk before a name says that they are.
+	if err := p.f.Sync(); err != nil {
+		return errors.Join(mapError(err), errUnsyncedPartial, os.Remove(p.path(extMap)))
+	}
+	// Promise: from here on the name exists with all bytes or not at all.
+	if err := p.s.moveInto(p.path(extData), p.s.blobPath(p.rec.Digest)); err != nil {
+		return fmt.Errorf("store blob %s: %w", p.rec.Digest, err)
+	}
+	p.moved = true
+	return nil
+}
+
+// Close lets go of the partial. What was fetched is kept for a resume, unless it
+// was installed. Close is idempotent.
+func (p *Partial) Close() error {
+	p.saving.Lock()
+	defer p.saving.Unlock()
+	err := p.save()
+	return errors.Join(err, p.end(false))
+}
+
+// Abandon lets go of the partial and removes what was fetched.
+func (p *Partial) Abandon() error {
+	p.saving.Lock()
+	defer p.saving.Unlock()
+	return p.end(true)
+}
+
+func (p *Partial) end(remove bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.f == nil {
+		return nil
+	}
+	err := p.f.Close()
+	p.f = nil
+	if remove || p.moved {
+		err = errors.Join(err, p.remove())
+	}
+	p.forget()
+	return err
+}
+
+// partialOf is the digest that a name under partial/ belongs to.
+func partialOf(hex string) (digest.Digest, bool) {
+	d := digest.NewDigestFromEncoded(digest.SHA256, hex)
+	return d, units.CheckDigest(d) == nil
+}

@@ -1,0 +1,483 @@
+package blobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/store/units"
+)
+
+// Extensions of an upload's files, see doc.go.
+const (
+	extData   = ".data"
+	extCkpt   = ".ckpt"
+	extCommit = ".commit"
+	extList   = ".list"
+)
+
+// Upload is content on its way in. Its methods other than ID, Offset and
+// Acquire may only be called between Acquire and Release.
+//
+//	open --Install--> installed --Discard--> gone
+//	  \------------------Discard------------/
+type Upload struct {
+	s  *Store
+	id string
+
+	busy    sync.Mutex   // held by the one writer
+	durable atomic.Int64 // what a crash can no longer take
+	touched atomic.Int64 // unix nanoseconds by Config.Now
+
+	// Owned by the holder of busy.
+	hasher *units.Hasher
+	synced int // states of hasher that are in the checkpoint file
+	data   *os.File
+	ckpt   *os.File
+	small  []byte // the whole content, if it never went to a file
+	gone   bool
+}
+
+// CreateUpload begins an upload.
+func (s *Store) CreateUpload() (*Upload, error) {
+	s.mu.Lock()
+	if s.nUploads >= s.cfg.MaxUploads {
+		s.mu.Unlock()
+		return nil, ErrTooManyUploads
+	}
+	s.nUploads++
+	s.mu.Unlock()
+
+	u := &Upload{s: s, id: uuid.NewString(), hasher: units.NewHasher()}
+	// Not synced: the file alone carries the session over a kill, and a power cut
+	// may take a session that has no bytes yet.
+	f, err := os.OpenFile(u.path(extData), os.O_WRONLY|os.O_CREATE|os.O_EXCL, filePerm)
+	if err == nil {
+		err = f.Close()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.nUploads--
+		return nil, fmt.Errorf("begin an upload: %w", mapError(err))
+	}
+	u.touch()
+	s.uploads[u.id] = u
+	return u, nil
+}
+
+// Upload finds an upload, also one from before a restart.
+func (s *Store) Upload(id string) (*Upload, error) {
+	// Only the canonical form: the id becomes a file name.
+	if v, err := uuid.Parse(id); err != nil || v.String() != id {
+		return nil, fmt.Errorf("upload %.40q: %w", id, ErrNotFound)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u, ok := s.uploads[id]; ok {
+		return u, nil
+	}
+	u := &Upload{s: s, id: id}
+	if err := u.recover(); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = ErrNotFound
+		}
+		return nil, fmt.Errorf("upload %s: %w", id, err)
+	}
+	s.uploads[id] = u
+	return u, nil
+}
+
+func (u *Upload) path(ext string) string { return u.s.path("uploads", u.id+ext) }
+
+func (u *Upload) touch() { u.touched.Store(u.s.cfg.Now().UnixNano()) }
+
+// recover finds the last durable offset, cuts off what came after it, and brings
+// the hash there.
+func (u *Upload) recover() error {
+	st, err := os.Stat(u.path(extData))
+	if err != nil {
+		return err
+	}
+	offset, states, sound, err := readCheckpoint(u.path(extCkpt))
+	if err != nil {
+		return err
+	}
+	if sound > 0 {
+		// A torn entry at the end would hide the entries added behind it.
+		if err := os.Truncate(u.path(extCkpt), sound); err != nil {
+			return err
+		}
+	}
+	// The data was synced before its entry was written, so a shorter file is
+	// damage: nothing of it can be relied on.
+	if st.Size() < offset {
+		offset, states = 0, nil
+		if err := os.Remove(u.path(extCkpt)); err != nil {
+			return err
+		}
+	}
+	u.synced = len(states)
+	u.touched.Store(st.ModTime().UnixNano())
+	return u.rewind(offset, states)
+}
+
+// rewind brings file and hash back to offset; states are those known at or
+// before it.
+func (u *Upload) rewind(offset int64, states []units.State) error {
+	full := int(offset / units.Unit)
+	h, err := units.ResumeHasher(states[:min(full, len(states))])
+	if errors.Is(err, units.ErrUnavailable) {
+		h, err = units.NewHasher(), nil // plain-digest mode: read it all again
+	}
+	if err != nil {
+		return err
+	}
+	f, err := u.open()
+	if err != nil {
+		return err
+	}
+	defer u.close()
+	if err := f.Truncate(offset); err != nil {
+		return err
+	}
+	buf := u.s.bufs.Get().(*[]byte)
+	defer u.s.bufs.Put(buf)
+	r := io.NewSectionReader(f, h.Size(), offset-h.Size())
+	if n, err := io.CopyBuffer(onlyWriter{h}, onlyReader{r}, *buf); err != nil || h.Size() != offset {
+		return fmt.Errorf("read back %d bytes: %w", n, errors.Join(err, ErrCorrupt))
+	}
+	u.hasher = h
+	u.durable.Store(offset)
+	return nil
+}
+
+// back gives up what was appended after offset, notes and space included.
+func (u *Upload) back(offset int64) error {
+	u.close()
+	u.small = nil
+	if u.durable.Load() > offset {
+		// Entries only grow: the file begins anew. A crash in here costs the
+		// client bytes that it sends again, nothing else.
+		if err := os.Remove(u.path(extCkpt)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		u.synced = 0
+		u.durable.Store(0)
+	}
+	known := u.durable.Load()
+	if err := u.rewind(offset, u.hasher.States()); err != nil {
+		return err
+	}
+	u.durable.Store(known)
+	return u.checkpoint(offset, u.hasher.States())
+}
+
+// Settle brings an upload whose commit came to nothing back to a state from
+// which its client can go on or try again.
+func (u *Upload) Settle() error {
+	var err error
+	if u.small != nil {
+		err = u.back(u.durable.Load())
+	} else {
+		err = u.checkpoint(u.hasher.Size(), u.hasher.States())
+	}
+	if err != nil {
+		return errors.Join(err, u.Discard())
+	}
+	return nil
+}
+
+// onlyWriter and onlyReader keep io.CopyBuffer on the buffer it is given.
+type (
+	onlyWriter struct{ io.Writer }
+	onlyReader struct{ io.Reader }
+)
+
+func (u *Upload) open() (*os.File, error) {
+	if u.data == nil {
+		f, err := os.OpenFile(u.path(extData), os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		u.data = f
+	}
+	return u.data, nil
+}
+
+func (u *Upload) close() {
+	if u.data != nil {
+		_ = u.data.Close() // synced before, or given up
+		u.data = nil
+	}
+	if u.ckpt != nil {
+		_ = u.ckpt.Close()
+		u.ckpt = nil
+	}
+}
+
+// ID is the upload's UUID.
+func (u *Upload) ID() string { return u.id }
+
+// Offset is the number of bytes that even a power cut leaves here. It grows
+// while a writer is at work.
+func (u *Upload) Offset() int64 { return u.durable.Load() }
+
+// Acquire makes the caller the writer, or fails with ErrUploadBusy or, for an
+// upload that has ended, ErrNotFound.
+func (u *Upload) Acquire() error {
+	if !u.busy.TryLock() {
+		return fmt.Errorf("upload %s: %w", u.id, ErrUploadBusy)
+	}
+	if u.gone {
+		u.busy.Unlock()
+		return fmt.Errorf("upload %s: %w", u.id, ErrNotFound)
+	}
+	u.touch()
+	return nil
+}
+
+// Release ends what Acquire began.
+func (u *Upload) Release() {
+	u.close()
+	u.touch()
+	u.busy.Unlock()
+}
+
+// Append adds what r gives. When it returns, what it took is durable, also if r
+// failed half way. If the disk is full, or the content too large, nothing of it
+// is kept. With last set a small content stays in memory and syncing is left to
+// Install: the caller commits at once.
+func (u *Upload) Append(ctx context.Context, r io.Reader, last bool) (int64, error) {
+	start := u.hasher.Size()
+	n, err := u.append(ctx, r, last)
+	switch {
+	case err == nil && last:
+		return n, nil
+	case errors.Is(err, ErrNoSpace), errors.Is(err, ErrTooLarge):
+		if u.back(start) != nil {
+			return 0, errors.Join(err, u.Discard())
+		}
+		return 0, err
+	}
+	if cerr := u.checkpoint(u.hasher.Size(), u.hasher.States()); cerr != nil {
+		if errors.Is(cerr, ErrNoSpace) {
+			if u.back(start) == nil {
+				return 0, cerr
+			}
+		}
+		return 0, errors.Join(cerr, u.Discard())
+	}
+	return n, err
+}
+
+func (u *Upload) append(ctx context.Context, r io.Reader, last bool) (n int64, err error) {
+	if last && u.hasher.Size() == 0 {
+		// One byte more than fits tells whether it ends here.
+		head := make([]byte, u.s.cfg.SmallMax+1)
+		k, err := io.ReadFull(r, head)
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			u.small = head[:k:k]
+			_, err = u.hasher.Write(u.small)
+			return int64(k), err
+		case err != nil:
+			if werr := u.write(head[:k]); werr != nil {
+				return 0, werr
+			}
+			return int64(k), fmt.Errorf("upload %s: read: %w", u.id, err)
+		}
+		if err := u.write(head); err != nil {
+			return 0, err
+		}
+		n = int64(len(head))
+	}
+
+	var syncing chan error // the one checkpoint under way beside the copying
+	wait := func() error {
+		if syncing == nil {
+			return nil
+		}
+		err := <-syncing
+		syncing = nil
+		return err
+	}
+	defer func() {
+		if werr := wait(); werr != nil {
+			err = errors.Join(err, werr)
+		}
+	}()
+
+	buf := u.s.bufs.Get().(*[]byte)
+	defer u.s.bufs.Put(buf)
+	begun := u.hasher.Size()
+	for {
+		if err := ctx.Err(); err != nil {
+			return n, err
+		}
+		k, rerr := r.Read(*buf)
+		if k > 0 {
+			if err := u.write((*buf)[:k]); err != nil {
+				return n, err
+			}
+			n += int64(k)
+		}
+		if rerr == io.EOF {
+			return n, nil
+		}
+		if rerr != nil {
+			return n, fmt.Errorf("upload %s: read: %w", u.id, rerr)
+		}
+		if u.hasher.Size()-begun >= checkpointEvery {
+			if err := wait(); err != nil {
+				return n, err
+			}
+			begun = u.hasher.Size()
+			size, states := begun, u.hasher.States()
+			syncing = make(chan error, 1)
+			go func(done chan<- error) { done <- u.checkpoint(size, states) }(syncing)
+		}
+	}
+}
+
+// write adds b to file and hash.
+func (u *Upload) write(b []byte) error {
+	size := u.hasher.Size()
+	if size+int64(len(b)) > u.s.cfg.MaxUpload {
+		return fmt.Errorf("%w: at most %d bytes", ErrTooLarge, u.s.cfg.MaxUpload)
+	}
+	f, err := u.open()
+	if err == nil {
+		_, err = f.WriteAt(b, size)
+	}
+	if err != nil {
+		return fmt.Errorf("upload %s: write at %d: %w", u.id, size, mapError(err))
+	}
+	_, err = u.hasher.Write(b)
+	return err
+}
+
+// checkpoint makes the first size bytes durable and notes it. One call at a
+// time.
+func (u *Upload) checkpoint(size int64, states []units.State) error {
+	if size == u.durable.Load() {
+		return nil
+	}
+	f, err := u.open()
+	if err != nil {
+		return err
+	}
+	// Promise: the offset that we answer is on the disk. Before the entry, which
+	// must never claim more than there is.
+	if err := syncData(f); err != nil {
+		return fmt.Errorf("upload %s: %w", u.id, errors.Join(mapError(err), errUnsyncedUpload))
+	}
+	var entry []byte
+	if u.ckpt == nil {
+		c, err := os.OpenFile(u.path(extCkpt), os.O_WRONLY|os.O_CREATE|os.O_APPEND, filePerm)
+		if err != nil {
+			return mapError(err)
+		}
+		u.ckpt = c
+		if st, err := c.Stat(); err != nil {
+			return err
+		} else if st.Size() == 0 {
+			entry = append(entry, checkpointVersion)
+		}
+	}
+	// The entry itself is not synced: if a power cut takes it, the offset after
+	// the restart is an earlier one, and still true.
+	if _, err := u.ckpt.Write(appendEntry(entry, size, states[u.synced:])); err != nil {
+		return fmt.Errorf("upload %s: %w", u.id, mapError(err))
+	}
+	u.synced = len(states)
+	u.durable.Store(size)
+	return nil
+}
+
+// Size is the number of bytes taken so far.
+func (u *Upload) Size() int64 { return u.hasher.Size() }
+
+// Digest is the digest of the bytes taken so far.
+func (u *Upload) Digest() digest.Digest { return u.hasher.Digest() }
+
+// List is the unit list of the bytes taken so far.
+func (u *Upload) List() (*units.List, error) { return u.hasher.List() }
+
+// Small gives the content of an upload of at most SmallMax bytes.
+func (u *Upload) Small() ([]byte, error) {
+	if u.small != nil || u.hasher.Size() == 0 {
+		return u.small, nil
+	}
+	f, err := u.open()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, u.hasher.Size())
+	_, err = f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("upload %s: %w", u.id, err)
+	}
+	return b, nil
+}
+
+// Install makes the upload's file the blob d, whose digest the caller has
+// compared, durably: list may be nil. The session's notes stay until Discard, so
+// that a crash before the row's commit is found and cleaned up.
+func (u *Upload) Install(d digest.Digest, list *units.List) error {
+	f, err := u.open()
+	if err != nil {
+		return err
+	}
+	if err := u.s.installList(list, u.path(extList)); err != nil {
+		return err
+	}
+	if err := os.WriteFile(u.path(extCommit), []byte(d), filePerm); err != nil {
+		return mapError(err)
+	}
+	// Promise: the bytes are on the disk before a name says that they are.
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("sync blob %s: %w", d, mapError(err))
+	}
+	// Promise: from here on the name exists with all bytes or not at all.
+	if err := u.s.moveInto(u.path(extData), u.s.blobPath(d)); err != nil {
+		return fmt.Errorf("store blob %s: %w", d, err)
+	}
+	return nil
+}
+
+// Discard ends the upload and removes what is left of its files.
+func (u *Upload) Discard() error {
+	if u.gone {
+		return nil
+	}
+	u.gone = true
+	u.close()
+	var errs []error
+	// .data first and .commit last: what a crash leaves in between is either a
+	// session or a commit to be looked at, never an unknown file.
+	for _, ext := range []string{extData, extList, extCkpt, extCommit} {
+		if err := os.Remove(u.path(ext)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	u.s.mu.Lock()
+	delete(u.s.uploads, u.id)
+	u.s.nUploads--
+	u.s.mu.Unlock()
+	return errors.Join(errs...)
+}
+
+// age is the time since anybody touched the upload.
+func (u *Upload) age(now time.Time) time.Duration {
+	return now.Sub(time.Unix(0, u.touched.Load()))
+}

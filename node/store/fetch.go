@@ -1,0 +1,123 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/store/blobs"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/units"
+)
+
+// Partial is a blob that arrives unit by unit, in any order. Put, Has, Complete
+// and ReadAt may be called from many goroutines. Its owner ends it with Close
+// (what came is kept for the next BeginFetch) or Abandon (it is removed), also
+// after Commit; ReadAt works until then.
+type Partial struct {
+	*blobs.Partial
+	s *Store
+}
+
+// BeginFetch opens the partial blob that rec describes and takes up what an
+// earlier fetch left. It checks rec's signature and that list belongs to it;
+// whether the signer is a member is the caller's question. One at a time per
+// digest: ErrFetchBusy. The space is reserved first: ErrNoSpace.
+func (s *Store) BeginFetch(_ context.Context, rec units.Record, list *units.List) (*Partial, error) {
+	if err := rec.Verify(); err != nil {
+		return nil, err
+	}
+	p, err := s.files.BeginFetch(rec, list)
+	if err != nil {
+		return nil, err
+	}
+	return &Partial{Partial: p, s: s}, nil
+}
+
+// Commit makes the complete partial a blob of this store. When it returns nil
+// the blob outlives a power cut. The record that it came under is kept and
+// served to others.
+func (p *Partial) Commit(ctx context.Context, class Class) error {
+	if !p.Complete() {
+		return p.Install() // which says what is missing
+	}
+	rec := p.Record()
+	raw, err := rec.MarshalBinary()
+	if err != nil {
+		return err
+	}
+	row := catalog.BlobRow{Digest: rec.Digest, Size: rec.Size, Class: class, Record: raw}
+	unlock := p.s.locks.lock(rec.Digest)
+	defer unlock()
+	if rec.Size <= InlineMax {
+		b := make([]byte, rec.Size)
+		if _, err := p.ReadAt(b, 0); err != nil && rec.Size > 0 && int64(len(b)) != rec.Size {
+			return err
+		}
+		row.Record = nil
+		return p.s.putInline(ctx, p.s.keepClass(row), b, nil)
+	}
+	if old, ok := p.s.present(rec.Digest); ok {
+		row.Record = old.Record
+		return p.s.commitRow(ctx, p.s.keepClass(row), nil, nil)
+	}
+	if err := p.Install(); err != nil {
+		return err
+	}
+	if err := p.s.commitRow(ctx, row, nil, nil); err != nil {
+		return errors.Join(err, p.s.dropOrphan(rec.Digest))
+	}
+	return nil
+}
+
+// keepClass keeps what this store is responsible for from becoming evictable by
+// a fetch that came second.
+func (s *Store) keepClass(row catalog.BlobRow) catalog.BlobRow {
+	if old, err := s.cat.Blob(row.Digest); err == nil && old.State == catalog.Present && old.Class < row.Class {
+		row.Class = old.Class
+	}
+	return row
+}
+
+// PutFetched stores a small blob that came whole from a peer.
+func (s *Store) PutFetched(ctx context.Context, d digest.Digest, b []byte, class Class) error {
+	if err := units.CheckDigest(d); err != nil {
+		return err
+	}
+	if got := digest.FromBytes(b); got != d {
+		return fmt.Errorf("%w: expected %s, got %d bytes of %s", ErrDigestMismatch, d, len(b), got)
+	}
+	if len(b) <= InlineMax {
+		unlock := s.locks.lock(d)
+		defer unlock()
+		return s.putInline(ctx, s.keepClass(catalog.BlobRow{Digest: d, Size: int64(len(b)), Class: class}), b, nil)
+	}
+	h := units.NewHasher()
+	if _, err := h.Write(b); err != nil {
+		return err
+	}
+	list, err := h.List()
+	if err != nil {
+		return err
+	}
+	rec, err := units.Sign(list, s.node.ID, s.node)
+	if err != nil {
+		return err
+	}
+	p, err := s.BeginFetch(ctx, rec, list)
+	if err != nil {
+		return err
+	}
+	for i := range list.Units() {
+		off, n := list.Span(i)
+		if err := p.Put(i, b[off:off+n]); err != nil {
+			return errors.Join(err, p.Abandon())
+		}
+	}
+	if err := p.Commit(ctx, class); err != nil {
+		return errors.Join(err, p.Abandon())
+	}
+	return p.Close()
+}

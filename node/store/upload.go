@@ -1,0 +1,220 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/store/blobs"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/units"
+)
+
+// Upload is a handle on an upload. Each of its writing methods is the only
+// writer while it runs; another one at the same time gets ErrUploadBusy. There
+// is nothing to close.
+type Upload struct {
+	s *Store
+	u *blobs.Upload
+}
+
+// CreateUpload begins an upload and gives its id, a UUID.
+func (s *Store) CreateUpload(_ context.Context) (string, error) {
+	u, err := s.files.CreateUpload()
+	if err != nil {
+		return "", err
+	}
+	return u.ID(), nil
+}
+
+// Upload finds an upload that has not ended, also one from before a restart.
+func (s *Store) Upload(_ context.Context, id string) (*Upload, error) {
+	u, err := s.files.Upload(id)
+	if err != nil {
+		return nil, err
+	}
+	return &Upload{s: s, u: u}, nil
+}
+
+// ID is the upload's UUID.
+func (u *Upload) ID() string { return u.u.ID() }
+
+// Offset is the number of bytes that are durably here: where a client goes on.
+func (u *Upload) Offset() int64 { return u.u.Offset() }
+
+// Append adds what r gives, and returns when that is durable. If r fails, what
+// came before is kept and n says how much; if the disk is full (ErrNoSpace) or
+// the content too large (ErrTooLarge), nothing of it is kept.
+func (u *Upload) Append(ctx context.Context, r io.Reader) (n int64, err error) {
+	if err := u.u.Acquire(); err != nil {
+		return 0, err
+	}
+	defer u.u.Release()
+	return u.u.Append(ctx, r, false)
+}
+
+// Commit makes the upload the blob want, leased to link's repository. When it
+// returns nil the blob outlives a power cut. ErrDigestMismatch and
+// ErrUnsupportedDigest are the client's; the former ends the upload.
+func (u *Upload) Commit(ctx context.Context, want digest.Digest, link Link) (Descriptor, error) {
+	return u.Finish(ctx, nil, want, link)
+}
+
+// Finish is Append and Commit in one, and cheaper: it syncs once, and content of
+// up to InlineMax bytes touches no file. r may be nil.
+func (u *Upload) Finish(ctx context.Context, r io.Reader, want digest.Digest, link Link) (Descriptor, error) {
+	if err := units.CheckDigest(want); err != nil {
+		return Descriptor{}, err
+	}
+	if err := u.u.Acquire(); err != nil {
+		return Descriptor{}, err
+	}
+	defer u.u.Release()
+	if r != nil {
+		if _, err := u.u.Append(ctx, r, true); err != nil {
+			return Descriptor{}, err
+		}
+	}
+	if got := u.u.Digest(); got != want {
+		return Descriptor{}, errors.Join(
+			fmt.Errorf("%w: expected %s, got %d bytes of %s", ErrDigestMismatch, want, u.u.Size(), got),
+			u.u.Discard())
+	}
+	desc := Descriptor{Digest: want, Size: u.u.Size()}
+	installed, err := u.s.commitUpload(ctx, u.u, desc, link)
+	if err != nil {
+		if installed {
+			return Descriptor{}, errors.Join(err, u.u.Discard())
+		}
+		return Descriptor{}, errors.Join(err, u.u.Settle())
+	}
+	if err := u.u.Discard(); err != nil {
+		// The blob is there; the sweep takes what is left.
+		u.s.log.Warn("files of a finished upload are left", "upload", u.ID(), "error", err)
+	}
+	return desc, nil
+}
+
+// Cancel ends the upload and removes its bytes.
+func (u *Upload) Cancel() error {
+	if err := u.u.Acquire(); err != nil {
+		return err
+	}
+	defer u.u.Release()
+	return u.u.Discard()
+}
+
+// commitUpload says with installed that the upload's file is no longer its own.
+func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, desc Descriptor, link Link) (installed bool, err error) {
+	unlock := s.locks.lock(desc.Digest)
+	defer unlock()
+	lease := &catalog.Lease{PID: link.PID, Repo: link.Repo, Until: s.now().Add(LeaseFor)}
+	row := catalog.BlobRow{Digest: desc.Digest, Size: desc.Size, Class: catalog.Home}
+
+	if desc.Size <= InlineMax {
+		b, err := u.Small()
+		if err != nil {
+			return false, err
+		}
+		return false, s.putInline(ctx, row, b, lease)
+	}
+	if old, ok := s.present(desc.Digest); ok {
+		// Here already: the row's commit renews the lease and makes this site
+		// responsible for it.
+		row.Record = old.Record
+		return false, s.commitRow(ctx, row, nil, lease)
+	}
+	list, err := s.describe(&row, u.List)
+	if err != nil {
+		return false, err
+	}
+	if err := u.Install(desc.Digest, list); err != nil {
+		return false, err
+	}
+	if err := s.commitRow(ctx, row, nil, lease); err != nil {
+		return true, errors.Join(err, s.dropOrphan(desc.Digest))
+	}
+	return true, nil
+}
+
+// describe signs the list of a blob that was verified here and puts the record
+// into its row. In plain-digest mode there is neither.
+func (s *Store) describe(row *catalog.BlobRow, list func() (*units.List, error)) (*units.List, error) {
+	l, err := list()
+	if errors.Is(err, units.ErrUnavailable) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	rec, err := units.Sign(l, s.node.ID, s.node)
+	if err != nil {
+		return nil, err
+	}
+	row.Record, err = rec.MarshalBinary()
+	return l, err
+}
+
+// present gives the row of a blob that is a file and whole by its size.
+func (s *Store) present(d digest.Digest) (catalog.BlobRow, bool) {
+	row, err := s.cat.Blob(d)
+	if err != nil || row.State != catalog.Present || row.Inline {
+		return row, false
+	}
+	return row, s.files.Has(d, row.Size)
+}
+
+func (s *Store) putInline(ctx context.Context, row catalog.BlobRow, b []byte, lease *catalog.Lease) error {
+	if b == nil {
+		b = []byte{} // the empty blob is inline, too
+	}
+	return s.commitRow(ctx, row, b, lease)
+}
+
+// commitRow is the last step: from here on the blob is visible, and acknowledged
+// to whoever waits. The catalogue's commit is synced.
+func (s *Store) commitRow(ctx context.Context, row catalog.BlobRow, inline []byte, lease *catalog.Lease) error {
+	if err := s.cat.PutBlob(ctx, row, inline, lease); err != nil {
+		return fmt.Errorf("commit blob %s: %w", row.Digest, mapCatalogError(err))
+	}
+	return nil
+}
+
+// dropOrphan removes a file whose row was not committed. The caller has d's lock.
+func (s *Store) dropOrphan(d digest.Digest) error {
+	_, err := s.cat.Blob(d)
+	if !errors.Is(err, catalog.ErrNotFound) {
+		return nil // another one committed it, or we cannot know: the file stays
+	}
+	return s.files.Remove(d)
+}
+
+// PutBytes stores content that is in memory, leased to link's repository: a
+// manifest too large for the catalogue, or what the node itself makes.
+func (s *Store) PutBytes(ctx context.Context, b []byte, link Link) (Descriptor, error) {
+	d := digest.FromBytes(b)
+	if len(b) <= InlineMax {
+		desc := Descriptor{Digest: d, Size: int64(len(b))}
+		unlock := s.locks.lock(d)
+		defer unlock()
+		lease := &catalog.Lease{PID: link.PID, Repo: link.Repo, Until: s.now().Add(LeaseFor)}
+		return desc, s.putInline(ctx, catalog.BlobRow{Digest: d, Size: desc.Size, Class: catalog.Home}, b, lease)
+	}
+	f, err := s.files.CreateUpload()
+	if err != nil {
+		return Descriptor{}, err
+	}
+	u := &Upload{s: s, u: f}
+	desc, err := u.Finish(ctx, bytes.NewReader(b), d, link)
+	if err != nil {
+		if cerr := u.Cancel(); cerr != nil && !errors.Is(cerr, ErrNotFound) {
+			err = errors.Join(err, cerr)
+		}
+		return Descriptor{}, err
+	}
+	return desc, nil
+}
