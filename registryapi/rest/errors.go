@@ -101,12 +101,27 @@ func fail(status int, format string, args ...any) *Error {
 	return &Error{Status: status, Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-// NotFound, Forbidden, Invalid and Conflict are the answers that handlers give
-// themselves.
-func NotFound(format string, args ...any) *Error  { return fail(http.StatusNotFound, format, args...) }
+// NotFound answers that what was asked for is not there, or not for who asks.
+func NotFound(format string, args ...any) *Error { return fail(http.StatusNotFound, format, args...) }
+
+// Forbidden answers that who asks may not do it.
 func Forbidden(format string, args ...any) *Error { return fail(http.StatusForbidden, format, args...) }
-func Invalid(format string, args ...any) *Error   { return fail(http.StatusBadRequest, format, args...) }
-func Conflict(format string, args ...any) *Error  { return fail(http.StatusConflict, format, args...) }
+
+// Unauthorized answers that nobody is logged in, where somebody must be.
+func Unauthorized(format string, args ...any) *Error {
+	return fail(http.StatusUnauthorized, format, args...)
+}
+
+// Invalid answers that the request makes no sense.
+func Invalid(format string, args ...any) *Error { return fail(http.StatusBadRequest, format, args...) }
+
+// Conflict answers that something else is in the way.
+func Conflict(format string, args ...any) *Error { return fail(http.StatusConflict, format, args...) }
+
+// Precondition answers that something must be done first.
+func Precondition(format string, args ...any) *Error {
+	return fail(http.StatusPreconditionFailed, format, args...)
+}
 
 // FromError gives the answer for err. ok is false if nobody foresaw it: then
 // the answer says nothing of it, and the caller logs it.

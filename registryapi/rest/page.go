@@ -116,7 +116,7 @@ func (f Filter) OK(key, value string) bool {
 		return true
 	}
 	if m.Fuzzy {
-		return strings.Contains(strings.ToLower(value), strings.ToLower(m.Value))
+		return Contains(value, m.Value)
 	}
 	return value == m.Value
 }
@@ -141,3 +141,8 @@ type CreatedEmpty struct {
 
 // Empty is the answer of operations that have nothing to say but that it is so.
 type Empty struct{}
+
+// Contains is how names are searched: any part of them, whatever the case.
+func Contains(name, part string) bool {
+	return strings.Contains(strings.ToLower(name), strings.ToLower(part))
+}
