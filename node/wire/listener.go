@@ -52,6 +52,8 @@ type Listener struct {
 	tls     *tls.Config
 	members Members
 	log     *slog.Logger
+	// handshakeFor is handshakeTimeout, save in tests.
+	handshakeFor time.Duration
 
 	raft, grpc *virtual
 
@@ -78,7 +80,7 @@ func Listen(addr string, id *identity.Identity, m Members, log *slog.Logger) (*L
 		return nil, ListenError(addr, controlPortOption, err)
 	}
 	l := &Listener{
-		tcp: tcp, tls: serverConfig(id, m), members: m, log: log,
+		tcp: tcp, tls: serverConfig(id, m), members: m, log: log, handshakeFor: handshakeTimeout,
 		closed:     make(chan struct{}),
 		conns:      make(map[*Conn]struct{}),
 		handshakes: make(map[netip.Prefix]int),
@@ -146,7 +148,7 @@ func (l *Listener) Run(ctx context.Context) error {
 // protocol names.
 func (l *Listener) serve(raw net.Conn) {
 	conn := tls.Server(raw, l.tls)
-	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), l.handshakeFor)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
