@@ -1,0 +1,11 @@
+// Package manifest reads the manifests that clients push: OCI image manifests
+// and indexes, Docker schema 2 and manifest lists, OCI artifact manifests, and
+// anything else as an opaque artifact that refers to nothing.
+//
+// [Parse] promises that what it accepts names its parts by well-formed digests
+// and sizes, that a document cannot be read as an image by one client and as an
+// index by another, and that its cost is bounded. It does not look whether the
+// parts exist. It never changes bytes: a manifest's digest is over what was sent.
+//
+// A [Manifest] is a value that nobody changes; safe for concurrent reads.
+package manifest
