@@ -10,14 +10,14 @@ import (
 
 // Status is the mesh as this node sees it.
 type Status struct {
-	Mesh      identity.MeshID `json:"mesh" doc:"Id of the mesh"`
-	Level     uint32          `json:"level" doc:"Commands up to this level are in use"`
-	Node      identity.NodeID `json:"node" doc:"The node that answers"`
-	Site      string          `json:"site" doc:"Its site"`
-	Version   string          `json:"version" doc:"Its binary's version"`
-	Role      string          `json:"role" doc:"voter, learner or none" enum:"voter,learner,none"`
-	Consensus Consensus       `json:"consensus" doc:"The control plane"`
-	Sites     []SiteStatus    `json:"sites" doc:"All sites, by name"`
+	Mesh    identity.MeshID `json:"mesh" doc:"Id of the mesh"`
+	Level   uint32          `json:"level" doc:"Commands up to this level are in use"`
+	Node    identity.NodeID `json:"node" doc:"The node that answers"`
+	Site    string          `json:"site" doc:"Its site"`
+	Version string          `json:"version" doc:"Its binary's version"`
+	Role    string          `json:"role" doc:"voter, learner or none" enum:"voter,learner,none"`
+	Consensus
+	Sites []SiteStatus `json:"sites" doc:"All sites, by name"`
 }
 
 // Consensus is the control plane's part of a status.

@@ -1,0 +1,129 @@
+package apitest
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/registryapi/access"
+)
+
+// AdminPassword is that of the first user, admin.
+const AdminPassword = "Harbour-1234"
+
+// Mesh is a control plane of one process.
+type Mesh struct {
+	State    *state.State
+	Access   *access.Access
+	Identity *identity.Identity
+	// Site is the first site's name.
+	Site string
+
+	tb    testing.TB
+	mu    sync.Mutex
+	index uint64
+	down  *command.Unavailable
+}
+
+// New makes a mesh with the sites given, one node each; Identity is the first
+// site's.
+func New(tb testing.TB, sites ...string) *Mesh {
+	tb.Helper()
+	if len(sites) == 0 {
+		sites = []string{"fra"}
+	}
+	m := &Mesh{State: state.New(), Site: sites[0], tb: tb}
+	var node *command.Node
+	m.Identity, node = NewNode(tb, 7000)
+	hash, err := access.HashPassword(AdminPassword)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	mesh, library := identity.NewMeshID(), identity.NewProjectID()
+	m.must(&command.MeshCreate{MeshId: mesh[:], Site: sites[0], Node: node, GossipKey: random(32), LibraryProjectId: library[:],
+		AdminPasswordHash: hash, RaftGeneration: random(16)})
+	for i, s := range sites[1:] {
+		m.AddSite(s, 7010+10*i)
+	}
+	m.Access, err = access.New(access.Config{View: m.State.View, Identity: m.Identity, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return m
+}
+
+// NewNode makes a key and the record that a node would join with. Its ports are
+// control, the one above and the one below.
+func NewNode(tb testing.TB, control int) (*identity.Identity, *command.Node) {
+	tb.Helper()
+	id, _, err := identity.LoadOrCreate(tb.TempDir())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	box, signature := id.BoxKey()
+	store := identity.NewStoreID()
+	return id, &command.Node{Id: id.ID[:], BoxKey: box[:], BoxSignature: signature, StoreId: store[:], Host: "127.0.0.1",
+		GossipPort: uint32(control - 1), ControlPort: uint32(control), DataPort: uint32(control + 1),
+		RegistryUrl: fmt.Sprintf("http://127.0.0.1:%d", control-2), Level: command.Level, Version: "test"}
+}
+
+// AddSite joins a site, by a token as a real one would.
+func (m *Mesh) AddSite(name string, control int) identity.NodeID {
+	m.tb.Helper()
+	id, node := NewNode(m.tb, control)
+	secret := random(32)
+	token := m.must(&command.TokenCreate{Site: name, SecretHash: secret, ExpiresUnixNs: time.Now().Add(time.Hour).UnixNano()})
+	m.must(&command.NodeJoin{TokenId: token.ID, SecretHash: secret, Site: name, Node: node})
+	m.must(&command.TokenDelete{Id: token.ID})
+	return id.ID
+}
+
+// Propose applies a command. It is what a consensus node does for the APIs.
+func (m *Mesh) Propose(_ context.Context, actor string, body proto.Message) (command.Result, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.down != nil {
+		return command.Result{}, m.down
+	}
+	env, err := command.New(actor, time.Now(), body)
+	if err != nil {
+		return command.Result{}, err
+	}
+	m.index++
+	return m.State.Apply(m.index, env)
+}
+
+// Lose makes every edit fail as if these sites could not be reached; nil brings
+// the majority back.
+func (m *Mesh) Lose(sites []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.down = nil
+	if sites != nil {
+		m.down = &command.Unavailable{Reason: "no majority of the voters can be reached", Sites: sites, RetryAfter: 1500 * time.Millisecond}
+	}
+}
+
+func (m *Mesh) must(body proto.Message) command.Result {
+	m.tb.Helper()
+	r, err := m.Propose(context.Background(), "system", body)
+	if err != nil {
+		m.tb.Fatalf("%T: %v", body, err)
+	}
+	return r
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails (Go 1.24)
+	return b
+}
