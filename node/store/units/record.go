@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -30,10 +31,11 @@ type Record struct {
 
 // Sign makes the record of a list that id's holder has verified itself.
 func Sign(l *List, id identity.NodeID, s Signer) (Record, error) {
-	r := Record{Digest: l.Digest, Size: l.Size, UnitSize: l.UnitSize, Root: l.Root(), Signer: id}
+	r := Record{Digest: l.Digest, Size: l.Size, UnitSize: l.UnitSize, Signer: id}
 	if err := r.check(); err != nil {
 		return Record{}, err
 	}
+	r.Root = l.Root()
 	sig := s.Sign(r.message())
 	if len(sig) != len(r.Signature) {
 		return Record{}, fmt.Errorf("sign the record of %s: signature of %d bytes", l.Digest, len(sig))
@@ -127,11 +129,13 @@ func ParseRecord(b []byte) (Record, error) {
 	return r, nil
 }
 
-// rawDigest gives the 32 bytes of a checked sha256 digest.
+// rawDigest gives the 32 bytes of a sha256 digest, and zeros for anything else:
+// its callers check the digest, before or after.
 func rawDigest(d digest.Digest) []byte {
-	b, err := hex.DecodeString(d.Encoded())
+	hexed, _ := strings.CutPrefix(string(d), "sha256:")
+	b, err := hex.DecodeString(hexed)
 	if err != nil || len(b) != 32 {
-		return make([]byte, 32) // cannot be: CheckDigest came before
+		return make([]byte, 32)
 	}
 	return b
 }
