@@ -1,0 +1,108 @@
+package v2
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/registryapi/access"
+)
+
+// unauthenticated answers credentials that were not taken.
+func (h *Handler) unauthenticated(q *request, err error) error {
+	var busy *access.TooMany
+	if errors.As(err, &busy) {
+		return err
+	}
+	problem := ""
+	if errors.Is(err, access.ErrToken) {
+		problem = "invalid_token"
+	}
+	return h.unauthorised(q, problem, err.Error(), h.scopes(q)...)
+}
+
+// scopes are those that the request's token would need.
+func (h *Handler) scopes(q *request) []string {
+	if q.route.repo == "" {
+		return nil
+	}
+	method := q.Method
+	if method == "HEAD" {
+		method = "GET"
+	}
+	return []string{challengeScope(q.route.repo, needs(method))}
+}
+
+// challengeScope asks for pull beside push: a push looks at what is there, and
+// clients keep the token for that.
+func challengeScope(name string, actions []access.Action) string {
+	if len(actions) == 1 && actions[0] == access.Push {
+		actions = []access.Action{access.Pull, access.Push}
+	}
+	return access.RepositoryScope(name, actions...)
+}
+
+// unauthorised makes the 401 answer that sends the client to the token service.
+func (h *Handler) unauthorised(q *request, problem, message string, scopes ...string) error {
+	h.cfg.Access.Challenge(q.w, q.Request, problem, scopes...)
+	return refuse(errcode.ErrorCodeUnauthorized, "%s", message)
+}
+
+// authorise finds the project if the subject may do all of actions in the
+// repository, and refuses otherwise. Who may not see a project hears the same
+// whether it is there or not.
+func (h *Handler) authorise(q *request, project, repo string, actions ...access.Action) (state.Project, error) {
+	v := h.cfg.View()
+	q.aclIndex = v.Index()
+	name := project + "/" + repo
+	p, exists := v.Project(project)
+	a := h.cfg.Access
+
+	// A token that was not made for this is no reason to say more.
+	if s := q.subject.Scope; s != nil {
+		for _, act := range actions {
+			if !s.Allows(name, act) {
+				return p, h.unauthorised(q, "insufficient_scope", "the token is not for this: ask the token service for one",
+					challengeScope(q.route.repo, actions))
+			}
+		}
+	}
+	may := exists
+	for _, act := range actions {
+		may = may && a.CanRepository(q.subject, p, repo, act)
+	}
+	if !may {
+		return p, h.denied(q, p, exists, project, repo, actions)
+	}
+	if !v.MayRest(p, h.cfg.Site) {
+		return p, refuse(errcode.ErrorCodeDenied, "project %s is not kept at site %s: use %s", project, h.cfg.Site, strings.Join(p.Sites, ", "))
+	}
+	return p, nil
+}
+
+func (h *Handler) denied(q *request, p state.Project, exists bool, project, repo string, actions []access.Action) error {
+	words := make([]string, len(actions))
+	for i, act := range actions {
+		words[i] = act.String()
+	}
+	what := strings.Join(words, " and ")
+	switch {
+	case q.subject.Kind == access.Anonymous:
+		return h.unauthorised(q, "", "log in to "+what+" "+project+"/"+repo, challengeScope(q.route.repo, actions))
+	case !exists && q.subject.Admin:
+		return refuse(errcode.ErrorCodeNameUnknown, "project %s is not there: make it with: portolan project create %s", project, project)
+	case exists && h.cfg.Access.CanRepository(scopeless(q.subject), p, repo, access.ReadProject):
+		return refuse(errcode.ErrorCodeDenied, "%s may not %s %s/%s: ask an administrator of project %s for a role that may", q.subject.Name, what, project, repo, project)
+	}
+	return refuse(errcode.ErrorCodeDenied,
+		"project %s is not there, or %s may not see it: make it with: portolan project create %s, or ask its administrator for a role", project, q.subject.Name, project)
+}
+
+// scopeless is the subject without its token's limits: for choosing words, not
+// for granting anything.
+func scopeless(s access.Subject) access.Subject {
+	s.Scope = nil
+	return s
+}

@@ -1,0 +1,218 @@
+package v2
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
+)
+
+// parseDigest reads a digest of an algorithm that this registry keeps.
+func parseDigest(s string) (digest.Digest, error) {
+	d, err := digest.Parse(s)
+	switch {
+	case errors.Is(err, digest.ErrDigestUnsupported) || err == nil && d.Algorithm() != digest.SHA256:
+		return "", refuse(errcode.ErrorCodeDigestInvalid, "digest %q: only sha256 is supported", clip(s))
+	case err != nil:
+		return "", refuse(errcode.ErrorCodeDigestInvalid, "%q is not a digest: expected sha256: and 64 hexadecimal digits", clip(s))
+	}
+	return d, nil
+}
+
+func blobUnknown(d digest.Digest, name string) error {
+	e := refuse(errcode.ErrorCodeBlobUnknown, "repository %s has no blob %s", name, d)
+	e.errs[0] = e.errs[0].(errcode.Error).WithDetail(map[string]string{"digest": d.String()})
+	return e
+}
+
+// getBlob answers GET and HEAD. Only what this repository names or has been
+// given is there: a digest alone opens nothing.
+func (h *Handler) getBlob(q *request) error {
+	d, err := parseDigest(q.route.ref)
+	if err != nil {
+		return err
+	}
+	ctx := q.Context()
+	size, ok, err := h.catalog.Linked(q.project.PID, q.repo, d)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return blobUnknown(d, q.name())
+	}
+	want := Want{PID: q.project.PID, Repo: q.repo, Digest: d, Size: size}
+	if q.Method == http.MethodHead {
+		return h.headBlob(q, want)
+	}
+	b, err := h.cfg.Store.Open(ctx, d)
+	if err == nil {
+		defer func() { _ = b.Close() }()
+		var content io.ReadSeeker = b
+		if f := b.File(); f != nil {
+			content = f // sendfile
+		}
+		h.serveContent(q, d, "application/octet-stream", content)
+		return nil
+	}
+	if !absent(err) && !errors.Is(err, store.ErrCorrupt) {
+		return err
+	}
+	arriving, err := h.open(ctx, want)
+	if errors.Is(err, store.ErrNotFound) {
+		return blobUnknown(d, q.name())
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = arriving.Close() }()
+	h.serveContent(q, d, "application/octet-stream", arriving)
+	return nil
+}
+
+func (h *Handler) open(ctx context.Context, w Want) (Blob, error) {
+	if h.cfg.Source == nil {
+		return nil, store.ErrNotFound
+	}
+	return h.cfg.Source.OpenBlob(ctx, w)
+}
+
+// headBlob says 200 only for what a push may rely on: held here, and then the
+// lease begins anew, or with a holder in reach.
+func (h *Handler) headBlob(q *request, want Want) error {
+	ctx := q.Context()
+	size, err := h.cfg.Store.Stat(ctx, want.Digest)
+	switch {
+	case err == nil:
+		if err = h.lease(ctx, q, want.Digest); err == nil {
+			break
+		}
+		if !absent(err) {
+			return err
+		}
+		fallthrough // collected in between
+	case errors.Is(err, store.ErrNotFound):
+		if h.cfg.Source == nil {
+			return blobUnknown(want.Digest, q.name())
+		}
+		if err = h.cfg.Source.Available(ctx, want); errors.Is(err, store.ErrNotFound) {
+			return blobUnknown(want.Digest, q.name())
+		} else if err != nil {
+			return err
+		}
+		size = want.Size
+	default:
+		return err
+	}
+	head := q.w.Header()
+	head.Set("Content-Type", "application/octet-stream")
+	head.Set("Content-Length", strconv.FormatInt(size, 10))
+	head.Set("Accept-Ranges", "bytes")
+	setDigest(head, want.Digest)
+	if notModified(q.Request, want.Digest) {
+		head.Del("Content-Length")
+		q.w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	q.w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// lease keeps the blob for this repository for as long as a client may rely on
+// what it learned from a HEAD, a mount or an upload's end; an absent error says that the store
+// does not have it.
+func (h *Handler) lease(ctx context.Context, q *request, d digest.Digest) error {
+	return h.catalog.Lease(ctx, d, catalog.Lease{PID: q.project.PID, Repo: q.repo, Until: h.cfg.Now().Add(store.LeaseFor)})
+}
+
+// absent reports whether err says that this store does not have it.
+func absent(err error) bool {
+	return errors.Is(err, store.ErrNotFound) || errors.Is(err, catalog.ErrNotFound) || errors.Is(err, catalog.ErrDeleting)
+}
+
+func setDigest(head http.Header, d digest.Digest) {
+	head.Set("Docker-Content-Digest", d.String())
+	head.Set("ETag", `"`+d.String()+`"`)
+}
+
+func notModified(r *http.Request, d digest.Digest) bool {
+	v := r.Header.Get("If-None-Match")
+	return v == "*" || v == `"`+d.String()+`"` || v == `W/"`+d.String()+`"`
+}
+
+// serveContent sends content with ranges and conditions. Once the head is out
+// there is no way to say that something went wrong but to cut the connection:
+// a client must never take half a blob for a whole one.
+func (h *Handler) serveContent(q *request, d digest.Digest, mediaType string, content io.ReadSeeker) {
+	head := q.w.Header()
+	head.Set("Content-Type", mediaType)
+	setDigest(head, d)
+	w := newPaced(q.w)
+	defer w.done()
+	if f, ok := content.(*os.File); ok {
+		// A file's errors need no watch: too few bytes for the Content-Length
+		// make net/http cut the connection.
+		http.ServeContent(w, q.Request, "", time.Time{}, f)
+		return
+	}
+	watched := &watchedReader{ReadSeeker: content}
+	http.ServeContent(w, q.Request, "", time.Time{}, watched)
+	if watched.err != nil {
+		h.log.Warn("content cut off", slog.String("repository", q.name()), slog.String("digest", d.String()), slog.Any("error", watched.err))
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// watchedReader remembers why reading ended early; http.ServeContent does not
+// tell.
+type watchedReader struct {
+	io.ReadSeeker
+	err error
+}
+
+func (r *watchedReader) Read(p []byte) (int, error) {
+	n, err := r.ReadSeeker.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.err = err
+	}
+	return n, err
+}
+
+func (h *Handler) serveBytes(q *request, d digest.Digest, mediaType string, b []byte) {
+	h.serveContent(q, d, mediaType, bytes.NewReader(b))
+}
+
+// deleteBlob takes the blob out of this repository: what has been given to it
+// without a manifest. The bytes go when nobody needs them any more.
+func (h *Handler) deleteBlob(q *request) error {
+	d, err := parseDigest(q.route.ref)
+	if err != nil {
+		return err
+	}
+	if _, ok, err := h.catalog.Linked(q.project.PID, q.repo, d); err != nil {
+		return err
+	} else if !ok {
+		return blobUnknown(d, q.name())
+	}
+	if err := h.catalog.Lease(q.Context(), d, catalog.Lease{PID: q.project.PID, Repo: q.repo}); err != nil && !absent(err) {
+		return err
+	}
+	if _, ok, err := h.catalog.Linked(q.project.PID, q.repo, d); err != nil {
+		return err
+	} else if ok {
+		return refuse(errcode.ErrorCodeUnsupported, "a manifest of repository %s needs blob %s: delete that first", q.name(), d)
+	}
+	q.w.Header().Set("Content-Length", "0")
+	q.w.WriteHeader(http.StatusAccepted)
+	return nil
+}

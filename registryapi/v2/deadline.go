@@ -1,0 +1,78 @@
+package v2
+
+import (
+	"io"
+	"net/http"
+	"time"
+)
+
+// Bodies may be of any length and links of any speed, so there is no time
+// limit for a whole transfer, only for standing still.
+const (
+	// stallTimeout is how long a client may take for the next piece.
+	stallTimeout = 2 * time.Minute
+	// pieceBytes is the piece of a download after which the limit starts anew:
+	// slower than some 9 KiB/s is taken for dead.
+	pieceBytes = 1 << 20
+)
+
+// body reads the request's body under a rolling deadline.
+type body struct {
+	r  io.Reader
+	rc *http.ResponseController
+}
+
+func (q *request) content() io.Reader {
+	return &body{r: q.Body, rc: http.NewResponseController(q.w)}
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	_ = b.rc.SetReadDeadline(time.Now().Add(stallTimeout)) // recorders in tests have none
+	n, err := b.r.Read(p)
+	if err != nil {
+		_ = b.rc.SetReadDeadline(time.Time{}) // the connection's next request has its own
+	}
+	return n, err
+}
+
+// paced writes the answer's body under a rolling deadline. It keeps ReadFrom,
+// and hands each piece on as an *io.LimitedReader around the original file,
+// which is the shape that the net package turns into sendfile.
+type paced struct {
+	http.ResponseWriter
+	rc *http.ResponseController
+}
+
+func newPaced(w http.ResponseWriter) *paced {
+	return &paced{ResponseWriter: w, rc: http.NewResponseController(w)}
+}
+
+func (p *paced) Write(b []byte) (int, error) {
+	_ = p.rc.SetWriteDeadline(time.Now().Add(stallTimeout))
+	return p.ResponseWriter.Write(b)
+}
+
+func (p *paced) ReadFrom(src io.Reader) (int64, error) {
+	left, limited := int64(-1), false
+	if lr, ok := src.(*io.LimitedReader); ok {
+		src, left, limited = lr.R, lr.N, true
+	}
+	var total int64
+	for !limited || left > 0 {
+		piece := int64(pieceBytes)
+		if limited {
+			piece = min(piece, left)
+		}
+		_ = p.rc.SetWriteDeadline(time.Now().Add(stallTimeout))
+		n, err := io.Copy(p.ResponseWriter, &io.LimitedReader{R: src, N: piece})
+		total += n
+		left -= n
+		if err != nil || n < piece {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// done takes the deadline off, for the connection's next request.
+func (p *paced) done() { _ = p.rc.SetWriteDeadline(time.Time{}) }

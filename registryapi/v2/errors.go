@@ -1,0 +1,118 @@
+package v2
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/registryapi/access"
+)
+
+// apiError is an answer that refuses: what a handler returns when it knows what
+// the client should hear. Any other error is a fault of the node's.
+type apiError struct {
+	status     int
+	errs       errcode.Errors
+	retryAfter time.Duration // header Retry-After, if not zero
+	header     http.Header   // further headers, may be nil
+}
+
+func (e *apiError) Error() string { return e.errs.Error() }
+
+// refuse makes an apiError with the status that the code stands for.
+func refuse(code errcode.ErrorCode, format string, args ...any) *apiError {
+	return refuseStatus(code.Descriptor().HTTPStatusCode, code, format, args...)
+}
+
+func refuseStatus(status int, code errcode.ErrorCode, format string, args ...any) *apiError {
+	return &apiError{status: status, errs: errcode.Errors{code.WithMessage(fmt.Sprintf(format, args...))}}
+}
+
+// with adds a header to the answer.
+func (e *apiError) with(key, value string) *apiError {
+	if e.header == nil {
+		e.header = http.Header{}
+	}
+	e.header.Set(key, value)
+	return e
+}
+
+// unreachableRetry is what a client is told when the one who knows the sites
+// gave no better figure.
+const unreachableRetry = 5 * time.Second
+
+// classify turns the errors of the layers below into answers.
+func (h *Handler) classify(err error) *apiError {
+	var ae *apiError
+	var gone *store.Unreachable
+	var busy *access.TooMany
+	switch {
+	case errors.As(err, &ae):
+		return ae
+	case errors.As(err, &gone):
+		e := refuse(errcode.ErrorCodeUnavailable, "%s", gone.Error())
+		e.errs[0] = e.errs[0].(errcode.Error).WithDetail(map[string]any{"sites": gone.Sites})
+		e.retryAfter = gone.RetryAfter
+		if e.retryAfter <= 0 {
+			e.retryAfter = unreachableRetry
+		}
+		return e
+	case errors.As(err, &busy):
+		e := refuse(errcode.ErrorCodeTooManyRequests, "%s", busy.Error())
+		e.retryAfter = busy.RetryAfter
+		return e
+	case errors.Is(err, store.ErrNoSpace):
+		return refuseStatus(http.StatusInsufficientStorage, errcode.ErrorCodeUnavailable,
+			"site %s has no space left for this: free some there, or push at another site", h.cfg.Site)
+	case errors.Is(err, store.ErrTooLarge):
+		return refuseStatus(http.StatusRequestEntityTooLarge, errcode.ErrorCodeSizeInvalid, "the blob is larger than site %s takes", h.cfg.Site)
+	case errors.Is(err, store.ErrTooManyUploads):
+		e := refuse(errcode.ErrorCodeTooManyRequests, "site %s has as many uploads open as it takes: finish or cancel some", h.cfg.Site)
+		e.retryAfter = unreachableRetry
+		return e
+	case errors.Is(err, store.ErrUploadBusy):
+		return refuseStatus(http.StatusConflict, errcode.ErrorCodeBlobUploadInvalid, "another request is writing to this upload: wait for it, then ask for its status")
+	case errors.Is(err, store.ErrUnsupportedDigest):
+		return refuse(errcode.ErrorCodeDigestInvalid, "only sha256 digests are supported")
+	case errors.Is(err, store.ErrDigestMismatch):
+		return refuse(errcode.ErrorCodeDigestInvalid, "the content does not have the digest given: send it again")
+	case errors.Is(err, store.ErrNotFound):
+		return refuse(errcode.ErrorCodeBlobUnknown, "blob unknown to the repository")
+	}
+	return nil
+}
+
+// writeError is the one place where an error becomes an answer. Nothing has
+// been written before.
+func (h *Handler) writeError(w http.ResponseWriter, r *http.Request, err error) {
+	e := h.classify(err)
+	if e == nil {
+		if r.Context().Err() != nil || errors.Is(err, context.Canceled) {
+			panic(http.ErrAbortHandler) // nobody is listening any more
+		}
+		h.log.Error("registry request failed", slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Any("error", err))
+		e = refuse(errcode.ErrorCodeUnknown, "site %s could not do this: see the node's log", h.cfg.Site)
+	}
+	for k, v := range e.header {
+		w.Header()[k] = v
+	}
+	if e.retryAfter > 0 {
+		w.Header().Set("Retry-After", access.RetryAfter(e.retryAfter))
+	}
+	body, err := json.Marshal(e.errs)
+	if err != nil { // details are strings and maps of them
+		body = []byte(`{"errors":[{"code":"UNKNOWN","message":"unknown error"}]}`)
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(e.status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(append(body, '\n'))
+	}
+}

@@ -1,0 +1,162 @@
+package v2
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
+)
+
+func isDigest(ref string) bool { return strings.Contains(ref, ":") }
+
+func (h *Handler) manifestUnknown(q *request, unreachable []string) error {
+	kind := "tag"
+	if isDigest(q.route.ref) {
+		kind = "manifest"
+	}
+	detail := map[string]any{"name": q.name(), "reference": q.route.ref}
+	more := ""
+	if len(unreachable) > 0 {
+		more = ", as far as can be said while " + strings.Join(unreachable, ", ") + " cannot be reached"
+		detail["unreachable"] = unreachable
+	}
+	e := refuse(errcode.ErrorCodeManifestUnknown, "repository %s has no %s %s%s", q.name(), kind, clip(q.route.ref), more)
+	e.errs[0] = e.errs[0].(errcode.Error).WithDetail(detail)
+	return e
+}
+
+// find looks the reference up here, and once more after asking the other sites
+// for what they have.
+func (h *Handler) find(q *request) (catalog.ManifestInfo, error) {
+	var d digest.Digest
+	if isDigest(q.route.ref) {
+		var err error
+		if d, err = parseDigest(q.route.ref); err != nil {
+			return catalog.ManifestInfo{}, err
+		}
+	} else if !tagRegexp.MatchString(q.route.ref) {
+		return catalog.ManifestInfo{}, h.manifestUnknown(q, nil)
+	}
+	info, err := h.lookUp(q, d)
+	if !errors.Is(err, catalog.ErrNotFound) {
+		return info, err
+	}
+	unreachable := h.refresh(q)
+	if info, err = h.lookUp(q, d); errors.Is(err, catalog.ErrNotFound) {
+		return info, h.manifestUnknown(q, unreachable)
+	}
+	return info, err
+}
+
+func (h *Handler) lookUp(q *request, d digest.Digest) (catalog.ManifestInfo, error) {
+	if d == "" {
+		tag, err := h.catalog.Tag(q.project.PID, q.repo, q.route.ref)
+		if err != nil {
+			return catalog.ManifestInfo{}, err
+		}
+		d = tag.Digest
+	}
+	return h.catalog.Manifest(q.project.PID, q.repo, d)
+}
+
+// refresh brings what other sites have of the project here; it names those that
+// could not be asked. That it failed is no reason to refuse what is here.
+func (h *Handler) refresh(q *request) []string {
+	if h.cfg.Refresher == nil {
+		return nil
+	}
+	unreachable, err := h.cfg.Refresher.PullProject(q.Context(), q.project.PID)
+	if err != nil {
+		h.log.Debug("other sites not asked", slog.String("repository", q.name()), slog.Any("error", err))
+	}
+	return unreachable
+}
+
+// getManifest answers GET and HEAD. What is stored is what is served, whatever
+// the client says it accepts: a digest names bytes, and converting them would
+// need another name.
+func (h *Handler) getManifest(q *request) error {
+	info, err := h.find(q)
+	if err != nil {
+		return err
+	}
+	if q.Method == http.MethodHead {
+		head := q.w.Header()
+		head.Set("Content-Type", info.MediaType)
+		setDigest(head, info.Digest)
+		if notModified(q.Request, info.Digest) {
+			q.w.WriteHeader(http.StatusNotModified)
+			return nil
+		}
+		head.Set("Content-Length", strconv.FormatInt(info.Size, 10))
+		q.w.WriteHeader(http.StatusOK)
+		return nil
+	}
+	b, ok, err := h.catalog.Content(info.Digest)
+	if err != nil && !absent(err) {
+		return err
+	}
+	if ok {
+		h.serveBytes(q, info.Digest, info.MediaType, b)
+		return nil
+	}
+	content, err := h.openContent(q.Context(), q, info.Digest, info.Size)
+	if errors.Is(err, store.ErrNotFound) {
+		return h.manifestUnknown(q, nil)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = content.Close() }()
+	h.serveContent(q, info.Digest, info.MediaType, content)
+	return nil
+}
+
+// openContent opens what this repository is known to name, here or elsewhere.
+func (h *Handler) openContent(ctx context.Context, q *request, d digest.Digest, size int64) (io.ReadSeekCloser, error) {
+	b, err := h.cfg.Store.Open(ctx, d)
+	if err == nil {
+		return b, nil
+	}
+	if !absent(err) && !errors.Is(err, store.ErrCorrupt) {
+		return nil, err
+	}
+	return h.open(ctx, Want{PID: q.project.PID, Repo: q.repo, Digest: d, Size: size})
+}
+
+// deleteManifest deletes a tag, and only that, or a manifest with all tags that
+// point to it.
+func (h *Handler) deleteManifest(q *request) error {
+	var err error
+	if isDigest(q.route.ref) {
+		var d digest.Digest
+		if d, err = parseDigest(q.route.ref); err != nil {
+			return err
+		}
+		err = h.catalog.DeleteManifest(q.Context(), q.project.PID, q.repo, d, q.subject.Actor(), q.aclIndex)
+	} else {
+		if !tagRegexp.MatchString(q.route.ref) {
+			return h.manifestUnknown(q, nil)
+		}
+		err = h.catalog.DeleteTag(q.Context(), q.project.PID, q.repo, q.route.ref, q.subject.Actor(), q.aclIndex)
+	}
+	if errors.Is(err, catalog.ErrNotFound) {
+		return h.manifestUnknown(q, nil)
+	}
+	if err != nil {
+		return err
+	}
+	h.log.Info("deleted", slog.String("repository", q.name()), slog.String("reference", q.route.ref), slog.String("actor", q.subject.Actor()))
+	q.w.Header().Set("Content-Length", "0")
+	q.w.WriteHeader(http.StatusAccepted)
+	return nil
+}

@@ -1,0 +1,317 @@
+package v2
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/registryapi/access"
+)
+
+// startUpload answers POST: a mount, a whole blob in one request, or the start
+// of a session.
+func (h *Handler) startUpload(q *request) error {
+	ctx := q.Context()
+	if s := q.query.Get("mount"); s != "" {
+		d, err := parseDigest(s)
+		if err != nil {
+			return err
+		}
+		mounted, err := h.mount(q, d)
+		if err != nil {
+			return err
+		}
+		if mounted {
+			return q.created(d)
+		}
+		// Not to be had from there: the client uploads, as the specification says.
+	}
+	var want digest.Digest
+	if s := q.query.Get("digest"); s != "" && q.query.Get("mount") == "" {
+		var err error
+		if want, err = parseDigest(s); err != nil {
+			return err
+		}
+	}
+	id, err := h.cfg.Store.CreateUpload(ctx)
+	if err != nil {
+		return err
+	}
+	if want == "" {
+		return q.uploadAnswer(http.StatusAccepted, id, 0)
+	}
+	up, err := h.cfg.Store.Upload(ctx, id)
+	if err != nil {
+		return err
+	}
+	if err := h.finish(q, up, want); err != nil {
+		h.drop(q, up) // the client has no URL of it
+		return err
+	}
+	return q.created(want)
+}
+
+// mount links a blob of another repository into this one. The subject must be
+// able to pull it there, and it must not leave the sites where it may be.
+func (h *Handler) mount(q *request, d digest.Digest) (bool, error) {
+	from := q.query.Get("from")
+	if from == "" {
+		// Any repository of the same project will do: who may push here may
+		// pull there, so the digest opens nothing new.
+		if !h.cfg.Access.CanRepository(scopeless(q.subject), q.project, q.repo, access.Pull) {
+			return false, nil
+		}
+		if _, _, ok, err := h.catalog.LinkedIn(q.project.PID, d); err != nil || !ok {
+			return false, err
+		}
+		return h.mounted(q, d)
+	}
+	project, repo, err := h.cfg.Access.Canonical(q.Request, from)
+	if err != nil {
+		return false, refuse(errcode.ErrorCodeNameInvalid, "from: %s", err)
+	}
+	src, ok := h.cfg.View().Project(project)
+	if !ok || !h.cfg.Access.CanRepository(q.subject, src, repo, access.Pull) || !within(q.project, src) {
+		return false, nil
+	}
+	if _, ok, err := h.catalog.Linked(src.PID, repo, d); err != nil || !ok {
+		return false, err
+	}
+	return h.mounted(q, d)
+}
+
+// mounted gives the blob to this repository, if this store has it.
+func (h *Handler) mounted(q *request, d digest.Digest) (bool, error) {
+	err := h.lease(q.Context(), q, d)
+	if absent(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// within reports whether all sites where p may be are sites where src may be.
+func within(p, src state.Project) bool {
+	if len(src.Sites) == 0 {
+		return true
+	}
+	if len(p.Sites) == 0 {
+		return false
+	}
+	may := map[string]bool{}
+	for _, s := range src.Sites {
+		may[s] = true
+	}
+	for _, s := range p.Sites {
+		if !may[s] {
+			return false
+		}
+	}
+	return true
+}
+
+// upload finds the session that the URL names.
+func (h *Handler) upload(q *request) (*store.Upload, error) {
+	if !uploadRegexp.MatchString(q.route.ref) {
+		return nil, uploadUnknown(q.route.ref)
+	}
+	up, err := h.cfg.Store.Upload(q.Context(), q.route.ref)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, uploadUnknown(q.route.ref)
+	}
+	return up, err
+}
+
+func uploadUnknown(id string) error {
+	return refuse(errcode.ErrorCodeBlobUploadUnknown, "there is no upload %s here: it has ended, or another site has it; start anew", clip(id))
+}
+
+func (h *Handler) uploadStatus(q *request) error {
+	up, err := h.upload(q)
+	if err != nil {
+		return err
+	}
+	return q.uploadAnswer(http.StatusNoContent, q.route.ref, up.Offset())
+}
+
+func (h *Handler) patchUpload(q *request) error {
+	up, err := h.upload(q)
+	if err != nil {
+		return err
+	}
+	if err := h.receive(q, up); err != nil {
+		return err
+	}
+	return q.uploadAnswer(http.StatusAccepted, q.route.ref, up.Offset())
+}
+
+func (h *Handler) finishUpload(q *request) error {
+	want, err := parseDigest(q.query.Get("digest"))
+	if err != nil {
+		return err
+	}
+	up, err := h.upload(q)
+	if err != nil {
+		return err
+	}
+	if err := h.finish(q, up, want); err != nil {
+		return err
+	}
+	return q.created(want)
+}
+
+func (h *Handler) cancelUpload(q *request) error {
+	up, err := h.upload(q)
+	if err != nil {
+		return err
+	}
+	if err := up.Cancel(); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	q.w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+var contentRangeRegexp = regexp.MustCompile(`^(?:bytes[ =])?([0-9]{1,19})-([0-9]{1,19})(?:/(?:\*|[0-9]{1,19}))?$`)
+
+// parseContentRange reads the specification's "start-end", both inclusive, and
+// HTTP's "bytes start-end/total".
+func parseContentRange(s string) (start, length int64, err error) {
+	m := contentRangeRegexp.FindStringSubmatch(s)
+	if m == nil {
+		return 0, 0, fmt.Errorf("%q is not a content range: expected start-end", clip(s))
+	}
+	start, err1 := strconv.ParseInt(m[1], 10, 64)
+	end, err2 := strconv.ParseInt(m[2], 10, 64)
+	if err1 != nil || err2 != nil || end < start || end-start+1 <= 0 {
+		return 0, 0, fmt.Errorf("%q is not a content range: the end is before the start, or too far", clip(s))
+	}
+	return start, end - start + 1, nil
+}
+
+// chunk checks what the request says about its body: where it starts and how
+// long it is (-1 if it does not say).
+func (q *request) chunk(up *store.Upload) (content io.Reader, length int64, err error) {
+	content, length = q.content(), q.ContentLength
+	s := q.Header.Get("Content-Range")
+	if s == "" {
+		return content, length, nil
+	}
+	start, n, err := parseContentRange(s)
+	if err != nil {
+		return nil, 0, q.outOfRange(up, refuse(errcode.ErrorCodeRangeInvalid, "%s", err))
+	}
+	if start != up.Offset() {
+		return nil, 0, q.outOfRange(up, refuse(errcode.ErrorCodeRangeInvalid, "the chunk starts at %d, but the upload is at %d: send that one next", start, up.Offset()))
+	}
+	if length >= 0 && length != n {
+		return nil, 0, refuse(errcode.ErrorCodeSizeInvalid, "the range is of %d bytes and the body of %d: they must be the same", n, length)
+	}
+	return io.LimitReader(content, n), n, nil
+}
+
+// receive appends the request's body to the upload. What was written stays when
+// the client vanishes: it asks for the status and goes on.
+func (h *Handler) receive(q *request, up *store.Upload) error {
+	content, length, err := q.chunk(up)
+	if err != nil {
+		return err
+	}
+	n, err := up.Append(q.Context(), content)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return uploadUnknown(q.route.ref)
+	case err != nil:
+		return bodyError(err)
+	case length >= 0 && n != length:
+		return refuse(errcode.ErrorCodeSizeInvalid, "%d bytes were announced and %d came: ask for the upload's status and go on from there", length, n)
+	case length >= 0 && q.ContentLength < 0:
+		// A body without a length must end where its range says.
+		if m, _ := io.ReadFull(q.Body, make([]byte, 1)); m != 0 {
+			return refuse(errcode.ErrorCodeSizeInvalid, "the body goes on after the %d bytes of its range", length)
+		}
+	}
+	return nil
+}
+
+// finish appends the last chunk, if the request has one, proves the digest and
+// makes the blob this repository's.
+func (h *Handler) finish(q *request, up *store.Upload, want digest.Digest) error {
+	var content io.Reader
+	if q.ContentLength != 0 {
+		var err error
+		if content, _, err = q.chunk(up); err != nil {
+			return err
+		}
+	}
+	_, err := up.Finish(q.Context(), content, want, store.Link{PID: q.project.PID, Repo: q.repo})
+	if errors.Is(err, store.ErrNotFound) {
+		return uploadUnknown(q.route.ref)
+	}
+	return bodyError(err)
+}
+
+// bodyError tells the client's fault from the node's.
+func bodyError(err error) error {
+	var tooLong *http.MaxBytesError
+	if errors.As(err, &tooLong) {
+		return refuseStatus(http.StatusRequestEntityTooLarge, errcode.ErrorCodeSizeInvalid, "the body is longer than %d bytes", tooLong.Limit)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return refuseStatus(http.StatusRequestTimeout, errcode.ErrorCodeBlobUploadInvalid, "the body stood still for %s: ask for the upload's status and go on from there", stallTimeout)
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return refuse(errcode.ErrorCodeSizeInvalid, "the body ended early: ask for the upload's status and go on from there")
+	}
+	return err
+}
+
+func (q *request) outOfRange(up *store.Upload, e *apiError) error {
+	return e.with("Location", q.url("blobs", "uploads", q.route.ref)).
+		with("Range", rangeHeader(up.Offset())).
+		with("Docker-Upload-Uuid", q.route.ref)
+}
+
+// rangeHeader says what has come so far. There is no form for nothing; "0-0"
+// is what distribution has taught the clients.
+func rangeHeader(offset int64) string {
+	return "0-" + strconv.FormatInt(max(0, offset-1), 10)
+}
+
+func (q *request) uploadAnswer(status int, id string, offset int64) error {
+	head := q.w.Header()
+	head.Set("Location", q.url("blobs", "uploads", id))
+	head.Set("Range", rangeHeader(offset))
+	head.Set("Docker-Upload-Uuid", id)
+	if status != http.StatusNoContent {
+		head.Set("Content-Length", "0")
+	}
+	q.w.WriteHeader(status)
+	return nil
+}
+
+// drop ends an upload that the client has no URL of.
+func (h *Handler) drop(q *request, up *store.Upload) {
+	if err := up.Cancel(); err != nil && !errors.Is(err, store.ErrNotFound) {
+		h.log.Warn("upload not removed: it goes when it expires", slog.String("repository", q.name()), slog.Any("error", err))
+	}
+}
+
+// created is the answer for a blob that is in the repository now.
+func (q *request) created(d digest.Digest) error {
+	head := q.w.Header()
+	head.Set("Location", q.url("blobs", d.String()))
+	head.Set("Docker-Content-Digest", d.String())
+	head.Set("Content-Length", "0")
+	q.w.WriteHeader(http.StatusCreated)
+	return nil
+}

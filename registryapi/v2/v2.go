@@ -1,0 +1,294 @@
+package v2
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/distribution/distribution/v3/registry/api/errcode"
+	dist "github.com/distribution/distribution/v3/registry/api/v2"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/registryapi/access"
+)
+
+// Want names content of a project that may be elsewhere.
+type Want struct {
+	PID    identity.ProjectID
+	Repo   string // below the project
+	Digest digest.Digest
+	Size   int64
+}
+
+// Blob is content that can be served; parts of it may still be arriving, then
+// Read waits for them. Close it.
+type Blob interface {
+	io.ReadSeekCloser
+	Size() int64
+}
+
+// Source gives content that this site does not hold.
+type Source interface {
+	// Available says whether OpenBlob can be expected to work: nil,
+	// store.ErrNotFound, or *store.Unreachable. It transfers nothing and
+	// answers within a second.
+	Available(ctx context.Context, w Want) error
+	// OpenBlob starts the transfer or joins one. No byte that it gives out is
+	// unchecked; the last ones come only when the whole is proven.
+	OpenBlob(ctx context.Context, w Want) (Blob, error)
+}
+
+// Claim is what became of the blobs that a manifest needs.
+type Claim struct {
+	// Missing are those that no site in reach has for this repository.
+	Missing []digest.Digest
+	// Unreachable names the sites that could not be asked.
+	Unreachable []string
+}
+
+// Claimer finds what a manifest needs and this site does not hold, and makes
+// sure that it stays where it is until this site has fetched it.
+type Claimer interface {
+	Claim(ctx context.Context, pid identity.ProjectID, repo string, want []Want) (Claim, error)
+}
+
+// Refresher brings the project's entries of other sites here, within bounds of
+// its own: one question for many callers, and two seconds at most. It names the
+// sites that could not be asked.
+type Refresher interface {
+	PullProject(ctx context.Context, pid identity.ProjectID) (unreachable []string, err error)
+}
+
+// Limits bound what clients may ask for. Zero values mean the defaults.
+type Limits struct {
+	// ManifestBytes is the largest manifest taken: 4 MiB, which is what the
+	// specification asks registries to take at least and clients to expect.
+	ManifestBytes int64
+	// PageEntries is the most entries in one page of any list.
+	PageEntries int
+}
+
+const (
+	defaultManifestBytes = 4 << 20
+	defaultPageEntries   = 1000
+)
+
+// Config is what New needs. Source, Claimer and Refresher may be nil: then
+// this site has only what it holds.
+type Config struct {
+	View      func() *state.View
+	Access    *access.Access
+	Store     *store.Store
+	Source    Source
+	Claimer   Claimer
+	Refresher Refresher
+	// Site is this site's name, for messages and as home of what is pushed.
+	Site   string
+	Limits Limits
+	Logger *slog.Logger
+	Now    func() time.Time
+}
+
+// Handler answers /v2/.
+type Handler struct {
+	cfg     Config
+	log     *slog.Logger
+	catalog *catalog.Catalog
+}
+
+// New makes the handler; it starts nothing.
+func New(cfg Config) (*Handler, error) {
+	if cfg.View == nil || cfg.Access == nil || cfg.Store == nil || cfg.Site == "" {
+		return nil, errors.New("registryapi/v2: View, Access, Store and Site are needed")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Limits.ManifestBytes <= 0 {
+		cfg.Limits.ManifestBytes = defaultManifestBytes
+	}
+	if cfg.Limits.PageEntries <= 0 {
+		cfg.Limits.PageEntries = defaultPageEntries
+	}
+	return &Handler{cfg: cfg, log: cfg.Logger, catalog: cfg.Store.Catalog()}, nil
+}
+
+// request is one request with what has been found out about it.
+type request struct {
+	*http.Request
+	w       http.ResponseWriter
+	query   url.Values
+	route   route
+	subject access.Subject
+
+	// Of a repository's ends only:
+	project  state.Project
+	repo     string // below the project
+	aclIndex uint64 // raft index of the rights that were decided by
+}
+
+// name is the repository's canonical full name.
+func (q *request) name() string { return q.project.Name + "/" + q.repo }
+
+// url is the path of one of this repository's ends. Locations are relative to
+// the host, so that they are right behind any proxy. The name is the one the
+// client wrote: its next request needs the scope that it has a token for.
+func (q *request) url(parts ...string) string {
+	return "/v2/" + q.route.repo + "/" + strings.Join(parts, "/")
+}
+
+// ends lists the methods of each route.
+var ends = map[string]map[string]func(*Handler, *request) error{
+	dist.RouteNameBase:    {http.MethodGet: (*Handler).base},
+	dist.RouteNameCatalog: {http.MethodGet: (*Handler).listRepositories},
+	dist.RouteNameTags:    {http.MethodGet: (*Handler).listTags},
+	routeReferrers:        {http.MethodGet: (*Handler).listReferrers},
+	dist.RouteNameManifest: {
+		http.MethodGet:    (*Handler).getManifest,
+		http.MethodPut:    (*Handler).putManifest,
+		http.MethodDelete: (*Handler).deleteManifest,
+	},
+	dist.RouteNameBlob: {
+		http.MethodGet:    (*Handler).getBlob,
+		http.MethodDelete: (*Handler).deleteBlob,
+	},
+	dist.RouteNameBlobUpload: {http.MethodPost: (*Handler).startUpload},
+	dist.RouteNameBlobUploadChunk: {
+		http.MethodGet:    (*Handler).uploadStatus,
+		http.MethodPatch:  (*Handler).patchUpload,
+		http.MethodPut:    (*Handler).finishUpload,
+		http.MethodDelete: (*Handler).cancelUpload,
+	},
+}
+
+// needs says what a method of any repository's end asks for.
+func needs(method string) []access.Action {
+	switch method {
+	case http.MethodGet:
+		return []access.Action{access.Pull}
+	case http.MethodDelete:
+		return []access.Action{access.Delete}
+	}
+	return []access.Action{access.Push}
+}
+
+// ServeHTTP implements http.Handler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	if err := h.serve(w, r); err != nil {
+		h.writeError(w, r, err)
+	}
+}
+
+func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
+	rt, ok := parseRoute(r.URL.Path)
+	if !ok {
+		return refuseStatus(http.StatusNotFound, errcode.ErrorCodeUnsupported, "there is nothing at this path: see the OCI distribution specification for those that are")
+	}
+	method := r.Method
+	if method == http.MethodHead {
+		method = http.MethodGet
+	}
+	end, ok := ends[rt.name][method]
+	if !ok {
+		return refuse(errcode.ErrorCodeUnsupported, "this path does not take %s", r.Method).with("Allow", allowed(rt.name))
+	}
+	q := &request{Request: r, w: w, query: r.URL.Query(), route: rt}
+
+	var project string
+	var err error
+	if rt.repo != "" || (rt.name != dist.RouteNameBase && rt.name != dist.RouteNameCatalog) {
+		if project, q.repo, err = h.cfg.Access.Canonical(r, rt.repo); err != nil {
+			return refuse(errcode.ErrorCodeNameInvalid, "%s", err)
+		}
+	}
+	if q.subject, err = h.cfg.Access.AuthenticateRegistry(r); err != nil {
+		return h.unauthenticated(q, err)
+	}
+	if project == "" {
+		return end(h, q)
+	}
+	acts := needs(method)
+	// The end of an upload session and its status belong to the push.
+	if rt.name == dist.RouteNameBlobUploadChunk {
+		acts = []access.Action{access.Push}
+	}
+	if q.project, err = h.authorise(q, project, q.repo, acts...); err != nil {
+		return err
+	}
+	return end(h, q)
+}
+
+func allowed(name string) string {
+	var list []string
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodPut, http.MethodDelete} {
+		if _, ok := ends[name][m]; !ok {
+			continue
+		}
+		list = append(list, m)
+		if m == http.MethodGet {
+			list = append(list, http.MethodHead)
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
+// base answers GET /v2/: clients ask it to learn how to log in, so it wants
+// credentials although anybody may pull from public projects.
+func (h *Handler) base(q *request) error {
+	if q.subject.Kind == access.Anonymous && q.subject.Scope == nil {
+		return h.unauthorised(q, "", "log in to see more than public projects")
+	}
+	q.w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	q.w.Header().Set("Content-Length", "2")
+	if q.Method != http.MethodHead {
+		_, _ = io.WriteString(q.w, "{}")
+	}
+	return nil
+}
+
+// pageSize reads the parameter n.
+func (h *Handler) pageSize(q *request) (int, error) {
+	s := q.query.Get("n")
+	if s == "" {
+		return h.cfg.Limits.PageEntries, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil && !errors.Is(err, strconv.ErrRange) || n < 0 || s[0] == '+' || s[0] == '-' {
+		return 0, refuse(errcode.ErrorCodePaginationNumberInvalid, "n must be a number that is not negative, not %q", clip(s))
+	}
+	return min(n, h.cfg.Limits.PageEntries), nil
+}
+
+// link sets the header that leads to the next page.
+func (q *request) link(n int, last string, more url.Values) {
+	v := url.Values{}
+	for k, s := range more {
+		v[k] = s
+	}
+	v.Set("n", strconv.Itoa(n))
+	v.Set("last", last)
+	q.w.Header().Set("Link", "<"+q.URL.EscapedPath()+"?"+v.Encode()+`>; rel="next"`)
+}
+
+// clip shortens what a client sent for a message to it.
+func clip(s string) string {
+	const most = 80
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}
