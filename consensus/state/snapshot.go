@@ -45,7 +45,9 @@ func (v *View) Snapshot(w io.Writer) error {
 	return nil
 }
 
-// Restore replaces the state by a snapshot, all of it or nothing.
+// Restore replaces the state by a snapshot, all of it or nothing. A snapshot
+// that is not later than the state changes nothing: what it says was applied
+// here already.
 func (s *State) Restore(r io.Reader) error {
 	in := bufio.NewReader(r)
 	var h command.SnapshotHeader
@@ -54,6 +56,9 @@ func (s *State) Restore(r io.Reader) error {
 	}
 	if h.GetFormat() > snapshotFormat || h.GetLevel() > command.Level {
 		return &UnsupportedError{Index: h.GetIndex(), Reason: fmt.Sprintf("a snapshot of format %d at command level %d", h.GetFormat(), h.GetLevel())}
+	}
+	if h.GetIndex() <= s.View().index {
+		return nil
 	}
 	v := newView()
 	v.index = h.GetIndex()

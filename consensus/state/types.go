@@ -30,7 +30,7 @@ type Site struct {
 type Node struct {
 	ID           identity.NodeID
 	SiteID       int64
-	Site         string // its site's name
+	Site         string           // its site's name
 	Store        identity.StoreID // zero for a witness
 	BoxKey       [32]byte
 	BoxSignature []byte

@@ -1,0 +1,108 @@
+package consensus
+
+import (
+	"errors"
+	"io"
+	"sync"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
+)
+
+// applied is what the state machine answers to raft.
+type applied struct {
+	result command.Result
+	err    error
+}
+
+// fsm joins the state to raft. raft calls Apply, Snapshot and Restore from one
+// goroutine.
+type fsm struct {
+	state *state.State
+	mark  *marker
+
+	once   sync.Once
+	halted chan struct{} // closed when the node must stop
+	why    error         // set before halted is closed
+}
+
+func newFSM(s *state.State, m *marker) *fsm {
+	return &fsm{state: s, mark: m, halted: make(chan struct{})}
+}
+
+// halt stops all further applying: invariant C4.
+func (f *fsm) halt(err error) {
+	f.once.Do(func() { f.why = err; close(f.halted) })
+}
+
+// haltedBy gives the reason for a halt, or nil.
+func (f *fsm) haltedBy() error {
+	select {
+	case <-f.halted:
+		return f.why
+	default:
+		return nil
+	}
+}
+
+// Apply implements raft.FSM.
+func (f *fsm) Apply(l *raft.Log) any {
+	if err := f.haltedBy(); err != nil {
+		return applied{err: err}
+	}
+	if l.Index <= f.state.View().Index() {
+		return applied{} // replayed at start already: invariant C6
+	}
+	var env command.Envelope
+	if err := proto.Unmarshal(l.Data, &env); err != nil {
+		err = &state.UnsupportedError{Index: l.Index, Reason: "an entry that is no command envelope"}
+		f.halt(err)
+		return applied{err: err}
+	}
+	res, err := f.state.Apply(l.Index, &env)
+	var unsupported *state.UnsupportedError
+	if errors.As(err, &unsupported) {
+		f.halt(err)
+		return applied{err: err}
+	}
+	f.mark.set(l.Index, l.Term)
+	return applied{result: res, err: err}
+}
+
+// Snapshot implements raft.FSM. It only takes a pointer.
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	if err := f.haltedBy(); err != nil {
+		return nil, err
+	}
+	return snapshot{f.state.View()}, nil
+}
+
+// Restore implements raft.FSM: all or nothing (rqlite#2759).
+func (f *fsm) Restore(r io.ReadCloser) error {
+	defer r.Close()
+	if err := f.haltedBy(); err != nil {
+		return err
+	}
+	err := f.state.Restore(r)
+	var unsupported *state.UnsupportedError
+	if errors.As(err, &unsupported) {
+		f.halt(err)
+	}
+	return err
+}
+
+type snapshot struct{ view *state.View }
+
+// Persist implements raft.FSMSnapshot.
+func (s snapshot) Persist(sink raft.SnapshotSink) error {
+	if err := s.view.Snapshot(sink); err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
+	return sink.Close()
+}
+
+// Release implements raft.FSMSnapshot.
+func (snapshot) Release() {}

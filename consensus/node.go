@@ -1,0 +1,477 @@
+package consensus
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/telemetry"
+	"github.com/portolan/portolan/node/wire"
+)
+
+// errStopping is internal: callers get an Unavailable.
+var errStopping = errors.New("consensus: the node is stopping")
+
+// Node is one member's part in the control plane.
+type Node struct {
+	UnimplementedControlServer
+
+	cfg    Config
+	log    *slog.Logger
+	state  *state.State
+	fsm    *fsm
+	raft   *raft.Raft
+	wal    *wal.WAL
+	mark   *marker
+	trans  *raft.NetworkTransport
+	stream *streamLayer
+	peers  *peers
+	reach  *reach
+	stats  metrics
+
+	lifetime context.Context // ends with the node
+	end      context.CancelFunc
+	work     sync.WaitGroup // edits under way
+	edits    chan struct{}  // bounds them
+	joins    chan struct{}
+	ready    chan struct{}
+	fatal    chan error
+	closing  sync.Once
+	closeErr error
+
+	transferStuck atomic.Int64 // unix nanoseconds of the first refusal in a row; raft#696
+
+	mu      sync.Mutex                     // leaf lock
+	heard   map[identity.NodeID]state.Node // members by hearsay
+	heardAt time.Time
+	stopped bool
+}
+
+// Open opens the raft directory, brings the state to where it was and starts
+// raft. The node is a member's only when Run runs; call Close if it never does.
+func Open(cfg Config) (*Node, error) {
+	if err := fill(&cfg); err != nil {
+		return nil, err
+	}
+	n := &Node{cfg: cfg, log: cfg.Logger, state: state.New(), heard: make(map[identity.NodeID]state.Node),
+		edits: make(chan struct{}, maxInFlight), joins: make(chan struct{}, maxJoins), ready: make(chan struct{}), fatal: make(chan error, 1)}
+	n.lifetime, n.end = context.WithCancel(context.Background())
+	n.stats.init()
+	if n.cfg.DialRaft == nil {
+		n.cfg.DialRaft = func(ctx context.Context, addr string, want identity.NodeID) (net.Conn, error) {
+			return wire.DialRaft(ctx, addr, want, cfg.Identity, n)
+		}
+	}
+	n.peers = &peers{node: n, conns: make(map[identity.NodeID]*peer)}
+	n.reach = newReach(n)
+	n.stream = &streamLayer{Listener: n.cfg.RaftListener, self: n.cfg.Identity.ID, node: n, open: make(map[net.Conn]struct{})}
+	if err := n.open(); err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	return n, nil
+}
+
+func fill(cfg *Config) error {
+	if cfg.Dir == "" || cfg.Identity == nil || cfg.RaftListener == nil || cfg.Self == nil {
+		return errors.New("consensus: a directory, an identity, a raft listener and the node's own record are needed")
+	}
+	if cfg.Profile.Election == 0 {
+		cfg.Profile = LAN
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.DialControl == nil {
+		cfg.DialControl = func(ctx context.Context, addr string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+		}
+	}
+	return nil
+}
+
+func (n *Node) open() error {
+	walDir := filepath.Join(n.cfg.Dir, "wal")
+	if err := os.MkdirAll(walDir, 0o700); err != nil {
+		return fmt.Errorf("consensus: make directory: %w", err)
+	}
+	var err error
+	if n.mark, err = openMarker(n.cfg.Dir); err != nil {
+		return err
+	}
+	hlog := telemetry.HCLog(n.log, "raft")
+	if n.wal, err = wal.Open(walDir, wal.WithSegmentSize(walSegmentBytes), wal.WithLogger(hlog)); err != nil {
+		return fmt.Errorf("consensus: open raft log in %s: %w", walDir, err)
+	}
+	logs, err := raft.NewLogCache(logCacheEntries, n.wal)
+	if err != nil {
+		return fmt.Errorf("consensus: %w", err)
+	}
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(n.cfg.Dir, snapshotsKept, hlog)
+	if err != nil {
+		return fmt.Errorf("consensus: open snapshots in %s: %w", n.cfg.Dir, err)
+	}
+	n.fsm = newFSM(n.state, n.mark)
+	if err := replay(n.fsm, n.wal, snaps, n.mark); err != nil {
+		return err
+	}
+	if err := n.loadSeeds(); err != nil {
+		return err
+	}
+	n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream:  n.stream,
+		MaxPool: transportPool,
+		// No pipelining: raft#612, a follower that gets heartbeats and no entries.
+		MaxRPCsInFlight:         1,
+		Timeout:                 transportTimeout,
+		MsgpackUseNewTimeFormat: true,
+		Logger:                  hlog,
+	})
+	if n.raft, err = raft.NewRaft(n.raftConfig(), n.fsm, logs, n.wal, snaps, n.trans); err != nil {
+		return errors.Join(n.fsm.haltedBy(), fmt.Errorf("consensus: start raft: %w", err))
+	}
+	n.checkReady()
+	return nil
+}
+
+func (n *Node) raftConfig() *raft.Config {
+	p := n.cfg.Profile
+	c := raft.DefaultConfig()
+	c.ProtocolVersion = 3
+	c.LocalID = raft.ServerID(n.cfg.Identity.ID.String())
+	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout, c.CommitTimeout = p.Election, p.Election, p.Lease, p.Commit
+	c.MaxAppendEntries = maxAppendEntries
+	c.TrailingLogs, c.SnapshotThreshold, c.SnapshotInterval = trailingLogs, snapshotThreshold, snapshotInterval
+	c.ShutdownOnRemove = false
+	c.Logger = telemetry.HCLog(n.log, "raft")
+	c.NoLegacyTelemetry = true
+	return c
+}
+
+// State gives the replicated state. It is there, and readable, from Open on.
+func (n *Node) State() *state.State { return n.state }
+
+// Ready is closed when this node has a state that knows it as a member.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+func (n *Node) isReady() bool {
+	select {
+	case <-n.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+// checkReady is called by Open and then by watch alone.
+func (n *Node) checkReady() bool {
+	if _, ok := n.state.View().Node(n.cfg.Identity.ID); !ok {
+		return false
+	}
+	close(n.ready)
+	return true
+}
+
+// Fresh reports whether the directory has never been part of a mesh.
+func (n *Node) Fresh() bool {
+	last := n.raft.LastIndex()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return last == 0 && len(n.heard) == 0 && n.state.View().Mesh().ID.IsZero()
+}
+
+// Bootstrap makes a new mesh with this node as its first member. The directory
+// must be empty, or one in which a first Bootstrap did not come to its end.
+func (n *Node) Bootstrap(ctx context.Context, mesh *command.MeshCreate) error {
+	if id := n.state.View().Mesh().ID; !id.IsZero() {
+		return fmt.Errorf("consensus: %s belongs to the mesh %s already: start it without making a new one", n.cfg.Dir, id)
+	}
+	self := raft.ServerID(n.cfg.Identity.ID.String())
+	err := n.raft.BootstrapCluster(raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: self, Address: raft.ServerAddress(self)}}}).Error()
+	if errors.Is(err, raft.ErrCantBootstrap) {
+		voters, learners := n.servers()
+		if len(voters) != 1 || len(learners) != 0 || voters[0] != n.cfg.Identity.ID {
+			return fmt.Errorf("consensus: %s has the log of another mesh: use an empty data directory", n.cfg.Dir)
+		}
+	} else if err != nil {
+		return fmt.Errorf("consensus: make a new mesh: %w", err)
+	}
+	// One voter elects itself after one to two election timeouts.
+	ctx, cancel := context.WithTimeout(ctx, maxProposeFor)
+	defer cancel()
+	for n.raft.State() != raft.Leader {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("consensus: make a new mesh: %w", ctx.Err())
+		case <-n.lifetime.Done():
+			return errStopping
+		case <-time.After(pollLost):
+		}
+	}
+	_, err = n.Propose(ctx, "system", mesh)
+	return err
+}
+
+// Run is the member's life: it leads when it is elected, watches how far the
+// majority is, keeps its own record true, and at the end of ctx hands leadership
+// over and stops. It returns an error only if the node must not go on.
+func (n *Node) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	run, stop := context.WithCancel(n.lifetime)
+	wg.Go(func() { n.reach.run(run) })
+	wg.Go(func() { n.lead(run) })
+	wg.Go(func() { n.watch(run) })
+	wg.Go(func() { n.keepRecord(run) })
+	var err error
+	select {
+	case <-ctx.Done():
+		n.handOver()
+	case <-n.fsm.halted:
+		err = n.fsm.why
+	case err = <-n.fatal:
+	}
+	stop()
+	wg.Wait()
+	return errors.Join(err, n.Close())
+}
+
+// watch opens Ready.
+func (n *Node) watch(ctx context.Context) {
+	for !n.isReady() {
+		changed := n.state.Changed()
+		if n.checkReady() {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// keepRecord proposes this node's record when the mesh has another one.
+func (n *Node) keepRecord(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-n.ready:
+	}
+	wait := n.cfg.Profile.Election
+	for {
+		m, ok := n.state.View().Node(n.cfg.Identity.ID)
+		want := proto.Clone(n.cfg.Self).(*command.Node)
+		if !ok || proto.Equal(m.Command(), want) {
+			return
+		}
+		_, err := n.Propose(ctx, "node:"+n.cfg.Identity.ID.String(), &command.NodeUpdate{Node: want})
+		var refusal *command.Error
+		switch {
+		case err == nil:
+			n.log.Info("this node's record in the mesh was brought up to date", "host", want.GetHost(), "version", want.GetVersion())
+			return
+		case errors.As(err, &refusal):
+			n.log.Error("the mesh refuses this node's new record", "err", err)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// handOver gives leadership to the voter that was heard from last, once, and
+// waits one election timeout at most: a transfer can hang for ever (raft#696).
+func (n *Node) handOver() {
+	if n.raft.State() != raft.Leader {
+		return
+	}
+	to, ok := n.reach.closest()
+	if !ok {
+		return
+	}
+	n.log.Info("handing over leadership", "to", to)
+	id := raft.ServerID(to.String())
+	done := make(chan error, 1)
+	go func() { done <- n.raft.LeadershipTransferToServer(id, raft.ServerAddress(id)).Error() }() // ends with raft at the latest
+	select {
+	case err := <-done:
+		if err != nil {
+			n.log.Warn("leadership was not handed over", "err", err)
+		}
+	case <-time.After(n.cfg.Profile.Election):
+		n.log.Warn("leadership was not handed over in time")
+	}
+}
+
+// closest gives the other voter that answered last.
+func (r *reach) closest() (identity.NodeID, bool) {
+	voters, _ := r.node.servers()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var best identity.NodeID
+	var at time.Time
+	for _, id := range voters {
+		if t := r.seen[id]; id != r.node.cfg.Identity.ID && t.After(at) {
+			best, at = id, t
+		}
+	}
+	return best, !at.IsZero()
+}
+
+// stop ends the node for a reason that only a restart heals.
+func (n *Node) stop(err error) {
+	select {
+	case n.fatal <- err:
+	default:
+	}
+}
+
+// Close stops raft and frees the directory. Run does it at its end.
+func (n *Node) Close() error {
+	n.closing.Do(func() {
+		n.mu.Lock()
+		n.stopped = true
+		n.mu.Unlock()
+		n.end()
+		n.stream.closeDialled()
+		var errs []error
+		if n.raft != nil {
+			done := make(chan error, 1)
+			go func() { done <- n.raft.Shutdown().Error() }()
+			select {
+			case err := <-done:
+				errs = append(errs, err)
+			case <-time.After(shutdownFor):
+				errs = append(errs, fmt.Errorf("consensus: raft does not stop within %s", shutdownFor))
+			}
+		}
+		if n.trans != nil {
+			errs = append(errs, n.trans.Close())
+		} else {
+			errs = append(errs, n.cfg.RaftListener.Close())
+		}
+		n.peers.close()
+		n.work.Wait()
+		if n.wal != nil {
+			errs = append(errs, n.wal.Close())
+		}
+		if n.mark != nil {
+			errs = append(errs, n.mark.close())
+		}
+		n.closeErr = errors.Join(errs...)
+	})
+	return n.closeErr
+}
+
+// servers gives raft's latest configuration.
+func (n *Node) servers() (voters, learners []identity.NodeID) {
+	f := n.raft.GetConfiguration() // answered from memory
+	if f.Error() != nil {
+		return nil, nil
+	}
+	for _, s := range f.Configuration().Servers {
+		id, err := identity.ParseNodeID(string(s.ID))
+		if err != nil {
+			continue
+		}
+		if s.Suffrage == raft.Voter {
+			voters = append(voters, id)
+		} else {
+			learners = append(learners, id)
+		}
+	}
+	return voters, learners
+}
+
+const (
+	seedsFile     = "seeds"
+	maxSeedsBytes = 1 << 20
+)
+
+// loadSeeds keeps the members that the join named, and reads them back for as
+// long as there is no state that says more. The file stays: a power cut may take
+// the marker, and with it what the node knew.
+func (n *Node) loadSeeds() error {
+	if !n.state.View().Mesh().ID.IsZero() {
+		return nil
+	}
+	path := filepath.Join(n.cfg.Dir, seedsFile)
+	if n.cfg.Seeds != nil {
+		b, err := proto.Marshal(&Seeds{Nodes: n.cfg.Seeds})
+		if err != nil {
+			return fmt.Errorf("consensus: keep seeds: %w", err)
+		}
+		if err := writeFile(path, b); err != nil {
+			return fmt.Errorf("consensus: keep seeds: %w", err)
+		}
+		n.hear(n.cfg.Seeds)
+		return nil
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("consensus: read seeds: %w", err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxSeedsBytes))
+	if err != nil {
+		return fmt.Errorf("consensus: read seeds: %w", err)
+	}
+	var s Seeds
+	if err := proto.Unmarshal(b, &s); err != nil {
+		return fmt.Errorf("consensus: %s is damaged: join again with a new token: %w", path, err)
+	}
+	n.hear(s.GetNodes())
+	return nil
+}
+
+// writeFile writes by rename. The fsyncs keep the promise that a joined node can
+// start again after a power cut.
+func writeFile(path string, b []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	if _, err = io.Copy(f, bytes.NewReader(b)); err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

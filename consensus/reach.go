@@ -1,0 +1,185 @@
+package consensus
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/portolan/portolan/node/identity"
+)
+
+// reach knows when this node was last in touch with a majority of the voters.
+//
+// A follower that hears from its leader is: the leader's lease says so. In all
+// other cases (the leader itself, and whoever has not heard from one for half an
+// election timeout) the voters are asked directly, five times in an election
+// timeout.
+type reach struct {
+	node *Node
+
+	mu       sync.Mutex
+	seen     map[identity.NodeID]time.Time // start of the last ping that was answered
+	asked    map[identity.NodeID]bool      // a ping is under way
+	silent   map[identity.NodeID]int       // pings in a row without an answer in time
+	evidence time.Time                     // latest proof of a majority within reach
+}
+
+// silentPings is after how many unanswered pings a connection is made anew.
+const silentPings = 3
+
+func newReach(n *Node) *reach {
+	return &reach{node: n, seen: make(map[identity.NodeID]time.Time), asked: make(map[identity.NodeID]bool),
+		silent: make(map[identity.NodeID]int), evidence: time.Now()}
+}
+
+// refresh brings the evidence up to date and gives it.
+func (r *reach) refresh() time.Time {
+	voters, _ := r.node.servers()
+	_, leader := r.node.raft.LeaderWithID()
+	self := r.node.cfg.Identity.ID
+	contact := r.node.raft.LastContact()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(voters) > 0 {
+		times := make([]time.Time, len(voters))
+		for i, id := range voters {
+			if times[i] = r.seen[id]; id == self {
+				times[i] = time.Now()
+			}
+		}
+		slices.SortFunc(times, func(a, b time.Time) int { return b.Compare(a) })
+		if t := times[len(voters)/2]; t.After(r.evidence) {
+			r.evidence = t
+		}
+	}
+	if leader != "" && string(leader) != self.String() && contact.After(r.evidence) {
+		r.evidence = contact
+	}
+	return r.evidence
+}
+
+// lost reports whether the majority has been out of reach for an election timeout.
+func (r *reach) lost() bool {
+	return time.Since(r.refresh()) >= r.node.cfg.Profile.Election
+}
+
+// unreachable gives the sites of the voters that have not answered lately.
+func (r *reach) unreachable() []string {
+	voters, _ := r.node.servers()
+	view := r.node.state.View()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var sites []string
+	for _, id := range voters {
+		if id == r.node.cfg.Identity.ID || time.Since(r.seen[id]) < r.node.cfg.Profile.Election*3/4 {
+			continue
+		}
+		name := "node " + id.Short()
+		if m, ok := view.Node(id); ok {
+			name = m.Site
+		}
+		sites = append(sites, name)
+	}
+	slices.Sort(sites)
+	return slices.Compact(sites)
+}
+
+// run asks the voters while that is needed. The pings it starts are joined
+// before it returns.
+func (r *reach) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	every := r.node.cfg.Profile.Election / 5
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		r.refresh()
+		for _, id := range r.whom() {
+			wg.Go(func() { r.ping(ctx, id) })
+		}
+	}
+}
+
+// whom gives the voters to ask now.
+func (r *reach) whom() []identity.NodeID {
+	n := r.node
+	voters, _ := n.servers()
+	leads := n.raft.State() == raft.Leader
+	if !leads {
+		_, leader := n.raft.LeaderWithID()
+		if leader != "" && time.Since(n.raft.LastContact()) < n.cfg.Profile.Election/2 {
+			return nil
+		}
+	}
+	if len(voters) == 0 {
+		voters = n.heardIDs() // a joiner before its first entry
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var ask []identity.NodeID
+	for _, id := range voters {
+		if id != n.cfg.Identity.ID && !r.asked[id] {
+			r.asked[id] = true
+			ask = append(ask, id)
+		}
+	}
+	return ask
+}
+
+func (r *reach) ping(ctx context.Context, id identity.NodeID) {
+	start := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, r.node.cfg.Profile.Election/2)
+	defer cancel()
+	_, err := r.node.ping(ctx, id)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asked[id] = false
+	if err == nil {
+		r.seen[id] = start
+		r.silent[id] = 0
+		return
+	}
+	if status.Code(err) == codes.DeadlineExceeded {
+		if r.silent[id]++; r.silent[id] >= silentPings {
+			r.silent[id] = 0
+			r.node.peers.drop(id)
+		}
+	}
+}
+
+// ping asks a node how it is, and learns the members that it knows.
+func (n *Node) ping(ctx context.Context, id identity.NodeID) (*PingReply, error) {
+	c, err := n.peers.get(id)
+	if err != nil {
+		return nil, err
+	}
+	have := n.state.View().Index()
+	rep, err := c.Ping(ctx, &PingRequest{Index: have})
+	if err != nil {
+		return nil, err
+	}
+	if rep.GetApplied() > have {
+		n.hear(rep.GetNodes())
+	}
+	return rep, nil
+}
+
+func (n *Node) heardIDs() []identity.NodeID {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	ids := make([]identity.NodeID, 0, len(n.heard))
+	for id := range n.heard {
+		ids = append(ids, id)
+	}
+	return ids
+}
