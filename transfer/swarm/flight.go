@@ -1,0 +1,718 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/units"
+)
+
+const (
+	// inflightBytes is asked for ahead of what has come: the bandwidth times delay
+	// of 1 Gbit/s at 130 ms.
+	inflightBytes = 16 << 20
+	// runBytes is the most that one request asks for.
+	runBytes = 8 << 20
+	// firstRun is how many units are asked for together with the record.
+	firstRun = 4
+	// maxStrikes is how many bad units a holder may send for one blob.
+	maxStrikes = 2
+	// maxFalse is how many holders must fail one list before the list is the
+	// suspect: one may be rotten or lying, two of two are not likely.
+	maxFalse = 2
+	// roundPause lies between two tries of all holders, when a flight was under
+	// way and nobody can go on with it.
+	roundPause = 250 * time.Millisecond
+)
+
+var (
+	// errLocal marks errors of this node: no other holder would help.
+	errLocal = errors.New("this node can't take the blob")
+	// errBad marks a holder that is out for this blob.
+	errBad = errors.New("holder sent wrong bytes")
+	// errFalseList ends a flight whose signed list does not fit the blob.
+	errFalseList = errors.New("the blob's signed unit list is false")
+)
+
+// flight is one blob on its way.
+//
+//	begun -> (queued) -> asking holders -> opened: units come -> complete -> done
+//	                          \------------------\--- failed, dropped -> done
+type flight struct {
+	s        *Swarm
+	digest   digest.Digest
+	since    time.Time
+	priority int
+	ctx      context.Context
+	cancel   context.CancelFunc
+	pass     bool // through a window, nothing is stored; not in Swarm.flights
+
+	urgent chan struct{} // closed when the first reader joins
+	begin  chan struct{} // closed when its turn in the queue comes; made by turn
+	opened chan struct{} // closed when the first unit is here
+	done   chan struct{} // closed at the end; err is set before
+	err    error
+
+	// Guarded by Swarm.mu.
+	readers, fetchers int
+	orphan, dropped   bool
+	hurried           bool // urgent is closed
+	wants             []Want
+	class             catalog.Class
+
+	mu        sync.Mutex
+	layout    *layout // nil: size not known yet
+	vessel    vessel
+	small     []byte // a blob of one unit
+	have      int    // units that are here and checked
+	complete  bool   // the whole chain holds
+	over      bool   // err is final: nothing more comes
+	poisoned  bool   // what came may be wrong although it fits the list
+	changed   chan struct{}
+	positions map[*reader]int // the unit that each reader stands in
+	from      identity.NodeID
+
+	// Of the flight's goroutine alone.
+	strikes   map[identity.NodeID]int
+	failed    map[identity.NodeID]bool // fell out while this list was in use
+	partial   *store.Partial           // the vessel, unless pass
+	last      time.Time                // when the last unit came
+	abandoned bool                     // remove what came
+}
+
+func newFlight(s *Swarm, w Want) *flight {
+	f := &flight{
+		s: s, digest: w.Digest, since: time.Now(), priority: w.Priority,
+		urgent: make(chan struct{}), opened: make(chan struct{}), done: make(chan struct{}),
+		changed: make(chan struct{}), positions: map[*reader]int{},
+		strikes: map[identity.NodeID]int{}, failed: map[identity.NodeID]bool{},
+	}
+	f.ctx, f.cancel = context.WithCancel(s.ctx)
+	return f
+}
+
+// joined counts a caller in; Swarm.mu is held.
+func (f *flight) joined(w Want, reader bool) {
+	if f.orphan {
+		f.orphan = false
+		f.s.orphans--
+	}
+	if reader {
+		f.readers++
+		if !f.hurried {
+			f.hurried = true
+			close(f.urgent)
+		}
+	} else {
+		f.fetchers++
+	}
+	if f.class == 0 || w.Class == catalog.Placed {
+		f.class = w.Class
+	}
+	for _, have := range f.wants {
+		if have.PID == w.PID {
+			return
+		}
+	}
+	f.wants = append(f.wants, w)
+}
+
+func (f *flight) ended() bool {
+	select {
+	case <-f.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// share is the part of the blob that is here.
+func (f *flight) share() float64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.layout == nil {
+		return 0
+	}
+	return float64(f.have) / float64(f.layout.units())
+}
+
+func (f *flight) progress() Progress {
+	p := Progress{Digest: f.digest, Class: f.class, Readers: f.readers, Since: f.since}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p.From = f.from
+	if f.layout != nil {
+		p.Total = f.layout.size
+		p.Done = min(p.Total, int64(f.have)*f.layout.unitSize)
+	}
+	return p
+}
+
+// run is the flight's goroutine.
+func (f *flight) run() {
+	defer f.cancel()
+	err := f.fly()
+	f.mu.Lock()
+	f.over = true
+	f.broadcast()
+	f.mu.Unlock()
+	if f.partial != nil {
+		// Readers that stand in it go on in the store.
+		end := f.partial.Close
+		if f.s.abandons(f, err) {
+			end = f.partial.Abandon
+		}
+		if cerr := end(); cerr != nil {
+			f.s.log.Error("partial blob can't be put away", "digest", f.digest, "error", cerr)
+		}
+	}
+	f.s.landed(f, err)
+}
+
+// abandons says whether what came is of no use to a later flight.
+func (s *Swarm) abandons(f *flight, err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return err != nil && (f.abandoned || f.dropped && !s.closed)
+}
+
+// landed takes a flight off the map and tells those that wait.
+func (s *Swarm) landed(f *flight, err error) {
+	s.mu.Lock()
+	if s.flights[f.digest] == f {
+		delete(s.flights, f.digest)
+	}
+	if f.orphan {
+		f.orphan = false
+		s.orphans--
+	}
+	if err != nil && s.closed {
+		err = ErrClosed
+	}
+	f.err = err
+	close(f.done)
+	dropped := f.dropped
+	s.mu.Unlock()
+	result := "stored"
+	switch {
+	case dropped && err != nil:
+		result = "dropped"
+	case errors.Is(err, ErrClosed):
+		result = "stopped"
+	case err != nil:
+		result = "failed"
+		s.log.Warn("blob not fetched", "digest", f.digest, "after", time.Since(f.since).Round(time.Millisecond), "error", err)
+	default:
+		s.log.Debug("blob fetched", "digest", f.digest, "after", time.Since(f.since).Round(time.Millisecond))
+	}
+	s.metrics.flights.WithLabelValues(result).Inc()
+}
+
+// fly brings the blob in.
+func (f *flight) fly() error {
+	// A flight that ended between the caller's look into the store and now.
+	if !f.pass {
+		f.s.mu.Lock()
+		class := f.class
+		f.s.mu.Unlock()
+		if here, err := f.s.here(f.ctx, f.digest, class); here || err != nil {
+			return err
+		}
+	}
+	if err := f.s.turn(f); err != nil {
+		return err
+	}
+	defer f.s.over()
+	if size := f.wanted()[0].Size; size > 0 {
+		f.setSize(size)
+	}
+	for {
+		before := f.units()
+		tried, err := f.round()
+		if err == nil || f.ctx.Err() != nil || errors.Is(err, errLocal) || errors.Is(err, errFalseList) {
+			return err
+		}
+		if f.units() > before {
+			continue
+		}
+		// Nobody goes on with it. What was under way gets the stall time again:
+		// a holder that restarts, a link that flaps.
+		if tried == 0 || f.last.IsZero() || time.Since(f.last) > f.s.cfg.Stall {
+			return err
+		}
+		select {
+		case <-time.After(roundPause):
+		case <-f.ctx.Done():
+			return f.ctx.Err()
+		}
+	}
+}
+
+func (f *flight) wanted() []Want {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	return append([]Want(nil), f.wants...)
+}
+
+func (f *flight) units() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.have
+}
+
+// round asks each holder that is left, best first. A nil error: the blob is
+// stored. Else the error says why nobody could give it.
+func (f *flight) round() (tried int, err error) {
+	var unreachable []identity.NodeID
+	var noList, noBytes error
+	asked := map[identity.NodeID]bool{}
+	for _, w := range f.wanted() {
+		for _, node := range f.s.cfg.Holders.Holders(f.ctx, f.digest, w.PID, w.Size) {
+			if node == f.s.cfg.Host.ID() || asked[node] {
+				continue
+			}
+			if f.strikes[node] >= maxStrikes {
+				noBytes = ErrBadHolders
+				continue
+			}
+			tried++
+			err := f.pull(node, w.PID)
+			if err == nil {
+				return tried, f.store()
+			}
+			if f.ctx.Err() != nil {
+				return tried, f.ctx.Err()
+			}
+			if errors.Is(err, errLocal) || errors.Is(err, errFalseList) {
+				return tried, err
+			}
+			f.s.log.Info("holder gave up for a blob", "digest", f.digest, "node", node, "error", err)
+			var refused *refusedError
+			reason := "unreachable"
+			switch {
+			case errors.Is(err, errBad):
+				reason, noBytes = "bad", ErrBadHolders
+				asked[node] = true
+			case errors.As(err, &refused) && refused.status == Status_STATUS_DENIED:
+				// Perhaps on behalf of another project; or the holder has not heard yet
+				// that the blob is in this one.
+				reason = "refused"
+				unreachable = append(unreachable, node)
+			case errors.As(err, &refused):
+				reason = "refused"
+				asked[node] = true
+				switch refused.status {
+				case Status_STATUS_NO_LIST:
+					noList = store.ErrNoRecord
+				case Status_STATUS_BUSY, Status_STATUS_UNREADABLE:
+					unreachable = append(unreachable, node)
+				}
+			default:
+				asked[node] = true
+				unreachable = append(unreachable, node)
+			}
+			f.s.metrics.failovers.WithLabelValues(reason).Inc()
+		}
+	}
+	switch {
+	case len(unreachable) > 0:
+		return tried, f.s.unreachable(unreachable)
+	case noBytes != nil:
+		f.abandoned = true // it may be the list that is wrong
+		return tried, fmt.Errorf("blob %s: %w", f.digest, noBytes)
+	case noList != nil:
+		return tried, fmt.Errorf("blob %s: %w", f.digest, noList)
+	}
+	return tried, fmt.Errorf("blob %s: no holder known: %w", f.digest, store.ErrNotFound)
+}
+
+// pull takes what is missing from one holder. nil: every unit is here.
+func (f *flight) pull(node identity.NodeID, pid identity.ProjectID) error {
+	for {
+		ss, fresh, release, err := f.s.sessions.get(f.ctx, node, f.urgent)
+		if err != nil {
+			return err
+		}
+		err = f.drive(ss, pid)
+		var refused *refusedError
+		if err == nil || errors.As(err, &refused) {
+			release(true)
+		} else {
+			release(false)
+		}
+		// A stream from the pool may be long dead: the holder deserves a fresh one.
+		stale := err != nil && !fresh && ss.answers == 0 && refused == nil
+		if stale && f.ctx.Err() == nil && !errors.Is(err, errLocal) && !errors.Is(err, errBad) {
+			continue
+		}
+		return err
+	}
+}
+
+// drive asks and takes on one session until nothing is missing.
+func (f *flight) drive(ss *session, pid identity.ProjectID) error {
+	ss.answers = 0
+	f.mu.Lock()
+	l := f.layout
+	f.from = ss.node
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		f.from = identity.NodeID{}
+		f.mu.Unlock()
+	}()
+	asked := map[int]bool{}
+	switch {
+	case l == nil:
+		if err := ss.ask(f.digest, pid, true, 0, 0); err != nil {
+			return err
+		}
+	case !f.listed():
+		n := min(firstRun, l.units())
+		if err := ss.ask(f.digest, pid, true, 0, n); err != nil {
+			return err
+		}
+		for i := range n {
+			asked[i] = true
+		}
+	}
+	buffer := &buffer{s: f.s}
+	defer buffer.free()
+	for {
+		if err := f.fill(ss, pid, asked); err != nil {
+			return err
+		}
+		if len(ss.pending) == 0 {
+			if !f.isComplete() {
+				return fmt.Errorf("%w: neither list nor units", errProtocol)
+			}
+			return nil
+		}
+		f.mu.Lock()
+		l := f.layout
+		f.mu.Unlock()
+		var buf []byte
+		if l != nil {
+			var err error
+			if buf, err = buffer.get(f.ctx, min(l.unitSize, max(l.size, 1))); err != nil {
+				return err
+			}
+		}
+		got, err := ss.receive(l, buf)
+		if err != nil {
+			if errors.Is(err, errProtocol) {
+				return f.blameList(ss.node, err)
+			}
+			return err
+		}
+		ss.answers++
+		if err := f.take(ss.node, got, asked); err != nil {
+			return err
+		}
+	}
+}
+
+// take checks and keeps one answer.
+func (f *flight) take(node identity.NodeID, got received, asked map[int]bool) error {
+	if got.first {
+		f.setSize(got.size)
+	}
+	if got.list != nil && !f.listed() {
+		if err := f.open(node, got.record, got.list); err != nil {
+			return err
+		}
+	}
+	if got.unit < 0 {
+		return nil
+	}
+	delete(asked, got.unit)
+	f.s.metrics.bytesReceived.WithLabelValues(node.String()).Add(float64(len(got.data)))
+	err := f.put(got.unit, got.data)
+	if errors.Is(err, units.ErrBadUnit) {
+		return f.blame(node, got.unit, err)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errLocal, err)
+	}
+	f.s.metrics.unitsReceived.Inc()
+	return nil
+}
+
+// listed says whether units can be checked: the list is here, or not needed.
+func (f *flight) listed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.vessel != nil || f.complete
+}
+
+// readable says whether readers can have the blob though the flight is over and
+// the store has it not: it is small and in memory, or in a window.
+func (f *flight) readable() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.complete && !f.poisoned && (f.small != nil || f.pass)
+}
+
+func (f *flight) isComplete() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.complete
+}
+
+func (f *flight) setSize(size int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.layout == nil {
+		l := layoutOf(size)
+		f.layout = &l
+	}
+}
+
+// open checks a record and its list and begins to keep units. Invariant T2.
+func (f *flight) open(node identity.NodeID, record, list []byte) error {
+	rec, err := units.ParseRecord(record)
+	if err == nil && rec.Digest != f.digest {
+		err = fmt.Errorf("record of %s", rec.Digest)
+	}
+	if err == nil && rec.Size != f.layout.size {
+		err = fmt.Errorf("record of %d bytes instead of %d", rec.Size, f.layout.size)
+	}
+	if err == nil {
+		err = rec.Verify()
+	}
+	if err == nil && !f.s.cfg.KnownSigner(rec.Signer) {
+		err = fmt.Errorf("record signed by %s, which is no member of the mesh", rec.Signer)
+	}
+	if err == nil && f.s.isBadRoot(rec.Root) {
+		err = fmt.Errorf("list signed by %s, found false before", rec.Signer)
+	}
+	var l *units.List
+	if err == nil {
+		l, err = units.ParseList(rec, list)
+	}
+	if err != nil {
+		return f.blameList(node, err)
+	}
+	var v vessel
+	if f.pass {
+		v = newWindow(f.ctx, rec, l)
+	} else {
+		if f.partial, err = f.s.cfg.Store.BeginFetch(f.ctx, rec, l); err != nil {
+			return fmt.Errorf("%w: %w", errLocal, err)
+		}
+		v = f.partial
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.vessel = v
+	f.have = l.Units() - v.Missing()
+	f.complete = f.have == l.Units()
+	if f.have > 0 {
+		f.s.log.Info("blob fetch resumed", "digest", f.digest, "units", f.have, "of", l.Units())
+		f.last = time.Now()
+		f.announce()
+	}
+	f.broadcast()
+	return nil
+}
+
+// put keeps one unit if it holds.
+func (f *flight) put(i int, data []byte) error {
+	if f.layout.units() == 1 {
+		if digest.FromBytes(data) != f.digest {
+			return fmt.Errorf("%w: %s", units.ErrBadUnit, f.digest)
+		}
+		f.mu.Lock()
+		f.small = append([]byte{}, data...)
+		f.mu.Unlock()
+	} else {
+		if f.vessel == nil {
+			return fmt.Errorf("%w: unit %d before the list", units.ErrBadUnit, i)
+		}
+		if err := f.vessel.Put(i, data); err != nil {
+			return err
+		}
+	}
+	f.last = time.Now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.vessel != nil {
+		f.have = f.layout.units() - f.vessel.Missing()
+	} else {
+		f.have = 1
+	}
+	f.complete = f.have == f.layout.units()
+	f.announce()
+	f.broadcast()
+	return nil
+}
+
+// announce opens the flight to readers; mu is held.
+func (f *flight) announce() {
+	select {
+	case <-f.opened:
+	default:
+		close(f.opened)
+	}
+}
+
+// broadcast wakes the readers; mu is held.
+func (f *flight) broadcast() {
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// store makes a complete blob durable.
+func (f *flight) store() error {
+	f.s.mu.Lock()
+	class := f.class
+	f.s.mu.Unlock()
+	// Every byte is here: a caller that leaves now does not undo it.
+	ctx := context.WithoutCancel(f.ctx)
+	var err error
+	switch {
+	case f.partial != nil:
+		err = f.partial.Commit(ctx, class)
+	case f.vessel == nil:
+		err = f.s.cfg.Store.PutFetched(ctx, f.digest, f.small, class)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errLocal, err)
+	}
+	return nil
+}
+
+// fill asks for what is missing, as long as not too much is under way.
+func (f *flight) fill(ss *session, pid identity.ProjectID, asked map[int]bool) error {
+	for {
+		first, n := f.next(ss, asked)
+		if n == 0 {
+			return nil
+		}
+		if err := ss.ask(f.digest, pid, false, first, n); err != nil {
+			return err
+		}
+		for i := first; i < first+n; i++ {
+			asked[i] = true
+		}
+	}
+}
+
+// next chooses a run of missing units: where readers wait, then what follows
+// there, then from the start.
+func (f *flight) next(ss *session, asked map[int]bool) (first, n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := f.layout
+	if l == nil || f.complete || f.vessel == nil && l.units() > 1 {
+		return 0, 0
+	}
+	room := int(max(1, inflightBytes/l.unitSize)) - ss.outstanding()
+	longest := min(room, maxRun, int(max(1, runBytes/l.unitSize)))
+	if longest <= 0 {
+		return 0, 0
+	}
+	missing := func(i int) bool { return !asked[i] && (f.vessel == nil || !f.vessel.Has(i)) }
+	run := func(i int) (int, int) {
+		n := 1
+		for n < longest && i+n < l.units() && missing(i+n) {
+			n++
+		}
+		return i, n
+	}
+	at := make([]int, 0, len(f.positions))
+	for _, i := range f.positions {
+		at = append(at, i)
+	}
+	sort.Ints(at)
+	for _, i := range at {
+		if i < l.units() && missing(i) {
+			return run(i)
+		}
+	}
+	starts := []int{0}
+	if len(at) > 0 {
+		starts = []int{at[0], 0}
+	}
+	for _, from := range starts {
+		for i := from; i < l.units(); i++ {
+			if missing(i) {
+				return run(i)
+			}
+		}
+	}
+	return 0, 0
+}
+
+// blame counts a bad unit. The holder goes on after the first (a flipped bit
+// somewhere), and is out for this blob after maxStrikes.
+func (f *flight) blame(node identity.NodeID, unit int, err error) error {
+	f.strikes[node]++
+	f.s.metrics.badUnits.WithLabelValues(node.String()).Inc()
+	f.s.log.Warn("holder sent a unit that is not the blob's", "digest", f.digest, "node", node, "site", f.s.site(node), "unit", unit, "error", err)
+	if f.strikes[node] < maxStrikes {
+		return nil
+	}
+	f.failed[node] = true
+	if f.vessel != nil && len(f.failed) >= maxFalse {
+		rec := f.vessel.Record()
+		f.s.addBadRoot(rec.Root)
+		f.s.metrics.badLists.WithLabelValues(rec.Signer.String()).Inc()
+		f.s.log.Error("holders agree on bytes that the signed unit list does not fit: the list is false", "digest", f.digest, "node", rec.Signer, "site", f.s.site(rec.Signer))
+		f.mu.Lock()
+		f.poisoned = true
+		f.mu.Unlock()
+		f.abandoned = true
+		return fmt.Errorf("%w: signed by %s", errFalseList, rec.Signer)
+	}
+	return fmt.Errorf("%w: %w", errBad, err)
+}
+
+// blameList puts a holder out that sent what no honest one sends.
+func (f *flight) blameList(node identity.NodeID, err error) error {
+	f.strikes[node] = maxStrikes
+	f.s.metrics.badLists.WithLabelValues(node.String()).Inc()
+	f.s.log.Warn("holder sent a record or list that is refused", "digest", f.digest, "node", node, "site", f.s.site(node), "error", err)
+	return fmt.Errorf("%w: %w", errBad, err)
+}
+
+func (s *Swarm) site(node identity.NodeID) string {
+	if s.cfg.SiteOf == nil {
+		return ""
+	}
+	return s.cfg.SiteOf(node)
+}
+
+// buffer takes units between network and disk, within bufferBytes.
+type buffer struct {
+	s *Swarm
+	b []byte
+}
+
+func (b *buffer) get(ctx context.Context, n int64) ([]byte, error) {
+	if int64(len(b.b)) >= n {
+		return b.b, nil
+	}
+	b.free()
+	if err := b.s.buffers.Acquire(ctx, n); err != nil {
+		return nil, err
+	}
+	b.b = make([]byte, n)
+	return b.b, nil
+}
+
+func (b *buffer) free() {
+	if b.b != nil {
+		b.s.buffers.Release(int64(len(b.b)))
+		b.b = nil
+	}
+}

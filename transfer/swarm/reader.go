@@ -1,0 +1,146 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/portolan/portolan/node/store"
+)
+
+var errReaderClosed = errors.New("blob reader is closed")
+
+// reader reads a blob as it arrives. It has one owner, as any io.Reader.
+type reader struct {
+	f    *flight
+	ctx  context.Context
+	size int64
+	off  int64
+
+	local  store.Blob // after the flight's end
+	closed bool
+}
+
+// newReader takes over the caller's place in the flight.
+func newReader(ctx context.Context, f *flight) *reader {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r := &reader{f: f, ctx: ctx, size: f.layout.size}
+	f.positions[r] = 0
+	return r
+}
+
+// Size is the blob's length.
+func (r *reader) Size() int64 { return r.size }
+
+// Seek moves the next Read; the unit there is then asked for first.
+func (r *reader) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		offset += r.off
+	case io.SeekEnd:
+		offset += r.size
+	}
+	if offset < 0 {
+		return 0, fmt.Errorf("seek to %d: before the blob's start", offset)
+	}
+	r.off = offset
+	return offset, nil
+}
+
+// Read blocks until the unit at the position is checked. Invariants T1 and T3.
+func (r *reader) Read(p []byte) (int, error) {
+	if r.closed {
+		return 0, errReaderClosed
+	}
+	if r.off >= r.size {
+		return 0, io.EOF
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if r.local != nil {
+			n, err := r.local.ReadAt(p[:min(int64(len(p)), r.size-r.off)], r.off)
+			r.off += int64(n)
+			if n > 0 {
+				err = nil
+			}
+			return n, err
+		}
+		n, err, wait := r.read(p)
+		if wait == nil {
+			r.off += int64(n)
+			return n, err
+		}
+		select {
+		case <-wait:
+		case <-r.f.done:
+			if r.f.err != nil {
+				return 0, r.f.err
+			}
+			b, err := r.f.s.cfg.Store.Open(r.ctx, r.f.digest)
+			if err != nil {
+				return 0, err
+			}
+			r.local = b
+		case <-r.ctx.Done():
+			return 0, r.ctx.Err()
+		}
+	}
+}
+
+// read reads what is here at the position; else it gives what to wait for.
+func (r *reader) read(p []byte) (int, error, <-chan struct{}) {
+	f := r.f
+	f.mu.Lock()
+	l := f.layout
+	i := int(r.off / l.unitSize)
+	f.positions[r] = i
+	wait := f.changed
+	lastUnit := l.units() - 1
+	off, n := l.span(i)
+	end := off + n
+	kept := f.complete && (f.small != nil || f.pass) // readable beyond the flight's end
+	ok := !f.poisoned && (!f.over || kept) && (i < lastUnit || f.complete)
+	small, vessel := f.small, f.vessel
+	f.mu.Unlock()
+	if w, passing := vessel.(*window); passing {
+		w.move(i)
+		if kept && !w.Has(i) {
+			return 0, errPassed, nil
+		}
+	}
+	if !ok {
+		return 0, nil, wait
+	}
+	p = p[:min(int64(len(p)), end-r.off)]
+	switch {
+	case small != nil:
+		return copy(p, small[r.off:]), nil, nil
+	case vessel == nil || !vessel.Has(i):
+		return 0, nil, wait
+	}
+	if got, _ := vessel.ReadAt(p, r.off); got > 0 {
+		return got, nil, nil
+	}
+	// The flight closed its partial just now: how it ended tells more.
+	return 0, nil, f.done
+}
+
+// Close leaves the flight.
+func (r *reader) Close() error {
+	if r.closed {
+		return nil
+	}
+	r.closed = true
+	r.f.mu.Lock()
+	delete(r.f.positions, r)
+	r.f.mu.Unlock()
+	r.f.s.leave(r.f, true)
+	if r.local != nil {
+		return r.local.Close()
+	}
+	return nil
+}

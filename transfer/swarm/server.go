@@ -1,0 +1,220 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/units"
+	"github.com/portolan/portolan/transfer/peer"
+)
+
+const (
+	// requestIdle is how long a stream may wait for its next request: longer than
+	// clients keep idle ones (sessionIdle), so that the client closes first.
+	requestIdle = 5 * time.Minute
+	// sendIdle is how long a receiver may take nothing.
+	sendIdle = 30 * time.Second
+	// maxSenders bounds the units being sent at one moment, over all peers; each
+	// holds one copy buffer, 32 MiB in all. Further ones wait their turn.
+	maxSenders = 128
+	copyBuffer = 256 << 10
+)
+
+// source is what the server reads: the store.
+type source interface {
+	Open(ctx context.Context, d digest.Digest) (store.Blob, error)
+	Record(ctx context.Context, d digest.Digest) (units.Record, *units.List, error)
+}
+
+// server answers the blob protocol.
+type server struct {
+	src     source
+	access  func(ctx context.Context, from identity.NodeID, d digest.Digest, project identity.ProjectID) bool
+	known   func(identity.NodeID) bool // signers that other nodes accept
+	self    identity.NodeID
+	signer  units.Signer
+	log     *slog.Logger
+	metrics *metrics
+
+	slots   chan struct{}
+	buffers sync.Pool
+}
+
+func newServer(cfg Config, src source, m *metrics) *server {
+	return &server{
+		src: src, access: cfg.Access, known: cfg.KnownSigner, self: cfg.Host.ID(), signer: cfg.Signer,
+		log: cfg.Logger, metrics: m,
+		slots:   make(chan struct{}, maxSenders),
+		buffers: sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }},
+	}
+}
+
+// openBlob is the blob that a stream reads from: runs of one blob follow one
+// another.
+type openBlob struct {
+	d    digest.Digest
+	blob store.Blob
+}
+
+func (o *openBlob) close() {
+	if o.blob != nil {
+		_ = o.blob.Close()
+	}
+	*o = openBlob{}
+}
+
+// handle serves one stream until the peer closes it.
+func (s *server) handle(ctx context.Context, from identity.NodeID, st stream) {
+	var open openBlob
+	defer open.close()
+	for {
+		st.SetIdle(requestIdle)
+		var req Request
+		if err := peer.ReadMsg(st, &req, maxMessage); err != nil {
+			if !errors.Is(err, io.EOF) {
+				_ = st.Reset()
+			}
+			return
+		}
+		st.SetIdle(sendIdle)
+		if err := s.answer(ctx, from, st, &req, &open); err != nil {
+			s.log.Debug("blob stream ended", "node", from, "digest", req.Digest, "error", err)
+			_ = st.Reset()
+			return
+		}
+	}
+}
+
+// answer answers one request. An error means that the stream can't go on.
+func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, req *Request, open *openBlob) error {
+	refuse := func(status Status, reason string) error {
+		s.metrics.refused.WithLabelValues(status.String()).Inc()
+		return peer.WriteMsg(st, &Answer{Id: req.Id, Status: status, Reason: reason, Last: true}, maxMessage)
+	}
+	d := digest.Digest(req.Digest)
+	project, err := identity.ProjectIDFromBytes(req.Project)
+	if err == nil {
+		err = units.CheckDigest(d)
+	}
+	if err != nil || req.Units > maxRun {
+		if werr := refuse(Status_STATUS_INVALID, "request is malformed"); werr != nil {
+			return werr
+		}
+		return fmt.Errorf("malformed request: %d units, %w", req.Units, err)
+	}
+	// Access before existence: a refusal tells nothing of the blob.
+	if !s.access(ctx, from, d, project) {
+		return refuse(Status_STATUS_DENIED, "this node gives the project's content to its members only")
+	}
+	if open.d != d || open.blob == nil {
+		open.close()
+		b, err := s.src.Open(ctx, d)
+		if err != nil {
+			if errors.Is(err, store.ErrNotFound) {
+				return refuse(Status_STATUS_NOT_FOUND, "no such blob here")
+			}
+			s.log.Error("blob can't be read", "digest", d, "error", err)
+			return refuse(Status_STATUS_UNREADABLE, "the blob can't be read here")
+		}
+		*open = openBlob{d: d, blob: b}
+	}
+	l := layoutOf(open.blob.Size())
+	end := min(int(req.FirstUnit)+int(req.Units), l.units())
+	if req.Units > 0 && int64(req.FirstUnit) >= int64(l.units()) {
+		return refuse(Status_STATUS_OUT_OF_RANGE, fmt.Sprintf("the blob has %d units", l.units()))
+	}
+	head := &Answer{Id: req.Id, Size: l.size}
+	var list []byte
+	if req.WantRecord && l.units() > 1 {
+		var rec units.Record
+		if rec, list, err = s.record(ctx, d); err == nil {
+			head.Record, err = rec.MarshalBinary()
+		}
+		if err != nil {
+			if errors.Is(err, store.ErrNoRecord) || errors.Is(err, units.ErrUnavailable) {
+				return refuse(Status_STATUS_NO_LIST, "the blob has no unit list here")
+			}
+			s.log.Error("unit list can't be read", "digest", d, "error", err)
+			return refuse(Status_STATUS_UNREADABLE, "the unit list can't be read here")
+		}
+		head.ListBytes = uint32(len(list))
+	}
+	if req.Units == 0 {
+		head.Last = true
+		return s.send(st, head, list)
+	}
+	for i := int(req.FirstUnit); i < end; i++ {
+		_, n := l.span(i)
+		head.HasUnit, head.Unit, head.UnitBytes, head.Last = true, uint32(i), uint32(n), i == end-1
+		if err := s.sendUnit(ctx, st, head, list, open.blob, l, i); err != nil {
+			return err
+		}
+		s.metrics.unitsSent.Inc()
+		s.metrics.bytesSent.Add(float64(n))
+		head, list = &Answer{Id: req.Id}, nil
+	}
+	return nil
+}
+
+// record gives the blob's record, signed anew if nobody would know its signer
+// any more (this store verified the whole blob when it took it in).
+func (s *server) record(ctx context.Context, d digest.Digest) (units.Record, []byte, error) {
+	rec, list, err := s.src.Record(ctx, d)
+	if err != nil {
+		return rec, nil, err
+	}
+	if !s.known(rec.Signer) {
+		if rec, err = units.Sign(list, s.self, s.signer); err != nil {
+			return rec, nil, err
+		}
+	}
+	b, err := list.MarshalBinary()
+	return rec, b, err
+}
+
+func (s *server) send(st stream, head *Answer, list []byte) error {
+	if err := peer.WriteMsg(st, head, maxMessage); err != nil || len(list) == 0 {
+		return err
+	}
+	_, err := st.Write(list)
+	return err
+}
+
+func (s *server) sendUnit(ctx context.Context, st stream, head *Answer, list []byte, b store.Blob, l layout, i int) error {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	off, n := l.span(i)
+	if _, err := b.Seek(off, io.SeekStart); err != nil {
+		return err
+	}
+	if err := s.send(st, head, list); err != nil {
+		return err
+	}
+	buf := s.buffers.Get().(*[]byte)
+	defer s.buffers.Put(buf)
+	for left := n; left > 0; {
+		part := (*buf)[:min(left, copyBuffer)]
+		if _, err := io.ReadFull(b, part); err != nil {
+			s.log.Error("blob can't be read", "unit", i, "error", err)
+			return err
+		}
+		if _, err := st.Write(part); err != nil {
+			return err
+		}
+		left -= int64(len(part))
+	}
+	return nil
+}

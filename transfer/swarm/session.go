@@ -1,0 +1,183 @@
+package swarm
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/transfer/peer"
+)
+
+const (
+	// sessionIdle is how long an unused stream is kept: its window has grown, a
+	// new one would have to start again.
+	sessionIdle = 2 * time.Minute
+	// maxIdle bounds the unused streams kept per holder.
+	maxIdle = 8
+	// maxSessions bounds the streams to one holder, below what its host admits
+	// (32 per protocol). The last ones are for flights that a client waits for.
+	maxSessions           = 28
+	maxBackgroundSessions = 20
+)
+
+// sessions keeps streams to holders for reuse.
+type sessions struct {
+	ctx   context.Context // the streams' lifetime
+	host  *peer.Host
+	stall time.Duration
+
+	mu    sync.Mutex
+	peers map[identity.NodeID]*peerSessions
+}
+
+type peerSessions struct {
+	idle       []*session
+	all        chan struct{} // a slot for each session in use
+	background chan struct{} // further, for those in use by background flights
+}
+
+func newSessions(ctx context.Context, host *peer.Host, stall time.Duration) *sessions {
+	return &sessions{ctx: ctx, host: host, stall: stall, peers: map[identity.NodeID]*peerSessions{}}
+}
+
+// get gives an idle or a new stream to a holder, and the function that takes it
+// back: reuse says that nothing is outstanding on it. urgent is closed when a
+// client waits.
+func (p *sessions) get(ctx context.Context, node identity.NodeID, urgent <-chan struct{}) (ss *session, fresh bool, release func(reuse bool), err error) {
+	p.mu.Lock()
+	ps := p.peers[node]
+	if ps == nil {
+		ps = &peerSessions{all: make(chan struct{}, maxSessions), background: make(chan struct{}, maxBackgroundSessions)}
+		p.peers[node] = ps
+	}
+	p.mu.Unlock()
+	background := false
+	select {
+	case <-urgent:
+	default:
+		select {
+		case ps.background <- struct{}{}:
+			background = true
+		case <-urgent:
+		case <-ctx.Done():
+			return nil, false, nil, ctx.Err()
+		}
+	}
+	free := func() {
+		if background {
+			<-ps.background
+		}
+	}
+	select {
+	case ps.all <- struct{}{}:
+	case <-ctx.Done():
+		free()
+		return nil, false, nil, ctx.Err()
+	}
+	p.mu.Lock()
+	if n := len(ps.idle); n > 0 {
+		ss = ps.idle[n-1]
+		ps.idle = ps.idle[:n-1]
+	}
+	p.mu.Unlock()
+	if ss == nil {
+		fresh = true
+		if ss, err = p.open(ctx, node); err != nil {
+			<-ps.all
+			free()
+			return nil, false, nil, err
+		}
+	}
+	stop := context.AfterFunc(ctx, func() { _ = ss.st.Reset() })
+	return ss, fresh, func(reuse bool) {
+		if !stop() { // the context ended: the stream was reset
+			reuse = false
+		}
+		p.put(ps, ss, reuse)
+		<-ps.all
+		free()
+	}, nil
+}
+
+// open opens a stream that outlives ctx.
+func (p *sessions) open(ctx context.Context, node identity.NodeID) (*session, error) {
+	life, cancel := context.WithCancel(p.ctx)
+	// cancel is only called while opening; afterwards the stream ends by Close,
+	// Reset or with p.ctx.
+	stop := context.AfterFunc(ctx, cancel)
+	timer := time.AfterFunc(p.stall, cancel)
+	st, err := p.host.Open(life, node, Protocol)
+	inTime := timer.Stop()
+	if !stop() || !inTime || err != nil {
+		cancel()
+		if err == nil {
+			_ = st.Reset()
+			err = fmt.Errorf("node %s: no answer within %s", node.Short(), p.stall)
+		}
+		return nil, err
+	}
+	return &session{node: node, st: &ownedStream{Stream: st, cancel: cancel}, stall: p.stall}, nil
+}
+
+// ownedStream releases its context when it ends.
+type ownedStream struct {
+	*peer.Stream
+	cancel context.CancelFunc
+}
+
+func (s *ownedStream) Close() error {
+	err := s.Stream.Close()
+	s.cancel()
+	return err
+}
+
+func (s *ownedStream) Reset() error {
+	err := s.Stream.Reset()
+	s.cancel()
+	return err
+}
+
+func (p *sessions) put(ps *peerSessions, ss *session, reuse bool) {
+	if !reuse || len(ss.pending) > 0 {
+		_ = ss.st.Reset()
+		return
+	}
+	ss.used = time.Now()
+	p.mu.Lock()
+	if p.ctx.Err() == nil && len(ps.idle) < maxIdle {
+		ps.idle = append(ps.idle, ss)
+		ss = nil
+	}
+	p.mu.Unlock()
+	if ss != nil {
+		_ = ss.st.Close()
+	}
+}
+
+// reap closes what was not used since.
+func (p *sessions) reap(since time.Time) {
+	var old []*session
+	p.mu.Lock()
+	for node, ps := range p.peers {
+		keep := ps.idle[:0]
+		for _, ss := range ps.idle {
+			if ss.used.Before(since) {
+				old = append(old, ss)
+			} else {
+				keep = append(keep, ss)
+			}
+		}
+		ps.idle = keep
+		if len(ps.idle) == 0 && len(ps.all) == 0 && len(ps.background) == 0 {
+			delete(p.peers, node) // a get that holds on to it at worst doubles the bound once
+		}
+	}
+	p.mu.Unlock()
+	for _, ss := range old {
+		_ = ss.st.Close()
+	}
+}
+
+func (p *sessions) close() { p.reap(time.Now().Add(time.Hour)) }

@@ -1,0 +1,478 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/units"
+	"github.com/portolan/portolan/transfer/peer"
+)
+
+const (
+	// DefaultStall is the stall time of a Config that names none: some round
+	// trips of the worst link, or one retransmission back-off of TCP.
+	DefaultStall = 10 * time.Second
+	// DefaultAnswer is how long OpenBlob waits for the first checked unit when
+	// some holder is thought to be alive.
+	DefaultAnswer = 5 * time.Second
+	// deadAnswer is the same when every holder is thought to be down: the client
+	// is told within a second.
+	deadAnswer = 900 * time.Millisecond
+	// retryAfter is what clients are told when no holder can be reached: about
+	// the time in which a restarted node is back.
+	retryAfter = 5 * time.Second
+
+	// maxActive bounds the blobs on their way without a client waiting; further
+	// ones queue, highest priority and then oldest first.
+	maxActive = 64
+	// maxFlights bounds all flights, waiting ones included.
+	maxFlights = 4096
+	// maxOrphans bounds the flights that nobody waits for any more.
+	maxOrphans = 8
+	// orphanShare: a flight that nobody waits for goes on when more than one part
+	// in this many is here.
+	orphanShare = 4
+	// bufferBytes bounds the units in memory between network and disk, of all
+	// flights together.
+	bufferBytes = 64 << 20
+	// maxBadRoots bounds the memory of lists that turned out to be false.
+	maxBadRoots = 1024
+)
+
+// ErrClosed is returned when the swarm is shutting down.
+var ErrClosed = errors.New("the node is shutting down")
+
+// ErrBusy is returned when too many blobs are on their way or waiting.
+var ErrBusy = fmt.Errorf("more than %d blobs are being fetched: try again later", maxFlights)
+
+// ErrBadHolders is returned when those that have a blob sent wrong bytes.
+var ErrBadHolders = errors.New("no holder sent the right bytes")
+
+// Holders says whom to ask for a blob.
+type Holders interface {
+	// Holders gives the nodes that are thought to have the blob, best first. It
+	// answers from memory; hints may be wrong. size is 0 if unknown.
+	Holders(ctx context.Context, d digest.Digest, pid identity.ProjectID, size int64) []identity.NodeID
+}
+
+// Config is what a Swarm needs. All functions answer from memory.
+type Config struct {
+	Store   *store.Store
+	Host    *peer.Host
+	Holders Holders
+	// Signer signs records anew whose signer is no longer known.
+	Signer units.Signer
+	// Access says whether a peer may have a blob of a project: the project may
+	// be held at the peer's site, and names the blob.
+	Access func(ctx context.Context, from identity.NodeID, d digest.Digest, pid identity.ProjectID) bool
+	// KnownSigner says whether records signed by a node are accepted: members,
+	// and removed ones as long as the mesh remembers them as honest.
+	KnownSigner func(identity.NodeID) bool
+	// SiteOf names a node's site in errors.
+	SiteOf func(identity.NodeID) string
+	// Alive is a hint, for how long clients wait; nil: all are.
+	Alive func(identity.NodeID) bool
+	// Logger takes blame, failovers and ends of transfers.
+	Logger *slog.Logger
+	// Registerer takes the metrics; nil: none.
+	Registerer prometheus.Registerer
+	// Stall is how long a holder may send nothing before the next one takes over;
+	// 0: DefaultStall.
+	Stall time.Duration
+	// Answer bounds OpenBlob's wait for the first unit; 0: DefaultAnswer.
+	Answer time.Duration
+}
+
+// Want is a blob that is wanted here.
+type Want struct {
+	Digest digest.Digest
+	Size   int64              // as the manifest says; 0: not known
+	PID    identity.ProjectID // the project on whose behalf
+	Class  catalog.Class      // catalog.Placed or catalog.Cached
+	// Priority orders flights that wait for their turn: higher first, then older
+	// first. A client that waits comes before all.
+	Priority int
+}
+
+// Blob is a blob that is read: from the store or as it arrives.
+type Blob interface {
+	io.ReadSeekCloser
+	Size() int64
+}
+
+// Swarm fetches blobs from peers and serves them to peers.
+type Swarm struct {
+	cfg      Config
+	log      *slog.Logger
+	metrics  *metrics
+	sessions *sessions
+	server   *server
+	buffers  *semaphore.Weighted
+
+	ctx    context.Context // ends with Run; every flight's context derives from it
+	cancel context.CancelFunc
+
+	// Lock order: Swarm.mu, then flight.mu.
+	mu       sync.Mutex
+	closed   bool
+	flights  map[digest.Digest]*flight
+	queue    []*flight // waiting for a turn
+	running  int       // flights that took a turn
+	orphans  int
+	badRoots map[[32]byte]struct{}
+	wg       sync.WaitGroup
+}
+
+// New serves the blob protocol at once; Run must follow.
+func New(cfg Config) (*Swarm, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Stall == 0 {
+		cfg.Stall = DefaultStall
+	}
+	if cfg.Answer == 0 {
+		cfg.Answer = DefaultAnswer
+	}
+	if cfg.Alive == nil {
+		cfg.Alive = func(identity.NodeID) bool { return true }
+	}
+	s := &Swarm{
+		cfg: cfg, log: cfg.Logger,
+		buffers:  semaphore.NewWeighted(bufferBytes),
+		flights:  map[digest.Digest]*flight{},
+		badRoots: map[[32]byte]struct{}{},
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.metrics = newMetrics(s)
+	if cfg.Registerer != nil {
+		if err := s.metrics.register(cfg.Registerer); err != nil {
+			s.cancel()
+			return nil, fmt.Errorf("swarm: metrics: %w", err)
+		}
+	}
+	s.sessions = newSessions(s.ctx, cfg.Host, cfg.Stall)
+	s.server = newServer(cfg, cfg.Store, s.metrics)
+	cfg.Host.Handle(Protocol, func(ctx context.Context, from identity.NodeID, st *peer.Stream) {
+		s.server.handle(ctx, from, st)
+	})
+	return s, nil
+}
+
+// Run works until ctx ends: then flights stop, what they have is kept for a
+// resume, and their readers get an error.
+func (s *Swarm) Run(ctx context.Context) error {
+	tick := time.NewTicker(sessionIdle / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.sessions.reap(time.Now().Add(-sessionIdle))
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.cancel()
+	s.wg.Wait()
+	s.sessions.close()
+	if s.cfg.Registerer != nil {
+		for _, c := range s.metrics.all() {
+			s.cfg.Registerer.Unregister(c)
+		}
+	}
+	return nil
+}
+
+// Fetch brings a blob into the store and returns when it is durable there. One
+// flight per digest serves all that ask. A caller whose context ends leaves the
+// flight to the others, or to its fate (see OpenBlob). The error is
+// store.ErrNotFound if no holder is known or none has it, *store.Unreachable if
+// those that should have it can't be reached, store.ErrNoSpace, ErrBadHolders.
+// The caller retries: a flight that has been under way keeps its units.
+func (s *Swarm) Fetch(ctx context.Context, w Want) error {
+	f, err := s.join(ctx, w, false)
+	if err != nil {
+		return err
+	}
+	defer s.leave(f, false)
+	select {
+	case <-f.done:
+		if f.err == nil && w.Class == catalog.Placed {
+			// The flight may have begun for a client.
+			_, err = s.here(ctx, w.Digest, w.Class)
+			return err
+		}
+		return f.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// here says whether the store has a blob, and makes the store responsible for it
+// if that is asked.
+func (s *Swarm) here(ctx context.Context, d digest.Digest, class catalog.Class) (bool, error) {
+	row, err := s.cfg.Store.Catalog().Blob(d)
+	if err != nil || row.State != catalog.Present {
+		return false, nil // an error will show again when the blob is stored
+	}
+	if class == catalog.Placed && row.Class == catalog.Cached {
+		if err := s.cfg.Store.Catalog().SetClass(ctx, d, catalog.Placed); err != nil {
+			return true, fmt.Errorf("%w: %w", errLocal, err)
+		}
+	}
+	return true, nil
+}
+
+// OpenBlob opens a blob that is here or on its way. The reader blocks until the
+// unit it stands in is checked, fails when the flight fails (the answer to the
+// client must then be aborted, never completed), and ends with ctx. Errors are
+// those of Fetch; all come within Config.Answer, and within a second if all
+// holders are thought to be down.
+//
+// A reader that is closed does not stop the flight if others wait for the blob,
+// or if more than a quarter is here: then it goes on in the background, at most
+// maxOrphans at a time. Otherwise what came is dropped.
+func (s *Swarm) OpenBlob(ctx context.Context, w Want) (Blob, error) {
+	b, err := s.cfg.Store.Open(ctx, w.Digest)
+	if err == nil {
+		return b, nil
+	}
+	if !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrCorrupt) {
+		return nil, err
+	}
+	f, err := s.join(ctx, w, true)
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.await(ctx, f, w)
+	if errors.Is(err, store.ErrNoSpace) {
+		return s.passThrough(ctx, w)
+	}
+	return r, err
+}
+
+// await waits for a flight's first unit and gives the reader that the caller
+// joined for.
+func (s *Swarm) await(ctx context.Context, f *flight, w Want) (Blob, error) {
+	timer := time.NewTimer(s.patience(ctx, w))
+	defer timer.Stop()
+	var err error
+	select {
+	case <-f.opened:
+		return newReader(ctx, f), nil
+	case <-f.done:
+		if f.readable() {
+			return newReader(ctx, f), nil
+		}
+		err = f.err
+	case <-timer.C:
+		err = s.unreachable(s.cfg.Holders.Holders(ctx, w.Digest, w.PID, w.Size))
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	s.leave(f, true)
+	if err != nil {
+		return nil, err
+	}
+	return s.cfg.Store.Open(ctx, w.Digest)
+}
+
+// patience is how long a client is kept waiting for the first unit.
+func (s *Swarm) patience(ctx context.Context, w Want) time.Duration {
+	for _, n := range s.cfg.Holders.Holders(ctx, w.Digest, w.PID, w.Size) {
+		if s.cfg.Alive(n) {
+			return s.cfg.Answer
+		}
+	}
+	return min(deadAnswer, s.cfg.Answer)
+}
+
+func (s *Swarm) unreachable(nodes []identity.NodeID) *store.Unreachable {
+	u := &store.Unreachable{RetryAfter: retryAfter}
+	seen := map[string]bool{}
+	for _, n := range nodes {
+		site := n.Short()
+		if s.cfg.SiteOf != nil && s.cfg.SiteOf(n) != "" {
+			site = s.cfg.SiteOf(n)
+		}
+		if !seen[site] {
+			seen[site] = true
+			u.Sites = append(u.Sites, site)
+		}
+	}
+	sort.Strings(u.Sites)
+	return u
+}
+
+// join finds or starts the digest's flight and counts the caller in.
+func (s *Swarm) join(ctx context.Context, w Want, reader bool) (*flight, error) {
+	if err := units.CheckDigest(w.Digest); err != nil {
+		return nil, err
+	}
+	for {
+		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			return nil, ErrClosed
+		}
+		f := s.flights[w.Digest]
+		if f != nil && f.dropped {
+			// It ends; a new one may begin when it has let go of its partial.
+			s.mu.Unlock()
+			select {
+			case <-f.done:
+				continue
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		if f == nil {
+			if len(s.flights) >= maxFlights {
+				s.mu.Unlock()
+				return nil, ErrBusy
+			}
+			f = newFlight(s, w)
+			s.flights[w.Digest] = f
+			s.wg.Add(1)
+			go func() {
+				defer s.wg.Done()
+				f.run()
+			}()
+		}
+		f.joined(w, reader)
+		s.mu.Unlock()
+		return f, nil
+	}
+}
+
+// leave counts a caller out and decides what becomes of the flight.
+func (s *Swarm) leave(f *flight, reader bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if reader {
+		f.readers--
+	} else {
+		f.fetchers--
+	}
+	if f.readers+f.fetchers > 0 || f.ended() {
+		return
+	}
+	if !f.pass && f.share() > 1.0/orphanShare && s.orphans < maxOrphans && !s.closed {
+		f.orphan = true
+		s.orphans++
+		return
+	}
+	f.dropped = true
+	f.cancel()
+}
+
+// turn waits until the flight may start. A flight that a client waits for does
+// not wait.
+func (s *Swarm) turn(f *flight) error {
+	s.mu.Lock()
+	if s.running < maxActive && len(s.queue) == 0 || f.readers > 0 {
+		s.running++
+		s.mu.Unlock()
+		return nil
+	}
+	f.begin = make(chan struct{})
+	at := sort.Search(len(s.queue), func(i int) bool { return s.queue[i].priority < f.priority })
+	s.queue = append(s.queue, nil)
+	copy(s.queue[at+1:], s.queue[at:])
+	s.queue[at] = f
+	s.mu.Unlock()
+	select {
+	case <-f.begin:
+		return nil
+	case <-f.urgent:
+	case <-f.ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, q := range s.queue {
+		if q == f {
+			s.queue = append(s.queue[:i], s.queue[i+1:]...)
+			if f.ctx.Err() != nil {
+				return f.ctx.Err()
+			}
+			s.running++
+			return nil
+		}
+	}
+	return nil // its turn came meanwhile
+}
+
+// over gives the turn to the next in the queue.
+func (s *Swarm) over() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running--
+	for s.running < maxActive && len(s.queue) > 0 {
+		next := s.queue[0]
+		s.queue = s.queue[1:]
+		s.running++
+		close(next.begin)
+	}
+}
+
+func (s *Swarm) active() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.running
+}
+
+// Progress is a blob on its way.
+type Progress struct {
+	Digest  digest.Digest
+	Done    int64 // bytes that are here and checked
+	Total   int64 // 0: not known yet
+	Class   catalog.Class
+	Readers int             // clients that read it as it arrives
+	From    identity.NodeID // the holder that sends now; zero: none
+	Since   time.Time
+}
+
+// Progress lists the blobs on their way, oldest first.
+func (s *Swarm) Progress() []Progress {
+	s.mu.Lock()
+	out := make([]Progress, 0, len(s.flights))
+	for _, f := range s.flights {
+		out = append(out, f.progress())
+	}
+	s.mu.Unlock()
+	sort.Slice(out, func(i, j int) bool { return out[i].Since.Before(out[j].Since) })
+	return out
+}
+
+func (s *Swarm) isBadRoot(root [32]byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, bad := s.badRoots[root]
+	return bad
+}
+
+func (s *Swarm) addBadRoot(root [32]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.badRoots) >= maxBadRoots {
+		clear(s.badRoots) // they are found out again
+	}
+	s.badRoots[root] = struct{}{}
+}

@@ -1,0 +1,174 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/units"
+)
+
+// passWindow is what a blob that can't be stored has in memory between the
+// network and its client.
+const passWindow = 8 << 20
+
+// errPassed is a read of what went by: a full disk keeps nothing.
+var errPassed = fmt.Errorf("%w: the part asked for went by and was not kept", store.ErrNoSpace)
+
+// vessel takes the units of a flight: a partial file, or a window in memory when
+// the disk is full.
+type vessel interface {
+	// Put checks data as unit i and keeps it; ErrBadUnit if it does not link.
+	Put(i int, data []byte) error
+	// Has says that unit i is not to be fetched (again).
+	Has(i int) bool
+	// Missing is the number of units that were not checked yet.
+	Missing() int
+	// ReadAt reads units that are here.
+	ReadAt(p []byte, off int64) (int, error)
+	// Record is what the units are checked against.
+	Record() units.Record
+}
+
+// window is the vessel of a flight that passes through: it holds the units from
+// the reader's position on, and makes the flight wait when it is full. Every
+// link is still checked, so that the last unit waits for the whole chain here as
+// well.
+type window struct {
+	ctx  context.Context
+	rec  units.Record
+	list *units.List
+	max  int // units held
+
+	mu     sync.Mutex
+	pos    int
+	proved []bool
+	left   int // not proved
+	held   map[int][]byte
+	moved  chan struct{} // closed when pos changes
+}
+
+func newWindow(ctx context.Context, rec units.Record, list *units.List) *window {
+	return &window{
+		ctx: ctx, rec: rec, list: list, max: int(max(1, passWindow/rec.UnitSize)),
+		proved: make([]bool, list.Units()), left: list.Units(),
+		held: map[int][]byte{}, moved: make(chan struct{}),
+	}
+}
+
+func (w *window) Put(i int, data []byte) error {
+	if err := w.list.Verify(i, data); err != nil {
+		return err
+	}
+	for {
+		w.mu.Lock()
+		if !w.proved[i] {
+			w.proved[i] = true
+			w.left--
+		}
+		if i < w.pos || w.held[i] != nil {
+			w.mu.Unlock()
+			return nil // only its link was needed
+		}
+		if i < w.pos+w.max {
+			w.held[i] = append(make([]byte, 0, len(data)), data...)
+			w.mu.Unlock()
+			return nil
+		}
+		if w.held[w.pos] == nil {
+			// The reader has jumped and waits for a unit that is asked for after
+			// this one: waiting here would be for ever. It is fetched again.
+			w.mu.Unlock()
+			return nil
+		}
+		wait := w.moved
+		w.mu.Unlock()
+		select {
+		case <-wait:
+		case <-w.ctx.Done():
+			return w.ctx.Err()
+		}
+	}
+}
+
+func (w *window) Has(i int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if i < w.pos {
+		return w.proved[i]
+	}
+	return w.held[i] != nil
+}
+
+func (w *window) Missing() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.left
+}
+
+func (w *window) Record() units.Record { return w.rec }
+
+// move lets go of what is behind the reader, and of what is too far ahead.
+func (w *window) move(pos int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if pos == w.pos {
+		return
+	}
+	w.pos = pos
+	for i := range w.held {
+		if i < pos || i >= pos+w.max {
+			delete(w.held, i)
+		}
+	}
+	close(w.moved)
+	w.moved = make(chan struct{})
+}
+
+func (w *window) ReadAt(p []byte, off int64) (int, error) {
+	i := int(off / w.rec.UnitSize)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	b := w.held[i]
+	if b == nil {
+		return 0, errPassed
+	}
+	n := copy(p, b[off-int64(i)*w.rec.UnitSize:])
+	if n < len(p) {
+		return n, store.ErrIncomplete
+	}
+	return n, nil
+}
+
+// passThrough reads a blob from its holders without storing it: the disk is
+// full. Each reader has a flight of its own, as one window can't serve two.
+func (s *Swarm) passThrough(ctx context.Context, w Want) (Blob, error) {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil, ErrClosed
+	}
+	f := newFlight(s, w)
+	f.pass = true
+	if !s.buffers.TryAcquire(passWindow) {
+		s.mu.Unlock()
+		f.cancel()
+		return nil, fmt.Errorf("blob %s: %w", w.Digest, store.ErrNoSpace)
+	}
+	f.joined(w, true)
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		defer s.buffers.Release(passWindow)
+		f.run()
+	}()
+	s.mu.Unlock()
+	s.log.Warn("disk full: a blob is passed through without being stored", "digest", w.Digest)
+	b, err := s.await(ctx, f, w)
+	if errors.Is(err, store.ErrNotFound) && f.err == nil {
+		err = store.ErrNoSpace // it came whole, and was not kept
+	}
+	return b, err
+}

@@ -1,0 +1,227 @@
+package swarm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/units"
+	"github.com/portolan/portolan/transfer/peer"
+)
+
+// Protocol is the name of the blob protocol on the data plane.
+const Protocol = "/portolan/blob/1"
+
+const (
+	// maxMessage bounds a request or the head of an answer: a record is under
+	// 200 bytes, a reason a sentence.
+	maxMessage = 4 << 10
+	// maxUnit is the largest unit there is (blobs above 8 GiB).
+	maxUnit = 8 << 20
+	// maxRun bounds the units of one request: 8 MiB of 1 MiB units.
+	maxRun = 8
+	// piece is what is read or written between two looks at the deadline. With a
+	// stall time of 10 s a holder below 6.5 kB/s counts as stalled.
+	piece = 64 << 10
+)
+
+// errProtocol is an answer that no honest node of this version sends.
+var errProtocol = errors.New("answer breaks the blob protocol")
+
+// refusedError is an answer with a status.
+type refusedError struct {
+	status Status
+	reason string
+}
+
+func (e *refusedError) Error() string {
+	if e.reason == "" {
+		return e.status.String()
+	}
+	return e.reason
+}
+
+// stream is what sessions and the server need of a peer.Stream.
+type stream interface {
+	io.ReadWriter
+	SetIdle(time.Duration)
+	SetReadDeadline(time.Time) error
+	Reset() error
+	Close() error
+}
+
+var _ stream = (*peer.Stream)(nil)
+
+// run is a request whose answers are not all here.
+type run struct {
+	id     uint64
+	next   int // unit that the next answer must bring
+	end    int
+	record bool // a record was asked for and has not come
+	opened bool // the first answer came
+}
+
+// session is one stream to a holder with the requests on their way. Answers
+// come in the order of the requests. One goroutine uses it at a time.
+type session struct {
+	node    identity.NodeID
+	st      stream
+	stall   time.Duration // longest wait for anything to come
+	lastID  uint64
+	pending []run
+	answers int       // since it was taken from the pool
+	used    time.Time // when it was put back into the pool
+}
+
+// outstanding is the number of units asked for and not yet here.
+func (s *session) outstanding() int {
+	n := 0
+	for _, r := range s.pending {
+		n += r.end - r.next
+	}
+	return n
+}
+
+// ask sends a request for units [first, first+n), and for the record.
+func (s *session) ask(d digest.Digest, project identity.ProjectID, record bool, first, n int) error {
+	s.lastID++
+	err := peer.WriteMsg(s.st, &Request{
+		Id: s.lastID, Digest: d.String(), Project: project[:],
+		WantRecord: record, FirstUnit: uint32(first), Units: uint32(n),
+	}, maxMessage)
+	if err != nil {
+		return err
+	}
+	s.pending = append(s.pending, run{id: s.lastID, next: first, end: first + n, record: record})
+	return nil
+}
+
+// received is one answer, checked against the request but not against the list.
+type received struct {
+	size   int64 // of the blob; valid when first
+	first  bool  // the first answer to its request
+	record []byte
+	list   []byte
+	unit   int // -1: none
+	data   []byte
+}
+
+// layout is what the receiver knows of a blob: how many bytes each unit has.
+type layout struct {
+	size     int64
+	unitSize int64
+}
+
+func layoutOf(size int64) layout { return layout{size: size, unitSize: units.UnitSizeFor(size)} }
+
+func (l layout) units() int {
+	if l.size == 0 {
+		return 1
+	}
+	return int((l.size + l.unitSize - 1) / l.unitSize)
+}
+
+func (l layout) span(i int) (off, n int64) {
+	off = int64(i) * l.unitSize
+	return off, min(l.unitSize, l.size-off)
+}
+
+// receive reads the next answer. known is the blob's layout, nil as long as no
+// answer told its size. buf takes a unit: it must hold maxUnit bytes, or as many
+// as a unit of known has. The error is a *refusedError, errProtocol or the
+// stream's; after any but a refusal the session is of no more use.
+func (s *session) receive(known *layout, buf []byte) (received, error) {
+	got := received{unit: -1}
+	if len(s.pending) == 0 {
+		return got, fmt.Errorf("%w: nothing was asked", errProtocol)
+	}
+	if err := s.st.SetReadDeadline(time.Now().Add(s.stall)); err != nil {
+		return got, err
+	}
+	var a Answer
+	if err := peer.ReadMsg(s.st, &a, maxMessage); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF // something was asked: this is no end
+		}
+		return got, err
+	}
+	r := &s.pending[0]
+	if a.Id != r.id {
+		return got, fmt.Errorf("%w: answer to request %d instead of %d", errProtocol, a.Id, r.id)
+	}
+	if a.Status != Status_STATUS_OK {
+		s.pending = s.pending[1:]
+		return got, &refusedError{status: a.Status, reason: a.Reason}
+	}
+	got.first = !r.opened
+	if got.first {
+		if a.Size < 0 || a.Size > units.MaxSize || known != nil && a.Size != known.size {
+			return got, fmt.Errorf("%w: size %d", errProtocol, a.Size)
+		}
+		r.opened = true
+		got.size = a.Size
+		l := layoutOf(a.Size)
+		known = &l
+		// The sender cuts a run at the blob's end.
+		r.end = max(r.next, min(r.end, l.units()))
+	}
+	if known == nil {
+		return got, fmt.Errorf("%w: no size", errProtocol)
+	}
+	if len(a.Record) > 0 || a.ListBytes > 0 {
+		if !r.record || int(a.ListBytes) != units.ListBytes(known.size) {
+			return got, fmt.Errorf("%w: list of %d bytes", errProtocol, a.ListBytes)
+		}
+		r.record = false
+		got.record = a.Record
+		got.list = make([]byte, a.ListBytes)
+		if err := s.readFull(got.list); err != nil {
+			return got, err
+		}
+	}
+	if a.HasUnit {
+		if r.next >= r.end || int(a.Unit) != r.next {
+			return got, fmt.Errorf("%w: unit %d instead of %d", errProtocol, a.Unit, r.next)
+		}
+		_, n := known.span(r.next)
+		if int64(a.UnitBytes) != n || n > int64(len(buf)) {
+			return got, fmt.Errorf("%w: unit %d of %d bytes instead of %d", errProtocol, a.Unit, a.UnitBytes, n)
+		}
+		got.unit, got.data = r.next, buf[:n]
+		if err := s.readFull(got.data); err != nil {
+			return got, err
+		}
+		r.next++
+	} else if a.UnitBytes > 0 {
+		return got, fmt.Errorf("%w: %d bytes of no unit", errProtocol, a.UnitBytes)
+	}
+	if done := r.next == r.end; a.Last != done {
+		return got, fmt.Errorf("%w: answer ends at unit %d instead of %d", errProtocol, r.next, r.end)
+	}
+	if a.Last {
+		s.pending = s.pending[1:]
+	}
+	return got, nil
+}
+
+// readFull gives each piece the stall time: a holder that dribbles is stalled.
+func (s *session) readFull(b []byte) error {
+	for len(b) > 0 {
+		n := min(len(b), piece)
+		if err := s.st.SetReadDeadline(time.Now().Add(s.stall)); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(s.st, b[:n]); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
