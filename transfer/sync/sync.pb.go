@@ -518,7 +518,7 @@ func (*HeadsRequest) Descriptor() ([]byte, []int) {
 type Head struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`      // 16 bytes
-	VectorHash    uint64                 `protobuf:"fixed64,2,opt,name=vector_hash,json=vectorHash,proto3" json:"vector_hash,omitempty"` // of the sorted vector: equal vectors, equal hashes
+	VectorHash    uint64                 `protobuf:"fixed64,2,opt,name=vector_hash,json=vectorHash,proto3" json:"vector_hash,omitempty"` // FNV-1a of the vector's encoding
 	CheckCount    uint64                 `protobuf:"varint,3,opt,name=check_count,json=checkCount,proto3" json:"check_count,omitempty"`  // what the entries add up to
 	CheckXor      []byte                 `protobuf:"bytes,4,opt,name=check_xor,json=checkXor,proto3" json:"check_xor,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -587,7 +587,6 @@ type HeadsPage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Heads         []*Head                `protobuf:"bytes,1,rep,name=heads,proto3" json:"heads,omitempty"`
 	Last          bool                   `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
-	FeedHead      uint64                 `protobuf:"varint,3,opt,name=feed_head,json=feedHead,proto3" json:"feed_head,omitempty"` // last number of the sender's feed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -636,78 +635,20 @@ func (x *HeadsPage) GetLast() bool {
 	return false
 }
 
-func (x *HeadsPage) GetFeedHead() uint64 {
-	if x != nil {
-		return x.FeedHead
-	}
-	return 0
-}
-
-type Dots struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Incarnation   uint64                 `protobuf:"fixed64,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Dots) Reset() {
-	*x = Dots{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[7]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Dots) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Dots) ProtoMessage() {}
-
-func (x *Dots) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[7]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Dots.ProtoReflect.Descriptor instead.
-func (*Dots) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *Dots) GetIncarnation() uint64 {
-	if x != nil {
-		return x.Incarnation
-	}
-	return 0
-}
-
-func (x *Dots) GetSeq() uint64 {
-	if x != nil {
-		return x.Seq
-	}
-	return 0
-}
-
-// PullRequest asks for all entries of the project that the vector lacks.
+// PullRequest asks for all entries of the project that the vector (in the
+// catalogue's encoding) lacks.
 type PullRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
-	Vector        []*Dots                `protobuf:"bytes,2,rep,name=vector,proto3" json:"vector,omitempty"`
-	MaxPageBytes  uint32                 `protobuf:"varint,3,opt,name=max_page_bytes,json=maxPageBytes,proto3" json:"max_page_bytes,omitempty"`
+	Vector        []byte                 `protobuf:"bytes,2,opt,name=vector,proto3" json:"vector,omitempty"`
+	PageBytes     uint32                 `protobuf:"varint,3,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"` // what pages are aimed at
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[8]
+	mi := &file_transfer_sync_sync_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +660,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[8]
+	mi := &file_transfer_sync_sync_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +673,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{8}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PullRequest) GetProjectId() []byte {
@@ -742,16 +683,16 @@ func (x *PullRequest) GetProjectId() []byte {
 	return nil
 }
 
-func (x *PullRequest) GetVector() []*Dots {
+func (x *PullRequest) GetVector() []byte {
 	if x != nil {
 		return x.Vector
 	}
 	return nil
 }
 
-func (x *PullRequest) GetMaxPageBytes() uint32 {
+func (x *PullRequest) GetPageBytes() uint32 {
 	if x != nil {
-		return x.MaxPageBytes
+		return x.PageBytes
 	}
 	return 0
 }
@@ -767,7 +708,7 @@ type Page struct {
 
 func (x *Page) Reset() {
 	*x = Page{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[9]
+	mi := &file_transfer_sync_sync_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +720,7 @@ func (x *Page) String() string {
 func (*Page) ProtoMessage() {}
 
 func (x *Page) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[9]
+	mi := &file_transfer_sync_sync_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +733,7 @@ func (x *Page) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Page.ProtoReflect.Descriptor instead.
 func (*Page) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{9}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Page) GetData() []byte {
@@ -805,16 +746,14 @@ func (x *Page) GetData() []byte {
 // PullEnd closes the pages: the vector that the sender noted before the first.
 type PullEnd struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vector        []*Dots                `protobuf:"bytes,1,rep,name=vector,proto3" json:"vector,omitempty"`
-	CheckCount    uint64                 `protobuf:"varint,2,opt,name=check_count,json=checkCount,proto3" json:"check_count,omitempty"`
-	CheckXor      []byte                 `protobuf:"bytes,3,opt,name=check_xor,json=checkXor,proto3" json:"check_xor,omitempty"`
+	Vector        []byte                 `protobuf:"bytes,1,opt,name=vector,proto3" json:"vector,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PullEnd) Reset() {
 	*x = PullEnd{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[10]
+	mi := &file_transfer_sync_sync_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +765,7 @@ func (x *PullEnd) String() string {
 func (*PullEnd) ProtoMessage() {}
 
 func (x *PullEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[10]
+	mi := &file_transfer_sync_sync_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,26 +778,12 @@ func (x *PullEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullEnd.ProtoReflect.Descriptor instead.
 func (*PullEnd) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{10}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{9}
 }
 
-func (x *PullEnd) GetVector() []*Dots {
+func (x *PullEnd) GetVector() []byte {
 	if x != nil {
 		return x.Vector
-	}
-	return nil
-}
-
-func (x *PullEnd) GetCheckCount() uint64 {
-	if x != nil {
-		return x.CheckCount
-	}
-	return 0
-}
-
-func (x *PullEnd) GetCheckXor() []byte {
-	if x != nil {
-		return x.CheckXor
 	}
 	return nil
 }
@@ -874,7 +799,7 @@ type FeedRequest struct {
 
 func (x *FeedRequest) Reset() {
 	*x = FeedRequest{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[11]
+	mi := &file_transfer_sync_sync_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +811,7 @@ func (x *FeedRequest) String() string {
 func (*FeedRequest) ProtoMessage() {}
 
 func (x *FeedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[11]
+	mi := &file_transfer_sync_sync_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +824,7 @@ func (x *FeedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRequest.ProtoReflect.Descriptor instead.
 func (*FeedRequest) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{11}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FeedRequest) GetHello() *Hello {
@@ -927,14 +852,14 @@ type FeedEntry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	N             uint64                 `protobuf:"varint,1,opt,name=n,proto3" json:"n,omitempty"`
 	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
-	State         uint32                 `protobuf:"varint,3,opt,name=state,proto3" json:"state,omitempty"` // 1 placed, 2 cached, 3 gone
+	State         uint32                 `protobuf:"varint,3,opt,name=state,proto3" json:"state,omitempty"` // the catalogue's class: 1 home, 2 placed, 3 cached, 4 gone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FeedEntry) Reset() {
 	*x = FeedEntry{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[12]
+	mi := &file_transfer_sync_sync_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +871,7 @@ func (x *FeedEntry) String() string {
 func (*FeedEntry) ProtoMessage() {}
 
 func (x *FeedEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[12]
+	mi := &file_transfer_sync_sync_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +884,7 @@ func (x *FeedEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedEntry.ProtoReflect.Descriptor instead.
 func (*FeedEntry) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{12}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FeedEntry) GetN() uint64 {
@@ -998,7 +923,7 @@ type FeedResponse struct {
 
 func (x *FeedResponse) Reset() {
 	*x = FeedResponse{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[13]
+	mi := &file_transfer_sync_sync_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +935,7 @@ func (x *FeedResponse) String() string {
 func (*FeedResponse) ProtoMessage() {}
 
 func (x *FeedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[13]
+	mi := &file_transfer_sync_sync_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +948,7 @@ func (x *FeedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedResponse.ProtoReflect.Descriptor instead.
 func (*FeedResponse) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{13}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FeedResponse) GetHello() *Hello {
@@ -1077,7 +1002,7 @@ type AskRequest struct {
 
 func (x *AskRequest) Reset() {
 	*x = AskRequest{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[14]
+	mi := &file_transfer_sync_sync_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1014,7 @@ func (x *AskRequest) String() string {
 func (*AskRequest) ProtoMessage() {}
 
 func (x *AskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[14]
+	mi := &file_transfer_sync_sync_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1027,7 @@ func (x *AskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskRequest.ProtoReflect.Descriptor instead.
 func (*AskRequest) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{14}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AskRequest) GetHello() *Hello {
@@ -1191,7 +1116,7 @@ type AskResponse struct {
 
 func (x *AskResponse) Reset() {
 	*x = AskResponse{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[15]
+	mi := &file_transfer_sync_sync_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1128,7 @@ func (x *AskResponse) String() string {
 func (*AskResponse) ProtoMessage() {}
 
 func (x *AskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[15]
+	mi := &file_transfer_sync_sync_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1141,7 @@ func (x *AskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskResponse.ProtoReflect.Descriptor instead.
 func (*AskResponse) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{15}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AskResponse) GetHello() *Hello {
@@ -1304,13 +1229,14 @@ type HasRequest struct {
 	Repository    string                 `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"`
 	Manifests     []string               `protobuf:"bytes,2,rep,name=manifests,proto3" json:"manifests,omitempty"`
 	Blobs         []string               `protobuf:"bytes,3,rep,name=blobs,proto3" json:"blobs,omitempty"`
+	Root          string                 `protobuf:"bytes,4,opt,name=root,proto3" json:"root,omitempty"` // the artifact that they belong to; empty: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HasRequest) Reset() {
 	*x = HasRequest{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[16]
+	mi := &file_transfer_sync_sync_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1248,7 @@ func (x *HasRequest) String() string {
 func (*HasRequest) ProtoMessage() {}
 
 func (x *HasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[16]
+	mi := &file_transfer_sync_sync_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1261,7 @@ func (x *HasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HasRequest.ProtoReflect.Descriptor instead.
 func (*HasRequest) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{16}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HasRequest) GetRepository() string {
@@ -1359,18 +1285,26 @@ func (x *HasRequest) GetBlobs() []string {
 	return nil
 }
 
+func (x *HasRequest) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
 // HasResponse answers in the order of the request.
 type HasResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Manifests     []Holding              `protobuf:"varint,1,rep,packed,name=manifests,proto3,enum=portolan.sync.v1.Holding" json:"manifests,omitempty"`
 	Blobs         []Holding              `protobuf:"varint,2,rep,packed,name=blobs,proto3,enum=portolan.sync.v1.Holding" json:"blobs,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // why something of the root is missing, for people
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HasResponse) Reset() {
 	*x = HasResponse{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[17]
+	mi := &file_transfer_sync_sync_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1316,7 @@ func (x *HasResponse) String() string {
 func (*HasResponse) ProtoMessage() {}
 
 func (x *HasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[17]
+	mi := &file_transfer_sync_sync_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1329,7 @@ func (x *HasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HasResponse.ProtoReflect.Descriptor instead.
 func (*HasResponse) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{17}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HasResponse) GetManifests() []Holding {
@@ -1412,6 +1346,13 @@ func (x *HasResponse) GetBlobs() []Holding {
 	return nil
 }
 
+func (x *HasResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // PinRequest asks the holder to keep blobs for the asker's store until a time,
 // whatever else happens to them. The answer comes when that is durable.
 type PinRequest struct {
@@ -1424,7 +1365,7 @@ type PinRequest struct {
 
 func (x *PinRequest) Reset() {
 	*x = PinRequest{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[18]
+	mi := &file_transfer_sync_sync_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1377,7 @@ func (x *PinRequest) String() string {
 func (*PinRequest) ProtoMessage() {}
 
 func (x *PinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[18]
+	mi := &file_transfer_sync_sync_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1390,7 @@ func (x *PinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinRequest.ProtoReflect.Descriptor instead.
 func (*PinRequest) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{18}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PinRequest) GetBlobs() []string {
@@ -1475,7 +1416,7 @@ type PinResponse struct {
 
 func (x *PinResponse) Reset() {
 	*x = PinResponse{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[19]
+	mi := &file_transfer_sync_sync_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1428,7 @@ func (x *PinResponse) String() string {
 func (*PinResponse) ProtoMessage() {}
 
 func (x *PinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[19]
+	mi := &file_transfer_sync_sync_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1441,7 @@ func (x *PinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinResponse.ProtoReflect.Descriptor instead.
 func (*PinResponse) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{19}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PinResponse) GetPinned() []bool {
@@ -1520,7 +1461,7 @@ type TagRequest struct {
 
 func (x *TagRequest) Reset() {
 	*x = TagRequest{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[20]
+	mi := &file_transfer_sync_sync_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1473,7 @@ func (x *TagRequest) String() string {
 func (*TagRequest) ProtoMessage() {}
 
 func (x *TagRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[20]
+	mi := &file_transfer_sync_sync_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1486,7 @@ func (x *TagRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagRequest.ProtoReflect.Descriptor instead.
 func (*TagRequest) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{20}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TagRequest) GetRepository() string {
@@ -1572,7 +1513,7 @@ type TagResponse struct {
 
 func (x *TagResponse) Reset() {
 	*x = TagResponse{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[21]
+	mi := &file_transfer_sync_sync_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1584,7 +1525,7 @@ func (x *TagResponse) String() string {
 func (*TagResponse) ProtoMessage() {}
 
 func (x *TagResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[21]
+	mi := &file_transfer_sync_sync_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1597,7 +1538,7 @@ func (x *TagResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagResponse.ProtoReflect.Descriptor instead.
 func (*TagResponse) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{21}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TagResponse) GetFound() bool {
@@ -1614,18 +1555,18 @@ func (x *TagResponse) GetDigest() string {
 	return ""
 }
 
-// Announcement is the gossip hint: who wrote, and how far it is.
+// Announcement is the gossip hint: what its sender wrote, and how far it is.
 type Announcement struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Heads         []*Head                `protobuf:"bytes,1,rep,name=heads,proto3" json:"heads,omitempty"`                        // without checks
-	FeedHead      uint64                 `protobuf:"varint,2,opt,name=feed_head,json=feedHead,proto3" json:"feed_head,omitempty"` // 0: nothing new
+	Heads         []*Head                `protobuf:"bytes,1,rep,name=heads,proto3" json:"heads,omitempty"` // without checks
+	Feed          bool                   `protobuf:"varint,2,opt,name=feed,proto3" json:"feed,omitempty"`  // the sender's feed has news
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[22]
+	mi := &file_transfer_sync_sync_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1578,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[22]
+	mi := &file_transfer_sync_sync_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1591,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{22}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Announcement) GetHeads() []*Head {
@@ -1660,11 +1601,11 @@ func (x *Announcement) GetHeads() []*Head {
 	return nil
 }
 
-func (x *Announcement) GetFeedHead() uint64 {
+func (x *Announcement) GetFeed() bool {
 	if x != nil {
-		return x.FeedHead
+		return x.Feed
 	}
-	return 0
+	return false
 }
 
 var File_transfer_sync_sync_proto protoreflect.FileDescriptor
@@ -1710,26 +1651,20 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"vectorHash\x12\x1f\n" +
 	"\vcheck_count\x18\x03 \x01(\x04R\n" +
 	"checkCount\x12\x1b\n" +
-	"\tcheck_xor\x18\x04 \x01(\fR\bcheckXor\"j\n" +
+	"\tcheck_xor\x18\x04 \x01(\fR\bcheckXor\"M\n" +
 	"\tHeadsPage\x12,\n" +
 	"\x05heads\x18\x01 \x03(\v2\x16.portolan.sync.v1.HeadR\x05heads\x12\x12\n" +
-	"\x04last\x18\x02 \x01(\bR\x04last\x12\x1b\n" +
-	"\tfeed_head\x18\x03 \x01(\x04R\bfeedHead\":\n" +
-	"\x04Dots\x12 \n" +
-	"\vincarnation\x18\x01 \x01(\x06R\vincarnation\x12\x10\n" +
-	"\x03seq\x18\x02 \x01(\x04R\x03seq\"\x82\x01\n" +
+	"\x04last\x18\x02 \x01(\bR\x04last\"c\n" +
 	"\vPullRequest\x12\x1d\n" +
 	"\n" +
-	"project_id\x18\x01 \x01(\fR\tprojectId\x12.\n" +
-	"\x06vector\x18\x02 \x03(\v2\x16.portolan.sync.v1.DotsR\x06vector\x12$\n" +
-	"\x0emax_page_bytes\x18\x03 \x01(\rR\fmaxPageBytes\"\x1a\n" +
+	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x16\n" +
+	"\x06vector\x18\x02 \x01(\fR\x06vector\x12\x1d\n" +
+	"\n" +
+	"page_bytes\x18\x03 \x01(\rR\tpageBytes\"\x1a\n" +
 	"\x04Page\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"w\n" +
-	"\aPullEnd\x12.\n" +
-	"\x06vector\x18\x01 \x03(\v2\x16.portolan.sync.v1.DotsR\x06vector\x12\x1f\n" +
-	"\vcheck_count\x18\x02 \x01(\x04R\n" +
-	"checkCount\x12\x1b\n" +
-	"\tcheck_xor\x18\x03 \x01(\fR\bcheckXor\"h\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"!\n" +
+	"\aPullEnd\x12\x16\n" +
+	"\x06vector\x18\x01 \x01(\fR\x06vector\"h\n" +
 	"\vFeedRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\x04R\x05after\x12\x14\n" +
@@ -1760,17 +1695,19 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x03has\x18\x03 \x01(\v2\x1d.portolan.sync.v1.HasResponseH\x00R\x03has\x121\n" +
 	"\x03pin\x18\x04 \x01(\v2\x1d.portolan.sync.v1.PinResponseH\x00R\x03pin\x121\n" +
 	"\x03tag\x18\x05 \x01(\v2\x1d.portolan.sync.v1.TagResponseH\x00R\x03tagB\b\n" +
-	"\x06answer\"`\n" +
+	"\x06answer\"t\n" +
 	"\n" +
 	"HasRequest\x12\x1e\n" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
 	"repository\x12\x1c\n" +
 	"\tmanifests\x18\x02 \x03(\tR\tmanifests\x12\x14\n" +
-	"\x05blobs\x18\x03 \x03(\tR\x05blobs\"w\n" +
+	"\x05blobs\x18\x03 \x03(\tR\x05blobs\x12\x12\n" +
+	"\x04root\x18\x04 \x01(\tR\x04root\"\x8f\x01\n" +
 	"\vHasResponse\x127\n" +
 	"\tmanifests\x18\x01 \x03(\x0e2\x19.portolan.sync.v1.HoldingR\tmanifests\x12/\n" +
-	"\x05blobs\x18\x02 \x03(\x0e2\x19.portolan.sync.v1.HoldingR\x05blobs\"F\n" +
+	"\x05blobs\x18\x02 \x03(\x0e2\x19.portolan.sync.v1.HoldingR\x05blobs\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"F\n" +
 	"\n" +
 	"PinRequest\x12\x14\n" +
 	"\x05blobs\x18\x01 \x03(\tR\x05blobs\x12\"\n" +
@@ -1785,10 +1722,10 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x03tag\x18\x02 \x01(\tR\x03tag\";\n" +
 	"\vTagResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\tR\x06digest\"Y\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"P\n" +
 	"\fAnnouncement\x12,\n" +
-	"\x05heads\x18\x01 \x03(\v2\x16.portolan.sync.v1.HeadR\x05heads\x12\x1b\n" +
-	"\tfeed_head\x18\x02 \x01(\x04R\bfeedHead*E\n" +
+	"\x05heads\x18\x01 \x03(\v2\x16.portolan.sync.v1.HeadR\x05heads\x12\x12\n" +
+	"\x04feed\x18\x02 \x01(\bR\x04feed*E\n" +
 	"\aHolding\x12\x12\n" +
 	"\x0eHOLDING_ABSENT\x10\x00\x12\x12\n" +
 	"\x0eHOLDING_CACHED\x10\x01\x12\x12\n" +
@@ -1807,7 +1744,7 @@ func file_transfer_sync_sync_proto_rawDescGZIP() []byte {
 }
 
 var file_transfer_sync_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_transfer_sync_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_transfer_sync_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_transfer_sync_sync_proto_goTypes = []any{
 	(Holding)(0),              // 0: portolan.sync.v1.Holding
 	(Refusal_Code)(0),         // 1: portolan.sync.v1.Refusal.Code
@@ -1818,57 +1755,54 @@ var file_transfer_sync_sync_proto_goTypes = []any{
 	(*HeadsRequest)(nil),      // 6: portolan.sync.v1.HeadsRequest
 	(*Head)(nil),              // 7: portolan.sync.v1.Head
 	(*HeadsPage)(nil),         // 8: portolan.sync.v1.HeadsPage
-	(*Dots)(nil),              // 9: portolan.sync.v1.Dots
-	(*PullRequest)(nil),       // 10: portolan.sync.v1.PullRequest
-	(*Page)(nil),              // 11: portolan.sync.v1.Page
-	(*PullEnd)(nil),           // 12: portolan.sync.v1.PullEnd
-	(*FeedRequest)(nil),       // 13: portolan.sync.v1.FeedRequest
-	(*FeedEntry)(nil),         // 14: portolan.sync.v1.FeedEntry
-	(*FeedResponse)(nil),      // 15: portolan.sync.v1.FeedResponse
-	(*AskRequest)(nil),        // 16: portolan.sync.v1.AskRequest
-	(*AskResponse)(nil),       // 17: portolan.sync.v1.AskResponse
-	(*HasRequest)(nil),        // 18: portolan.sync.v1.HasRequest
-	(*HasResponse)(nil),       // 19: portolan.sync.v1.HasResponse
-	(*PinRequest)(nil),        // 20: portolan.sync.v1.PinRequest
-	(*PinResponse)(nil),       // 21: portolan.sync.v1.PinResponse
-	(*TagRequest)(nil),        // 22: portolan.sync.v1.TagRequest
-	(*TagResponse)(nil),       // 23: portolan.sync.v1.TagResponse
-	(*Announcement)(nil),      // 24: portolan.sync.v1.Announcement
+	(*PullRequest)(nil),       // 9: portolan.sync.v1.PullRequest
+	(*Page)(nil),              // 10: portolan.sync.v1.Page
+	(*PullEnd)(nil),           // 11: portolan.sync.v1.PullEnd
+	(*FeedRequest)(nil),       // 12: portolan.sync.v1.FeedRequest
+	(*FeedEntry)(nil),         // 13: portolan.sync.v1.FeedEntry
+	(*FeedResponse)(nil),      // 14: portolan.sync.v1.FeedResponse
+	(*AskRequest)(nil),        // 15: portolan.sync.v1.AskRequest
+	(*AskResponse)(nil),       // 16: portolan.sync.v1.AskResponse
+	(*HasRequest)(nil),        // 17: portolan.sync.v1.HasRequest
+	(*HasResponse)(nil),       // 18: portolan.sync.v1.HasResponse
+	(*PinRequest)(nil),        // 19: portolan.sync.v1.PinRequest
+	(*PinResponse)(nil),       // 20: portolan.sync.v1.PinResponse
+	(*TagRequest)(nil),        // 21: portolan.sync.v1.TagRequest
+	(*TagResponse)(nil),       // 22: portolan.sync.v1.TagResponse
+	(*Announcement)(nil),      // 23: portolan.sync.v1.Announcement
 }
 var file_transfer_sync_sync_proto_depIdxs = []int32{
 	1,  // 0: portolan.sync.v1.Refusal.code:type_name -> portolan.sync.v1.Refusal.Code
 	2,  // 1: portolan.sync.v1.CatalogueRequest.hello:type_name -> portolan.sync.v1.Hello
 	6,  // 2: portolan.sync.v1.CatalogueRequest.heads:type_name -> portolan.sync.v1.HeadsRequest
-	10, // 3: portolan.sync.v1.CatalogueRequest.pull:type_name -> portolan.sync.v1.PullRequest
+	9,  // 3: portolan.sync.v1.CatalogueRequest.pull:type_name -> portolan.sync.v1.PullRequest
 	2,  // 4: portolan.sync.v1.CatalogueResponse.hello:type_name -> portolan.sync.v1.Hello
 	3,  // 5: portolan.sync.v1.CatalogueResponse.refusal:type_name -> portolan.sync.v1.Refusal
 	8,  // 6: portolan.sync.v1.CatalogueResponse.heads:type_name -> portolan.sync.v1.HeadsPage
-	11, // 7: portolan.sync.v1.CatalogueResponse.page:type_name -> portolan.sync.v1.Page
-	12, // 8: portolan.sync.v1.CatalogueResponse.end:type_name -> portolan.sync.v1.PullEnd
+	10, // 7: portolan.sync.v1.CatalogueResponse.page:type_name -> portolan.sync.v1.Page
+	11, // 8: portolan.sync.v1.CatalogueResponse.end:type_name -> portolan.sync.v1.PullEnd
 	7,  // 9: portolan.sync.v1.HeadsPage.heads:type_name -> portolan.sync.v1.Head
-	9,  // 10: portolan.sync.v1.PullRequest.vector:type_name -> portolan.sync.v1.Dots
-	9,  // 11: portolan.sync.v1.PullEnd.vector:type_name -> portolan.sync.v1.Dots
-	2,  // 12: portolan.sync.v1.FeedRequest.hello:type_name -> portolan.sync.v1.Hello
-	2,  // 13: portolan.sync.v1.FeedResponse.hello:type_name -> portolan.sync.v1.Hello
-	3,  // 14: portolan.sync.v1.FeedResponse.refusal:type_name -> portolan.sync.v1.Refusal
-	14, // 15: portolan.sync.v1.FeedResponse.entries:type_name -> portolan.sync.v1.FeedEntry
-	2,  // 16: portolan.sync.v1.AskRequest.hello:type_name -> portolan.sync.v1.Hello
-	18, // 17: portolan.sync.v1.AskRequest.has:type_name -> portolan.sync.v1.HasRequest
-	20, // 18: portolan.sync.v1.AskRequest.pin:type_name -> portolan.sync.v1.PinRequest
-	22, // 19: portolan.sync.v1.AskRequest.tag:type_name -> portolan.sync.v1.TagRequest
-	2,  // 20: portolan.sync.v1.AskResponse.hello:type_name -> portolan.sync.v1.Hello
-	3,  // 21: portolan.sync.v1.AskResponse.refusal:type_name -> portolan.sync.v1.Refusal
-	19, // 22: portolan.sync.v1.AskResponse.has:type_name -> portolan.sync.v1.HasResponse
-	21, // 23: portolan.sync.v1.AskResponse.pin:type_name -> portolan.sync.v1.PinResponse
-	23, // 24: portolan.sync.v1.AskResponse.tag:type_name -> portolan.sync.v1.TagResponse
-	0,  // 25: portolan.sync.v1.HasResponse.manifests:type_name -> portolan.sync.v1.Holding
-	0,  // 26: portolan.sync.v1.HasResponse.blobs:type_name -> portolan.sync.v1.Holding
-	7,  // 27: portolan.sync.v1.Announcement.heads:type_name -> portolan.sync.v1.Head
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	2,  // 10: portolan.sync.v1.FeedRequest.hello:type_name -> portolan.sync.v1.Hello
+	2,  // 11: portolan.sync.v1.FeedResponse.hello:type_name -> portolan.sync.v1.Hello
+	3,  // 12: portolan.sync.v1.FeedResponse.refusal:type_name -> portolan.sync.v1.Refusal
+	13, // 13: portolan.sync.v1.FeedResponse.entries:type_name -> portolan.sync.v1.FeedEntry
+	2,  // 14: portolan.sync.v1.AskRequest.hello:type_name -> portolan.sync.v1.Hello
+	17, // 15: portolan.sync.v1.AskRequest.has:type_name -> portolan.sync.v1.HasRequest
+	19, // 16: portolan.sync.v1.AskRequest.pin:type_name -> portolan.sync.v1.PinRequest
+	21, // 17: portolan.sync.v1.AskRequest.tag:type_name -> portolan.sync.v1.TagRequest
+	2,  // 18: portolan.sync.v1.AskResponse.hello:type_name -> portolan.sync.v1.Hello
+	3,  // 19: portolan.sync.v1.AskResponse.refusal:type_name -> portolan.sync.v1.Refusal
+	18, // 20: portolan.sync.v1.AskResponse.has:type_name -> portolan.sync.v1.HasResponse
+	20, // 21: portolan.sync.v1.AskResponse.pin:type_name -> portolan.sync.v1.PinResponse
+	22, // 22: portolan.sync.v1.AskResponse.tag:type_name -> portolan.sync.v1.TagResponse
+	0,  // 23: portolan.sync.v1.HasResponse.manifests:type_name -> portolan.sync.v1.Holding
+	0,  // 24: portolan.sync.v1.HasResponse.blobs:type_name -> portolan.sync.v1.Holding
+	7,  // 25: portolan.sync.v1.Announcement.heads:type_name -> portolan.sync.v1.Head
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_transfer_sync_sync_proto_init() }
@@ -1886,12 +1820,12 @@ func file_transfer_sync_sync_proto_init() {
 		(*CatalogueResponse_Page)(nil),
 		(*CatalogueResponse_End)(nil),
 	}
-	file_transfer_sync_sync_proto_msgTypes[14].OneofWrappers = []any{
+	file_transfer_sync_sync_proto_msgTypes[13].OneofWrappers = []any{
 		(*AskRequest_Has)(nil),
 		(*AskRequest_Pin)(nil),
 		(*AskRequest_Tag)(nil),
 	}
-	file_transfer_sync_sync_proto_msgTypes[15].OneofWrappers = []any{
+	file_transfer_sync_sync_proto_msgTypes[14].OneofWrappers = []any{
 		(*AskResponse_Refusal)(nil),
 		(*AskResponse_Has)(nil),
 		(*AskResponse_Pin)(nil),
@@ -1903,7 +1837,7 @@ func file_transfer_sync_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transfer_sync_sync_proto_rawDesc), len(file_transfer_sync_sync_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   23,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,235 @@
+package transfer
+
+import (
+	"cmp"
+	"container/heap"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/identity"
+)
+
+const (
+	// maxTasks bounds the queue: some 30 MiB. What does not fit is found again by
+	// a scan when the queue has run low.
+	maxTasks = 100_000
+	// retryFirst and retryMost bound the wait after a failed attempt. Events
+	// (a peer is back, a feed brought holders) end it early.
+	retryFirst = 500 * time.Millisecond
+	retryMost  = time.Minute
+)
+
+// kind says what a task brings here.
+type kind uint8
+
+const (
+	// artifact: a manifest that a rule covers, with its blobs, the manifests
+	// below it and all referrers.
+	artifact kind = iota + 1
+	// own: a manifest that this site accepted, with its blobs alone.
+	own
+	// claimed: a blob that a push here relies on and that another site keeps for
+	// it until it is here.
+	claimed
+	// large: a manifest that is too large to travel in its entry; every site that
+	// may have the entry needs its bytes.
+	large
+)
+
+// key names a task.
+type key struct {
+	kind   kind
+	pid    identity.ProjectID
+	repo   string
+	digest digest.Digest
+}
+
+// task is one artifact, or one blob, that is wanted and not wholly here.
+type task struct {
+	key
+	size int64     // of a claimed blob or a large manifest
+	at   time.Time // when it was pushed: older ones go first
+
+	attempts int
+	reason   string    // why the last attempt ended early
+	next     time.Time // when to try again
+	running  bool
+	again    bool // was asked for while it ran
+	place    int  // in its heap; -1: in none
+}
+
+// queue holds the tasks: ready ones by age, failed ones by the time of their
+// next attempt.
+type queue struct {
+	now func() time.Time
+
+	mu       sync.Mutex
+	tasks    map[key]*task
+	ready    taskHeap
+	later    taskHeap
+	overflow bool          // something was refused since the last call of refill
+	wake     chan struct{} // capacity 1: there may be something to take
+}
+
+func newQueue(now func() time.Time) *queue {
+	return &queue{
+		now: now, tasks: map[key]*task{}, wake: make(chan struct{}, 1),
+		ready: taskHeap{less: func(a, b *task) bool { return a.at.Before(b.at) }},
+		later: taskHeap{less: func(a, b *task) bool { return a.next.Before(b.next) }},
+	}
+}
+
+// add puts a task in, or makes one that is there try at once. It reports whether
+// there was room.
+func (q *queue) add(k key, size int64, at time.Time) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t, known := q.tasks[k]
+	switch {
+	case known && t.running:
+		t.again = true
+		return true
+	case known:
+		q.moveToReady(t)
+	case len(q.tasks) >= maxTasks:
+		q.overflow = true
+		return false
+	default:
+		t = &task{key: k, size: size, at: at, place: -1}
+		q.tasks[k] = t
+		heap.Push(&q.ready, t)
+	}
+	q.signal()
+	return true
+}
+
+// take gives the oldest task that is ready. If there is none, it says how long
+// to wait for the next one to become ready; 0: nobody knows.
+func (q *queue) take() (*task, time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := q.now()
+	for len(q.later.tasks) > 0 && !q.later.tasks[0].next.After(now) {
+		q.moveToReady(q.later.tasks[0])
+	}
+	if len(q.ready.tasks) > 0 {
+		t := heap.Pop(&q.ready).(*task)
+		t.running = true
+		if len(q.ready.tasks) > 0 {
+			q.signal() // for the next worker
+		}
+		return t, 0
+	}
+	if len(q.later.tasks) > 0 {
+		return nil, max(time.Millisecond, q.later.tasks[0].next.Sub(now))
+	}
+	return nil, 0
+}
+
+// finish ends an attempt: an empty reason means that all is here.
+func (q *queue) finish(t *task, reason string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t.running = false
+	again := t.again
+	t.again = false
+	switch {
+	case again:
+		t.reason = reason
+		heap.Push(&q.ready, t)
+	case reason == "":
+		delete(q.tasks, t.key)
+	default:
+		t.reason = reason
+		wait := min(retryFirst<<min(t.attempts, 10), retryMost)
+		t.attempts++
+		t.next = q.now().Add(wait - wait/4 + rand.N(wait/2+1))
+		heap.Push(&q.later, t)
+	}
+	q.signal()
+}
+
+// hurry makes all failed tasks try at once: something changed that may help.
+func (q *queue) hurry() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for len(q.later.tasks) > 0 {
+		q.moveToReady(q.later.tasks[0])
+	}
+	q.signal()
+}
+
+// refill reports, once, that tasks were refused and that there is room again.
+func (q *queue) refill() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.overflow || len(q.tasks) > maxTasks/2 {
+		return false
+	}
+	q.overflow = false
+	return true
+}
+
+// explain gives the reason of a failed task.
+func (q *queue) explain(k key) string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if t := q.tasks[k]; t != nil {
+		return cmp.Or(t.reason, "on its way")
+	}
+	return ""
+}
+
+// lengths gives the numbers of tasks that wait, run and failed.
+func (q *queue) lengths() (ready, running, failed int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	ready, failed = len(q.ready.tasks), len(q.later.tasks)
+	return ready, len(q.tasks) - ready - failed, failed
+}
+
+// moveToReady is called with mu held, for a task that does not run.
+func (q *queue) moveToReady(t *task) {
+	if t.next.IsZero() {
+		return // there already
+	}
+	heap.Remove(&q.later, t.place)
+	t.next = time.Time{}
+	heap.Push(&q.ready, t)
+}
+
+func (q *queue) signal() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// taskHeap implements heap.Interface.
+type taskHeap struct {
+	tasks []*task
+	less  func(a, b *task) bool
+}
+
+func (h *taskHeap) Len() int           { return len(h.tasks) }
+func (h *taskHeap) Less(i, j int) bool { return h.less(h.tasks[i], h.tasks[j]) }
+func (h *taskHeap) Swap(i, j int) {
+	h.tasks[i], h.tasks[j] = h.tasks[j], h.tasks[i]
+	h.tasks[i].place, h.tasks[j].place = i, j
+}
+func (h *taskHeap) Push(x any) {
+	t := x.(*task)
+	t.place = len(h.tasks)
+	h.tasks = append(h.tasks, t)
+}
+func (h *taskHeap) Pop() any {
+	last := len(h.tasks) - 1
+	t := h.tasks[last]
+	h.tasks[last] = nil
+	h.tasks = h.tasks[:last]
+	t.place = -1
+	return t
+}

@@ -1,0 +1,385 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/transfer/rules"
+	"github.com/portolan/portolan/transfer/swarm"
+	syncer "github.com/portolan/portolan/transfer/sync"
+)
+
+const (
+	// maxActive bounds the blobs on their way to this store at a time: few enough
+	// that artifacts complete one after the other, oldest first.
+	maxActive = 64
+	// artifactsAtOnce bounds the artifacts in work. One with few blobs must not
+	// leave the link idle; each holds its list of blobs in memory.
+	artifactsAtOnce = 16
+	// maxInbox bounds the manifests that arrived and were not looked at yet.
+	// Beyond it their projects are scanned instead.
+	maxInbox = 10_000
+	// maxComplete is how many artifacts are remembered to be whole, so that a
+	// scan after a small change need not look at them again. About 200 bytes
+	// each.
+	maxComplete = 50_000
+	// hurryEvery spaces out early retries: a feed that brings thousands of
+	// batches must not make thousands of failed tasks run for each.
+	hurryEvery = 500 * time.Millisecond
+)
+
+// Fetcher brings blobs into the store (*swarm.Swarm).
+type Fetcher interface {
+	Fetch(ctx context.Context, w swarm.Want) error
+}
+
+// Exchange is what the reconciler needs of the catalogue exchange (*sync.Sync).
+type Exchange interface {
+	// OnApplied, OnPeers and OnHolders tell of news.
+	OnApplied(fn func(identity.ProjectID, catalog.Applied))
+	OnPeers(fn func())
+	OnHolders(fn func())
+	// OnExplain asks why something is not here, for other nodes.
+	OnExplain(fn func(pid identity.ProjectID, repository string, d digest.Digest) string)
+	// Expect hints at a blob's holder.
+	Expect(d digest.Digest, site string)
+	PullProject(ctx context.Context, pid identity.ProjectID) (unreachable []string, err error)
+	Peers() []syncer.PeerStatus
+	Has(ctx context.Context, node identity.NodeID, q syncer.Question) (syncer.Answer, error)
+	TagAt(ctx context.Context, node identity.NodeID, pid identity.ProjectID, repository, tag string) (digest.Digest, bool, error)
+	Pin(ctx context.Context, node identity.NodeID, pid identity.ProjectID, blobs []digest.Digest, until time.Time) ([]bool, error)
+}
+
+// Config is what a Reconciler needs.
+type Config struct {
+	// Self is this node, Site its site.
+	Self  identity.NodeID
+	Site  string
+	Store *store.Store
+	State *state.State
+	Swarm Fetcher
+	Sync  Exchange
+	// Now is this node's clock.
+	Now    func() time.Time
+	Logger *slog.Logger
+	// Registerer takes the metrics; nil: none.
+	Registerer prometheus.Registerer
+}
+
+// Reconciler keeps this store at what is wanted here.
+type Reconciler struct {
+	cfg     Config
+	log     *slog.Logger
+	cat     *catalog.Catalog
+	queue   *queue
+	active  *semaphore.Weighted
+	metrics *metrics
+	unhook  []func()
+
+	inbox    inbox
+	scans    scans
+	complete *lru.Cache[key, struct{}]
+	hurried  chan struct{} // capacity 1
+
+	mu      sync.Mutex
+	waiting map[key]map[key]bool // absent manifest -> artifacts that name it
+}
+
+// New makes a Reconciler and hooks it to the exchange; Run starts it.
+func New(cfg Config) (*Reconciler, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	r := &Reconciler{
+		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(),
+		queue: newQueue(cfg.Now), active: semaphore.NewWeighted(maxActive),
+		inbox: newInbox(), scans: newScans(cfg.Now),
+		hurried: make(chan struct{}, 1),
+		waiting: map[key]map[key]bool{},
+	}
+	var err error
+	if r.complete, err = lru.New[key, struct{}](maxComplete); err != nil {
+		return nil, err
+	}
+	if r.metrics, err = newMetrics(r, cfg.Registerer); err != nil {
+		return nil, err
+	}
+	cfg.Sync.OnApplied(r.applied)
+	hurry := func() { wake(r.hurried) }
+	cfg.Sync.OnPeers(hurry)
+	cfg.Sync.OnHolders(hurry)
+	cfg.Sync.OnExplain(r.explain)
+	r.unhook = []func(){r.cat.OnCommit(r.committed)}
+	return r, nil
+}
+
+// Run works until ctx ends.
+func (r *Reconciler) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer r.metrics.unregister()
+	defer func() {
+		for _, f := range r.unhook {
+			f()
+		}
+	}()
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() { r.readInbox(ctx) })
+	wg.Go(func() { r.scan(ctx) })
+	wg.Go(func() { r.hurryNowAndThen(ctx) })
+	for range artifactsAtOnce {
+		wg.Go(func() { r.work(ctx) })
+	}
+	known := map[identity.ProjectID][]state.Rule{}
+	for {
+		changed := r.cfg.State.Changed()
+		known = r.followRules(known)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// followRules asks for a scan of each project for which other rules hold here
+// than before; at the start that is every project that may rest here.
+func (r *Reconciler) followRules(known map[identity.ProjectID][]state.Rule) map[identity.ProjectID][]state.Rule {
+	view := r.cfg.State.View()
+	all := view.Rules()
+	now := map[identity.ProjectID][]state.Rule{}
+	for p := range view.Projects() {
+		if !view.MayRest(p, r.cfg.Site) {
+			continue
+		}
+		relevant := rules.Relevant(all, p, r.cfg.Site)
+		now[p.PID] = relevant
+		before, seen := known[p.PID]
+		if !seen || !slices.EqualFunc(before, relevant, func(a, b state.Rule) bool { return a.ID == b.ID && a.Version == b.Version }) {
+			r.scans.whole(p.PID)
+		}
+	}
+	return now
+}
+
+// relevant gives the project and the rules that hold for it here; false: the
+// project is unknown, or not for this site.
+func (r *Reconciler) relevant(pid identity.ProjectID) (state.Project, []state.Rule, bool) {
+	view := r.cfg.State.View()
+	p, ok := view.ProjectByPID(pid)
+	if !ok || p.Deleted() || !view.MayRest(p, r.cfg.Site) {
+		return state.Project{}, nil, false
+	}
+	return p, rules.Relevant(view.Rules(), p, r.cfg.Site), true
+}
+
+// wanted says as what a manifest is wanted here; 0: it is not.
+func (r *Reconciler) wanted(p state.Project, relevant []state.Rule, m catalog.ManifestInfo) (kind, error) {
+	var tags []string
+	if rules.NeedTags(relevant) {
+		var err error
+		if tags, err = r.cat.TagsOf(p.PID, m.Repo, m.Digest, maxTags); err != nil {
+			return 0, err
+		}
+	}
+	switch {
+	case rules.Wants(relevant, p, m.Repo, tags, r.cfg.Site):
+		return artifact, nil
+	case m.Home == r.cfg.Site:
+		return own, nil
+	}
+	return 0, nil
+}
+
+// maxTags is how many of a manifest's tags are looked at.
+const maxTags = 1000
+
+// Pushed tells of a manifest that this site just accepted: an index may name
+// manifests whose blobs are elsewhere. It does not block.
+func (r *Reconciler) Pushed(pid identity.ProjectID, repository string, d digest.Digest) {
+	r.applied(pid, catalog.Applied{NewManifests: []catalog.ManifestRef{{Repo: repository, Digest: d}}})
+}
+
+// applied takes note of manifests that are new here.
+func (r *Reconciler) applied(pid identity.ProjectID, a catalog.Applied) {
+	for _, m := range a.NewManifests {
+		if !r.inbox.put(arrival{pid, m}) {
+			r.scans.whole(pid)
+			return
+		}
+	}
+	for _, m := range a.MissingBytes {
+		r.log.Error("a manifest came without its bytes and they are not here", "pid", pid, "repository", m.Repo, "digest", m.Digest)
+	}
+}
+
+// committed: new manifests of other sites are told by applied; this is for what
+// changes without one (tags that are set, pushes made here).
+func (r *Reconciler) committed(pid identity.ProjectID) {
+	if _, relevant, ok := r.relevant(pid); ok && len(relevant) > 0 {
+		r.scans.light(pid)
+	}
+}
+
+// readInbox looks at manifests as they arrive: the cost of a push is that of
+// what was pushed.
+func (r *Reconciler) readInbox(ctx context.Context) {
+	for {
+		a, ok := r.inbox.take(ctx)
+		if !ok {
+			return
+		}
+		if err := r.arrived(a); err != nil && !errors.Is(err, catalog.ErrClosed) {
+			r.log.Error("a manifest that arrived could not be looked at: scanning its project", "pid", a.pid, "repository", a.ref.Repo, "digest", a.ref.Digest, "error", err)
+			r.scans.light(a.pid)
+		}
+	}
+}
+
+func (r *Reconciler) arrived(a arrival) error {
+	p, relevant, ok := r.relevant(a.pid)
+	if !ok {
+		return nil
+	}
+	m, err := r.cat.Manifest(a.pid, a.ref.Repo, a.ref.Digest)
+	if errors.Is(err, catalog.ErrNotFound) {
+		return nil // deleted meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	if m.Size > catalog.MaxInlineManifest {
+		// Nobody can pull by this manifest until its bytes are here.
+		if err := r.wantBlob(large, p.PID, m.Repo, content{m.Digest, m.Size, m.Home}, m.At); err != nil {
+			return err
+		}
+	}
+	r.wakeWaiting(a)
+	k, err := r.wanted(p, relevant, m)
+	if err != nil {
+		return err
+	}
+	if k == artifact || k == own {
+		r.want(key{k, p.PID, m.Repo, m.Digest}, m.At)
+		if k == artifact {
+			return nil
+		}
+	}
+	// A referrer belongs where its subject is wanted.
+	for subject, depth := m.Subject, 0; subject != "" && depth < 16 && len(relevant) > 0; depth++ {
+		s, err := r.cat.Manifest(p.PID, m.Repo, subject)
+		if errors.Is(err, catalog.ErrNotFound) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		k, err := r.wanted(p, relevant, s)
+		if err != nil {
+			return err
+		}
+		if k == artifact {
+			r.want(key{artifact, p.PID, m.Repo, m.Digest}, m.At)
+			break
+		}
+		subject = s.Subject
+	}
+	return nil
+}
+
+// want queues a task; what does not fit is found by a scan later.
+func (r *Reconciler) want(k key, at time.Time) { r.queue.add(k, 0, at) }
+
+func (r *Reconciler) wantBlob(k kind, pid identity.ProjectID, repo string, b content, at time.Time) error {
+	fetch, promote, err := r.lacking(&closure{blobs: []content{b}})
+	if err != nil || len(fetch)+len(promote) == 0 {
+		return err
+	}
+	r.cfg.Sync.Expect(b.digest, b.home)
+	r.queue.add(key{k, pid, repo, b.digest}, b.size, at)
+	return nil
+}
+
+// wakeWaiting makes artifacts that name this manifest try again.
+func (r *Reconciler) wakeWaiting(a arrival) {
+	absent := key{artifact, a.pid, a.ref.Repo, a.ref.Digest}
+	r.mu.Lock()
+	roots := r.waiting[absent]
+	delete(r.waiting, absent)
+	r.mu.Unlock()
+	for k := range roots {
+		r.queue.add(k, 0, r.cfg.Now())
+	}
+}
+
+// waitFor notes that an artifact names manifests that the catalogue lacks. It is
+// bounded by the queue: an artifact in it has been noted here at most once for
+// each of them.
+func (r *Reconciler) waitFor(root key, absent []digest.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, d := range absent {
+		k := key{artifact, root.pid, root.repo, d}
+		if r.waiting[k] == nil {
+			if len(r.waiting) >= maxTasks {
+				return // its own retries find it
+			}
+			r.waiting[k] = map[key]bool{}
+		}
+		r.waiting[k][root] = true
+	}
+}
+
+// hurryNowAndThen makes failed tasks try early when something changed.
+func (r *Reconciler) hurryNowAndThen(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.hurried:
+		}
+		r.queue.hurry()
+		t := time.NewTimer(hurryEvery)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// explain tells another node why something is not wholly here.
+func (r *Reconciler) explain(pid identity.ProjectID, repository string, d digest.Digest) string {
+	for _, k := range []kind{artifact, own} {
+		if why := r.queue.explain(key{k, pid, repository, d}); why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
+// wake makes a channel of capacity one ready.
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

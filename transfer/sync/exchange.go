@@ -1,0 +1,266 @@
+package sync
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"time"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/transfer/peer"
+)
+
+// maxHeads bounds what a peer may list: more projects than a mesh can have.
+const maxHeads = 1 << 20
+
+// vectorHash is equal for equal vectors.
+func vectorHash(v catalog.Vector) uint64 {
+	b, _ := v.MarshalBinary() // never fails
+	h := fnv.New64a()
+	_, _ = h.Write(b)
+	return h.Sum64()
+}
+
+// suspect is a project whose vector is equal here and at the peer while the
+// checks are not.
+type suspect struct{ ours, theirs catalog.Check }
+
+// exchangeHeads asks the peer how far it is with each project and asks for pulls
+// of those in which it may be ahead.
+func (l *link) exchangeHeads(ctx context.Context, t *talk) ([]*call, error) {
+	var heads []*Head
+	q := &CatalogueRequest{Hello: l.s.hello(), Question: &CatalogueRequest_Heads{Heads: &HeadsRequest{}}}
+	err := t.ask(ctx, q, func(st *peer.Stream) error {
+		heads = nil
+		for first := true; ; first = false {
+			a := new(CatalogueResponse)
+			if err := peer.ReadMsg(st, a, maxAnswer); err != nil {
+				return err
+			}
+			if first {
+				l.measured(q.GetHello(), a.GetHello())
+			}
+			if r := a.GetRefusal(); r != nil {
+				return refused(r)
+			}
+			if a.GetHeads() == nil {
+				return errors.New("the peer answered something else than heads")
+			}
+			heads = append(heads, a.GetHeads().GetHeads()...)
+			if a.GetHeads().GetLast() {
+				return nil
+			}
+			if len(heads) > maxHeads {
+				return &localError{fmt.Errorf("the peer lists more than %d projects", maxHeads)}
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	view := l.s.cfg.State.View()
+	var calls []*call
+	for _, h := range heads {
+		pid, err := identity.ProjectIDFromBytes(h.GetProjectId())
+		if err != nil {
+			return nil, err
+		}
+		if _, known := view.ProjectByPID(pid); !known {
+			l.s.park(pid)
+			continue
+		}
+		if l.s.shared(view, pid, l.node) != nil {
+			continue
+		}
+		if c := l.compare(ctx, pid, h); c != nil {
+			calls = append(calls, c)
+		}
+	}
+	return calls, nil
+}
+
+// compare asks for a pull unless the head shows that there is nothing to pull.
+func (l *link) compare(ctx context.Context, pid identity.ProjectID, h *Head) *call {
+	vector, check, err := l.s.head(pid)
+	if err != nil {
+		l.s.log.Warn("a project's head can't be read", "pid", pid, "error", err)
+		return nil
+	}
+	theirs := catalog.Check{Count: h.GetCheckCount()}
+	copy(theirs.Xor[:], h.GetCheckXor())
+	l.mu.Lock()
+	seen, pulled := l.seen[pid]
+	before, suspected := l.suspect[pid]
+	now := suspect{ours: check, theirs: theirs}
+	equal := vectorHash(vector) == h.GetVectorHash()
+	unequalChecks := equal && check != theirs
+	if unequalChecks {
+		l.suspect[pid] = now
+	} else {
+		delete(l.suspect, pid)
+	}
+	l.mu.Unlock()
+	switch {
+	case unequalChecks && suspected && before == now:
+		// Twice the same: no exchange under way explains it.
+		return l.recount(ctx, pid, now)
+	case equal, pulled && seen == h.GetVectorHash():
+		return nil
+	}
+	return l.request(pid)
+}
+
+// recount finds out which side lost rows (rule 7). The peer does the same by its
+// own exchange.
+func (l *link) recount(ctx context.Context, pid identity.ProjectID, sus suspect) *call {
+	l.s.metrics.mismatch.Inc()
+	stored, counted, err := l.s.cat.Recount(pid)
+	if err != nil {
+		l.s.log.Error("a project could not be recounted", "pid", pid, "error", err)
+		return nil
+	}
+	attrs := []any{
+		"pid", pid, "node", l.node, "site", l.site(),
+		"entries_here", sus.ours.Count, "entries_there", sus.theirs.Count,
+		"check_here", hex.EncodeToString(sus.ours.Xor[:4]), "check_there", hex.EncodeToString(sus.theirs.Xor[:4]),
+	}
+	if stored == counted {
+		l.s.log.Warn("a peer's catalogue differs although both have seen the same writes: the peer lost rows, or is about to find out that it did not", attrs...)
+		return nil
+	}
+	l.s.log.Error("this catalogue lost rows of a project: pulling the project anew", append(attrs, "counted", counted.Count)...)
+	if err := l.s.cat.DropVector(ctx, pid); err != nil {
+		l.s.log.Error("a project's vector could not be dropped", "pid", pid, "error", err)
+		return nil
+	}
+	for _, other := range l.s.allLinks() {
+		other.mu.Lock()
+		delete(other.seen, pid)
+		other.mu.Unlock()
+	}
+	return l.request(pid)
+}
+
+// head reads a vector and the check that goes with it.
+func (s *Sync) head(pid identity.ProjectID) (catalog.Vector, catalog.Check, error) {
+	v, err := s.cat.Vector(pid)
+	if err != nil {
+		return nil, catalog.Check{}, err
+	}
+	// A write in between gives a check that is newer than the vector; a mismatch
+	// counts only when it is seen twice.
+	c, err := s.cat.Check(pid)
+	return v, c, err
+}
+
+// pull takes in what the peer has of a project beyond this catalogue's vector.
+func (l *link) pull(ctx context.Context, t *talk, pid identity.ProjectID) (err error) {
+	s := l.s
+	if r := s.shared(s.cfg.State.View(), pid, l.node); r != nil {
+		return refused(r)
+	}
+	defer s.courteous(ctx, pid)()
+	defer func() { s.metrics.pulls.WithLabelValues(outcome(err)).Inc() }()
+	since, err := s.cat.Vector(pid)
+	if err != nil {
+		return fmt.Errorf("pull project %s: %w", pid, err)
+	}
+	encoded, err := since.MarshalBinary()
+	if err != nil {
+		return err
+	}
+	q := &CatalogueRequest{Hello: s.hello(), Question: &CatalogueRequest_Pull{Pull: &PullRequest{
+		ProjectId: pid[:], Vector: encoded, PageBytes: pageBytes,
+	}}}
+	err = t.ask(ctx, q, func(st *peer.Stream) error {
+		for {
+			a := new(CatalogueResponse)
+			if err := peer.ReadMsg(st, a, maxAnswer); err != nil {
+				return err
+			}
+			switch a := a.GetAnswer().(type) {
+			case *CatalogueResponse_Refusal:
+				return refused(a.Refusal)
+			case *CatalogueResponse_Page:
+				if err := l.take(ctx, pid, a.Page.GetData()); err != nil {
+					return &localError{err}
+				}
+			case *CatalogueResponse_End:
+				return l.adopt(ctx, pid, since, a.End.GetVector())
+			default:
+				return errors.New("the peer answered something else than pages")
+			}
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("pull project %s from site %s: %w", pid, l.site(), err)
+	}
+	return nil
+}
+
+// take applies one page. Rights to hold the project are checked again for each:
+// a long pull may outlive them.
+func (l *link) take(ctx context.Context, pid identity.ProjectID, page catalog.Page) error {
+	s := l.s
+	if r := s.shared(s.cfg.State.View(), pid, l.node); r != nil {
+		return refused(r)
+	}
+	s.metrics.pages.WithLabelValues("in").Inc()
+	s.metrics.bytes.WithLabelValues("in").Add(float64(len(page)))
+	applied, err := s.cat.ApplyPage(ctx, pid, page)
+	if err != nil {
+		return err
+	}
+	for _, fn := range s.onApplied {
+		fn(pid, applied)
+	}
+	return nil
+}
+
+// adopt takes the sender's vector over: all that it covers is here now.
+func (l *link) adopt(ctx context.Context, pid identity.ProjectID, since catalog.Vector, encoded []byte) error {
+	var v catalog.Vector
+	if err := v.UnmarshalBinary(encoded); err != nil {
+		return &localError{err}
+	}
+	if err := l.s.cat.Adopt(ctx, pid, since, v); err != nil {
+		return &localError{err}
+	}
+	l.mu.Lock()
+	l.seen[pid] = vectorHash(v)
+	l.mu.Unlock()
+	return nil
+}
+
+// courteous waits, a little, while the same project is pulled from another peer,
+// and holds the others up, a little, until the function it returns is called.
+func (s *Sync) courteous(ctx context.Context, pid identity.ProjectID) (done func()) {
+	mine := make(chan struct{})
+	most := time.NewTimer(courtesy)
+	defer most.Stop()
+	for {
+		s.mu.Lock()
+		other := s.pulling[pid]
+		if other == nil {
+			s.pulling[pid] = mine
+			s.mu.Unlock()
+			return func() {
+				s.mu.Lock()
+				delete(s.pulling, pid)
+				s.mu.Unlock()
+				close(mine)
+			}
+		}
+		s.mu.Unlock()
+		select {
+		case <-other:
+		case <-most.C:
+			return func() {}
+		case <-ctx.Done():
+			return func() {}
+		}
+	}
+}

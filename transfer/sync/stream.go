@@ -1,0 +1,122 @@
+package sync
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/transfer/peer"
+)
+
+// The protocols of sync.proto.
+const (
+	catalogueProtocol = "/portolan/catalogue/1"
+	feedProtocol      = "/portolan/feed/1"
+	askProtocol       = "/portolan/ask/1"
+)
+
+const (
+	// maxQuestion bounds a message that asks: a vector of some ten thousand
+	// incarnations, or some ten thousand digests.
+	maxQuestion = 1 << 20
+	// maxAnswer bounds a message that answers. A page is aimed at pageBytes, but
+	// entries of one write are never parted: an index of ten thousand manifests
+	// is a few MiB.
+	maxAnswer = 16 << 20
+	// pageBytes is what a page is aimed at: enough to fill a long link while the
+	// one before is applied, little enough to keep one per stream in memory.
+	pageBytes = 512 << 10
+	// keepStream is how long the answering side leaves a stream open on which
+	// nothing is asked.
+	keepStream = 2 * time.Minute
+	// answerWithin is how long either side waits for a stream to move while
+	// something is being answered.
+	answerWithin = 20 * time.Second
+)
+
+// errRefused is what a Refusal becomes at the asking side.
+type errRefused struct {
+	code    Refusal_Code
+	message string
+}
+
+func (e *errRefused) Error() string { return "refused: " + e.message }
+
+// Unwrap lets errors.Is find a project that is unknown there.
+func (e *errRefused) Unwrap() error {
+	if e.code == Refusal_CODE_UNKNOWN {
+		return ErrUnknownProject
+	}
+	return nil
+}
+
+func refusal(code Refusal_Code, message string) *Refusal {
+	return &Refusal{Code: code, Message: message}
+}
+
+func refused(r *Refusal) error { return &errRefused{code: r.GetCode(), message: r.GetMessage()} }
+
+// talk is a stream to one peer that is kept between questions. It has one user
+// at a time.
+type talk struct {
+	host     Host
+	to       identity.NodeID
+	protocol string
+	life     context.Context // of the stream
+	s        *peer.Stream
+}
+
+// ask writes the question and lets answer read what comes back. A kept stream
+// may have ended since the last question: then it asks once more on a new one,
+// which is safe because no question changes anything by being repeated.
+func (t *talk) ask(ctx context.Context, question proto.Message, answer func(*peer.Stream) error) error {
+	for {
+		fresh := t.s == nil
+		if fresh {
+			s, err := t.host.Open(t.life, t.to, t.protocol)
+			if err != nil {
+				return err
+			}
+			s.SetIdle(answerWithin)
+			t.s = s
+		}
+		s := t.s
+		stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
+		err := peer.WriteMsg(s, question, maxQuestion)
+		if err == nil {
+			err = answer(s)
+		}
+		if !stop() && err == nil {
+			err = ctx.Err()
+		}
+		if err == nil {
+			return nil
+		}
+		if keep := new(errRefused); errors.As(err, &keep) && ctx.Err() == nil {
+			return err // the stream is fine, the answer was no
+		}
+		t.close()
+		var local *localError
+		if fresh || ctx.Err() != nil || errors.As(err, &local) {
+			return err
+		}
+	}
+}
+
+// close gives the stream up.
+func (t *talk) close() {
+	if t.s != nil {
+		_ = t.s.Reset()
+		t.s = nil
+	}
+}
+
+// localError is a failure of this side, not of the stream: asking again would
+// not mend it.
+type localError struct{ err error }
+
+func (e *localError) Error() string { return e.err.Error() }
+func (e *localError) Unwrap() error { return e.err }

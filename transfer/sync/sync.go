@@ -1,0 +1,433 @@
+package sync
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/transfer/peer"
+)
+
+const (
+	// DefaultPoll is how often heads are compared when nothing hints at a need.
+	DefaultPoll = 6 * time.Second
+	// pullProjectWithin bounds PullProject: a client's push waits for it.
+	pullProjectWithin = 2 * time.Second
+)
+
+var (
+	// ErrUnknownProject is returned for a project that the control state here, or
+	// at the asked node, does not have or does not allow there.
+	ErrUnknownProject = errors.New("project unknown at this site")
+	// ErrNotContent is returned for a node that stores no content.
+	ErrNotContent = errors.New("the node is no content node of this mesh")
+)
+
+// Host is the data plane (*peer.Host).
+type Host interface {
+	Handle(protocol string, handle func(ctx context.Context, from identity.NodeID, s *peer.Stream))
+	Open(ctx context.Context, to identity.NodeID, protocol string) (*peer.Stream, error)
+	Connected(id identity.NodeID) bool
+}
+
+// Announcer is the gossip: hints only.
+type Announcer interface {
+	// Announce sends to every live member, at once, best effort.
+	Announce(kind byte, payload []byte)
+	// Alive says whether the node was heard of lately.
+	Alive(id identity.NodeID) bool
+	// RTT gives the round trip to it.
+	RTT(id identity.NodeID) (time.Duration, bool)
+}
+
+// Config is what a Sync needs.
+type Config struct {
+	// Self is this node, Site its site.
+	Self identity.NodeID
+	Site string
+	// Dir takes one small file that says that the first exchange was done.
+	Dir string
+	// Store is this node's store; its catalogue is what is kept equal.
+	Store *store.Store
+	// State is the control state: members, projects, residency.
+	State *state.State
+	Host  Host
+	// Announcer may be nil: then polls alone find what is new.
+	Announcer Announcer
+	// Poll is how often heads are compared without a hint; zero: DefaultPoll.
+	Poll time.Duration
+	// Now is this node's clock.
+	Now    func() time.Time
+	Logger *slog.Logger
+	// Registerer takes the metrics; nil: none.
+	Registerer prometheus.Registerer
+}
+
+// Sync exchanges catalogues and feeds with all other content nodes.
+type Sync struct {
+	cfg     Config
+	log     *slog.Logger
+	cat     *catalog.Catalog
+	poll    time.Duration
+	metrics *metrics
+
+	mu        sync.Mutex
+	links     map[identity.NodeID]*link
+	parked    map[identity.ProjectID]bool          // hinted at, unknown to the control state
+	projects  uint64                               // fingerprint of the projects that links know of
+	pulling   map[identity.ProjectID]chan struct{} // closed when the pull under way ends; see courtesy
+	first     chan struct{}
+	firstDone bool
+	peersSet  bool // the control state names this node: the list of peers is whole
+
+	onPeers   []func()
+	onHolders []func()
+	onApplied []func(identity.ProjectID, catalog.Applied)
+	onExplain func(identity.ProjectID, string, digest.Digest) string
+	unhook    []func() // of the catalogue's callbacks
+
+	hints    hints
+	expected *expectations
+	asking   sharedAsks
+}
+
+// New makes a Sync and takes over its protocols at the host; Run starts it.
+func New(cfg Config) (*Sync, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Poll == 0 {
+		cfg.Poll = DefaultPoll
+	}
+	s := &Sync{
+		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(), poll: cfg.Poll,
+		links:    map[identity.NodeID]*link{},
+		parked:   map[identity.ProjectID]bool{},
+		pulling:  map[identity.ProjectID]chan struct{}{},
+		first:    make(chan struct{}),
+		expected: newExpectations(),
+	}
+	s.hints.init()
+	switch _, err := os.Stat(s.markerPath()); {
+	case err == nil:
+		s.firstDone = true
+		close(s.first)
+	case !errors.Is(err, os.ErrNotExist):
+		return nil, fmt.Errorf("read the mark of the first exchange: %w", err)
+	}
+	var err error
+	if s.metrics, err = newMetrics(s, cfg.Registerer); err != nil {
+		return nil, err
+	}
+	s.unhook = []func(){s.cat.OnLocalWrite(s.hints.onLocalWrite), s.cat.OnCommit(s.hints.onCommit), s.cat.OnFeed(s.hints.onFeed)}
+	cfg.Host.Handle(catalogueProtocol, s.serveCatalogue)
+	cfg.Host.Handle(feedProtocol, s.serveFeed)
+	cfg.Host.Handle(askProtocol, s.serveAsk)
+	return s, nil
+}
+
+// Run keeps links to all content nodes until ctx ends.
+func (s *Sync) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer s.metrics.unregister()
+	defer func() {
+		for _, f := range s.unhook {
+			f()
+		}
+	}()
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wg.Go(func() { s.announce(ctx) })
+	for {
+		changed := s.cfg.State.Changed()
+		s.followMembers(ctx, &wg)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// followMembers starts links to new content nodes, ends those to removed ones,
+// and makes heads due when projects came, went or moved.
+func (s *Sync) followMembers(ctx context.Context, wg *sync.WaitGroup) {
+	view := s.cfg.State.View()
+	want := map[identity.NodeID]bool{}
+	for _, n := range view.Nodes() {
+		if !n.Witness && n.ID != s.cfg.Self {
+			want[n.ID] = true
+		}
+	}
+	_, self := view.Node(s.cfg.Self)
+	print := fingerprint(view)
+
+	s.mu.Lock()
+	for id, l := range s.links {
+		if !want[id] {
+			l.cancel()
+			delete(s.links, id)
+		}
+	}
+	for id := range want {
+		if s.links[id] != nil {
+			continue
+		}
+		l := newLink(s, id)
+		lctx, cancel := context.WithCancel(ctx)
+		l.cancel = cancel
+		s.links[id] = l
+		wg.Go(func() { l.run(lctx) })
+	}
+	due := s.projects != print
+	s.projects = print
+	s.peersSet = self
+	for pid := range s.parked {
+		if s.mayRestHere(view, pid) {
+			delete(s.parked, pid)
+			due = true
+		}
+	}
+	links := s.linkList()
+	s.mu.Unlock()
+	if due {
+		for _, l := range links {
+			wake(l.headsDue)
+		}
+	}
+	s.checkFirst()
+}
+
+// linkList is called with mu held.
+func (s *Sync) linkList() []*link {
+	out := make([]*link, 0, len(s.links))
+	for _, l := range s.links {
+		out = append(out, l)
+	}
+	return out
+}
+
+func (s *Sync) link(id identity.NodeID) *link {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.links[id]
+}
+
+func (s *Sync) allLinks() []*link {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.linkList()
+}
+
+// fingerprint changes when an exchange could bring something that the last one
+// could not: another set of projects, or another residency.
+func fingerprint(view *state.View) uint64 {
+	h := fnv.New64a()
+	for p := range view.Projects() {
+		_, _ = h.Write(p.PID[:])
+		for _, site := range p.Sites {
+			_, _ = h.Write([]byte(site))
+			_, _ = h.Write([]byte{0})
+		}
+	}
+	return h.Sum64()
+}
+
+// mayRestHere: the control state knows the project and lets it rest here.
+func (s *Sync) mayRestHere(view *state.View, pid identity.ProjectID) bool {
+	p, ok := view.ProjectByPID(pid)
+	return ok && view.MayRest(p, s.cfg.Site)
+}
+
+// shared says whether a project may be exchanged with a node: both sites may
+// hold it, and the node is a content node. It is asked at both ends.
+func (s *Sync) shared(view *state.View, pid identity.ProjectID, node identity.NodeID) *Refusal {
+	n, ok := view.Node(node)
+	if !ok || n.Witness {
+		return refusal(Refusal_CODE_NOT_A_PEER, "the asking node is no content node of this mesh")
+	}
+	p, ok := view.ProjectByPID(pid)
+	if !ok {
+		return refusal(Refusal_CODE_UNKNOWN, "site "+s.cfg.Site+" does not know project "+pid.String()+" yet")
+	}
+	for _, site := range []string{s.cfg.Site, n.Site} {
+		if !view.MayRest(p, site) {
+			return refusal(Refusal_CODE_RESIDENCY, "project "+p.Name+" may not rest at site "+site)
+		}
+	}
+	return nil
+}
+
+// PeersChanged tells that gossip saw a node come, go or come back: nodes that
+// were out of reach are asked at once.
+func (s *Sync) PeersChanged() {
+	for _, l := range s.allLinks() {
+		if st := l.state(); st.err != nil || st.pullErr != nil || st.feedErr != nil {
+			wake(l.headsDue)
+			wake(l.feedDue)
+		}
+	}
+}
+
+// OnPeers has fn called, from a goroutine of Sync's, when a peer is in reach
+// again. Call it before Run; fn must not block.
+func (s *Sync) OnPeers(fn func()) { s.onPeers = append(s.onPeers, fn) }
+
+// OnHolders has fn called when feeds brought something new. Call it before Run;
+// fn must not block.
+func (s *Sync) OnHolders(fn func()) { s.onHolders = append(s.onHolders, fn) }
+
+// OnApplied has fn called after each page of another site's entries that was
+// taken in. Call it before Run; fn must not block.
+func (s *Sync) OnApplied(fn func(identity.ProjectID, catalog.Applied)) {
+	s.onApplied = append(s.onApplied, fn)
+}
+
+// OnExplain has fn called to tell other nodes why an artifact is not wholly
+// here. Call it before Run.
+func (s *Sync) OnExplain(fn func(pid identity.ProjectID, repository string, d digest.Digest) string) {
+	s.onExplain = fn
+}
+
+func (s *Sync) peersChanged() {
+	for _, fn := range s.onPeers {
+		fn()
+	}
+}
+
+func (s *Sync) holdersChanged() {
+	for _, fn := range s.onHolders {
+		fn()
+	}
+}
+
+// PullProject asks all peers that may hold the project for what is new in it
+// and waits, two seconds at most. Calls at the same time share the work. It
+// returns the names of the sites that did not answer.
+func (s *Sync) PullProject(ctx context.Context, pid identity.ProjectID) (unreachable []string, err error) {
+	view := s.cfg.State.View()
+	if !s.mayRestHere(view, pid) {
+		return nil, ErrUnknownProject
+	}
+	ctx, cancel := context.WithTimeout(ctx, pullProjectWithin)
+	defer cancel()
+	calls := map[string]*call{}
+	for _, l := range s.allLinks() {
+		if s.shared(view, pid, l.node) == nil {
+			calls[l.site()] = l.request(pid)
+		}
+	}
+	for site, c := range calls {
+		if waitAll(ctx, []*call{c}) != nil {
+			unreachable = append(unreachable, site)
+		}
+	}
+	slices.Sort(unreachable)
+	return unreachable, nil
+}
+
+// FirstDone is closed when this store has once had everything that the peers in
+// reach had: until then it knows too little to say that something is not there.
+// It stays so over restarts.
+func (s *Sync) FirstDone() <-chan struct{} { return s.first }
+
+func (s *Sync) firstIsDone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.firstDone
+}
+
+func (s *Sync) markerPath() string { return filepath.Join(s.cfg.Dir, "first-exchange") }
+
+// checkFirst: every peer was tried, and one at least answered with all it had;
+// a mesh of one has nobody to ask.
+func (s *Sync) checkFirst() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.firstDone || !s.peersSet {
+		return
+	}
+	reached := len(s.links) == 0
+	for _, l := range s.links {
+		st := l.state()
+		if !st.attempted {
+			return
+		}
+		reached = reached || st.err == nil && st.pullErr == nil
+	}
+	if !reached {
+		return
+	}
+	// No fsync: losing the mark costs another first exchange, nothing else.
+	if err := os.WriteFile(s.markerPath(), []byte("done\n"), 0o600); err != nil {
+		s.log.Warn("the mark of the first exchange was not written: the next start waits for peers again", "error", err)
+	}
+	s.firstDone = true
+	close(s.first)
+	s.log.Info("first exchange of catalogues done", "peers", len(s.links))
+}
+
+// PeerStatus is what is known of one peer.
+type PeerStatus struct {
+	Node identity.NodeID
+	Site string
+	// Connected: there is a data connection now.
+	Connected bool
+	// ContactAt is when heads were last exchanged; zero: never since the start.
+	ContactAt time.Time
+	// SyncedAt is the time up to which everything that the peer had is here.
+	SyncedAt time.Time
+	// Offset is the peer's clock minus this node's, RTT the round trip in which
+	// it was measured.
+	Offset, RTT time.Duration
+	// Error is why the last exchange failed; empty: it did not.
+	Error string
+}
+
+// Peers gives the state of all peers, by site.
+func (s *Sync) Peers() []PeerStatus {
+	var out []PeerStatus
+	for _, l := range s.allLinks() {
+		st := l.state()
+		p := PeerStatus{
+			Node: l.node, Site: l.site(), Connected: s.cfg.Host.Connected(l.node),
+			ContactAt: st.contactAt, SyncedAt: st.syncedAt, Offset: st.offset, RTT: st.rtt,
+		}
+		if err := cmp.Or(st.err, st.pullErr, st.feedErr); err != nil {
+			p.Error = err.Error()
+		}
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b PeerStatus) int { return cmp.Compare(a.Site, b.Site) })
+	return out
+}
+
+// Offsets gives the clocks of the peers that were reached, minus this node's.
+func (s *Sync) Offsets() map[identity.NodeID]time.Duration {
+	out := map[identity.NodeID]time.Duration{}
+	for _, l := range s.allLinks() {
+		if st := l.state(); !st.contactAt.IsZero() {
+			out[l.node] = st.offset
+		}
+	}
+	return out
+}
