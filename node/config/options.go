@@ -61,7 +61,7 @@ var options = []Option{
 		Derived: "made from --http and --advertise",
 		Help:    "URL at which people and other sites reach this registry"},
 	{Name: "bind", Arg: "ADDR", Default: "0.0.0.0", Saved: true, check: checkBind,
-		Help: "address that the gossip, control and data ports listen on"},
+		Help: "address that the gossip, control and data ports listen on (:: for IPv6 and IPv4)"},
 	{Name: "gossip-port", Arg: "PORT", Default: "7946", Saved: true, check: checkPort,
 		Help: "port of gossip between nodes (TCP and UDP)"},
 	{Name: "control-port", Arg: "PORT", Default: "7947", Saved: true, check: checkPort,
