@@ -175,10 +175,19 @@ func (s *Store) putInline(ctx context.Context, row catalog.BlobRow, b []byte, le
 	return s.commitRow(ctx, row, b, lease)
 }
 
-// commitRow is the last step: from here on the blob is visible, and acknowledged
-// to whoever waits. The catalogue's commit is synced.
+// commitRow is the last step. Promise: from here on the blob is visible, also
+// after a power cut; the catalogue's commit is synced. The caller has the
+// digest's lock, and for a file has made it durable.
 func (s *Store) commitRow(ctx context.Context, row catalog.BlobRow, inline []byte, lease *catalog.Lease) error {
-	if err := s.cat.PutBlob(ctx, row, inline, lease); err != nil {
+	err := s.cat.PutBlob(ctx, row, inline, lease)
+	if errors.Is(err, catalog.ErrDeleting) {
+		// Collect holds the same lock, so this is what a crash left of one. The
+		// file, if any, has been replaced by the one that is to be committed.
+		if err = s.cat.RemoveBlob(ctx, row.Digest); err == nil {
+			err = s.cat.PutBlob(ctx, row, inline, lease)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("commit blob %s: %w", row.Digest, mapCatalogError(err))
 	}
 	return nil

@@ -155,7 +155,11 @@ func (s *Store) List(rec units.Record) (*units.List, error) {
 
 // PutList stores a list that was made anew for a blob that is here.
 func (s *Store) PutList(l *units.List) error {
-	return s.installList(l, s.path("partial", l.Digest.Encoded()+".relist"))
+	final := s.listPath(l.Digest)
+	if err := makeDir(filepath.Dir(final)); err != nil {
+		return err
+	}
+	return s.installList(l, final+extTmp)
 }
 
 // installList makes the list durable. It comes before the blob's own rename, so

@@ -284,22 +284,19 @@ func (u *Upload) append(ctx context.Context, r io.Reader, last bool) (n int64, e
 	if last && u.hasher.Size() == 0 {
 		// One byte more than fits tells whether it ends here.
 		head := make([]byte, u.s.cfg.SmallMax+1)
-		k, err := io.ReadFull(r, head)
-		switch {
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		k, ended, err := readHead(r, head)
+		if ended {
 			u.small = head[:k:k]
 			_, err = u.hasher.Write(u.small)
 			return int64(k), err
-		case err != nil:
-			if werr := u.write(head[:k]); werr != nil {
-				return 0, werr
-			}
-			return int64(k), fmt.Errorf("upload %s: read: %w", u.id, err)
 		}
-		if err := u.write(head); err != nil {
-			return 0, err
+		if werr := u.write(head[:k]); werr != nil {
+			return 0, werr
 		}
-		n = int64(len(head))
+		n = int64(k)
+		if err != nil {
+			return n, fmt.Errorf("upload %s: read: %w", u.id, err)
+		}
 	}
 
 	var syncing chan error // the one checkpoint under way beside the copying
@@ -347,6 +344,22 @@ func (u *Upload) append(ctx context.Context, r io.Reader, last bool) (n int64, e
 			go func(done chan<- error) { done <- u.checkpoint(size, states) }(syncing)
 		}
 	}
+}
+
+// readHead fills b as far as r goes. Unlike io.ReadFull it tells r's end from a
+// connection that broke, which also reads as io.ErrUnexpectedEOF.
+func readHead(r io.Reader, b []byte) (n int, ended bool, err error) {
+	for n < len(b) {
+		k, err := r.Read(b[n:])
+		n += k
+		if err == io.EOF {
+			return n, n < len(b), nil
+		}
+		if err != nil {
+			return n, false, err
+		}
+	}
+	return n, false, nil
 }
 
 // write adds b to file and hash.

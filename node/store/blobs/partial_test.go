@@ -1,0 +1,360 @@
+package blobs
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"pgregory.net/rapid"
+
+	"github.com/portolan/portolan/node/store/units"
+)
+
+func listed(t testing.TB, b []byte) (units.Record, *units.List) {
+	t.Helper()
+	h := units.NewHasher()
+	_, _ = h.Write(b)
+	l, err := h.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return record(t, l), l
+}
+
+func unitOf(l *units.List, b []byte, i int) []byte {
+	off, n := l.Span(i)
+	return b[off : off+n]
+}
+
+func fetch(t testing.TB, s *Store, b []byte) *Partial {
+	t.Helper()
+	rec, l := listed(t, b)
+	p, err := s.BeginFetch(rec, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func finish(t testing.TB, s *Store, p *Partial, want []byte) {
+	t.Helper()
+	if err := p.Install(); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	if _, err := p.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("reading on after the install: %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := s.Open(digest.FromBytes(want), int64(len(want)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if got, err := io.ReadAll(f); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("fetched blob differs: %v", err)
+	}
+	noLeftovers(t, s)
+}
+
+// Any order, bad units in between, restarts at any point: only verified bytes
+// are readable, and what comes out is the blob.
+func TestPartial_AnyOrder_BadUnits_Restarts(t *testing.T) {
+	want := content(6, int(5*units.Unit)+1234)
+	rapid.Check(t, func(r *rapid.T) {
+		dir, err := os.MkdirTemp(t.TempDir(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = os.RemoveAll(dir) }()
+		s := open(t, dir)
+		p := fetch(t, s, want)
+		here := map[int]bool{}
+		for _, i := range rapid.Permutation([]int{0, 1, 2, 3, 4, 5}).Draw(r, "order") {
+			unit := unitOf(p.List(), want, i)
+			switch rapid.SampledFrom([]string{"", "", "bad unit", "restart", "kill", "read", "twice"}).Draw(r, "event") {
+			case "bad unit":
+				bad := bytes.Clone(unit)
+				bad[len(bad)/2] ^= 1
+				if err := p.Put(i, bad); !errors.Is(err, units.ErrBadUnit) || p.Has(i) {
+					t.Fatalf("bad unit: %v", err)
+				}
+			case "restart":
+				if err := p.Close(); err != nil {
+					t.Fatal(err)
+				}
+				s = open(t, dir)
+				p = fetch(t, s, want)
+			case "kill": // nothing is closed: the units since the last checkpoint are lost
+				_ = p.f.Close()
+				s = open(t, dir)
+				p = fetch(t, s, want)
+				for i := range here {
+					if !p.Has(i) {
+						delete(here, i)
+					}
+				}
+			case "read":
+				off := rapid.Int64Range(0, int64(len(want))).Draw(r, "offset")
+				b := make([]byte, rapid.IntRange(0, 3<<20).Draw(r, "length"))
+				n, err := p.ReadAt(b, off)
+				if !bytes.Equal(b[:n], want[off:off+int64(n)]) {
+					t.Fatal("read something else")
+				}
+				if n < len(b) && err == nil {
+					t.Fatal("short read without an error")
+				}
+				for i := off / units.Unit; i*units.Unit < off+int64(n); i++ {
+					if !here[int(i)] {
+						t.Fatalf("read unit %d, which is not here", i)
+					}
+				}
+			case "twice":
+				if err := p.Put(i, unit); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := p.Put(i, unit); err != nil {
+				t.Fatal(err)
+			}
+			here[i] = true
+			if p.Missing() != 6-len(here) {
+				t.Fatalf("%d are missing, %d of 6 are here", p.Missing(), len(here))
+			}
+		}
+		for i := range 6 {
+			if err := p.Put(i, unitOf(p.List(), want, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		finish(t, s, p, want)
+	})
+}
+
+func TestPartial_ManyWritersAndReaders(t *testing.T) {
+	want := content(7, int(20*units.Unit))
+	s := open(t, t.TempDir())
+	p := fetch(t, s, want)
+	var wg sync.WaitGroup
+	for i := range 20 {
+		for range 2 {
+			wg.Go(func() {
+				if err := p.Put(i, unitOf(p.List(), want, i)); err != nil {
+					t.Error(err)
+				}
+				b := make([]byte, 1000)
+				if _, err := p.ReadAt(b, int64(i)*units.Unit); err != nil || !bytes.Equal(b, want[int64(i)*units.Unit:][:1000]) {
+					t.Errorf("unit %d is not readable after Put: %v", i, err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	finish(t, s, p, want)
+}
+
+func TestPartial_Exclusive_Incomplete_Abandoned(t *testing.T) {
+	want := content(8, int(2*units.Unit))
+	s := open(t, t.TempDir())
+	p := fetch(t, s, want)
+	rec, l := listed(t, want)
+	if _, err := s.BeginFetch(rec, l); !errors.Is(err, ErrFetchBusy) {
+		t.Fatalf("second fetch: %v", err)
+	}
+	if err := p.Put(1, unitOf(l, want, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Install(); !errors.Is(err, ErrIncomplete) {
+		t.Fatalf("half a blob: %v", err)
+	}
+	if err := p.Abandon(); err != nil {
+		t.Fatal(err)
+	}
+	noLeftovers(t, s)
+	if err := p.Put(0, unitOf(l, want, 0)); !errors.Is(err, errClosed) {
+		t.Fatalf("put after the end: %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if p := fetch(t, s, want); p.Missing() != 2 {
+		t.Fatal("an abandoned fetch was taken up")
+	} else if err := p.Abandon(); err != nil {
+		t.Fatal(err)
+	}
+	_, other := listed(t, content(9, int(2*units.Unit)))
+	if _, err := s.BeginFetch(rec, other); !errors.Is(err, units.ErrBadList) {
+		t.Fatalf("foreign list: %v", err)
+	}
+}
+
+func TestPartial_DamagedMap_StartsAnew(t *testing.T) {
+	want := content(8, int(3*units.Unit))
+	for name, damage := range map[string]func(b []byte) []byte{
+		"torn":    func(b []byte) []byte { return b[:len(b)-2] },
+		"flipped": func(b []byte) []byte { b[1] ^= 4; return b },
+		"empty":   func([]byte) []byte { return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := open(t, dir)
+			p := fetch(t, s, want)
+			if err := p.Put(0, unitOf(p.List(), want, 0)); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+			b, err := os.ReadFile(p.path(extMap))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(p.path(extMap), damage(b), filePerm); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, dir)
+			p = fetch(t, s, want)
+			if p.Missing() != 3 {
+				t.Fatalf("%d units are missing", p.Missing())
+			}
+			for i := range 3 {
+				if err := p.Put(i, unitOf(p.List(), want, i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			finish(t, s, p, want)
+		})
+	}
+}
+
+// A real small file system, where tests may make one.
+func TestFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small tmpfs needs root")
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", dir).CombinedOutput(); err != nil {
+		t.Skipf("no tmpfs can be mounted here: %s", out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %s", out)
+		}
+	})
+	s := open(t, dir)
+	big := content(1, int(6*units.Unit))
+	rec, l := listed(t, big)
+	if _, err := s.BeginFetch(rec, l); !errors.Is(err, ErrNoSpace) {
+		t.Fatalf("fetch: %v", err)
+	}
+	noLeftovers(t, s)
+
+	u := begin(t, s)
+	add(t, u, big[:units.Unit])
+	if err := u.Acquire(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := u.Append(t.Context(), bytes.NewReader(big[units.Unit:]), false)
+	u.Release()
+	if !errors.Is(err, ErrNoSpace) {
+		t.Fatalf("upload: %v", err)
+	}
+	if u.Offset() != units.Unit {
+		t.Fatalf("offset %d", u.Offset())
+	}
+	// What was acknowledged is still there and fits.
+	add(t, u, big[units.Unit:2*units.Unit])
+	install(t, s, u, big[:2*units.Unit])
+}
+
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	now := time.Now()
+	reopen := func() *Store {
+		s := open(t, dir)
+		s.cfg.Now = func() time.Time { return now }
+		return s
+	}
+	keep := Keep{Uploads: time.Hour, Partials: 2 * time.Hour, Quarantine: 3 * time.Hour}
+	sweep := func(s *Store, want Swept, orphans ...digest.Digest) {
+		t.Helper()
+		var got []digest.Digest
+		did, err := s.Sweep(t.Context(), keep, func(d digest.Digest) error { got = append(got, d); return nil })
+		if err != nil || did != want {
+			t.Fatalf("swept %+v, want %+v: %v", did, want, err)
+		}
+		if len(got) != len(orphans) || (len(got) > 0 && got[0] != orphans[0]) {
+			t.Fatalf("orphans %v, want %v", got, orphans)
+		}
+	}
+	s := reopen()
+	before, after := begin(t, s), content(1, 5000)
+	add(t, before, after)
+	p := fetch(t, s, content(2, int(units.Unit)*2))
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	sweep(s, Swept{})
+	s = reopen()
+	now = now.Add(61 * time.Minute)
+	live := begin(t, s)
+	add(t, live, after)
+	sweep(s, Swept{Uploads: 1})
+	if _, err := s.Upload(before.ID()); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("an expired upload: %v", err)
+	}
+	open := fetch(t, s, content(3, int(units.Unit)*2))
+	now = now.Add(61 * time.Minute)
+	if err := live.Acquire(); err != nil { // somebody is writing: not stale
+		t.Fatal(err)
+	}
+	now = now.Add(61 * time.Minute)
+	sweep(s, Swept{Partials: 1})
+	live.Release()
+	if err := open.Abandon(); err != nil {
+		t.Fatal(err)
+	}
+
+	// A crash after the rename of an upload, and of a partial.
+	if err := live.Acquire(); err != nil {
+		t.Fatal(err)
+	}
+	if err := live.Install(digest.FromBytes(after), nil); err != nil {
+		t.Fatal(err)
+	}
+	live.Release()
+	s = reopen()
+	if _, err := s.Upload(live.ID()); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("a committed upload: %v", err)
+	}
+	sweep(s, Swept{Orphans: 1}, digest.FromBytes(after))
+	sweep(s, Swept{})
+	b := content(4, 100_000)
+	p = fetch(t, s, b)
+	if err := p.Put(0, b); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Install(); err != nil {
+		t.Fatal(err)
+	}
+	_ = p.f.Close()
+	s = reopen()
+	sweep(s, Swept{Orphans: 1}, digest.FromBytes(b))
+	sweep(s, Swept{})
+
+	if err := s.Quarantine(digest.FromBytes(b)); err != nil {
+		t.Fatal(err)
+	}
+	sweep(s, Swept{})
+	now = now.Add(4 * time.Hour)
+	sweep(s, Swept{Quarantined: 1})
+	noLeftovers(t, s)
+}

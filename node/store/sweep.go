@@ -1,0 +1,67 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/store/blobs"
+)
+
+// sweepEvery is how often leftovers are looked for: they are kept for hours, so
+// minutes late do not matter.
+const sweepEvery = 10 * time.Minute
+
+// Run keeps the store tidy until ctx ends: at once and then every few minutes it
+// removes uploads and partial blobs that nobody goes on with, and finishes what
+// crashes have cut short.
+func (s *Store) Run(ctx context.Context) error {
+	t := time.NewTicker(sweepEvery)
+	defer t.Stop()
+	for {
+		s.Sweep(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+// Sweep does once what Run does. Errors are logged: the next one tries again.
+func (s *Store) Sweep(ctx context.Context) {
+	did, err := s.files.Sweep(ctx, blobs.Keep{
+		Uploads: UploadsKeptFor, Partials: PartialsKeptFor, Quarantine: QuarantineKeptFor,
+	}, func(d digest.Digest) error {
+		unlock := s.locks.lock(d)
+		defer unlock()
+		return s.dropOrphan(d)
+	})
+	if err != nil {
+		s.log.Warn("leftovers of the store are still there", "error", err)
+	}
+	if did != (blobs.Swept{}) {
+		s.log.Info("removed leftovers of the store", "uploads", did.Uploads, "partials", did.Partials,
+			"interrupted_commits", did.Orphans, "quarantined", did.Quarantined)
+	}
+}
+
+// Collect removes a blob that nothing here needs: the catalogue refuses one that
+// is referenced, leased or pinned (catalog.ErrInUse), and from its mark on the
+// blob is absent to everyone. Which blobs to collect is the caller's question.
+func (s *Store) Collect(ctx context.Context, d digest.Digest) error {
+	unlock := s.locks.lock(d)
+	defer unlock()
+	if err := s.cat.MarkDeleting(ctx, d); err != nil {
+		return fmt.Errorf("collect blob %s: %w", d, mapCatalogError(err))
+	}
+	if err := s.files.Remove(d); err != nil {
+		return err
+	}
+	if err := s.cat.RemoveBlob(ctx, d); err != nil {
+		return fmt.Errorf("collect blob %s: %w", d, mapCatalogError(err))
+	}
+	return nil
+}
