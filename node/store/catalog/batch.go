@@ -1,0 +1,384 @@
+package catalog
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog/internal/rowpb"
+)
+
+// opOverhead is what one write costs in a Badger transaction beyond its key and
+// value: two bytes of meta data and ten for the version.
+const opOverhead = 16
+
+// reader gives point reads and scans of one snapshot.
+type reader struct{ txn *badger.Txn }
+
+// get gives nil for a key that is not there.
+func (r reader) get(key []byte) ([]byte, error) {
+	item, err := r.txn.Get(key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	v, err := item.ValueCopy(nil)
+	if v == nil && err == nil {
+		v = []byte{} // there, and empty
+	}
+	return v, err
+}
+
+// scan calls fn for the keys with the prefix from start on (nil: from the
+// first), until it says false. With values nil values are not read.
+func (r reader) scan(prefix, start []byte, values bool, fn func(key, value []byte) (more bool, err error)) error {
+	opts := badger.DefaultIteratorOptions
+	opts.Prefix = prefix
+	opts.PrefetchValues = false // scans here are short, or want keys alone
+	it := r.txn.NewIterator(opts)
+	defer it.Close()
+	if start == nil {
+		start = prefix
+	}
+	for it.Seek(start); it.ValidForPrefix(prefix); it.Next() {
+		item := it.Item()
+		var value []byte
+		if values {
+			var err error
+			if value, err = item.ValueCopy(nil); err != nil {
+				return err
+			}
+		}
+		more, err := fn(item.KeyCopy(nil), value)
+		if err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}
+
+// any reports whether some key has the prefix.
+func (r reader) any(prefix []byte) (bool, error) {
+	found := false
+	err := r.scan(prefix, nil, false, func(_, _ []byte) (bool, error) { found = true; return false, nil })
+	return found, err
+}
+
+func (r reader) entry(pid identity.ProjectID, k entryKey) (*entry, error) {
+	b, err := r.get(keyEntry(pid, k))
+	if err != nil || b == nil {
+		return nil, err
+	}
+	return decodeEntry(k, b)
+}
+
+func (r reader) vector(tab byte, pid identity.ProjectID) (Vector, error) {
+	v := Vector{}
+	err := r.scan(prefixPID(tab, pid), nil, true, func(key, value []byte) (bool, error) {
+		inc, ok := parseVector(key)
+		if !ok || len(value) != 8 {
+			return false, damaged(key)
+		}
+		v[inc] = binary.BigEndian.Uint64(value)
+		return true, nil
+	})
+	return v, err
+}
+
+func (r reader) check(pid identity.ProjectID) (Check, error) {
+	b, err := r.get(keyCheck(pid))
+	if err != nil || b == nil {
+		return Check{}, err
+	}
+	pb := &rowpb.Check{}
+	if err := proto.Unmarshal(b, pb); err != nil || len(pb.Xor) != 16 {
+		return Check{}, damaged(keyCheck(pid))
+	}
+	return Check{Count: pb.Count, Xor: [16]byte(pb.Xor)}, nil
+}
+
+func (r reader) message(key []byte, m proto.Message) (bool, error) {
+	b, err := r.get(key)
+	if err != nil || b == nil {
+		return false, err
+	}
+	if err := proto.Unmarshal(b, m); err != nil {
+		return false, fmt.Errorf("%w: %w", damaged(key), err)
+	}
+	return true, nil
+}
+
+func damaged(key []byte) error {
+	return fmt.Errorf("catalog: row %x is damaged: restore the database, or remove it and let this site sync anew", key)
+}
+
+// op is one write of a batch; a nil value with del set removes the key.
+type op struct {
+	key, value []byte
+	del        bool
+}
+
+// batch is what one request does: reads of the state before it, and writes that
+// come into force together or not at all. A batch may be run twice (when the
+// transaction it was to join is full), so jobs keep their state inside it.
+type batch struct {
+	reader
+	c    *Catalog
+	ops  []op
+	at   map[string]int // key -> index in ops
+	size int64
+	inc  identity.Incarnation // of the dot it took: its row has to be durable with it
+
+	projects map[identity.ProjectID]change
+	feed     bool // the store's own feed grew
+	conflict bool // a conflict row was added
+}
+
+// change says how a batch changed a project.
+type change struct{ local bool }
+
+func (c *Catalog) newBatch(txn *badger.Txn) *batch {
+	return &batch{reader: reader{txn}, c: c, at: map[string]int{}, projects: map[identity.ProjectID]change{}}
+}
+
+// get sees the batch's own writes; scan does not.
+func (b *batch) get(key []byte) ([]byte, error) {
+	if i, ok := b.at[string(key)]; ok {
+		return b.ops[i].value, nil
+	}
+	return b.reader.get(key)
+}
+
+func (b *batch) put(o op) {
+	if i, ok := b.at[string(o.key)]; ok {
+		b.size += int64(len(o.value) - len(b.ops[i].value))
+		b.ops[i] = o
+		return
+	}
+	b.at[string(o.key)] = len(b.ops)
+	b.ops = append(b.ops, o)
+	b.size += int64(len(o.key) + len(o.value) + opOverhead)
+}
+
+func (b *batch) set(key, value []byte) {
+	if value == nil {
+		value = []byte{}
+	}
+	b.put(op{key: key, value: value})
+}
+
+func (b *batch) del(key []byte) { b.put(op{key: key, del: true}) }
+
+func (b *batch) setMessage(key []byte, m proto.Message) error {
+	v, err := deterministic.Marshal(m)
+	if err != nil {
+		return err
+	}
+	b.set(key, v)
+	return nil
+}
+
+func (b *batch) message(key []byte, m proto.Message) (bool, error) {
+	v, err := b.get(key)
+	if err != nil || v == nil {
+		return false, err
+	}
+	if err := proto.Unmarshal(v, m); err != nil {
+		return false, fmt.Errorf("%w: %w", damaged(key), err)
+	}
+	return true, nil
+}
+
+func (b *batch) entry(pid identity.ProjectID, k entryKey) (*entry, error) {
+	v, err := b.get(keyEntry(pid, k))
+	if err != nil || v == nil {
+		return nil, err
+	}
+	return decodeEntry(k, v)
+}
+
+func (b *batch) check(pid identity.ProjectID) (Check, error) {
+	pb := &rowpb.Check{}
+	ok, err := b.message(keyCheck(pid), pb)
+	if err != nil || !ok {
+		return Check{}, err
+	}
+	if len(pb.Xor) != 16 {
+		return Check{}, damaged(keyCheck(pid))
+	}
+	return Check{Count: pb.Count, Xor: [16]byte(pb.Xor)}, nil
+}
+
+func (b *batch) setCheck(pid identity.ProjectID, c Check) error {
+	return b.setMessage(keyCheck(pid), &rowpb.Check{Count: c.Count, Xor: c.Xor[:]})
+}
+
+// dot gives the request its dot and notes it in the project's vector.
+func (b *batch) dot(pid identity.ProjectID) Dot {
+	d := b.c.nextDot()
+	b.inc = d.Inc
+	b.setVector(tabVector, pid, d)
+	b.touch(pid, change{local: true})
+	return d
+}
+
+func (b *batch) setVector(tab byte, pid identity.ProjectID, d Dot) {
+	b.set(keyVector(tab, pid, d.Inc), binary.BigEndian.AppendUint64(nil, d.Seq))
+}
+
+func (b *batch) touch(pid identity.ProjectID, ch change) {
+	old := b.projects[pid]
+	b.projects[pid] = change{local: old.local || ch.local}
+}
+
+// save puts the new state of an entry in the place of the old one, with all that
+// follows from it: index rows, check, derived rows, counts, conflicts. Writes
+// made here and merges both end here.
+func (b *batch) save(pid identity.ProjectID, k entryKey, old, new *entry) error {
+	suffix := k.suffix()
+	value, err := new.encode()
+	if err != nil {
+		return err
+	}
+	b.set(keyEntry(pid, k), value)
+
+	var was Vector
+	if old != nil {
+		was = old.ctx
+	}
+	for inc, seq := range new.ctx {
+		if was[inc] != seq {
+			if was[inc] != 0 {
+				b.del(keyIndex(pid, Dot{inc, was[inc]}, k))
+			}
+			b.set(keyIndex(pid, Dot{inc, seq}, k), nil)
+		}
+	}
+
+	sum, err := b.check(pid)
+	if err != nil {
+		return err
+	}
+	if old == nil {
+		sum.add(new.hash(suffix), 1)
+	} else {
+		sum.add(old.hash(suffix), 0)
+		sum.add(new.hash(suffix), 0)
+	}
+	if err := b.setCheck(pid, sum); err != nil {
+		return err
+	}
+
+	if err := b.rederive(pid, k, old, new); err != nil {
+		return err
+	}
+	b.touch(pid, change{})
+	if k.kind == kindTag {
+		return b.noteConflicts(pid, k, new)
+	}
+	return nil
+}
+
+func (b *batch) rederive(pid identity.ProjectID, k entryKey, old, new *entry) error {
+	before, err := derive(pid, k, old)
+	if err != nil {
+		return err
+	}
+	after, err := derive(pid, k, new)
+	if err != nil {
+		return err
+	}
+	keep := make(map[string][]byte, len(after))
+	for _, r := range after {
+		keep[string(r.key)] = r.value
+	}
+	same := make(map[string]bool, len(before))
+	for _, r := range before {
+		v, ok := keep[string(r.key)]
+		if !ok {
+			b.del(r.key)
+		} else if slices.Equal(v, r.value) {
+			same[string(r.key)] = true
+		}
+	}
+	for _, r := range after {
+		if !same[string(r.key)] {
+			b.set(r.key, r.value)
+		}
+	}
+	if old.live() != new.live() {
+		return b.count(pid, k, new.live())
+	}
+	return nil
+}
+
+// count keeps the repository's row, which is there while it has live entries.
+func (b *batch) count(pid identity.ProjectID, k entryKey, up bool) error {
+	key, pb := keyRepo(pid, k.repo), &rowpb.Repository{}
+	if _, err := b.message(key, pb); err != nil {
+		return err
+	}
+	n := &pb.Tags
+	if k.kind == kindManifest {
+		n = &pb.Manifests
+	}
+	switch {
+	case up:
+		*n++
+	case *n == 0:
+		return damaged(key)
+	default:
+		*n--
+	}
+	if pb.Tags == 0 && pb.Manifests == 0 {
+		b.del(key)
+		return nil
+	}
+	return b.setMessage(key, pb)
+}
+
+// noteConflicts adds a row for each write of this store that is now known to
+// have lost (invariant 8). The row stays when the conflict has been reported, so
+// that it is reported once.
+func (b *batch) noteConflicts(pid identity.ProjectID, k entryKey, e *entry) error {
+	var winner []byte
+	if w := e.winner(); w != nil {
+		winner = tagDigest(w)
+	}
+	nowMs := b.c.now().UnixMilli()
+	note := func(d Dot, digest []byte, actor string) error {
+		if _, ok := b.c.own[d.Inc]; !ok {
+			return nil
+		}
+		key := keyConflict(pid, d, k.repo, k.name)
+		if v, err := b.get(key); err != nil || v != nil {
+			return err
+		}
+		b.conflict = true
+		return b.setMessage(key, &rowpb.Conflict{Winner: winner, Loser: digest, Actor: actor, FoundUnixMs: nowMs})
+	}
+	for _, s := range e.losing() {
+		if err := note(s.dot, tagDigest(s), s.actor); err != nil {
+			return err
+		}
+	}
+	for _, l := range e.losers {
+		if l.keepUntilMs < nowMs {
+			continue
+		}
+		if err := note(l.dot, []byte(l.digest), ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func stampTime(stamp uint64) time.Time { return time.UnixMilli(int64(stamp >> stampShift)) }

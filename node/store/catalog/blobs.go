@@ -1,0 +1,351 @@
+package catalog
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/node/store/catalog/internal/rowpb"
+)
+
+// Life of a blob's row. Every arrow is one transaction of the only writer, so a
+// PUT, mount or lease and a collection can't both succeed.
+//
+//	       PutBlob                    MarkDeleting
+//	absent --------> present --------------------------> deleting
+//	   ^     again: class, lease       no reference,        | (the file is
+//	   |                               lease or pin         |  unlinked now)
+//	   +---------------------- RemoveBlob ------------------+
+
+// PutBlob notes that the store durably holds a blob, with its bytes if inline
+// (up to MaxInlineBlob), and gives the lease in the same transaction. A row that
+// is there keeps the more responsible class. While a file is being deleted it
+// returns ErrDeleting.
+func (c *Catalog) PutBlob(ctx context.Context, row BlobRow, inline []byte, lease *Lease) error {
+	raw, err := rawDigest(row.Digest)
+	if err != nil {
+		return err
+	}
+	if row.Class < Home || row.Class > Cached || row.Size < 0 {
+		return fmt.Errorf("%w: blob row with class %d and size %d", ErrInvalid, row.Class, row.Size)
+	}
+	if len(inline) > MaxInlineManifest || (inline != nil && int64(len(inline)) != row.Size) {
+		return fmt.Errorf("%w: %d inline bytes for a blob of size %d", ErrInvalid, len(inline), row.Size)
+	}
+	if lease != nil {
+		if err := checkName("repository", lease.Repo); err != nil {
+			return err
+		}
+	}
+	err = c.submit(ctx, func(b *batch) error {
+		old, found, err := b.blob(raw)
+		if err != nil {
+			return err
+		}
+		if found && old.State == Deleting && !old.Inline {
+			return ErrDeleting
+		}
+		new := row
+		new.State, new.Inline = Present, inline != nil
+		changed := !found || old.State != Present
+		if found && old.State == Present {
+			if new.Class = min(new.Class, old.Class); new.Class != old.Class {
+				changed = true
+			}
+			if new.Record == nil {
+				new.Record = old.Record
+			}
+			new.Inline = new.Inline || old.Inline
+		}
+		if err := b.setBlob(raw, new); err != nil {
+			return err
+		}
+		if inline != nil {
+			b.set(prefixDigest(tabContent, raw), inline)
+		}
+		if changed {
+			if err := b.addFeed(raw, new.Class); err != nil {
+				return err
+			}
+		}
+		if lease != nil {
+			return b.lease(raw, row.Size, *lease)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("catalog: put blob %s: %w", row.Digest, err)
+	}
+	return nil
+}
+
+// putContent keeps a small manifest's bytes. No feed names them: they go
+// wherever their entry goes.
+func (b *batch) putContent(raw, bytes []byte, class Class) error {
+	old, found, err := b.blob(raw)
+	if err != nil {
+		return err
+	}
+	if found && old.State == Present && old.Inline && old.Class <= class {
+		return nil
+	}
+	if found && old.State == Present {
+		class = min(class, old.Class)
+	}
+	b.set(prefixDigest(tabContent, raw), bytes)
+	return b.setBlob(raw, BlobRow{Size: int64(len(bytes)), State: Present, Class: class, Record: old.Record, Inline: true})
+}
+
+// SetClass changes why the store holds a blob.
+func (c *Catalog) SetClass(ctx context.Context, d digest.Digest, class Class) error {
+	if class < Home || class > Cached {
+		return fmt.Errorf("%w: class %d", ErrInvalid, class)
+	}
+	return c.onBlob(ctx, "classify", d, func(b *batch, raw []byte, row BlobRow) error {
+		if row.Class == class {
+			return nil
+		}
+		row.Class = class
+		if err := b.addFeed(raw, class); err != nil {
+			return err
+		}
+		return b.setBlob(raw, row)
+	})
+}
+
+// onBlob runs fn if the blob is present, else it returns ErrNotFound.
+func (c *Catalog) onBlob(ctx context.Context, verb string, d digest.Digest, fn func(b *batch, raw []byte, row BlobRow) error) error {
+	raw, err := rawDigest(d)
+	if err != nil {
+		return err
+	}
+	err = c.submit(ctx, func(b *batch) error {
+		row, found, err := b.blob(raw)
+		if err != nil {
+			return err
+		}
+		if !found || row.State != Present {
+			return ErrNotFound
+		}
+		return fn(b, raw, row)
+	})
+	if err != nil {
+		return fmt.Errorf("catalog: %s blob %s: %w", verb, d, err)
+	}
+	return nil
+}
+
+// Blob gives the row of a blob that this store holds.
+func (c *Catalog) Blob(d digest.Digest) (BlobRow, error) {
+	raw, err := rawDigest(d)
+	if err != nil {
+		return BlobRow{}, err
+	}
+	var row BlobRow
+	err = c.view(func(r reader) error {
+		pb := &rowpb.Blob{}
+		ok, err := r.message(prefixDigest(tabBlob, raw), pb)
+		if err != nil {
+			return err
+		}
+		if row = blobFromPB(d, pb); !ok || row.State != Present {
+			row = BlobRow{}
+			return ErrNotFound
+		}
+		return nil
+	})
+	return row, err
+}
+
+// Content gives bytes that are kept in the catalogue: small manifests and blobs.
+func (c *Catalog) Content(d digest.Digest) ([]byte, bool, error) {
+	raw, err := rawDigest(d)
+	if err != nil {
+		return nil, false, err
+	}
+	var out []byte
+	err = c.view(func(r reader) (err error) {
+		out, err = r.content(raw)
+		return err
+	})
+	return out, out != nil, err
+}
+
+func (r reader) content(raw []byte) ([]byte, error) {
+	pb := &rowpb.Blob{}
+	ok, err := r.message(prefixDigest(tabBlob, raw), pb)
+	if err != nil || !ok || !pb.Inline || BlobState(pb.State) != Present {
+		return nil, err
+	}
+	return r.get(prefixDigest(tabContent, raw))
+}
+
+// EachBlob calls fn for every row, also those in state Deleting: what a crash
+// interrupted is finished from here.
+func (c *Catalog) EachBlob(fn func(BlobRow) error) error {
+	return c.walk([]byte{tabBlob}, true, func(_ reader, key, value []byte) (func() error, error) {
+		d, ok := parseDigestKey(key)
+		pb := &rowpb.Blob{}
+		if err := proto.Unmarshal(value, pb); err != nil || !ok {
+			return nil, damaged(key)
+		}
+		return func() error { return fn(blobFromPB(d, pb)) }, nil
+	})
+}
+
+// Lease keeps a blob that is present from collection, and visible in the
+// repository. A lease is never shortened.
+func (c *Catalog) Lease(ctx context.Context, d digest.Digest, l Lease) error {
+	if err := checkName("repository", l.Repo); err != nil {
+		return err
+	}
+	return c.onBlob(ctx, "lease", d, func(b *batch, raw []byte, row BlobRow) error { return b.lease(raw, row.Size, l) })
+}
+
+func (b *batch) lease(raw []byte, size int64, l Lease) error {
+	key, pb := keyLease(raw, l.PID, l.Repo), &rowpb.Lease{}
+	if _, err := b.message(key, pb); err != nil {
+		return err
+	}
+	if until := l.Until.UnixMilli(); until > pb.UntilUnixMs {
+		return b.setMessage(key, &rowpb.Lease{UntilUnixMs: until, Size: size})
+	}
+	return nil
+}
+
+// Pin durably promises another store to keep a blob that is present.
+func (c *Catalog) Pin(ctx context.Context, p Pin) error {
+	return c.onBlob(ctx, "pin", p.Digest, func(b *batch, raw []byte, _ BlobRow) error {
+		key, pb := keyPin(raw, p.For, p.PID, p.Dot), &rowpb.Pin{}
+		if _, err := b.message(key, pb); err != nil {
+			return err
+		}
+		pb.UntilUnixMs = max(pb.UntilUnixMs, p.Until.UnixMilli())
+		return b.setMessage(key, pb)
+	})
+}
+
+// Pins gives the promises that hold for a blob.
+func (c *Catalog) Pins(d digest.Digest) ([]Pin, error) {
+	raw, err := rawDigest(d)
+	if err != nil {
+		return nil, err
+	}
+	var out []Pin
+	err = c.view(func(r reader) error {
+		return r.pins(raw, c.now().UnixMilli(), func(p Pin) bool { out = append(out, p); return true })
+	})
+	return out, err
+}
+
+func (r reader) pins(raw []byte, nowMs int64, fn func(Pin) (more bool)) error {
+	return r.scan(prefixDigest(tabPin, raw), nil, true, func(key, value []byte) (bool, error) {
+		p, err := decodePin(key, value)
+		if err != nil {
+			return false, err
+		}
+		over, err := r.pinOver(p, nowMs)
+		return over || fn(p), err
+	})
+}
+
+func decodePin(key, value []byte) (Pin, error) {
+	p, ok := parsePin(key)
+	pb := &rowpb.Pin{}
+	if err := proto.Unmarshal(value, pb); err != nil || !ok {
+		return p, damaged(key)
+	}
+	p.Until = time.UnixMilli(pb.UntilUnixMs)
+	return p, nil
+}
+
+// MarkDeleting begins the collection of a blob: from now on it is absent to
+// everyone. It returns ErrInUse if a manifest refers to it, or a lease or pin
+// holds it.
+func (c *Catalog) MarkDeleting(ctx context.Context, d digest.Digest) error {
+	return c.onBlob(ctx, "delete", d, func(b *batch, raw []byte, row BlobRow) error {
+		if used, err := b.used(raw); err != nil || used {
+			if err == nil {
+				err = ErrInUse
+			}
+			return err
+		}
+		row.State = Deleting
+		if err := b.addFeed(raw, Gone); err != nil {
+			return err
+		}
+		return b.setBlob(raw, row)
+	})
+}
+
+func (b *batch) used(raw []byte) (bool, error) {
+	if used, err := b.any(prefixDigest(tabRef, raw)); err != nil || used {
+		return used, err
+	}
+	used, nowMs := false, b.c.now().UnixMilli()
+	err := b.scan(prefixDigest(tabLease, raw), nil, true, func(key, value []byte) (bool, error) {
+		pb := &rowpb.Lease{}
+		if err := proto.Unmarshal(value, pb); err != nil {
+			return false, damaged(key)
+		}
+		used = pb.UntilUnixMs >= nowMs
+		return !used, nil
+	})
+	if err != nil || used {
+		return used, err
+	}
+	err = b.pins(raw, nowMs, func(Pin) bool { used = true; return false })
+	return used, err
+}
+
+// RemoveBlob ends a collection, once the file is gone.
+func (c *Catalog) RemoveBlob(ctx context.Context, d digest.Digest) error {
+	raw, err := rawDigest(d)
+	if err != nil {
+		return err
+	}
+	return c.submit(ctx, func(b *batch) error {
+		row, found, err := b.blob(raw)
+		if err != nil || !found {
+			return err
+		}
+		if row.State != Deleting {
+			return fmt.Errorf("catalog: remove blob %s: %w: it was put again", d, ErrInUse)
+		}
+		b.removeBlob(raw)
+		return nil
+	})
+}
+
+// LostBlob removes the row of a blob whose bytes turned out to be gone or bad,
+// whoever uses it: it has to be fetched again.
+func (c *Catalog) LostBlob(ctx context.Context, d digest.Digest) error {
+	return c.onBlob(ctx, "forget", d, func(b *batch, raw []byte, _ BlobRow) error {
+		b.removeBlob(raw)
+		return b.addFeed(raw, Gone)
+	})
+}
+
+func (b *batch) removeBlob(raw []byte) {
+	b.del(prefixDigest(tabBlob, raw))
+	b.del(prefixDigest(tabContent, raw))
+}
+
+func (b *batch) blob(raw []byte) (BlobRow, bool, error) {
+	pb := &rowpb.Blob{}
+	ok, err := b.message(prefixDigest(tabBlob, raw), pb)
+	return blobFromPB("", pb), ok, err
+}
+
+func (b *batch) setBlob(raw []byte, row BlobRow) error {
+	return b.setMessage(prefixDigest(tabBlob, raw), &rowpb.Blob{
+		Size: row.Size, State: uint32(row.State), Class: uint32(row.Class), Record: row.Record, Inline: row.Inline,
+	})
+}
+
+func blobFromPB(d digest.Digest, pb *rowpb.Blob) BlobRow {
+	return BlobRow{Digest: d, Size: pb.Size, State: BlobState(pb.State), Class: Class(pb.Class), Record: pb.Record, Inline: pb.Inline}
+}

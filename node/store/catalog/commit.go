@@ -1,0 +1,225 @@
+package catalog
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"github.com/portolan/portolan/node/identity"
+)
+
+const (
+	// maxQueued bounds the requests that wait for the committer; further callers
+	// wait in their own goroutines.
+	maxQueued = 1024
+	// maxGroup bounds the requests in one transaction, so that the first of them
+	// does not wait for too many others.
+	maxGroup = 512
+	// groupShare of what Badger takes in one transaction is filled; the rest is
+	// room for the rows that the committer adds itself.
+	groupShare = 0.9
+)
+
+// job is one request on its way to the committer.
+type job struct {
+	run  func(*batch) error
+	done chan error // buffered
+}
+
+// submit runs fn in the committer and waits until what it wrote is on disk.
+// With a context that ends while it waits, the outcome is open.
+func (c *Catalog) submit(ctx context.Context, fn func(*batch) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	j := &job{run: fn, done: make(chan error, 1)}
+	select {
+	case c.jobs <- j:
+	case <-c.stop:
+		return ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-j.done:
+		return err
+	case <-c.committed: // the committer has gone; it may have answered before
+		select {
+		case err := <-j.done:
+			return err
+		default:
+			return ErrClosed
+		}
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// commitLoop is the single writer of the database: jobs see each other's
+// effects in the order in which their dots were given, and no transaction ever
+// conflicts.
+func (c *Catalog) commitLoop() {
+	defer close(c.committed)
+	for {
+		select {
+		case <-c.stop:
+			return
+		case j := <-c.jobs:
+			group := append(make([]*job, 0, 16), j)
+		gather:
+			for len(group) < maxGroup {
+				select {
+				case j := <-c.jobs:
+					group = append(group, j)
+				default:
+					break gather
+				}
+			}
+			c.runGroup(group)
+		}
+	}
+}
+
+// group is one transaction and the jobs whose answers wait for it.
+type group struct {
+	txn     *badger.Txn
+	waiting []*job
+	batches []*batch
+	size    int64
+	count   int64
+}
+
+// runGroup runs the jobs in order into as few transactions as Badger's limits
+// allow. One job is never split.
+func (c *Catalog) runGroup(jobs []*job) {
+	g := c.newGroup()
+	for _, j := range jobs {
+		b, err := g.run(c, j)
+		if err == nil && !c.fits(g, b) && len(g.waiting) > 0 {
+			c.commit(g)
+			g = c.newGroup()
+			b, err = g.run(c, j)
+		}
+		if err == nil && !c.fits(g, b) {
+			err = ErrTooLarge
+		}
+		if err != nil {
+			j.done <- err
+			continue
+		}
+		g.waiting = append(g.waiting, j)
+		if err := g.add(b); err != nil {
+			// Part of the batch may be in the transaction, which can't be taken out.
+			c.fail(g, err)
+			g = c.newGroup()
+		}
+	}
+	c.commit(g)
+}
+
+func (c *Catalog) newGroup() *group { return &group{txn: c.db.NewTransaction(true)} }
+
+func (g *group) run(c *Catalog, j *job) (*batch, error) {
+	b := c.newBatch(g.txn)
+	return b, j.run(b)
+}
+
+func (c *Catalog) fits(g *group, b *batch) bool {
+	return float64(g.size+b.size) < groupShare*float64(c.db.MaxBatchSize()) &&
+		float64(g.count)+float64(len(b.ops)) < groupShare*float64(c.db.MaxBatchCount())
+}
+
+// add writes a batch that fits into the transaction.
+func (g *group) add(b *batch) error {
+	for _, o := range b.ops {
+		var err error
+		if o.del {
+			err = g.txn.Delete(o.key)
+		} else {
+			err = g.txn.Set(o.key, o.value)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	g.size += b.size
+	g.count += int64(len(b.ops))
+	g.batches = append(g.batches, b)
+	return nil
+}
+
+// commit makes a group durable and answers its jobs.
+func (c *Catalog) commit(g *group) {
+	defer g.txn.Discard()
+	if len(g.waiting) == 0 {
+		return
+	}
+	if err := c.commitTxn(g); err != nil {
+		c.fail(g, err)
+		return
+	}
+	for _, j := range g.waiting {
+		j.done <- nil
+	}
+	c.metrics.group(g)
+	c.notify(g)
+}
+
+// fail answers all of a group that could not be written. Whether it will be
+// there after a restart is open. No later transaction may share its incarnation,
+// or a peer could believe to have seen dots that come back then (invariant 1).
+func (c *Catalog) fail(g *group, err error) {
+	g.txn.Discard()
+	c.inc = 0
+	err = fmt.Errorf("catalog: write to the database: %w", err)
+	c.log.Error("the catalogue could not be written", "error", err)
+	for _, j := range g.waiting {
+		j.done <- err
+	}
+}
+
+func (c *Catalog) commitTxn(g *group) error {
+	writes := false
+	var begun []identity.Incarnation
+	for _, b := range g.batches {
+		writes = writes || len(b.ops) > 0
+		if b.inc != 0 && !c.own[b.inc] && !slices.Contains(begun, b.inc) {
+			begun = append(begun, b.inc)
+		}
+	}
+	if !writes {
+		return nil
+	}
+	for _, inc := range begun {
+		started := binary.BigEndian.AppendUint64(nil, uint64(c.now().UnixMilli()))
+		if err := g.txn.Set(keyInc(inc), started); err != nil {
+			return err
+		}
+	}
+	if err := g.txn.Commit(); err != nil { // synced: this is the promise of every call that writes
+		return err
+	}
+	for _, inc := range begun {
+		c.own[inc] = true
+	}
+	return nil
+}
+
+// nextDot is called by the committer only.
+func (c *Catalog) nextDot() Dot {
+	if c.inc == 0 {
+		c.inc, c.seq = c.incarnate()
+		if _, ok := c.own[c.inc]; !ok {
+			c.own[c.inc] = false
+		}
+	}
+	c.seq++
+	return Dot{c.inc, c.seq}
+}
+
+// newIncarnation begins anew after a start: a disk put back to an older state
+// can never give a dot twice.
+func newIncarnation() (identity.Incarnation, uint64) { return identity.NewIncarnation(), 0 }

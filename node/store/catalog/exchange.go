@@ -1,0 +1,519 @@
+package catalog
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog/internal/rowpb"
+)
+
+// pageVersion is raised when an older program would misread a page; it refuses
+// such a page in words.
+const pageVersion = 1
+
+const (
+	// minPageBytes keeps a caller's small bound from making a page per entry.
+	minPageBytes = 4 << 10
+	// maxSent bounds the memory by which a delta avoids to send an entry twice;
+	// beyond it entries may come twice, which does no harm.
+	maxSent = 1 << 15
+)
+
+// Projects gives every project of which there are entries here.
+func (c *Catalog) Projects() ([]identity.ProjectID, error) {
+	var out []identity.ProjectID
+	err := c.view(func(r reader) error {
+		return r.scan([]byte{tabCheck}, nil, false, func(key, _ []byte) (bool, error) {
+			pid, ok := parseCheck(key)
+			if !ok {
+				return false, damaged(key)
+			}
+			out = append(out, pid)
+			return true, nil
+		})
+	})
+	return out, err
+}
+
+// Vector gives what this store has seen of a project.
+func (c *Catalog) Vector(pid identity.ProjectID) (Vector, error) {
+	var v Vector
+	err := c.view(func(r reader) (err error) { v, err = r.vector(tabVector, pid); return err })
+	return v, err
+}
+
+// Check gives the stored sum of a project's entries. When two stores have equal
+// vectors and unequal checks, each recounts (rule 7).
+func (c *Catalog) Check(pid identity.ProjectID) (Check, error) {
+	var sum Check
+	err := c.view(func(r reader) (err error) { sum, err = r.check(pid); return err })
+	return sum, err
+}
+
+// Recount sums up the entries anew and gives the stored sum of the same
+// snapshot. If they differ this store lost rows: see DropVector. It reads the
+// whole project.
+func (c *Catalog) Recount(pid identity.ProjectID) (stored, counted Check, err error) {
+	err = c.view(func(r reader) error {
+		if stored, err = r.check(pid); err != nil {
+			return err
+		}
+		counted, err = r.recount(pid)
+		return err
+	})
+	return stored, counted, err
+}
+
+func (r reader) recount(pid identity.ProjectID) (Check, error) {
+	var sum Check
+	err := r.scan(prefixPID(tabEntry, pid), nil, true, func(key, value []byte) (bool, error) {
+		_, k, ok := parsePIDEntry(key)
+		if !ok {
+			return false, damaged(key)
+		}
+		e, err := decodeEntry(k, value)
+		if err != nil {
+			return false, err
+		}
+		sum.add(e.hash(k.suffix()), 1)
+		return true, nil
+	})
+	return sum, err
+}
+
+// Delta streams to fn every entry that somebody who has seen since may lack, and
+// gives the vector that this store had noted before the first page: the receiver
+// may Adopt it once it has applied all pages (rule 4). The entries of one
+// request, and the manifests that a tag or index needs, are in one page, with
+// the bytes of small manifests. A page is about maxBytes long; one request may
+// make it longer. No snapshot is held while fn runs.
+func (c *Catalog) Delta(ctx context.Context, pid identity.ProjectID, since Vector, maxBytes int, fn func(Page) error) (Vector, error) {
+	d := &delta{pid: pid, since: since, maxBytes: max(maxBytes, minPageBytes), sent: map[string]bool{}}
+	err := c.view(func(r reader) (err error) {
+		if d.noted, err = r.vector(tabVector, pid); err != nil {
+			return err
+		}
+		d.incs, err = r.indexed(pid)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("catalog: delta of project %s: %w", pid, err)
+	}
+	for !d.done() {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		var page Page
+		err := c.view(func(r reader) (err error) { page, err = d.next(r); return err })
+		if err != nil {
+			return nil, fmt.Errorf("catalog: delta of project %s: %w", pid, err)
+		}
+		if page != nil {
+			if err := fn(page); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return d.noted, nil
+}
+
+// indexed finds the incarnations that have index rows, by one seek each. There
+// may be some that the vector lacks: pages of an exchange that broke off.
+func (r reader) indexed(pid identity.ProjectID) ([]identity.Incarnation, error) {
+	var out []identity.Incarnation
+	prefix := prefixPID(tabIndex, pid)
+	for start := prefix; start != nil; {
+		from := start
+		start = nil
+		err := r.scan(prefix, from, false, func(key, _ []byte) (bool, error) {
+			d, _, ok := parseIndex(key)
+			if !ok {
+				return false, damaged(key)
+			}
+			out = append(out, d.Inc)
+			if d.Inc != math.MaxUint64 {
+				start = prefixInc(tabIndex, pid, d.Inc+1)
+			}
+			return false, nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// delta is the position of one stream. It walks the index by incarnation and
+// sequence number. Writes that happen meanwhile move rows only to higher numbers
+// of the same incarnation, which are still to come or above what was noted.
+type delta struct {
+	pid      identity.ProjectID
+	since    Vector
+	noted    Vector
+	maxBytes int
+	incs     []identity.Incarnation // still to do, ascending
+	from     []byte                 // next key in the first of them; nil: its beginning
+	sent     map[string]bool        // suffixes of recent entries
+}
+
+func (d *delta) done() bool { return len(d.incs) == 0 }
+
+// next builds one page; nil if there was nothing to send any more.
+func (d *delta) next(r reader) (Page, error) {
+	p := &pageBuilder{delta: d, r: r, in: map[string]bool{}, pb: &rowpb.Page{Version: pageVersion}}
+	for len(d.incs) > 0 {
+		inc := d.incs[0]
+		if d.since[inc] == math.MaxUint64 {
+			d.incs = d.incs[1:]
+			continue
+		}
+		prefix := prefixInc(tabIndex, d.pid, inc)
+		from := d.from
+		if from == nil {
+			from = keyIndex(d.pid, Dot{inc, d.since[inc] + 1}, entryKey{})[:len(prefix)+8]
+		}
+		last, full := uint64(0), false
+		err := r.scan(prefix, from, false, func(key, _ []byte) (bool, error) {
+			dot, k, ok := parseIndex(key)
+			if !ok {
+				return false, damaged(key)
+			}
+			if dot.Seq != last && p.size >= d.maxBytes { // requests are not torn
+				d.from, full = key, true
+				return false, nil
+			}
+			last = dot.Seq
+			return true, p.add(k, inc)
+		})
+		if err != nil {
+			return nil, err
+		}
+		if full {
+			break
+		}
+		d.incs, d.from = d.incs[1:], nil
+	}
+	return p.finish()
+}
+
+// above reports whether a receiver of this delta may lack the state.
+func (d *delta) above(e *entry) bool {
+	for inc, seq := range e.ctx {
+		if seq > d.since[inc] {
+			return true
+		}
+	}
+	return false
+}
+
+// earlier reports whether the entry was sent already when the walk was at an
+// incarnation before this one.
+func (d *delta) earlier(e *entry, now identity.Incarnation) bool {
+	for inc, seq := range e.ctx {
+		if inc < now && seq > d.since[inc] && seq <= d.noted[inc] {
+			return true
+		}
+	}
+	return false
+}
+
+// pageBuilder collects one page from one snapshot.
+type pageBuilder struct {
+	*delta
+	r    reader
+	pb   *rowpb.Page
+	in   map[string]bool // suffixes in this page
+	size int
+}
+
+// add takes an entry found at an index row of inc.
+func (p *pageBuilder) add(k entryKey, inc identity.Incarnation) error {
+	e, err := p.r.entry(p.pid, k)
+	if err != nil {
+		return err
+	}
+	if e == nil {
+		return damaged(keyEntry(p.pid, k))
+	}
+	if p.earlier(e, inc) {
+		return nil
+	}
+	return p.take(k, e)
+}
+
+// take puts an entry into the page unless it was sent just now, and with it what
+// it needs to be of use.
+func (p *pageBuilder) take(k entryKey, e *entry) error {
+	suffix := k.suffix()
+	id := string(suffix)
+	if p.in[id] || p.sent[id] {
+		return nil
+	}
+	p.in[id] = true
+	pb := e.toPB()
+	p.pb.Entries = append(p.pb.Entries, &rowpb.Keyed{Key: suffix, Entry: pb})
+	p.size += len(suffix) + proto.Size(pb) + 8
+	var needs []string
+	for i := range e.sibs {
+		switch k.kind {
+		case kindTag:
+			needs = append(needs, string(tagDigest(&e.sibs[i])))
+		case kindManifest:
+			v, err := decodeManifest(e.sibs[i].value)
+			if err != nil {
+				return err
+			}
+			for _, ref := range v.Refs {
+				if RefKind(ref.Kind) == RefManifest {
+					needs = append(needs, string(ref.Digest))
+				}
+			}
+		}
+	}
+	if k.kind == kindManifest && e.live() {
+		content, err := p.r.content([]byte(k.name))
+		if err != nil {
+			return err
+		}
+		if content != nil && len(content) <= MaxInlineManifest {
+			p.pb.Contents = append(p.pb.Contents, &rowpb.Content{Digest: []byte(k.name), Bytes: content})
+			p.size += len(content) + len(k.name) + 8
+		}
+	}
+	for _, name := range needs {
+		nk := entryKey{kindManifest, k.repo, name}
+		ne, err := p.r.entry(p.pid, nk)
+		if err != nil {
+			return err
+		}
+		if ne != nil && p.above(ne) {
+			if err := p.take(nk, ne); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *pageBuilder) finish() (Page, error) {
+	if len(p.pb.Entries) == 0 {
+		return nil, nil
+	}
+	for id := range p.in {
+		if len(p.sent) >= maxSent {
+			clear(p.sent)
+		}
+		p.sent[id] = true
+	}
+	return deterministic.Marshal(p.pb)
+}
+
+// arrival is one checked entry of a page.
+type arrival struct {
+	key entryKey
+	e   *entry
+}
+
+// page is a checked Page.
+type page struct {
+	entries  []arrival
+	contents map[string][]byte // by raw digest
+}
+
+// parsePage checks all that a page says before anything of it is stored.
+func parsePage(p Page) (*page, error) {
+	pb := &rowpb.Page{}
+	if err := proto.Unmarshal(p, pb); err != nil {
+		return nil, fmt.Errorf("%w: page: %w", ErrInvalid, err)
+	}
+	if pb.Version != pageVersion {
+		return nil, fmt.Errorf("%w: page of version %d, this node reads %d: update the older of the two nodes", ErrInvalid, pb.Version, pageVersion)
+	}
+	out := &page{contents: map[string][]byte{}}
+	for _, k := range pb.Entries {
+		key, ok := parseEntrySuffix(k.Key)
+		if !ok || k.Entry == nil || len(k.Entry.Ctx) == 0 {
+			return nil, fmt.Errorf("%w: page with entry %q", ErrInvalid, k.Key)
+		}
+		e, err := entryFromPB(key, k.Entry)
+		if err != nil {
+			return nil, err
+		}
+		out.entries = append(out.entries, arrival{key, e})
+	}
+	for _, c := range pb.Contents {
+		d, ok := parseDigest(c.Digest)
+		if !ok || len(c.Bytes) > MaxInlineManifest || d.Algorithm().FromBytes(c.Bytes) != d {
+			return nil, fmt.Errorf("%w: page with %d bytes that do not have the digest %s", ErrInvalid, len(c.Bytes), d)
+		}
+		out.contents[string(c.Digest)] = c.Bytes
+	}
+	return out, nil
+}
+
+// ApplyPage merges a page of a delta. Pages may come twice, late and in any
+// order, and may fail to come, as long as Adopt is called only after all of them.
+func (c *Catalog) ApplyPage(ctx context.Context, pid identity.ProjectID, p Page) (Applied, error) {
+	checked, err := parsePage(p)
+	if err != nil {
+		return Applied{}, err
+	}
+	out, err := c.applyPage(ctx, pid, checked)
+	if err != nil {
+		return out, fmt.Errorf("catalog: apply a page to project %s: %w", pid, err)
+	}
+	return out, nil
+}
+
+// applyPage writes the page in one transaction. If that is too large, it goes in
+// parts: what is pointed at before what points, so that a reader never finds a
+// tag without its manifest.
+func (c *Catalog) applyPage(ctx context.Context, pid identity.ProjectID, p *page) (Applied, error) {
+	var out Applied
+	err := c.submit(ctx, func(b *batch) (err error) {
+		out, err = b.applyPage(pid, p)
+		return err
+	})
+	if !errors.Is(err, ErrTooLarge) || len(p.entries) < 2 {
+		return out, err
+	}
+	order := slices.Clone(p.entries)
+	slices.SortStableFunc(order, func(a, b arrival) int { return a.rank() - b.rank() })
+	half := len(order) / 2
+	out = Applied{}
+	for _, entries := range [][]arrival{order[:half], order[half:]} {
+		part, err := c.applyPage(ctx, pid, &page{entries: entries, contents: p.contents})
+		if err != nil {
+			return out, err
+		}
+		out.Entries += part.Entries
+		out.Changed += part.Changed
+		out.NewManifests = append(out.NewManifests, part.NewManifests...)
+		out.MissingBytes = append(out.MissingBytes, part.MissingBytes...)
+	}
+	return out, nil
+}
+
+// rank orders entries by who points at whom.
+func (a arrival) rank() int {
+	if a.key.kind == kindTag {
+		return 2
+	}
+	for i := range a.e.sibs {
+		v, err := decodeManifest(a.e.sibs[i].value)
+		if err == nil && slices.ContainsFunc(v.Refs, func(r *rowpb.Ref) bool { return RefKind(r.Kind) == RefManifest }) {
+			return 1
+		}
+	}
+	return 0
+}
+
+func (b *batch) applyPage(pid identity.ProjectID, p *page) (Applied, error) {
+	out := Applied{Entries: len(p.entries)}
+	purged, err := b.vector(tabPurged, pid)
+	if err != nil {
+		return out, err
+	}
+	for _, a := range p.entries {
+		here, err := b.entry(pid, a.key)
+		if err != nil {
+			return out, err
+		}
+		merged := b.c.merge(here, a.e, purged)
+		if !merged.equal(here) {
+			out.Changed++
+			if err := b.save(pid, a.key, here, merged); err != nil {
+				return out, err
+			}
+		}
+		if a.key.kind == kindManifest && merged.live() {
+			if err := b.arrived(pid, a.key, here, merged, p, &out); err != nil {
+				return out, err
+			}
+		}
+	}
+	return out, nil
+}
+
+// arrived keeps the bytes of a live manifest that came along.
+func (b *batch) arrived(pid identity.ProjectID, k entryKey, here, merged *entry, p *page, out *Applied) error {
+	ref := ManifestRef{k.repo, k.digest()}
+	if !here.live() {
+		out.NewManifests = append(out.NewManifests, ref)
+	}
+	if content, ok := p.contents[k.name]; ok {
+		return b.putContent([]byte(k.name), bytes.Clone(content), Placed)
+	}
+	row, found, err := b.blob([]byte(k.name))
+	if err != nil || (found && row.State == Present) {
+		return err
+	}
+	info, err := infoFromEntry(k, merged)
+	if err == nil && info.Size <= MaxInlineManifest {
+		out.MissingBytes = append(out.MissingBytes, ref)
+	}
+	return err
+}
+
+// Adopt takes over the vector that a peer noted before the first page of its
+// delta, after all pages were applied. since is the vector that this side sent
+// for that delta.
+func (c *Catalog) Adopt(ctx context.Context, pid identity.ProjectID, since, v Vector) error {
+	err := c.submit(ctx, func(b *batch) error {
+		here, err := b.vector(tabVector, pid)
+		if err != nil {
+			return err
+		}
+		if !here.Dominates(since) {
+			return ErrVectorDropped
+		}
+		for _, inc := range v.incs() {
+			if v[inc] > here[inc] {
+				b.setVector(tabVector, pid, Dot{inc, v[inc]})
+				b.touch(pid, change{})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("catalog: adopt a vector of project %s: %w", pid, err)
+	}
+	return nil
+}
+
+// DropVector is for a store that lost rows: it forgets what it has seen of a
+// project, so that peers send everything again, and takes the sum of what is
+// left. What no peer has seen stays. The next write here begins a new
+// incarnation: the old one's numbers no longer stand for what is here.
+func (c *Catalog) DropVector(ctx context.Context, pid identity.ProjectID) error {
+	err := c.submit(ctx, func(b *batch) error {
+		here, err := b.vector(tabVector, pid)
+		if err != nil {
+			return err
+		}
+		for inc := range here {
+			b.del(keyVector(tabVector, pid, inc))
+		}
+		sum, err := b.recount(pid)
+		if err != nil {
+			return err
+		}
+		if err := b.setCheck(pid, sum); err != nil {
+			return err
+		}
+		b.c.inc = 0
+		b.touch(pid, change{})
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("catalog: drop the vector of project %s: %w", pid, err)
+	}
+	return nil
+}

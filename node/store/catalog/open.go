@@ -1,0 +1,350 @@
+package catalog
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog/internal/rowpb"
+)
+
+// schemaVersion is raised when an older program would misread the rows.
+//
+//	1: first version
+const schemaVersion = 1
+
+const (
+	// memTableBytes bounds one transaction to 15 % of it (2.4 MiB: thousands of
+	// rows) and is about what a busy catalogue holds in memory.
+	memTableBytes   = 16 << 20
+	blockCacheBytes = 16 << 20
+	indexCacheBytes = 8 << 20
+	valueLogBytes   = 64 << 20
+	// upkeepEvery is how often expired leases, pins and reports go and the value
+	// log is collected.
+	upkeepEvery = time.Hour
+	// gcDiscardRatio is Badger's advice.
+	gcDiscardRatio = 0.5
+)
+
+// Options of Open. The zero value of each field has a sensible meaning.
+type Options struct {
+	Logger     *slog.Logger          // default slog.Default
+	Now        func() time.Time      // wall clock for stamps and expiry; default time.Now
+	OnConflict func(Conflict)        // called for each conflict that a write of this store lost; again only after a crash
+	Metrics    prometheus.Registerer // nil: no metrics
+	InMemory   bool                  // nothing is kept after Close; for tests
+}
+
+// Catalog is one site's catalogue.
+type Catalog struct {
+	db         *badger.DB
+	log        *slog.Logger
+	now        func() time.Time
+	onConflict func(Conflict)
+	id         [16]byte
+	metrics    *metrics
+
+	jobs      chan *job
+	life      context.Context // of the goroutines; ended by Close
+	end       context.CancelFunc
+	stop      <-chan struct{} // life's end
+	committed chan struct{}   // closed when the committer has ended
+	closing   sync.Once
+	closeErr  error
+	running   sync.WaitGroup
+
+	// Only the committer touches these.
+	inc       identity.Incarnation          // of the writes made now; 0 before the first
+	seq       uint64                        // of the last dot given
+	own       map[identity.Incarnation]bool // all incarnations of this store: is the row on disk?
+	feedN     uint64                        // of the last feed row
+	incarnate func() (identity.Incarnation, uint64)
+	merge     func(here, in *entry, purged Vector) *entry
+
+	mu       sync.Mutex
+	watchers map[*watcher]bool
+	wake     chan struct{} // one slot: something for the notifier
+	dirty    map[identity.ProjectID]change
+	feedNew  bool
+	conflict bool
+}
+
+// Open opens the catalogue in dir, or makes it. A directory that a newer
+// program wrote is refused.
+func Open(dir string, opts Options) (*Catalog, error) {
+	if opts.Logger == nil {
+		opts.Logger = slog.Default()
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	c := &Catalog{
+		log: opts.Logger, now: opts.Now, onConflict: opts.OnConflict, metrics: newMetrics(),
+		jobs: make(chan *job, maxQueued), committed: make(chan struct{}),
+		own: map[identity.Incarnation]bool{}, incarnate: newIncarnation, merge: merge,
+		watchers: map[*watcher]bool{}, wake: make(chan struct{}, 1),
+		dirty: map[identity.ProjectID]change{},
+	}
+	c.life, c.end = context.WithCancel(context.Background())
+	c.stop = c.life.Done()
+	var err error
+	if c.db, err = badger.Open(badgerOptions(dir, opts)); err != nil {
+		return nil, fmt.Errorf("catalog: open %s: %w", dir, err)
+	}
+	if err := c.load(dir); err != nil {
+		return nil, errors.Join(err, c.db.Close())
+	}
+	if opts.Metrics != nil {
+		if err := c.metrics.register(opts.Metrics); err != nil {
+			return nil, errors.Join(fmt.Errorf("catalog: metrics: %w", err), c.db.Close())
+		}
+	}
+	c.conflict = true // reports that a crash kept from being delivered
+	c.poke()
+	c.running.Go(c.commitLoop)
+	c.running.Go(c.notifyLoop)
+	c.running.Go(c.upkeepLoop)
+	return c, nil
+}
+
+// Close waits for the request that is being written, refuses those that wait,
+// and closes the database.
+func (c *Catalog) Close() error {
+	c.closing.Do(func() {
+		c.end()
+		c.running.Wait()
+		c.metrics.unregister()
+		c.closeErr = c.db.Close()
+	})
+	return c.closeErr
+}
+
+// DatabaseID is random and made with the database: a peer that remembers where
+// it was in this one's data must forget it when the ID changes.
+func (c *Catalog) DatabaseID() [16]byte { return c.id }
+
+func badgerOptions(dir string, opts Options) badger.Options {
+	o := badger.DefaultOptions(dir).
+		WithSyncWrites(true).       // what a commit acknowledged survives a power cut
+		WithDetectConflicts(false). // there is one writer
+		WithMetricsEnabled(false).  // its metrics are process-wide globals
+		WithNumVersionsToKeep(1).   // nothing reads the past
+		WithMemTableSize(memTableBytes).
+		WithNumMemtables(2).
+		WithBlockCacheSize(blockCacheBytes).
+		WithIndexCacheSize(indexCacheBytes).
+		WithValueLogFileSize(valueLogBytes).
+		WithNumCompactors(2).
+		WithCompactL0OnClose(true).
+		WithLogger(logger{opts.Logger})
+	if opts.InMemory {
+		// Badger refuses directories in memory mode.
+		o = o.WithInMemory(true).WithDir("").WithValueDir("").WithCompactL0OnClose(false)
+	}
+	return o
+}
+
+// load reads what the committer keeps in memory, and writes the schema row of a
+// new database.
+func (c *Catalog) load(dir string) error {
+	schema := &rowpb.Schema{}
+	err := c.db.View(func(txn *badger.Txn) error {
+		r := reader{txn}
+		if _, err := r.message(keyMeta(metaSchema), schema); err != nil {
+			return err
+		}
+		if schema.Version > schemaVersion {
+			return fmt.Errorf("catalog: %s was written by a newer version of Portolan (schema %d, this one reads up to %d): run that version or a later one",
+				dir, schema.Version, schemaVersion)
+		}
+		err := r.scan([]byte{tabInc}, nil, false, func(key, _ []byte) (bool, error) {
+			inc, ok := parseInc(key)
+			if !ok {
+				return false, damaged(key)
+			}
+			c.own[inc] = true
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
+		c.feedN, err = r.lastFeed()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if schema.Version == 0 {
+		schema = &rowpb.Schema{Version: schemaVersion, DatabaseId: make([]byte, 16), CreatedUnixMs: c.now().UnixMilli()}
+		_, _ = rand.Read(schema.DatabaseId) // never fails
+		value, err := proto.Marshal(schema)
+		if err != nil {
+			return err
+		}
+		err = c.db.Update(func(txn *badger.Txn) error { return txn.Set(keyMeta(metaSchema), value) })
+		if err != nil {
+			return fmt.Errorf("catalog: write the schema of %s: %w", dir, err)
+		}
+	}
+	if len(schema.DatabaseId) != 16 {
+		return damaged(keyMeta(metaSchema))
+	}
+	c.id = [16]byte(schema.DatabaseId)
+	return nil
+}
+
+// view runs fn on a snapshot that has everything acknowledged so far.
+func (c *Catalog) view(fn func(reader) error) error {
+	select {
+	case <-c.stop:
+		return ErrClosed
+	default:
+	}
+	err := c.db.View(func(txn *badger.Txn) error { return fn(reader{txn}) })
+	if errors.Is(err, badger.ErrDBClosed) {
+		return ErrClosed
+	}
+	return err
+}
+
+// upkeepLoop owns Badger's value-log collection and lets go of what expired.
+func (c *Catalog) upkeepLoop() {
+	tick := time.NewTicker(upkeepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.stop:
+			return
+		case <-tick.C:
+		}
+		if err := c.expire(c.life); err != nil && c.life.Err() == nil {
+			c.log.Warn("expired rows of the catalogue stay for now", "error", err)
+		}
+		// Badger may give up early (badger#2334), so ask until it finds nothing.
+		for c.life.Err() == nil && c.db.RunValueLogGC(gcDiscardRatio) == nil {
+			continue
+		}
+	}
+}
+
+// expire removes leases and pins whose time has passed, pins whose dot has been
+// seen, and reported conflicts that no merge can bring up again.
+func (c *Catalog) expire(ctx context.Context) error {
+	var rows [][]byte
+	err := c.view(func(r reader) error {
+		nowMs := c.now().UnixMilli()
+		collect := func(tab byte, gone func(key, value []byte) (bool, error)) error {
+			return r.scan([]byte{tab}, nil, true, func(key, value []byte) (bool, error) {
+				out, err := gone(key, value)
+				if err == nil && out {
+					rows = append(rows, key)
+				}
+				return len(rows) < maxExpired, err
+			})
+		}
+		err := collect(tabLease, func(key, value []byte) (bool, error) {
+			pb := &rowpb.Lease{}
+			err := proto.Unmarshal(value, pb)
+			return pb.UntilUnixMs < nowMs, err
+		})
+		if err != nil {
+			return err
+		}
+		err = collect(tabPin, func(key, value []byte) (bool, error) {
+			pin, err := decodePin(key, value)
+			if err != nil {
+				return false, err
+			}
+			return r.pinOver(pin, nowMs)
+		})
+		if err != nil {
+			return err
+		}
+		return collect(tabConflict, func(key, value []byte) (bool, error) {
+			pb := &rowpb.Conflict{}
+			err := proto.Unmarshal(value, pb)
+			return pb.Reported && pb.FoundUnixMs < nowMs-2*LoserKeptFor.Milliseconds(), err
+		})
+	})
+	if err != nil || len(rows) == 0 {
+		return err
+	}
+	return c.submit(ctx, func(b *batch) error {
+		for _, key := range rows {
+			// A lease or pin renewed since then stays.
+			if err := b.expireOne(key); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// maxExpired bounds the rows that one round of upkeep removes, to fit them into
+// one transaction; the next round goes on.
+const maxExpired = 5000
+
+func (b *batch) expireOne(key []byte) error {
+	value, err := b.get(key)
+	if err != nil || value == nil {
+		return err
+	}
+	nowMs := b.c.now().UnixMilli()
+	switch key[0] {
+	case tabLease:
+		pb := &rowpb.Lease{}
+		if err := proto.Unmarshal(value, pb); err != nil || pb.UntilUnixMs >= nowMs {
+			return err
+		}
+	case tabPin:
+		pin, err := decodePin(key, value)
+		if err != nil {
+			return err
+		}
+		if over, err := b.pinOver(pin, nowMs); err != nil || !over {
+			return err
+		}
+	}
+	b.del(key)
+	return nil
+}
+
+// pinOver reports whether the promise has ended: its time has passed, or the
+// entry that relies on it has come and its reference row keeps the blob.
+func (r reader) pinOver(p Pin, nowMs int64) (bool, error) {
+	if p.Until.UnixMilli() < nowMs {
+		return true, nil
+	}
+	if p.Dot.IsZero() {
+		return false, nil
+	}
+	v, err := r.get(keyVector(tabVector, p.PID, p.Dot.Inc))
+	if err != nil || len(v) != 8 {
+		return false, err
+	}
+	return binary.BigEndian.Uint64(v) >= p.Dot.Seq, nil
+}
+
+// logger passes Badger's warnings and errors on; the rest is its housekeeping.
+type logger struct{ log *slog.Logger }
+
+func (l logger) Errorf(format string, args ...any) {
+	l.log.Error("badger", "detail", fmt.Sprintf(format, args...))
+}
+
+func (l logger) Warningf(format string, args ...any) {
+	l.log.Warn("badger", "detail", fmt.Sprintf(format, args...))
+}
+func (logger) Infof(string, ...any)  {}
+func (logger) Debugf(string, ...any) {}
