@@ -101,10 +101,7 @@ func (d *delegate) set(n *memberlist.Node, alive bool) {
 		x.rtts = nil // the way back may be another one
 	}
 	d.mu.Unlock()
-	select {
-	case d.changed <- struct{}{}:
-	default: // a call is due already
-	}
+	(*Mesh)(d).poke()
 	if !turned || id == d.cfg.Self {
 		return
 	}

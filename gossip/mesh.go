@@ -311,8 +311,8 @@ func (m *Mesh) dispatch(ctx context.Context) {
 }
 
 // OnHint sets the handler of announcements. It is called from Run, one call at
-// a time; while it works, up to hintQueue announcements wait. from is as true
-// as the gossip key is secret.
+// a time; while it works, up to hintQueue announcements wait; those that come before OnHint
+// are lost. from is as true as the gossip key is secret.
 func (m *Mesh) OnHint(f func(from identity.NodeID, kind byte, payload []byte)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -320,11 +320,21 @@ func (m *Mesh) OnHint(f func(from identity.NodeID, kind byte, payload []byte)) {
 }
 
 // OnChange sets what is called, from Run, after Members has changed (round
-// trips aside). Several changes may be one call.
+// trips aside). Several changes may be one call; the first call tells of all
+// that came before OnChange.
 func (m *Mesh) OnChange(f func()) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.onChange = f
+	m.mu.Unlock()
+	m.poke()
+}
+
+// poke makes a call of OnChange's handler due.
+func (m *Mesh) poke() {
+	select {
+	case m.changed <- struct{}{}:
+	default: // one is due already
+	}
 }
 
 // Announce sends payload (at most [MaxPayload] bytes) to every live member at

@@ -364,7 +364,7 @@ func (c Config) Save() error {
 		return fmt.Errorf("save the settings: %w", err)
 	}
 	b = append([]byte("# Written by portolan. Flags, PORTOLAN_* variables and "+FileName+" go before what stands here.\n"), b...)
-	if err := writeFile(filepath.Join(c.Data, SettingsName), b); err != nil {
+	if err := WriteFile(filepath.Join(c.Data, SettingsName), b); err != nil {
 		return fmt.Errorf("save the settings: %w", err)
 	}
 	return nil

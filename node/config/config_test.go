@@ -100,6 +100,7 @@ func TestLoad_Refuses(t *testing.T) {
 		"a bad port in a flag":     {args: []string{"--control-port", "0"}, want: `--control-port: "0" is not a port`},
 		"a bad level":              {args: []string{"--log-level", "loud"}, want: "is not one of debug"},
 		"a bad site":               {args: []string{"--site", "Frankfurt!"}, want: "is not a site name"},
+		"a site called all":        {args: []string{"--site", "all"}, want: "means every site"},
 		"an address with a port":   {args: []string{"--advertise", "a.example:7946"}, want: "leave out scheme and port"},
 		"an address nobody dials":  {args: []string{"--advertise", "0.0.0.0"}, want: "no address that others can dial"},
 		"HTTP without a port":      {args: []string{"--http", "localhost"}, want: "use host:port"},

@@ -65,7 +65,7 @@ func WriteFormat(dir string, mesh identity.MeshID, node identity.NodeID) error {
 	if err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	if err := writeFile(filepath.Join(dir, formatName), append(b, '\n')); err != nil {
+	if err := WriteFile(filepath.Join(dir, formatName), append(b, '\n')); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	return nil
@@ -108,8 +108,8 @@ func Lock(dir string) (io.Closer, error) {
 	return f, nil
 }
 
-// writeFile replaces path by rename, 0600, durable before it returns.
-func writeFile(path string, b []byte) (err error) {
+// WriteFile replaces path by rename, 0600, durable before it returns.
+func WriteFile(path string, b []byte) (err error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -139,6 +140,9 @@ var siteName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 func SiteName(s string) (string, error) {
 	if !siteName.MatchString(s) {
 		return "", fmt.Errorf("%q is not a site name: use 1 to 63 lower-case letters, digits and inner hyphens", s)
+	}
+	if s == "all" { // in rules and `wait --sites`
+		return "", errors.New(`a site cannot be called "all": that word means every site`)
 	}
 	return s, nil
 }
