@@ -232,3 +232,6 @@ func get[T any](ctx context.Context, c *Client, path string, query url.Values) (
 	_, err := c.do(ctx, http.MethodGet, path, query, nil, &out)
 	return out, err
 }
+
+// Password gives the login's password: a user who changes his own must name it.
+func (c *Client) Password() string { return c.password }

@@ -1,0 +1,8 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// nodeCommands are the verbs that run nodes.
+func nodeCommands() []*cobra.Command {
+	return nil
+}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+func newStatusCommand(a *app) *cobra.Command {
+	return a.withJSON(&cobra.Command{
+		Use:   "status",
+		Short: "Show the mesh as a node sees it",
+		Args:  args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			s, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.show(s, func(w io.Writer) {
+				leader := "none known: edits wait"
+				if !s.Leader.IsZero() {
+					leader = "site " + s.LeaderSite
+				}
+				fields(w,
+					[2]string{"mesh", s.Mesh.String()},
+					[2]string{"asked", fmt.Sprintf("site %s, node %s, %s, version %s", s.Site, s.Node, s.Role, s.Version)},
+					[2]string{"leader", leader},
+					[2]string{"voters", fmt.Sprintf("%d of %d nodes", len(s.Voters), len(s.Voters)+len(s.Learners))},
+					[2]string{"index", fmt.Sprintf("%d applied of %d known, term %d", s.Applied, s.Index, s.Term)})
+				fmt.Fprintln(w)
+				var rows [][]string
+				for _, site := range s.Sites {
+					for _, n := range site.Nodes {
+						state := "alive"
+						if !n.Alive {
+							state = "away"
+						}
+						rtt := "-"
+						if n.Self {
+							rtt = "self"
+						} else if n.RTT > 0 {
+							rtt = fmt.Sprintf("%.1fms", n.RTT)
+						}
+						var roles []string
+						switch {
+						case n.Leader:
+							roles = append(roles, "leader")
+						case n.Voter:
+							roles = append(roles, "voter")
+						default:
+							roles = append(roles, "learner")
+						}
+						if n.Witness {
+							roles = append(roles, "witness")
+						}
+						rows = append(rows, []string{site.Name, n.ID.Short(), state, rtt, strings.Join(roles, ","), n.Version, n.RegistryURL})
+					}
+				}
+				table(w, []string{"SITE", "NODE", "STATE", "RTT", "ROLE", "VERSION", "REGISTRY"}, rows)
+			})
+		},
+	})
+}
+
+func newSiteCommand(a *app) *cobra.Command {
+	return noun("site", "Sites of the mesh", a.withJSON(&cobra.Command{
+		Use:   "list",
+		Short: "List the sites",
+		Args:  args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			sites, err := c.Sites(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.show(sites, func(w io.Writer) {
+				var rows [][]string
+				for _, s := range sites {
+					for _, n := range s.Nodes {
+						rows = append(rows, []string{s.Name, n.ID.Short(), n.Host, n.RegistryURL, when(n.JoinedAt)})
+					}
+					if len(s.Nodes) == 0 {
+						rows = append(rows, []string{s.Name, "-", "-", "-", "-"})
+					}
+				}
+				table(w, []string{"SITE", "NODE", "HOST", "REGISTRY", "JOINED"}, rows)
+			})
+		},
+	}))
+}
