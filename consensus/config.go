@@ -52,7 +52,8 @@ type Config struct {
 	Dir string
 	// Identity is this node's key.
 	Identity *identity.Identity
-	// Self is this node's record as it should be. A member whose record in the
+	// Self is this node's record as it should be: where it is and its store;
+	// [Record] fills in the rest. A member whose record in the
 	// mesh says otherwise (another port, another version) proposes this one.
 	Self *command.Node
 	// Profile is the timings; zero is LAN.

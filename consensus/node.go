@@ -25,13 +25,20 @@ import (
 	"github.com/portolan/portolan/node/wire"
 )
 
+// Record fills in what a node's record says of its key and its binary; where the
+// node is and which store it has is the caller's to say.
+func Record(id *identity.Identity, n *command.Node) *command.Node {
+	n = proto.Clone(n).(*command.Node)
+	box, sig := id.BoxKey()
+	n.Id, n.BoxKey, n.BoxSignature, n.Level = id.ID[:], box[:], sig, command.Level
+	return n
+}
+
 // errStopping is internal: callers get an Unavailable.
 var errStopping = errors.New("consensus: the node is stopping")
 
 // Node is one member's part in the control plane.
 type Node struct {
-	UnimplementedControlServer
-
 	cfg    Config
 	log    *slog.Logger
 	state  *state.State
@@ -91,6 +98,7 @@ func fill(cfg *Config) error {
 	if cfg.Dir == "" || cfg.Identity == nil || cfg.RaftListener == nil || cfg.Self == nil {
 		return errors.New("consensus: a directory, an identity, a raft listener and the node's own record are needed")
 	}
+	cfg.Self = Record(cfg.Identity, cfg.Self)
 	if cfg.Profile.Election == 0 {
 		cfg.Profile = LAN
 	}
@@ -199,7 +207,8 @@ func (n *Node) Fresh() bool {
 }
 
 // Bootstrap makes a new mesh with this node as its first member. The directory
-// must be empty, or one in which a first Bootstrap did not come to its end.
+// must be empty, or one in which a first Bootstrap did not come to its end. The
+// command's node and profile are those of the Config.
 func (n *Node) Bootstrap(ctx context.Context, mesh *command.MeshCreate) error {
 	if id := n.state.View().Mesh().ID; !id.IsZero() {
 		return fmt.Errorf("consensus: %s belongs to the mesh %s already: start it without making a new one", n.cfg.Dir, id)
@@ -226,6 +235,8 @@ func (n *Node) Bootstrap(ctx context.Context, mesh *command.MeshCreate) error {
 		case <-time.After(pollLost):
 		}
 	}
+	mesh = proto.Clone(mesh).(*command.MeshCreate)
+	mesh.Profile, mesh.Node = n.cfg.Profile.Name, n.cfg.Self
 	_, err = n.Propose(ctx, "system", mesh)
 	return err
 }
@@ -278,7 +289,7 @@ func (n *Node) keepRecord(ctx context.Context) {
 	wait := n.cfg.Profile.Election
 	for {
 		m, ok := n.state.View().Node(n.cfg.Identity.ID)
-		want := proto.Clone(n.cfg.Self).(*command.Node)
+		want := n.cfg.Self
 		if !ok || proto.Equal(m.Command(), want) {
 			return
 		}

@@ -2,6 +2,7 @@ package command
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -54,15 +55,20 @@ var kinds = []kind{
 	{Type_TYPE_RULE_DELETE, 1, func() proto.Message { return new(RuleDelete) }},
 }
 
-// byType and byName index kinds; written once, before main.
-var byType, byName = func() (map[Type]kind, map[string]kind) {
+// index finds kinds by type and by message name. Made at first use: generated
+// messages are not ready while package variables are initialised.
+var index = sync.OnceValues(func() (map[Type]kind, map[string]kind) {
 	t, n := make(map[Type]kind, len(kinds)), make(map[string]kind, len(kinds))
 	for _, k := range kinds {
 		t[k.typ] = k
 		n[string(k.make().ProtoReflect().Descriptor().FullName())] = k
 	}
 	return t, n
-}()
+})
+
+func byType(t Type) (kind, bool) { m, _ := index(); k, ok := m[t]; return k, ok }
+
+func byName(name string) (kind, bool) { _, m := index(); k, ok := m[name]; return k, ok }
 
 // New wraps body for proposing: it fills in the type, the level it needs and a
 // fresh request id. actor is "user:NAME", "node:ID" or "system".
@@ -71,7 +77,7 @@ func New(actor string, now time.Time, body proto.Message) (*Envelope, error) {
 		return nil, fmt.Errorf("command: no body")
 	}
 	name := string(body.ProtoReflect().Descriptor().FullName())
-	k, ok := byName[name]
+	k, ok := byName(name)
 	if !ok {
 		return nil, fmt.Errorf("command: %s is not a command", name)
 	}
@@ -97,14 +103,14 @@ func Check(env *Envelope) error {
 }
 
 // Known reports whether this binary can apply commands of the type.
-func Known(t Type) bool { _, ok := byType[t]; return ok }
+func Known(t Type) bool { _, ok := byType(t); return ok }
 
 // CanIgnore reports whether a node that does not know the type may skip it.
 func CanIgnore(t Type) bool { return uint32(t)&Ignorable != 0 }
 
 // Open gives the message of the envelope's type.
 func (e *Envelope) Open() (proto.Message, error) {
-	k, ok := byType[e.GetType()]
+	k, ok := byType(e.GetType())
 	if !ok {
 		return nil, fmt.Errorf("command: type %d is unknown to this version", uint32(e.GetType()))
 	}

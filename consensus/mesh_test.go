@@ -1,0 +1,618 @@
+package consensus
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// network is the links between the nodes of a test: each pair can be cut. What
+// is on its way then waits, as with a router that drops packets.
+type network struct {
+	mu      sync.Mutex
+	changed chan struct{}
+	cut     map[[2]string]bool
+}
+
+func newNetwork() *network {
+	return &network{changed: make(chan struct{}), cut: make(map[[2]string]bool)}
+}
+
+func pair(a, b string) [2]string {
+	if a > b {
+		a, b = b, a
+	}
+	return [2]string{a, b}
+}
+
+func (n *network) set(a, b string, cut bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cut[pair(a, b)] = cut
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+// wait returns when the link is whole, or stop or the deadline is reached.
+func (n *network) wait(a, b string, stop <-chan struct{}, deadline time.Time) error {
+	var late <-chan time.Time
+	if !deadline.IsZero() {
+		t := time.NewTimer(time.Until(deadline))
+		defer t.Stop()
+		late = t.C
+	}
+	for {
+		n.mu.Lock()
+		cut, changed := n.cut[pair(a, b)], n.changed
+		n.mu.Unlock()
+		if !cut {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-stop:
+			return net.ErrClosed
+		case <-late:
+			return os.ErrDeadlineExceeded
+		}
+	}
+}
+
+// link is a connection through the network.
+type link struct {
+	net.Conn
+	net      *network
+	a, b     string
+	once     sync.Once
+	closed   chan struct{}
+	rd, wr   atomic.Pointer[time.Time]
+	closeErr error
+}
+
+func (n *network) link(a, b string, c net.Conn) *link {
+	return &link{Conn: c, net: n, a: a, b: b, closed: make(chan struct{})}
+}
+
+func at(p *atomic.Pointer[time.Time]) time.Time {
+	if t := p.Load(); t != nil {
+		return *t
+	}
+	return time.Time{}
+}
+
+func (l *link) SetDeadline(t time.Time) error {
+	l.rd.Store(&t)
+	l.wr.Store(&t)
+	return l.Conn.SetDeadline(t)
+}
+
+func (l *link) SetReadDeadline(t time.Time) error {
+	l.rd.Store(&t)
+	return l.Conn.SetReadDeadline(t)
+}
+
+func (l *link) SetWriteDeadline(t time.Time) error {
+	l.wr.Store(&t)
+	return l.Conn.SetWriteDeadline(t)
+}
+
+func (l *link) Read(b []byte) (int, error) {
+	k, err := l.Conn.Read(b)
+	if err != nil {
+		return k, err
+	}
+	if err := l.net.wait(l.a, l.b, l.closed, at(&l.rd)); err != nil {
+		return 0, err
+	}
+	return k, nil
+}
+
+func (l *link) Write(b []byte) (int, error) {
+	if err := l.net.wait(l.a, l.b, l.closed, at(&l.wr)); err != nil {
+		return 0, err
+	}
+	return l.Conn.Write(b)
+}
+
+func (l *link) Close() error {
+	l.once.Do(func() { close(l.closed); l.closeErr = l.Conn.Close() })
+	return l.closeErr
+}
+
+// site is one node of a test's mesh.
+type site struct {
+	t        *testing.T
+	net      *network
+	name     string
+	dir      string
+	id       *identity.Identity
+	record   *command.Node
+	port     int
+	now      func() time.Time
+	sites    *sync.Map // control address -> site name
+	node     *Node
+	shutdown func() error
+}
+
+// Members is bound to the node after the listener is there.
+type lateMembers struct{ node atomic.Pointer[Node] }
+
+func (m *lateMembers) IsMember(id identity.NodeID) bool {
+	n := m.node.Load()
+	return n != nil && n.IsMember(id)
+}
+
+func testLogger(t *testing.T) *slog.Logger {
+	if testing.Verbose() {
+		return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	}
+	return slog.New(slog.NewTextHandler(io.Discard, nil))
+}
+
+type mesh struct {
+	t     *testing.T
+	net   *network
+	sites sync.Map
+}
+
+func newMesh(t *testing.T) *mesh {
+	t.Helper()
+	return &mesh{t: t, net: newNetwork()}
+}
+
+func (m *mesh) site(name string) *site {
+	m.t.Helper()
+	dir := m.t.TempDir()
+	id, _, err := identity.LoadOrCreate(dir)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0") // to learn a free port
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	_ = l.Close()
+	store := identity.NewStoreID()
+	s := &site{t: m.t, net: m.net, name: name, dir: filepath.Join(dir, "raft"), id: id, port: port, now: time.Now, sites: &m.sites,
+		record: &command.Node{StoreId: store[:], Host: "127.0.0.1", GossipPort: 7946, ControlPort: uint32(port), DataPort: 7948, RegistryUrl: "http://127.0.0.1:5000", Version: "test"}}
+	m.sites.Store(net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), name)
+	return s
+}
+
+func (s *site) dial(ctx context.Context, addr string) (net.Conn, error) {
+	peer := s.peer(addr)
+	if err := s.net.wait(s.name, peer, ctx.Done(), time.Time{}); err != nil {
+		return nil, ctx.Err()
+	}
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return s.net.link(s.name, peer, c), nil
+}
+
+func (s *site) peer(addr string) string {
+	name, ok := s.sites.Load(addr)
+	if !ok {
+		return addr
+	}
+	return name.(string)
+}
+
+// start opens the node and runs it.
+func (s *site) start(seeds []*command.Node) {
+	s.t.Helper()
+	members := &lateMembers{}
+	l, err := wire.Listen(net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)), s.id, members, testLogger(s.t))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	n, err := Open(Config{Dir: s.dir, Identity: s.id, Self: s.record, RaftListener: l.Raft(), DialControl: s.dial,
+		DialRaft: func(ctx context.Context, addr string, want identity.NodeID) (net.Conn, error) {
+			peer := s.peer(addr)
+			if err := s.net.wait(s.name, peer, ctx.Done(), time.Time{}); err != nil {
+				return nil, ctx.Err()
+			}
+			c, err := wire.DialRaft(ctx, addr, want, s.id, members)
+			if err != nil {
+				return nil, err
+			}
+			return s.net.link(s.name, peer, c), nil
+		},
+		Seeds: seeds, Logger: testLogger(s.t), Now: func() time.Time { return s.now() }})
+	if err != nil {
+		_ = l.Close()
+		s.t.Fatal(err)
+	}
+	members.node.Store(n)
+	s.node = n
+	srv := grpc.NewServer(grpc.Creds(wire.ServerCredentials()))
+	n.Register(srv)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = l.Run(ctx) })
+	wg.Go(func() { _ = srv.Serve(l.GRPC()) })
+	ran := make(chan error, 1)
+	nodeCtx, stopNode := context.WithCancel(ctx)
+	go func() { ran <- n.Run(nodeCtx) }()
+	s.shutdown = sync.OnceValue(func() error {
+		stopNode()
+		err := <-ran
+		srv.Stop()
+		cancel()
+		wg.Wait()
+		return err
+	})
+	s.t.Cleanup(func() {
+		if err := s.shutdown(); err != nil {
+			s.t.Errorf("%s: %v", s.name, err)
+		}
+	})
+}
+
+// kill ends the node without its handing anything over.
+func (s *site) kill() {
+	s.t.Helper()
+	_ = s.node.raft.Shutdown().Error()
+	_ = s.shutdown()
+}
+
+func (s *site) bootstrap() {
+	s.t.Helper()
+	s.start(nil)
+	pid := identity.NewProjectID()
+	id := identity.NewMeshID()
+	err := s.node.Bootstrap(s.t.Context(), &command.MeshCreate{MeshId: id[:], Site: s.name, GossipKey: random(32), LibraryProjectId: pid[:], AdminPasswordHash: "$argon2id$x", RaftGeneration: random(16)})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b)
+	return b
+}
+
+func (s *site) token(at *site) Token {
+	s.t.Helper()
+	t, err := at.node.CreateToken(s.t.Context(), "user:admin", s.name, time.Hour)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	t, err = ParseToken(t.String())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return t
+}
+
+func (s *site) tryJoin(t Token) (*JoinResult, error) {
+	return Join(s.t.Context(), JoinConfig{Token: t, Identity: s.id, Node: s.record, Now: s.now, Dial: s.dial})
+}
+
+func (s *site) join(at *site) {
+	s.t.Helper()
+	res, err := s.tryJoin(s.token(at))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.start(res.Nodes)
+	await(s.t, s.name+" ready", func() bool { return s.node.isReady() })
+}
+
+// await polls a condition at a process's boundary: generous, for busy machines.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 30 s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// three makes a mesh of three sites with three voters.
+func three(t *testing.T) (*mesh, []*site) {
+	t.Helper()
+	m := newMesh(t)
+	all := []*site{m.site("ams"), m.site("fra"), m.site("sgp")}
+	all[0].bootstrap()
+	all[1].join(all[0])
+	all[2].join(all[1])
+	start := time.Now()
+	await(t, "three voters everywhere", func() bool {
+		for _, s := range all {
+			if len(s.node.Status().Voters) != 3 {
+				return false
+			}
+		}
+		return true
+	})
+	t.Logf("three voters after %s", time.Since(start))
+	return m, all
+}
+
+func leaderOf(t *testing.T, all []*site) (leader *site, others []*site) {
+	t.Helper()
+	await(t, "a leader", func() bool {
+		leader, others = nil, nil
+		for _, s := range all {
+			if s.node.Status().IsLeader {
+				leader = s
+			} else {
+				others = append(others, s)
+			}
+		}
+		return leader != nil && len(others) == len(all)-1
+	})
+	return leader, others
+}
+
+func (s *site) createProject(name string) (command.Result, error) {
+	pid := identity.NewProjectID()
+	return s.node.Propose(s.t.Context(), "user:admin", &command.ProjectCreate{ProjectId: pid[:], Name: name, OwnerId: 2})
+}
+
+func (s *site) mustCreateProject(name string) {
+	s.t.Helper()
+	if _, err := s.createProject(name); err != nil {
+		s.t.Fatalf("create project at %s: %v", s.name, err)
+	}
+	if _, ok := s.node.State().View().Project(name); !ok {
+		s.t.Fatalf("%s does not read its own write", s.name)
+	}
+}
+
+func (s *site) has(name string) bool {
+	_, ok := s.node.State().View().Project(name)
+	return ok
+}
+
+func TestMesh_EditsAnywhere_LeaderDies_NodeComesBack(t *testing.T) {
+	_, all := three(t)
+	leader, others := leaderOf(t, all)
+	others[0].mustCreateProject("one")
+	for _, s := range all {
+		await(t, "edit visible at "+s.name, func() bool { return s.has("one") })
+	}
+	leader.mustCreateProject("two")
+	if _, err := others[1].createProject("one"); !errors.Is(err, &command.Error{Code: command.CodeExists}) {
+		t.Fatalf("second project of that name: %v", err)
+	}
+
+	leader.kill()
+	start := time.Now()
+	await(t, "edits after the leader died", func() bool { _, err := others[0].createProject("three"); return err == nil || others[0].has("three") })
+	t.Logf("edits resumed after %s", time.Since(start))
+	if !others[0].has("two") {
+		t.Fatal("an acknowledged edit was lost with the leader")
+	}
+
+	leader.start(nil)
+	if !leader.node.isReady() || !leader.has("two") {
+		t.Fatal("a restarted node has not got its state at once")
+	}
+	await(t, "the old leader catches up", func() bool { return leader.has("three") })
+	leader.mustCreateProject("four")
+}
+
+func TestMesh_GracefulStop_HandsOver(t *testing.T) {
+	_, all := three(t)
+	leader, others := leaderOf(t, all)
+	if err := leader.shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	next, _ := leaderOf(t, others)
+	if d := time.Since(start); d > LAN.Election {
+		t.Errorf("the new leader needed %s: leadership was not handed over", d)
+	}
+	next.mustCreateProject("one")
+}
+
+// TestRestart_CutOff: a node that starts without anybody else has its state.
+func TestRestart_CutOff_HasItsState(t *testing.T) {
+	_, all := three(t)
+	_, others := leaderOf(t, all)
+	s := others[0]
+	s.mustCreateProject("one")
+	for _, o := range all {
+		if err := o.shutdown(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.start(nil)
+	if !s.node.isReady() || !s.has("one") {
+		t.Fatal("the node has not got its state without a leader")
+	}
+	if _, ok := s.node.State().View().User("admin"); !ok {
+		t.Fatal("nobody could log in")
+	}
+}
+
+func refusedFast(t *testing.T, s *site, want ...string) {
+	t.Helper()
+	// From the cut on: held for one election timeout at most.
+	start := time.Now()
+	_, err := s.createProject("held")
+	if d := time.Since(start); d > LAN.Election+2*LAN.Lease {
+		t.Errorf("%s: held for %s", s.name, d)
+	}
+	var u *command.Unavailable
+	if !errors.As(err, &u) {
+		t.Fatalf("%s: %v, want an Unavailable", s.name, err)
+	}
+	await(t, "the loss is noticed", func() bool { return !s.node.Status().Majority })
+	best := time.Hour
+	for range 5 {
+		start = time.Now()
+		_, err = s.createProject("refused")
+		best = min(best, time.Since(start))
+		if !errors.As(err, &u) || u.Indeterminate {
+			t.Fatalf("%s: %v, want a plain Unavailable", s.name, err)
+		}
+	}
+	if best > 100*time.Millisecond {
+		t.Errorf("%s: refused after %s, want 100 ms", s.name, best)
+	}
+	if fmt.Sprint(u.Sites) != fmt.Sprint(want) {
+		t.Errorf("%s: cannot reach %v, want %v", s.name, u.Sites, want)
+	}
+}
+
+func TestCutOff_Follower(t *testing.T) {
+	m, all := three(t)
+	leader, others := leaderOf(t, all)
+	cut, other := others[0], others[1]
+	m.net.set(cut.name, leader.name, true)
+	m.net.set(cut.name, other.name, true)
+	names := []string{leader.name, other.name}
+	if names[0] > names[1] {
+		names[0], names[1] = names[1], names[0]
+	}
+	refusedFast(t, cut, names...)
+	other.mustCreateProject("goes-on")
+	m.net.set(cut.name, leader.name, false)
+	m.net.set(cut.name, other.name, false)
+	await(t, "the cut-off node catches up", func() bool { return cut.has("goes-on") })
+	await(t, "edits at the node that was cut off", func() bool { _, err := cut.createProject("again"); return err == nil })
+}
+
+func TestCutOff_Leader(t *testing.T) {
+	m, all := three(t)
+	leader, others := leaderOf(t, all)
+	names := []string{others[0].name, others[1].name}
+	for _, o := range others {
+		m.net.set(leader.name, o.name, true)
+	}
+	refusedFast(t, leader, names...)
+	await(t, "the majority goes on", func() bool { _, err := others[0].createProject("goes-on"); return err == nil })
+	for _, o := range others {
+		m.net.set(leader.name, o.name, false)
+	}
+	await(t, "the old leader follows", func() bool { return leader.has("goes-on") })
+	if leader.has("refused") {
+		t.Error("an edit that was refused as not made was made")
+	}
+}
+
+func TestCutOff_LearnerOfOneVoter(t *testing.T) {
+	m := newMesh(t)
+	voter, learner := m.site("ams"), m.site("fra")
+	voter.bootstrap()
+	learner.join(voter)
+	learner.mustCreateProject("one")
+	if s := learner.node.Status(); s.Role != "learner" || s.LeaderSite != "ams" || len(s.Voters) != 1 {
+		t.Fatalf("status: %+v", s)
+	}
+	m.net.set("ams", "fra", true)
+	refusedFast(t, learner, "ams")
+	voter.mustCreateProject("two")
+	m.net.set("ams", "fra", false)
+	await(t, "the learner catches up", func() bool { return learner.has("two") })
+}
+
+func TestRequestID_AppliedOnce(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.site("ams"), m.site("fra")
+	a.bootstrap()
+	b.join(a)
+	pid := identity.NewProjectID()
+	env, err := command.New("user:admin", time.Now(), &command.ProjectCreate{ProjectId: pid[:], Name: "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := a.node.propose(t.Context(), env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := b.node.propose(t.Context(), env)
+	if err != nil || again.ID != first.ID {
+		t.Fatalf("the same request again: %+v, %v; want id %d", again, err, first.ID)
+	}
+}
+
+// TestSnapshot_ToJoiner: a joiner that needs entries which are gone gets a
+// snapshot, and comes to the same state.
+func TestSnapshot_ToJoiner(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.site("ams"), m.site("fra")
+	a.bootstrap()
+	rc := a.node.raft.ReloadableConfig()
+	rc.TrailingLogs = 1
+	if err := a.node.raft.ReloadConfig(rc); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		a.mustCreateProject(fmt.Sprintf("p%d", i))
+	}
+	if err := a.node.raft.Snapshot().Error(); err != nil {
+		t.Fatal(err)
+	}
+	if first, err := a.node.wal.FirstIndex(); err != nil || first < 10 {
+		t.Fatalf("the log still begins at %d (%v)", first, err)
+	}
+	b.join(a)
+	for i := range 20 {
+		if !b.has(fmt.Sprintf("p%d", i)) {
+			t.Fatalf("p%d is missing at the joiner", i)
+		}
+	}
+	b.mustCreateProject("more")
+	// And both start again from their snapshots.
+	if err := b.shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	b.start(nil)
+	if !b.has("more") || !b.has("p0") {
+		t.Fatal("the joiner lost its state at the restart")
+	}
+}
+
+func TestNodeUpdate_NewPortIsTold(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.site("ams"), m.site("fra")
+	a.bootstrap()
+	b.join(a)
+	if err := b.shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	b.record.DataPort = 9999
+	b.start(nil)
+	await(t, "the new port is known", func() bool {
+		n, ok := a.node.State().View().Node(b.id.ID)
+		return ok && n.DataPort == 9999
+	})
+}
+
+func TestBootstrap_OfADirectoryInUse(t *testing.T) {
+	m := newMesh(t)
+	a := m.site("ams")
+	a.bootstrap()
+	if err := a.node.Bootstrap(t.Context(), &command.MeshCreate{}); err == nil {
+		t.Fatal("a second mesh was made in one directory")
+	}
+}
