@@ -21,6 +21,9 @@ const (
 	// PollInterval is how often a waiting call asks the sites again. Each
 	// question costs every site a few point reads.
 	PollInterval = 500 * time.Millisecond
+	// TagArrives is how long a wait gives a tag to become known here: who has
+	// just pushed it elsewhere is at most about a second ahead of the catalogue.
+	TagArrives = 3 * time.Second
 )
 
 type whereIn struct {
@@ -39,43 +42,61 @@ type waitOut struct{ Body Wait }
 
 func (a *API) registerPlacement() {
 	rest.Register(a.rest, rest.Op{ID: "where", Method: http.MethodGet, Path: "/where", Tag: "placement", Who: rest.SignedIn,
-		Summary: "Which sites hold an image"}, func(ctx context.Context, in *whereIn) (*whereOut, error) {
-		img, q, err := a.question(ctx, in)
-		if err != nil {
-			return nil, err
-		}
-		w, err := a.ask(ctx, img, q)
-		return &whereOut{Body: w}, err
-	})
+		Summary: "Which sites hold an image"}, a.where)
 	rest.Register(a.rest, rest.Op{ID: "wait", Method: http.MethodGet, Path: "/wait", Tag: "placement", Who: rest.SignedIn,
 		Summary: "Wait until sites hold an image; repeat it with image NAME:TAG@DIGEST, as the answer names it"}, a.wait)
 }
 
-// question resolves what is asked for: the tag by this node's catalogue, the
-// sites by the control state.
-func (a *API) question(ctx context.Context, in *whereIn) (image, Question, error) {
+// prepare reads what is asked for: the image's project and the sites, by the
+// control state.
+func (a *API) prepare(ctx context.Context, in *whereIn) (image, []string, error) {
 	img, err := a.open(ctx, in.Image, access.Pull)
 	if err != nil {
-		return img, Question{}, err
+		return img, nil, err
 	}
 	if img.tag == "" && img.digest == "" {
 		img.tag = "latest" // what every client means by a bare name
 	}
 	sites, err := chooseSites(a.cfg.View(), img.project, in.Sites)
+	return img, sites, err
+}
+
+// resolve fills in the digest, by this node's catalogue.
+func (a *API) resolve(img image) (image, error) {
+	if img.digest != "" {
+		return img, nil
+	}
+	t, err := a.cfg.Catalog.Tag(img.project.PID, img.repo, img.tag)
+	img.digest = t.Digest
+	return img, err
+}
+
+// unknown says that the catalogue does not have what was asked for.
+func (a *API) unknown(img image, err error) error {
+	switch {
+	case !errors.Is(err, catalog.ErrNotFound):
+		return err
+	case img.digest == "":
+		return rest.NotFound("site %s knows no tag %s of %s: push it, or see what there is with: portolan tag list %s",
+			a.cfg.Site, img.tag, img.name(), img.name())
+	default:
+		return rest.NotFound("site %s knows no %s: push it, or ask a site that has it", a.cfg.Site, img)
+	}
+}
+
+func (a *API) where(ctx context.Context, in *whereIn) (*whereOut, error) {
+	img, sites, err := a.prepare(ctx, in)
 	if err != nil {
-		return img, Question{}, err
+		return nil, err
 	}
-	if img.digest == "" {
-		t, err := a.cfg.Catalog.Tag(img.project.PID, img.repo, img.tag)
-		if errors.Is(err, catalog.ErrNotFound) {
-			return img, Question{}, rest.NotFound("site %s knows no tag %s of %s: push it, or see what there is with: portolan tag list %s",
-				a.cfg.Site, img.tag, img.name(), img.name())
-		} else if err != nil {
-			return img, Question{}, err
-		}
-		img.digest = t.Digest
+	if img, err = a.resolve(img); err != nil {
+		return nil, a.unknown(img, err)
 	}
-	return img, Question{PID: img.project.PID, Repository: img.repo, Digest: img.digest, Tag: img.tag, Sites: sites}, nil
+	w, err := a.ask(ctx, img, sites)
+	if err != nil {
+		return nil, a.unknown(img, err)
+	}
+	return &whereOut{Body: w}, nil
 }
 
 // chooseSites reads "all" or a list of names. All are the content sites where
@@ -113,15 +134,13 @@ func noSite(v *state.View, name string) error {
 	return rest.NotFound("there is no site %q; the sites are %s", name, strings.Join(names, ", "))
 }
 
-func (a *API) ask(ctx context.Context, img image, q Question) (Where, error) {
+func (a *API) ask(ctx context.Context, img image, sites []string) (Where, error) {
 	w := Where{Image: img.String(), Repository: img.name(), Tag: img.tag, Digest: img.digest, Sites: []Presence{}}
-	if len(q.Sites) == 0 {
+	if len(sites) == 0 {
 		return w, nil
 	}
-	ps, err := a.cfg.Placement.Presence(ctx, q)
-	if errors.Is(err, catalog.ErrNotFound) {
-		return w, rest.NotFound("site %s knows no %s: push it, or ask a site that has it", a.cfg.Site, img)
-	} else if err != nil {
+	ps, err := a.cfg.Placement.Presence(ctx, Question{PID: img.project.PID, Repository: img.repo, Digest: img.digest, Tag: img.tag, Sites: sites})
+	if err != nil {
 		return w, err
 	}
 	slices.SortFunc(ps, func(a, b Presence) int { return strings.Compare(a.Site, b.Site) })
@@ -138,26 +157,40 @@ func (a *API) wait(ctx context.Context, in *waitIn) (*waitOut, error) {
 		}
 		slice = min(d, MaxSlice)
 	}
-	img, q, err := a.question(ctx, &in.whereIn)
+	img, sites, err := a.prepare(ctx, &in.whereIn)
 	if err != nil {
 		return nil, err
 	}
 	over := time.NewTimer(slice)
 	defer over.Stop()
+	arrives := time.NewTimer(min(slice, TagArrives))
+	defer arrives.Stop()
 	for {
-		w, err := a.ask(ctx, img, q)
-		if err != nil {
-			return nil, err
+		var out *waitOut
+		var stop <-chan time.Time
+		w := Where{}
+		if img, err = a.resolve(img); err == nil {
+			w, err = a.ask(ctx, img, sites)
 		}
-		out := &waitOut{Body: judge(w)}
-		if out.Body.Done || len(out.Body.Uncovered) > 0 {
-			return out, nil
+		switch {
+		case errors.Is(err, catalog.ErrNotFound):
+			stop = arrives.C
+		case err != nil:
+			return nil, err
+		default:
+			out, stop = &waitOut{Body: judge(w)}, over.C
+			if out.Body.Done || len(out.Body.Uncovered) > 0 {
+				return out, nil
+			}
 		}
 		again := time.NewTimer(a.cfg.Poll)
 		select {
 		case <-again.C:
-		case <-over.C:
+		case <-stop:
 			again.Stop()
+			if out == nil {
+				return nil, a.unknown(img, err)
+			}
 			return out, nil
 		case <-ctx.Done():
 			again.Stop()
