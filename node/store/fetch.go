@@ -53,15 +53,23 @@ func (p *Partial) Commit(ctx context.Context, class Class) error {
 	defer unlock()
 	if rec.Size <= InlineMax {
 		b := make([]byte, rec.Size)
-		if _, err := p.ReadAt(b, 0); err != nil && rec.Size > 0 && int64(len(b)) != rec.Size {
+		if n, err := p.ReadAt(b, 0); n < len(b) {
+			return fmt.Errorf("read back %s: %w", rec.Digest, err)
+		}
+		row.Record = nil // made on demand: one unit
+		if err := p.s.putInline(ctx, row, b, nil); err != nil {
 			return err
 		}
-		row.Record = nil
-		return p.s.putInline(ctx, p.s.keepClass(row), b, nil)
+		p.Drop()
+		return nil
 	}
-	if old, ok := p.s.present(rec.Digest); ok {
-		row.Record = old.Record
-		return p.s.commitRow(ctx, p.s.keepClass(row), nil, nil)
+	if p.s.present(rec.Digest) {
+		row.Record = nil // the row keeps the one whose list is here
+		if err := p.s.commitRow(ctx, row, nil, nil); err != nil {
+			return err
+		}
+		p.Drop()
+		return nil
 	}
 	if err := p.Install(); err != nil {
 		return err
@@ -70,15 +78,6 @@ func (p *Partial) Commit(ctx context.Context, class Class) error {
 		return errors.Join(err, p.s.dropOrphan(rec.Digest))
 	}
 	return nil
-}
-
-// keepClass keeps what this store is responsible for from becoming evictable by
-// a fetch that came second.
-func (s *Store) keepClass(row catalog.BlobRow) catalog.BlobRow {
-	if old, err := s.cat.Blob(row.Digest); err == nil && old.State == catalog.Present && old.Class < row.Class {
-		row.Class = old.Class
-	}
-	return row
 }
 
 // PutFetched stores a small blob that came whole from a peer.
@@ -92,7 +91,7 @@ func (s *Store) PutFetched(ctx context.Context, d digest.Digest, b []byte, class
 	if len(b) <= InlineMax {
 		unlock := s.locks.lock(d)
 		defer unlock()
-		return s.putInline(ctx, s.keepClass(catalog.BlobRow{Digest: d, Size: int64(len(b)), Class: class}), b, nil)
+		return s.putInline(ctx, catalog.BlobRow{Digest: d, Size: int64(len(b)), Class: class}, b, nil)
 	}
 	h := units.NewHasher()
 	if _, err := h.Write(b); err != nil {

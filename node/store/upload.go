@@ -122,10 +122,9 @@ func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, desc Descript
 		}
 		return false, s.putInline(ctx, row, b, lease)
 	}
-	if old, ok := s.present(desc.Digest); ok {
+	if s.present(desc.Digest) {
 		// Here already: the row's commit renews the lease and makes this site
-		// responsible for it.
-		row.Record = old.Record
+		// responsible for it. The row keeps its record.
 		return false, s.commitRow(ctx, row, nil, lease)
 	}
 	list, err := s.describe(&row, u.List)
@@ -159,13 +158,14 @@ func (s *Store) describe(row *catalog.BlobRow, list func() (*units.List, error))
 	return l, err
 }
 
-// present gives the row of a blob that is a file and whole by its size.
-func (s *Store) present(d digest.Digest) (catalog.BlobRow, bool) {
+// present says whether the blob is here: as a row with its bytes (also a small
+// manifest), or as a file that is whole by its size.
+func (s *Store) present(d digest.Digest) bool {
 	row, err := s.cat.Blob(d)
-	if err != nil || row.State != catalog.Present || row.Inline {
-		return row, false
+	if err != nil || row.State != catalog.Present {
+		return false
 	}
-	return row, s.files.Has(d, row.Size)
+	return row.Inline || s.files.Has(d, row.Size)
 }
 
 func (s *Store) putInline(ctx context.Context, row catalog.BlobRow, b []byte, lease *catalog.Lease) error {
@@ -179,6 +179,9 @@ func (s *Store) putInline(ctx context.Context, row catalog.BlobRow, b []byte, le
 // after a power cut; the catalogue's commit is synced. The caller has the
 // digest's lock, and for a file has made it durable.
 func (s *Store) commitRow(ctx context.Context, row catalog.BlobRow, inline []byte, lease *catalog.Lease) error {
+	// A client that leaves now must not make the outcome unknown: a row that is
+	// committed after its file was given up would promise what is not there.
+	ctx = context.WithoutCancel(ctx)
 	err := s.cat.PutBlob(ctx, row, inline, lease)
 	if errors.Is(err, catalog.ErrDeleting) {
 		// Collect holds the same lock, so this is what a crash left of one. The

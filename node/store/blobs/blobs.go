@@ -315,3 +315,6 @@ func readNames(dir string) ([]string, error) {
 	defer func() { _ = f.Close() }()
 	return f.Readdirnames(-1)
 }
+
+// Dir is the store's directory.
+func (s *Store) Dir() string { return s.cfg.Dir }

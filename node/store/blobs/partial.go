@@ -43,6 +43,7 @@ type Partial struct {
 	missing  int          // units not in have
 	unsynced int64        // bytes written since the last checkpoint
 	moved    bool         // Install has renamed the file
+	useless  bool         // nothing here is worth keeping, see Drop
 }
 
 // BeginFetch opens the partial blob of rec, which the caller has verified, and
@@ -164,7 +165,7 @@ func (p *Partial) loadMap() {
 func (p *Partial) save() error {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	if p.f == nil || p.moved {
+	if p.f == nil || p.moved || p.useless {
 		return nil
 	}
 	b := make([]byte, 0, 1+8*len(p.have)+4)
@@ -313,6 +314,14 @@ func (p *Partial) Install() error {
 	return nil
 }
 
+// Drop says that the blob got into the store another way: Close removes what is
+// here instead of keeping it. ReadAt goes on working.
+func (p *Partial) Drop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.useless = true
+}
+
 // Close lets go of the partial. What was fetched is kept for a resume, unless it
 // was installed. Close is idempotent.
 func (p *Partial) Close() error {
@@ -337,7 +346,7 @@ func (p *Partial) end(remove bool) error {
 	}
 	err := p.f.Close()
 	p.f = nil
-	if remove || p.moved {
+	if remove || p.moved || p.useless {
 		err = errors.Join(err, p.remove())
 	}
 	p.forget()

@@ -112,7 +112,7 @@ func TestPartial_AnyOrder_BadUnits_Restarts(t *testing.T) {
 				if n < len(b) && err == nil {
 					t.Fatal("short read without an error")
 				}
-				for i := off / units.Unit; i*units.Unit < off+int64(n); i++ {
+				for i := off / units.Unit; n > 0 && i <= (off+int64(n)-1)/units.Unit; i++ {
 					if !here[int(i)] {
 						t.Fatalf("read unit %d, which is not here", i)
 					}
