@@ -506,7 +506,7 @@ func (f *flight) open(node identity.NodeID, record, list []byte) error {
 	if f.pass {
 		v = newWindow(f.ctx, rec, l)
 	} else {
-		if f.partial, err = f.s.cfg.Store.BeginFetch(f.ctx, rec, l); err != nil {
+		if f.partial, err = f.s.keep(f.ctx, rec, l); err != nil {
 			return fmt.Errorf("%w: %w", errLocal, err)
 		}
 		v = f.partial
@@ -613,7 +613,8 @@ func (f *flight) next(ss *session, asked map[int]bool) (first, n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	l := f.layout
-	if l == nil || f.complete || f.vessel == nil && l.units() > 1 {
+	// A window may have let go of what its reader turned back to.
+	if l == nil || f.complete && !f.pass || f.vessel == nil && l.units() > 1 {
 		return 0, 0
 	}
 	room := int(max(1, inflightBytes/l.unitSize)) - ss.outstanding()
@@ -621,7 +622,9 @@ func (f *flight) next(ss *session, asked map[int]bool) (first, n int) {
 	if longest <= 0 {
 		return 0, 0
 	}
-	missing := func(i int) bool { return !asked[i] && (f.vessel == nil || !f.vessel.Has(i)) }
+	missing := func(i int) bool {
+		return !asked[i] && (f.vessel == nil && !f.complete || f.vessel != nil && !f.vessel.Has(i))
+	}
 	run := func(i int) (int, int) {
 		n := 1
 		for n < longest && i+n < l.units() && missing(i+n) {

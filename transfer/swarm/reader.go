@@ -104,11 +104,11 @@ func (r *reader) read(p []byte) (int, error, <-chan struct{}) {
 	end := off + n
 	kept := f.complete && (f.small != nil || f.pass) // readable beyond the flight's end
 	ok := !f.poisoned && (!f.over || kept) && (i < lastUnit || f.complete)
-	small, vessel := f.small, f.vessel
+	small, vessel, over := f.small, f.vessel, f.over
 	f.mu.Unlock()
 	if w, passing := vessel.(*window); passing {
 		w.move(i)
-		if kept && !w.Has(i) {
+		if over && kept && !w.Has(i) {
 			return 0, errPassed, nil
 		}
 	}

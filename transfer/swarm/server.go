@@ -54,9 +54,11 @@ func newServer(cfg Config, src source, m *metrics) *server {
 		src: src, access: cfg.Access, known: cfg.KnownSigner, self: cfg.Host.ID(), signer: cfg.Signer,
 		log: cfg.Logger, metrics: m,
 		slots:   make(chan struct{}, maxSenders),
-		buffers: sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }},
+		buffers: sync.Pool{New: newBuffer},
 	}
 }
+
+func newBuffer() any { b := make([]byte, copyBuffer); return &b }
 
 // openBlob is the blob that a stream reads from: runs of one blob follow one
 // another.
@@ -217,4 +219,9 @@ func (s *server) sendUnit(ctx context.Context, st stream, head *Answer, list []b
 		left -= int64(len(part))
 	}
 	return nil
+}
+
+// serve is handle for a peer's stream.
+func (s *server) serve(ctx context.Context, from identity.NodeID, st *peer.Stream) {
+	s.handle(ctx, from, st)
 }

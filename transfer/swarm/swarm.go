@@ -121,6 +121,8 @@ type Swarm struct {
 	sessions *sessions
 	server   *server
 	buffers  *semaphore.Weighted
+	// keep begins a partial blob; tests make it a full disk.
+	keep func(context.Context, units.Record, *units.List) (*store.Partial, error)
 
 	ctx    context.Context // ends with Run; every flight's context derives from it
 	cancel context.CancelFunc
@@ -151,7 +153,7 @@ func New(cfg Config) (*Swarm, error) {
 		cfg.Alive = func(identity.NodeID) bool { return true }
 	}
 	s := &Swarm{
-		cfg: cfg, log: cfg.Logger,
+		cfg: cfg, log: cfg.Logger, keep: cfg.Store.BeginFetch,
 		buffers:  semaphore.NewWeighted(bufferBytes),
 		flights:  map[digest.Digest]*flight{},
 		badRoots: map[[32]byte]struct{}{},
@@ -166,9 +168,7 @@ func New(cfg Config) (*Swarm, error) {
 	}
 	s.sessions = newSessions(s.ctx, cfg.Host, cfg.Stall)
 	s.server = newServer(cfg, cfg.Store, s.metrics)
-	cfg.Host.Handle(Protocol, func(ctx context.Context, from identity.NodeID, st *peer.Stream) {
-		s.server.handle(ctx, from, st)
-	})
+	cfg.Host.Handle(Protocol, s.server.serve)
 	return s, nil
 }
 

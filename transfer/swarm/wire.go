@@ -198,6 +198,9 @@ func (s *session) receive(known *layout, buf []byte) (received, error) {
 		r.next++
 	} else if a.UnitBytes > 0 {
 		return got, fmt.Errorf("%w: %d bytes of no unit", errProtocol, a.UnitBytes)
+	} else if got.list == nil && !a.Last {
+		// Each answer brings something: else a holder could answer for ever.
+		return got, fmt.Errorf("%w: an answer without content", errProtocol)
 	}
 	if done := r.next == r.end; a.Last != done {
 		return got, fmt.Errorf("%w: answer ends at unit %d instead of %d", errProtocol, r.next, r.end)

@@ -1,0 +1,311 @@
+package swarm
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/units"
+	"github.com/portolan/portolan/transfer/peer"
+)
+
+// script is a stream whose other end is a byte string.
+type script struct {
+	in    *bytes.Reader
+	out   bytes.Buffer
+	reset bool
+}
+
+func (s *script) Read(p []byte) (int, error)      { return s.in.Read(p) }
+func (s *script) Write(p []byte) (int, error)     { return s.out.Write(p) }
+func (s *script) SetIdle(time.Duration)           {}
+func (s *script) SetReadDeadline(time.Time) error { return nil }
+func (s *script) Close() error                    { return nil }
+func (s *script) Reset() error                    { s.reset = true; return nil }
+
+// oneBlob is a source with a blob in memory.
+type oneBlob struct {
+	data []byte
+	rec  units.Record
+	list *units.List
+}
+
+type memory struct{ *bytes.Reader }
+
+func (memory) Close() error   { return nil }
+func (memory) File() *os.File { return nil }
+
+func (o *oneBlob) Open(_ context.Context, d digest.Digest) (store.Blob, error) {
+	if d != o.rec.Digest {
+		return nil, store.ErrNotFound
+	}
+	return memory{bytes.NewReader(o.data)}, nil
+}
+
+func (o *oneBlob) Record(context.Context, digest.Digest) (units.Record, *units.List, error) {
+	return o.rec, o.list, nil
+}
+
+func newOneBlob(t testing.TB, size int) (*oneBlob, *identity.Identity) {
+	t.Helper()
+	id, _, err := identity.LoadOrCreate(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &oneBlob{data: content(size)}
+	h := units.NewHasher()
+	_, _ = h.Write(o.data)
+	if o.list, err = h.List(); err != nil {
+		t.Fatal(err)
+	}
+	if o.rec, err = units.Sign(o.list, id.ID, id); err != nil {
+		t.Fatal(err)
+	}
+	return o, id
+}
+
+func (o *oneBlob) server() *server {
+	return &server{
+		src:     o,
+		access:  func(context.Context, identity.NodeID, digest.Digest, identity.ProjectID) bool { return true },
+		known:   func(identity.NodeID) bool { return true },
+		log:     slog.New(slog.DiscardHandler),
+		metrics: newMetrics(&Swarm{}),
+		slots:   make(chan struct{}, 1),
+		buffers: sync.Pool{New: newBuffer},
+	}
+}
+
+func frame(t testing.TB, m proto.Message) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := peer.WriteMsg(&b, m, maxMessage); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func TestServer_RequestsThatEndBadly(t *testing.T) {
+	o, _ := newOneBlob(t, 3*mib+1)
+	d, p := o.rec.Digest.String(), project[:]
+	oversized := binary.BigEndian.AppendUint32(nil, 1<<31)
+	for name, c := range map[string]struct {
+		in     []byte
+		status Status
+		reset  bool
+	}{
+		"garbage":                 {in: []byte("GET / HTTP/1.1\r\n\r\n"), status: -1, reset: true},
+		"a frame without end":     {in: []byte{0, 0, 1, 0, 1, 2, 3}, status: -1, reset: true},
+		"an oversized frame":      {in: oversized, status: -1, reset: true},
+		"no protobuf":             {in: []byte{0, 0, 0, 2, 255, 255}, status: -1, reset: true},
+		"no digest":               {in: frame(t, &Request{Project: p, Units: 1}), status: Status_STATUS_INVALID, reset: true},
+		"sha1":                    {in: frame(t, &Request{Project: p, Digest: "sha1:da39a3ee5e6b4b0d3255bfef95601890afd80709"}), status: Status_STATUS_INVALID, reset: true},
+		"a path":                  {in: frame(t, &Request{Project: p, Digest: "sha256:../../../../etc/passwd"}), status: Status_STATUS_INVALID, reset: true},
+		"half a project":          {in: frame(t, &Request{Project: p[:8], Digest: d, Units: 1}), status: Status_STATUS_INVALID, reset: true},
+		"too many units":          {in: frame(t, &Request{Project: p, Digest: d, Units: maxRun + 1}), status: Status_STATUS_INVALID, reset: true},
+		"units beyond the end":    {in: frame(t, &Request{Project: p, Digest: d, FirstUnit: 4, Units: 1}), status: Status_STATUS_OUT_OF_RANGE},
+		"units far beyond":        {in: frame(t, &Request{Project: p, Digest: d, FirstUnit: 1<<32 - 1, Units: maxRun}), status: Status_STATUS_OUT_OF_RANGE},
+		"a blob that is not here": {in: frame(t, &Request{Project: p, Digest: digest.FromString("x").String(), Units: 1}), status: Status_STATUS_NOT_FOUND},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := &script{in: bytes.NewReader(c.in)}
+			o.server().handle(t.Context(), identity.NodeID{}, st)
+			if st.reset != c.reset {
+				t.Errorf("reset %v", st.reset)
+			}
+			var a Answer
+			err := peer.ReadMsg(&st.out, &a, maxMessage)
+			if c.status < 0 {
+				if err != io.EOF {
+					t.Errorf("answered %v, %v", &a, err)
+				}
+				return
+			}
+			if err != nil || a.Status != c.status || !a.Last || st.out.Len() > 0 {
+				t.Errorf("answered %v, %v and %d bytes", &a, err, st.out.Len())
+			}
+		})
+	}
+}
+
+func TestServer_PipelinedRequests(t *testing.T) {
+	o, _ := newOneBlob(t, 3*mib+1)
+	d := o.rec.Digest
+	ss := &session{stall: time.Second}
+	var requests script
+	requests.in = bytes.NewReader(nil)
+	ss.st = &requests
+	for _, r := range []struct {
+		record   bool
+		first, n int
+	}{{true, 0, 0}, {false, 3, 8}, {true, 0, 2}, {false, 2, 1}} {
+		if err := ss.ask(d, project, r.record, r.first, r.n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	server := &script{in: bytes.NewReader(requests.out.Bytes())}
+	o.server().handle(t.Context(), identity.NodeID{}, server)
+	ss.st = &script{in: bytes.NewReader(server.out.Bytes())}
+	var order []int
+	lists := 0
+	buf := make([]byte, mib)
+	var known *layout
+	for len(ss.pending) > 0 {
+		got, err := ss.receive(known, buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if known == nil {
+			l := layoutOf(got.size)
+			known = &l
+		}
+		if got.list != nil {
+			lists++
+		}
+		if got.unit >= 0 {
+			order = append(order, got.unit)
+			off := got.unit * mib
+			if !bytes.Equal(got.data, o.data[off:off+len(got.data)]) {
+				t.Fatalf("unit %d is other bytes", got.unit)
+			}
+		}
+	}
+	if want := []int{3, 0, 1, 2}; lists != 2 || len(order) != 4 || order[0] != want[0] || order[1] != want[1] || order[2] != want[2] || order[3] != want[3] {
+		t.Fatalf("%d lists, units %v", lists, order)
+	}
+}
+
+func TestSession_AnswersThatAreRefused(t *testing.T) {
+	list := units.ListBytes(3 * mib)
+	for name, c := range map[string][]byte{
+		"garbage":                  []byte("HTTP/1.1 400 Bad Request\r\n\r\n"),
+		"nothing":                  nil,
+		"an oversized frame":       binary.BigEndian.AppendUint32(nil, 1<<30),
+		"to another request":       frame(t, &Answer{Id: 9, Size: 3 * mib}),
+		"another size":             frame(t, &Answer{Id: 1, Size: 4 * mib}),
+		"a size below zero":        frame(t, &Answer{Id: 1, Size: -1}),
+		"an endless list":          frame(t, &Answer{Id: 1, Size: 3 * mib, ListBytes: 1<<32 - 1}),
+		"a list too short":         frame(t, &Answer{Id: 1, Size: 3 * mib, ListBytes: uint32(list - 1)}),
+		"a list cut off":           frame(t, &Answer{Id: 1, Size: 3 * mib, ListBytes: uint32(list)}),
+		"another unit":             frame(t, &Answer{Id: 1, Size: 3 * mib, HasUnit: true, Unit: 2, UnitBytes: mib}),
+		"an endless unit":          frame(t, &Answer{Id: 1, Size: 3 * mib, HasUnit: true, UnitBytes: 1<<32 - 1}),
+		"a unit cut off":           append(frame(t, &Answer{Id: 1, Size: 3 * mib, HasUnit: true, UnitBytes: mib}), 1, 2, 3),
+		"bytes of no unit":         frame(t, &Answer{Id: 1, Size: 3 * mib, UnitBytes: 5}),
+		"the end before the units": frame(t, &Answer{Id: 1, Size: 3 * mib, Last: true}),
+		"a pause without end":      bytes.Repeat(frame(t, &Answer{Id: 1, Size: 3 * mib}), 1000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			ss := &session{stall: time.Second, st: &script{in: bytes.NewReader(c)}}
+			ss.pending = []run{{id: 1, end: 2, record: true}}
+			l := layoutOf(3 * mib)
+			_, err := ss.receive(&l, make([]byte, mib))
+			var refused *refusedError
+			if err == nil || errors.As(err, &refused) || err == io.EOF {
+				t.Fatalf("got %v", err)
+			}
+		})
+	}
+}
+
+func FuzzServer(f *testing.F) {
+	o, _ := newOneBlob(f, 2*mib+77)
+	f.Add(frame(f, &Request{Id: 1, Digest: o.rec.Digest.String(), Project: project[:], WantRecord: true, Units: 2}))
+	f.Add(append(frame(f, &Request{Id: 1, Digest: o.rec.Digest.String(), Project: project[:], FirstUnit: 2, Units: 8}), 0, 0, 0, 9))
+	f.Add([]byte{255, 255, 255, 255})
+	f.Fuzz(func(t *testing.T, in []byte) {
+		st := &script{in: bytes.NewReader(in)}
+		o.server().handle(t.Context(), identity.NodeID{}, st)
+	})
+}
+
+// FuzzSession gives arbitrary answers to honest questions: never a panic, and
+// never a unit of a length that the blob does not have.
+func FuzzSession(f *testing.F) {
+	o, _ := newOneBlob(f, 2*mib+77)
+	ask := frame(f, &Request{Id: 1, Digest: o.rec.Digest.String(), Project: project[:], WantRecord: true, FirstUnit: 2, Units: 1})
+	st := &script{in: bytes.NewReader(ask)}
+	o.server().handle(context.Background(), identity.NodeID{}, st)
+	f.Add(st.out.Bytes(), true)
+	f.Add(frame(f, &Answer{Id: 1, Status: Status_STATUS_BUSY, Last: true}), false)
+	f.Fuzz(func(t *testing.T, in []byte, known bool) {
+		ss := &session{stall: time.Second, st: &script{in: bytes.NewReader(in)}}
+		ss.pending = []run{{id: 1, next: 2, end: 3, record: true}, {id: 2, next: 0, end: 2}}
+		var l *layout
+		if known {
+			k := layoutOf(o.rec.Size)
+			l = &k
+		}
+		buf := make([]byte, mib)
+		for {
+			got, err := ss.receive(l, buf)
+			var refused *refusedError
+			if err != nil && !errors.As(err, &refused) {
+				return
+			}
+			if got.unit >= 0 && l != nil {
+				if _, n := l.span(got.unit); int64(len(got.data)) != n {
+					t.Fatalf("unit %d of %d bytes", got.unit, len(got.data))
+				}
+			}
+			if got.first && l == nil {
+				k := layoutOf(got.size)
+				l = &k
+			}
+		}
+	})
+}
+
+func TestSwarm_TurnsGoByPriorityThenAge(t *testing.T) {
+	l := newLab(t)
+	s := l.start().swarm
+	s.mu.Lock()
+	s.running = maxActive
+	s.mu.Unlock()
+	var flights []*flight
+	order := make(chan int, 4)
+	for i, priority := range []int{0, 5, 0, 5} {
+		f := newFlight(s, Want{Digest: digest.FromString(itoa(i)), Class: catalog.Placed, Priority: priority})
+		flights = append(flights, f)
+		go func() {
+			if s.turn(f) == nil {
+				order <- i
+			}
+		}()
+		eventually(t, "it waits", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.queue) == i+1 })
+	}
+	for _, want := range []int{1, 3, 0} {
+		s.over()
+		if got := <-order; got != want {
+			t.Fatalf("turn of %d, want %d", got, want)
+		}
+	}
+	// A client that comes to wait ends the waiting.
+	s.mu.Lock()
+	flights[2].joined(Want{}, true)
+	s.mu.Unlock()
+	if got := <-order; got != 2 {
+		t.Fatalf("turn of %d, want 2", got)
+	}
+	for range maxActive + 1 {
+		s.over()
+	}
+	if s.active() != 0 {
+		t.Fatalf("%d turns out", s.active())
+	}
+	for _, f := range flights {
+		f.cancel()
+	}
+}
