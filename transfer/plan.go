@@ -18,8 +18,7 @@ const (
 	referrerPage = 256
 )
 
-// content is one blob that belongs to an artifact, or a manifest that is large
-// enough to be one.
+// content is one blob that belongs to an artifact, or the bytes of a manifest.
 type content struct {
 	digest digest.Digest
 	size   int64
@@ -31,11 +30,11 @@ type content struct {
 type closure struct {
 	manifests []catalog.ManifestInfo
 	blobs     []content
-	large     []content       // manifests whose bytes are a blob
+	bytes     []content       // of the manifests
 	absent    []digest.Digest // manifests that an index names and the catalogue lacks
 }
 
-// close walks from one manifest to the manifests below it and to their
+// closure walks from one manifest to the manifests below it and to their
 // referrers; with alone, only the manifest itself is taken. catalog.ErrNotFound:
 // the first manifest is not there.
 func (r *Reconciler) closure(pid identity.ProjectID, repo string, root digest.Digest, alone bool) (*closure, error) {
@@ -54,9 +53,7 @@ func (r *Reconciler) closure(pid identity.ProjectID, repo string, root digest.Di
 			return nil, fmt.Errorf("manifest %s: %w", d, err)
 		}
 		c.manifests = append(c.manifests, info)
-		if info.Size > catalog.MaxInlineManifest {
-			c.large = append(c.large, content{d, info.Size, info.Home})
-		}
+		c.bytes = append(c.bytes, content{d, info.Size, info.Home})
 		follow := func(d digest.Digest) error {
 			if alone || seen[d] {
 				return nil
@@ -107,7 +104,7 @@ func (r *Reconciler) closure(pid identity.ProjectID, repo string, root digest.Di
 // lacking gives what of a closure's content this store does not hold for good:
 // absent blobs, and cached ones that only have to be promised.
 func (r *Reconciler) lacking(c *closure) (fetch, promote []content, err error) {
-	for _, list := range [][]content{c.large, c.blobs} {
+	for _, list := range [][]content{c.bytes, c.blobs} {
 		for _, b := range list {
 			row, err := r.cat.Blob(b.digest)
 			switch {

@@ -34,8 +34,8 @@ const (
 	// claimed: a blob that a push here relies on and that another site keeps for
 	// it until it is here.
 	claimed
-	// large: a manifest that is too large to travel in its entry; every site that
-	// may have the entry needs its bytes.
+	// large: the bytes of a manifest that is too large to travel in its entry;
+	// every site that may have the entry needs them.
 	large
 )
 

@@ -219,14 +219,13 @@ func (r *Reconciler) Pushed(pid identity.ProjectID, repository string, d digest.
 
 // applied takes note of manifests that are new here.
 func (r *Reconciler) applied(pid identity.ProjectID, a catalog.Applied) {
-	for _, m := range a.NewManifests {
-		if !r.inbox.put(arrival{pid, m}) {
-			r.scans.whole(pid)
-			return
+	for _, list := range [][]catalog.ManifestRef{a.NewManifests, a.MissingBytes} {
+		for _, m := range list {
+			if !r.inbox.put(arrival{pid, m}) {
+				r.scans.whole(pid)
+				return
+			}
 		}
-	}
-	for _, m := range a.MissingBytes {
-		r.log.Error("a manifest came without its bytes and they are not here", "pid", pid, "repository", m.Repo, "digest", m.Digest)
 	}
 }
 
@@ -265,11 +264,10 @@ func (r *Reconciler) arrived(a arrival) error {
 	if err != nil {
 		return err
 	}
-	if m.Size > catalog.MaxInlineManifest {
-		// Nobody can pull by this manifest until its bytes are here.
-		if err := r.wantBlob(large, p.PID, m.Repo, content{m.Digest, m.Size, m.Home}, m.At); err != nil {
-			return err
-		}
+	// Small manifests come with their entries. A large one is a blob, and nobody
+	// can pull by it until it is here.
+	if err := r.wantBlob(large, p.PID, m.Repo, content{m.Digest, m.Size, m.Home}, m.At); err != nil {
+		return err
 	}
 	r.wakeWaiting(a)
 	k, err := r.wanted(p, relevant, m)

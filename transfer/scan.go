@@ -215,10 +215,8 @@ func (r *Reconciler) scanRepository(ctx context.Context, p state.Project, releva
 }
 
 func (r *Reconciler) scanManifest(p state.Project, relevant []state.Rule, m catalog.ManifestInfo, whole bool) error {
-	if m.Size > catalog.MaxInlineManifest {
-		if err := r.wantBlob(large, p.PID, m.Repo, content{m.Digest, m.Size, m.Home}, m.At); err != nil {
-			return err
-		}
+	if err := r.wantBlob(large, p.PID, m.Repo, content{m.Digest, m.Size, m.Home}, m.At); err != nil {
+		return err
 	}
 	k, err := r.wanted(p, relevant, m)
 	if err != nil || k == 0 {

@@ -171,3 +171,16 @@ func (s *Sync) sortByNearness(ids []identity.NodeID) {
 		return cmp.Or(cmp.Compare(near[a], near[b]), slices.Compare(a[:], b[:]))
 	})
 }
+
+// Access says whether a peer may have a blob on behalf of a project: the project
+// may rest at both sites, and a repository of it names the blob here.
+func (s *Sync) Access(_ context.Context, from identity.NodeID, d digest.Digest, pid identity.ProjectID) bool {
+	if s.shared(s.cfg.State.View(), pid, from) != nil {
+		return false
+	}
+	_, _, linked, err := s.cat.LinkedIn(pid, d)
+	if err != nil {
+		s.log.Error("a peer's right to a blob can't be read: refusing it", "node", from, "digest", d, "error", err)
+	}
+	return err == nil && linked
+}

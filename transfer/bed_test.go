@@ -1,0 +1,485 @@
+package transfer_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/manifest"
+	"github.com/portolan/portolan/transfer"
+	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/swarm"
+	syncer "github.com/portolan/portolan/transfer/sync"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// within is how long a condition may take: far more than it should, since other
+// things run on the machine too.
+const within = 30 * time.Second
+
+// bed is a mesh in this process: real stores, hosts, swarms and catalogues on
+// loopback. Only gossip (a call) and raft (a list of commands that is applied at
+// each node) are not over the network.
+type bed struct {
+	t     testing.TB
+	log   []*command.Envelope
+	nodes []*site
+	poll  time.Duration
+	deaf  bool // hints are lost
+
+	mu  sync.Mutex
+	cut map[[2]string]bool
+}
+
+// site is one node of it.
+type site struct {
+	*bed
+	name  string
+	dir   string
+	id    *identity.Identity
+	state *state.State
+	index uint64 // of the last command applied here
+	lag   bool   // commands are not applied here
+	port  int
+	clock time.Duration // off by so much
+
+	store  *store.Store
+	host   *peer.Host
+	sync   *syncer.Sync
+	swarm  *swarm.Swarm
+	rec    *transfer.Reconciler
+	cancel context.CancelFunc
+	ended  sync.WaitGroup
+	up     bool
+}
+
+type option func(*bed)
+
+// noHints loses all hints; polls alone find what is new.
+func noHints(b *bed) { b.deaf, b.poll = true, 200*time.Millisecond }
+
+func newBed(t testing.TB, sites []string, opts ...option) *bed {
+	t.Helper()
+	b := &bed{t: t, poll: time.Minute, cut: map[[2]string]bool{}}
+	for _, o := range opts {
+		o(b)
+	}
+	for _, name := range sites {
+		b.addSite(name)
+	}
+	t.Cleanup(func() {
+		for _, n := range b.nodes {
+			n.stop()
+		}
+	})
+	return b
+}
+
+func (b *bed) addSite(name string) *site {
+	b.t.Helper()
+	n := &site{bed: b, name: name, dir: b.t.TempDir(), state: state.New()}
+	var err error
+	n.id, _, err = identity.LoadOrCreate(n.dir)
+	must(b.t, err)
+	for _, env := range b.log {
+		n.apply(env)
+	}
+	b.mu.Lock()
+	b.nodes = append(b.nodes, n)
+	b.mu.Unlock()
+	n.open()
+	record := n.record()
+	if len(b.nodes) == 1 {
+		key, gen := make([]byte, 32), make([]byte, 16)
+		mesh, pid := identity.NewMeshID(), identity.NewProjectID()
+		b.propose(&command.MeshCreate{MeshId: mesh[:], Site: name, Node: record, GossipKey: key, RaftGeneration: gen, LibraryProjectId: pid[:], AdminPasswordHash: "$argon2id$v=19$m=1,t=1,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"})
+	} else {
+		hash := sha256.Sum256([]byte(name))
+		token := b.propose(&command.TokenCreate{Site: name, SecretHash: hash[:], ExpiresUnixNs: time.Now().Add(time.Hour).UnixNano()})
+		b.propose(&command.NodeJoin{TokenId: token, SecretHash: hash[:], Site: name, Node: record})
+	}
+	n.start()
+	return n
+}
+
+func (n *site) record() *command.Node {
+	id, box, sig := n.id.ID, [32]byte{}, []byte(nil)
+	box, sig = n.id.BoxKey()
+	st := n.store.ID()
+	return &command.Node{Id: id[:], BoxKey: box[:], BoxSignature: sig, StoreId: st[:], Host: "127.0.0.1",
+		GossipPort: 7946, ControlPort: 7947, DataPort: uint32(n.port), RegistryUrl: "http://127.0.0.1:5000", Level: command.Level, Version: "test"}
+}
+
+// propose applies a command at all nodes that do not lag.
+func (b *bed) propose(body proto.Message) int64 {
+	b.t.Helper()
+	env, err := command.New("user:admin", time.Now(), body)
+	must(b.t, err)
+	b.log = append(b.log, env)
+	var id int64
+	for _, n := range b.nodes {
+		if !n.lag {
+			id = n.apply(env)
+		}
+	}
+	return id
+}
+
+func (n *site) apply(env *command.Envelope) int64 {
+	n.t.Helper()
+	n.index++
+	r, err := n.state.Apply(n.index, env)
+	must(n.t, err)
+	return r.ID
+}
+
+// catchUp applies what a lagging node missed.
+func (n *site) catchUp() {
+	n.t.Helper()
+	n.lag = false
+	for _, env := range n.log[n.index:] {
+		n.apply(env)
+	}
+}
+
+// open opens what needs no other node's record.
+func (n *site) open() {
+	n.t.Helper()
+	var err error
+	log := slog.New(slog.DiscardHandler)
+	if os.Getenv("BED_LOG") != "" {
+		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("at", n.name)
+	}
+	n.store, err = store.Open(context.Background(), store.Config{Dir: n.dir + "/store", Identity: n.id, Logger: log, Now: n.now})
+	must(n.t, err)
+	n.host, err = peer.New(peer.Config{
+		Identity: n.id, Listen: net.JoinHostPort("127.0.0.1", strconv.Itoa(n.port)), Logger: log,
+		Members: func(id identity.NodeID) (string, int, bool) {
+			m, ok := n.state.View().Node(id)
+			if !ok || n.isCut(n.name, m.Site) {
+				return "", 0, false
+			}
+			return m.Host, m.DataPort, true
+		},
+	})
+	must(n.t, err)
+	n.port = n.host.Addr().(*net.TCPAddr).Port
+	n.sync, err = syncer.New(syncer.Config{
+		Self: n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.host,
+		Announcer: hear{n}, Poll: n.poll, Now: n.now, Logger: log,
+	})
+	must(n.t, err)
+	n.swarm, err = swarm.New(swarm.Config{
+		Store: n.store, Host: n.host, Holders: n.sync, Signer: n.id,
+		Access:      n.sync.Access,
+		KnownSigner: func(id identity.NodeID) bool { _, ok := n.state.View().Node(id); return ok },
+		SiteOf:      func(id identity.NodeID) string { m, _ := n.state.View().Node(id); return m.Site },
+		Logger:      log,
+	})
+	must(n.t, err)
+	n.rec, err = transfer.New(transfer.Config{
+		Self: n.id.ID, Site: n.name, Store: n.store, State: n.state, Swarm: n.swarm, Sync: n.sync, Now: n.now, Logger: log,
+	})
+	must(n.t, err)
+}
+
+func (n *site) now() time.Time { return time.Now().Add(n.clock) }
+
+func (n *site) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	n.cancel = cancel
+	for _, run := range []func(context.Context) error{n.sync.Run, n.swarm.Run, n.rec.Run} {
+		n.ended.Go(func() {
+			if err := run(ctx); err != nil {
+				n.t.Errorf("%s: %v", n.name, err)
+			}
+		})
+	}
+	n.mu.Lock()
+	n.up = true
+	n.mu.Unlock()
+}
+
+func (n *site) stop() {
+	n.mu.Lock()
+	up := n.up
+	n.up = false
+	n.mu.Unlock()
+	if !up {
+		return
+	}
+	n.cancel()
+	n.ended.Wait()
+	must(n.t, n.host.Close())
+	must(n.t, n.store.Close())
+}
+
+// restart is a new process on the same directory.
+func (n *site) restart() {
+	n.t.Helper()
+	n.stop()
+	n.open()
+	n.start()
+}
+
+func (b *bed) isCut(x, y string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.cut[[2]string{min(x, y), max(x, y)}]
+}
+
+// part cuts the links between two sites, both ways; join mends them.
+func (b *bed) part(x, y *site) {
+	b.mu.Lock()
+	b.cut[[2]string{min(x.name, y.name), max(x.name, y.name)}] = true
+	b.mu.Unlock()
+	x.host.CutOff(y.id.ID)
+	y.host.CutOff(x.id.ID)
+}
+
+func (b *bed) join(x, y *site) {
+	b.mu.Lock()
+	delete(b.cut, [2]string{min(x.name, y.name), max(x.name, y.name)})
+	b.mu.Unlock()
+	x.sync.PeersChanged()
+	y.sync.PeersChanged()
+}
+
+// hear carries hints: a call, to whoever can be reached.
+type hear struct{ n *site }
+
+func (h hear) Announce(kind byte, payload []byte) {
+	for _, o := range h.others() {
+		o.sync.Hint(h.n.id.ID, kind, slices.Clone(payload))
+	}
+}
+
+func (h hear) others() []*site {
+	if h.n.deaf {
+		return nil
+	}
+	h.n.mu.Lock()
+	defer h.n.mu.Unlock()
+	var out []*site
+	for _, o := range h.n.nodes {
+		if o != h.n && o.up && !h.n.cut[[2]string{min(o.name, h.n.name), max(o.name, h.n.name)}] {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+func (h hear) Alive(id identity.NodeID) bool {
+	return slices.ContainsFunc(h.others(), func(o *site) bool { return o.id.ID == id })
+}
+
+func (h hear) RTT(identity.NodeID) (time.Duration, bool) { return 0, false }
+
+func (b *bed) site(name string) *site {
+	for _, n := range b.nodes {
+		if n.name == name {
+			return n
+		}
+	}
+	b.t.Fatalf("no site %s", name)
+	return nil
+}
+
+// project makes a project and gives its id.
+func (b *bed) project(name string, sites ...string) identity.ProjectID {
+	b.t.Helper()
+	pid := identity.NewProjectID()
+	b.propose(&command.ProjectCreate{ProjectId: pid[:], Name: name, Sites: sites})
+	return pid
+}
+
+func (b *bed) rule(r *command.Rule) int64 {
+	b.t.Helper()
+	return b.propose(&command.RuleCreate{Rule: r})
+}
+
+// image is what was pushed.
+type image struct {
+	digest digest.Digest
+	body   []byte
+	blobs  []digest.Digest
+}
+
+// push does what registryapi does for an image with a config, a small layer and
+// one of several units.
+func (n *site) push(pid identity.ProjectID, repo string, tags ...string) image {
+	n.t.Helper()
+	layer := make([]byte, 2<<20+12345)
+	_, _ = rand.Read(layer)
+	return n.pushLayers(pid, repo, "", tags, []byte("small layer "+repo+strings.Join(tags, ",")+rand.Text()), layer)
+}
+
+func (n *site) pushLayers(pid identity.ProjectID, repo string, subject digest.Digest, tags []string, layers ...[]byte) image {
+	n.t.Helper()
+	ctx := context.Background()
+	put := func(mediaType string, b []byte) v1.Descriptor {
+		d, err := n.store.PutBytes(ctx, b, store.Link{PID: pid, Repo: repo})
+		must(n.t, err)
+		return v1.Descriptor{MediaType: mediaType, Digest: d.Digest, Size: d.Size}
+	}
+	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: put(v1.MediaTypeImageConfig, []byte(`{"os":"linux","r":"`+rand.Text()+`"}`))}
+	m.SchemaVersion = 2
+	for _, l := range layers {
+		m.Layers = append(m.Layers, put(v1.MediaTypeImageLayer, l))
+	}
+	if subject != "" {
+		m.Subject = &v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: subject, Size: 1}
+		m.ArtifactType = "application/vnd.test.signature"
+	}
+	return n.put(pid, repo, m, tags)
+}
+
+// index pushes an index of manifests.
+func (n *site) pushIndex(pid identity.ProjectID, repo, tag string, children ...image) image {
+	n.t.Helper()
+	m := v1.Index{MediaType: v1.MediaTypeImageIndex}
+	m.SchemaVersion = 2
+	for _, c := range children {
+		m.Manifests = append(m.Manifests, v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: c.digest, Size: int64(len(c.body))})
+	}
+	return n.put(pid, repo, m, []string{tag})
+}
+
+// put writes a manifest's entry as registryapi does.
+func (n *site) put(pid identity.ProjectID, repo string, body any, tags []string) image {
+	n.t.Helper()
+	raw, err := json.Marshal(body)
+	must(n.t, err)
+	m, err := manifest.Parse("", raw)
+	must(n.t, err)
+	out := image{digest: digest.FromBytes(raw), body: raw}
+	p := catalog.Put{PID: pid, Repo: repo, Digest: out.digest, MediaType: m.MediaType, Size: int64(len(raw)), Bytes: raw,
+		ArtifactType: m.ArtifactType, Tags: tags, Home: n.name, Actor: "user:admin"}
+	if m.Subject != nil {
+		p.Subject = m.Subject.Digest
+	}
+	for _, b := range m.Blobs() {
+		p.Refs = append(p.Refs, catalog.Ref{Digest: b.Digest, Size: b.Size, Kind: catalog.RefBlob})
+		out.blobs = append(out.blobs, b.Digest)
+	}
+	for _, c := range m.Manifests {
+		p.Refs = append(p.Refs, catalog.Ref{Digest: c.Digest, Size: c.Size, Kind: catalog.RefManifest})
+	}
+	if len(raw) > catalog.MaxInlineManifest {
+		_, err := n.store.PutBytes(context.Background(), raw, store.Link{PID: pid, Repo: repo})
+		must(n.t, err)
+		p.Bytes = nil
+	}
+	_, err = n.store.Catalog().PutManifest(context.Background(), p)
+	must(n.t, err)
+	n.rec.Pushed(pid, repo, out.digest)
+	return out
+}
+
+// tag gives where a tag points; empty: nowhere.
+func (n *site) tag(pid identity.ProjectID, repo, tag string) digest.Digest {
+	info, err := n.store.Catalog().Tag(pid, repo, tag)
+	if err != nil {
+		return ""
+	}
+	return info.Digest
+}
+
+// class gives how a blob is held; 0: it is not.
+func (n *site) class(d digest.Digest) catalog.Class {
+	row, err := n.store.Catalog().Blob(d)
+	if err != nil || row.State != catalog.Present {
+		return 0
+	}
+	return row.Class
+}
+
+// holds: all blobs of the image are here for good, and readable.
+func (n *site) holds(img image) bool {
+	for _, d := range img.blobs {
+		if c := n.class(d); c != catalog.Placed && c != catalog.Home {
+			return false
+		}
+		b, err := n.store.Open(context.Background(), d)
+		if err != nil {
+			return false
+		}
+		v := d.Verifier()
+		buf := new(bytes.Buffer)
+		_, err = buf.ReadFrom(b)
+		_ = b.Close()
+		_, _ = v.Write(buf.Bytes())
+		if err != nil || !v.Verified() {
+			return false
+		}
+	}
+	return true
+}
+
+// eventually waits for a condition; what says what was hoped for.
+func eventually(t testing.TB, what string, cond func() bool) time.Duration {
+	t.Helper()
+	begun := time.Now()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		if time.Since(begun) > within {
+			t.Fatalf("not within %s: %s", within, what)
+		}
+		<-tick.C
+	}
+	return time.Since(begun)
+}
+
+// equal: the catalogues of all these sites agree on the project.
+func equal(pid identity.ProjectID, sites ...*site) bool {
+	var want string
+	for i, n := range sites {
+		v, err := n.store.Catalog().Vector(pid)
+		if err != nil {
+			return false
+		}
+		c, err := n.store.Catalog().Check(pid)
+		if err != nil {
+			return false
+		}
+		raw, _ := v.MarshalBinary()
+		got := fmt.Sprintf("%x %v", raw, c)
+		if i == 0 {
+			want = got
+		} else if got != want {
+			return false
+		}
+	}
+	return true
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,185 @@
+package transfer_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/portolan/portolan/consensus/command"
+	syncer "github.com/portolan/portolan/transfer/sync"
+)
+
+func TestSync_APushIsSeenElsewhereByItsHint(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc", "sgp"}) // polls are a minute apart
+	fra, nyc, sgp := b.site("fra"), b.site("nyc"), b.site("sgp")
+	pid := b.project("prod")
+	for _, n := range b.nodes {
+		eventually(t, "first exchange at "+n.name, func() bool { return closed(n.sync.FirstDone()) })
+	}
+	img := fra.push(pid, "app", "1.0")
+	took := eventually(t, "tag at nyc and sgp", func() bool {
+		return nyc.tag(pid, "app", "1.0") == img.digest && sgp.tag(pid, "app", "1.0") == img.digest
+	})
+	t.Logf("seen after %s", took)
+	eventually(t, "equal catalogues", func() bool { return equal(pid, fra, nyc, sgp) })
+	for _, d := range img.blobs {
+		if nyc.class(d) != 0 {
+			t.Errorf("no rule wants blob %s at nyc, and it is there", d)
+		}
+	}
+	eventually(t, "hints about the holder at nyc", func() bool {
+		h := nyc.sync.Holders(context.Background(), img.blobs[2], pid, 0)
+		return len(h) == 1 && h[0] == fra.id.ID
+	})
+}
+
+func TestSync_ALostHintIsCaughtByThePoll(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc"}, noHints)
+	pid := b.project("prod")
+	img := b.site("fra").push(pid, "app", "1.0")
+	eventually(t, "tag at nyc", func() bool { return b.site("nyc").tag(pid, "app", "1.0") == img.digest })
+}
+
+func TestSync_ConvergesAfterAPartition(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc", "sgp"})
+	fra, nyc, sgp := b.site("fra"), b.site("nyc"), b.site("sgp")
+	pid := b.project("prod")
+	fra.push(pid, "app", "0")
+	eventually(t, "equal catalogues", func() bool { return equal(pid, fra, nyc, sgp) })
+	b.part(fra, sgp)
+	b.part(nyc, sgp)
+	eventually(t, "sgp notices that it is alone", func() bool {
+		un, err := sgp.sync.PullProject(context.Background(), pid)
+		return err == nil && len(un) == 2
+	})
+	for i := range 10 {
+		fra.push(pid, "app", fmt.Sprint("f", i))
+		sgp.push(pid, "app", fmt.Sprint("s", i), "latest")
+	}
+	must(t, nyc.store.Catalog().DeleteTag(context.Background(), pid, "app", "0", "user:admin", 0))
+	nyc.push(pid, "app", "latest")
+	if equal(pid, fra, sgp) {
+		t.Fatal("the partition lets something through")
+	}
+	b.join(fra, sgp)
+	b.join(nyc, sgp)
+	took := eventually(t, "equal catalogues", func() bool { return equal(pid, fra, nyc, sgp) })
+	t.Logf("equal after %s", took)
+	for _, n := range b.nodes {
+		if n.tag(pid, "app", "0") != "" {
+			t.Errorf("%s: a deleted tag came back", n.name)
+		}
+		if got, want := n.tag(pid, "app", "latest"), fra.tag(pid, "app", "latest"); got != want {
+			t.Errorf("%s: latest is %s, at fra %s", n.name, got, want)
+		}
+	}
+}
+
+func TestSync_CatchesUpAfterARestart(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc"})
+	fra, nyc := b.site("fra"), b.site("nyc")
+	pid := b.project("prod")
+	fra.push(pid, "app", "1")
+	eventually(t, "equal catalogues", func() bool { return equal(pid, fra, nyc) })
+	nyc.stop()
+	img := fra.push(pid, "app", "2")
+	nyc.open()
+	if !closed(nyc.sync.FirstDone()) {
+		t.Error("a restarted node waits for peers before it is ready")
+	}
+	nyc.start()
+	eventually(t, "tag at nyc", func() bool { return nyc.tag(pid, "app", "2") == img.digest })
+	fra.restart() // kept streams to it have ended
+	img = fra.push(pid, "app", "3")
+	eventually(t, "tag at nyc", func() bool { return nyc.tag(pid, "app", "3") == img.digest })
+}
+
+func TestSync_AnUnknownProjectIsNotPulled(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc"})
+	fra, nyc := b.site("fra"), b.site("nyc")
+	eventually(t, "first exchange", func() bool { return closed(nyc.sync.FirstDone()) })
+	nyc.lag = true
+	pid := b.project("prod")
+	img := fra.push(pid, "app", "1.0")
+	nyc.sync.Hint(fra.id.ID, syncer.HintKind, nil)
+	if _, err := nyc.sync.PullProject(context.Background(), pid); !errors.Is(err, syncer.ErrUnknownProject) {
+		t.Errorf("PullProject of an unknown project: %v", err)
+	}
+	if _, err := fra.sync.Has(context.Background(), nyc.id.ID, syncer.Question{PID: pid}); err != nil {
+		t.Errorf("a question without digests: %v", err)
+	}
+	_, _, err := fra.sync.TagAt(context.Background(), nyc.id.ID, pid, "app", "1.0")
+	if !errors.Is(err, syncer.ErrUnknownProject) {
+		t.Errorf("a question about a project that the other does not know: %v", err)
+	}
+	if ps, err := nyc.store.Catalog().Projects(); err != nil || len(ps) != 0 {
+		t.Fatalf("nyc has entries of %v (%v)", ps, err)
+	}
+	nyc.catchUp()
+	eventually(t, "tag at nyc once it knows the project", func() bool { return nyc.tag(pid, "app", "1.0") == img.digest })
+}
+
+func TestSync_AProjectStaysWhereItMayRest(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc", "sgp"})
+	fra, nyc, sgp := b.site("fra"), b.site("nyc"), b.site("sgp")
+	pid := b.project("eu", "fra", "nyc")
+	b.rule(&command.Rule{Name: "all", Projects: []string{"**"}, AllSites: true})
+	img := fra.push(pid, "app", "1.0")
+	eventually(t, "image at nyc", func() bool { return nyc.holds(img) })
+	// An exchange of another project after it shows that sgp had its chance.
+	other := b.project("any")
+	mark := fra.push(other, "app", "1.0")
+	eventually(t, "image at sgp", func() bool { return sgp.holds(mark) })
+	if ps, err := sgp.store.Catalog().Projects(); err != nil || len(ps) != 1 {
+		t.Errorf("sgp has entries of %v (%v)", ps, err)
+	}
+	for _, d := range img.blobs {
+		if sgp.class(d) != 0 {
+			t.Errorf("sgp holds %s", d)
+		}
+	}
+	if fra.sync.Access(context.Background(), sgp.id.ID, img.blobs[0], pid) {
+		t.Error("fra would give sgp a blob of the project")
+	}
+	if _, _, err := sgp.sync.TagAt(context.Background(), fra.id.ID, pid, "app", "1.0"); err == nil {
+		t.Error("fra answers sgp about the project")
+	}
+}
+
+func TestSync_ManyEntriesInPages(t *testing.T) {
+	b := newBed(t, []string{"fra"})
+	fra := b.site("fra")
+	pid := b.project("prod")
+	for i := range 600 { // more than one page
+		fra.pushLayers(pid, fmt.Sprint("app", i%7), "", []string{fmt.Sprint("t", i)}, []byte(fmt.Sprint("layer ", i)))
+	}
+	nyc := b.addSite("nyc")
+	took := eventually(t, "equal catalogues", func() bool { return equal(pid, fra, nyc) })
+	eventually(t, "first exchange done", func() bool { return closed(nyc.sync.FirstDone()) })
+	t.Logf("600 images' entries after %s", took)
+}
+
+func TestSync_ClockOffsets(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc"})
+	fra, nyc := b.site("fra"), b.site("nyc")
+	nyc.stop()
+	nyc.clock = 5 * time.Minute
+	nyc.open()
+	nyc.start()
+	near := func(got, want time.Duration) bool { return (got - want).Abs() < 2*time.Second }
+	eventually(t, "each knows the other's offset", func() bool {
+		fra.sync.PeersChanged()
+		return near(fra.sync.Offsets()[nyc.id.ID], 5*time.Minute) && near(nyc.sync.Offsets()[fra.id.ID], -5*time.Minute)
+	})
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
