@@ -148,10 +148,13 @@ type site struct {
 	id       *identity.Identity
 	record   *command.Node
 	port     int
-	now      func() time.Time
-	sites    *sync.Map // control address -> site name
+	clock    atomic.Pointer[func() time.Time]
+	now      func() time.Time // as a joiner
+	sites    *sync.Map        // control address -> site name
 	node     *Node
 	shutdown func() error
+	// shutdownErr is shutdown where an error is what the test wants.
+	shutdownErr func() error
 }
 
 // Members is bound to the node after the listener is there.
@@ -220,6 +223,10 @@ func (s *site) peer(addr string) string {
 	return name.(string)
 }
 
+func (s *site) setClock(now func() time.Time) { s.clock.Store(&now) }
+
+func (s *site) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
+
 // start opens the node and runs it.
 func (s *site) start(seeds []*command.Node) {
 	s.t.Helper()
@@ -240,7 +247,12 @@ func (s *site) start(seeds []*command.Node) {
 			}
 			return s.net.link(s.name, peer, c), nil
 		},
-		Seeds: seeds, Logger: testLogger(s.t), Now: func() time.Time { return s.now() }})
+		Seeds: seeds, Logger: testLogger(s.t), Now: func() time.Time {
+			if now := s.clock.Load(); now != nil {
+				return (*now)()
+			}
+			return time.Now()
+		}})
 	if err != nil {
 		_ = l.Close()
 		s.t.Fatal(err)
@@ -264,8 +276,10 @@ func (s *site) start(seeds []*command.Node) {
 		wg.Wait()
 		return err
 	})
+	expected := false
+	s.shutdownErr = func() error { expected = true; return s.shutdown() }
 	s.t.Cleanup(func() {
-		if err := s.shutdown(); err != nil {
+		if err := s.shutdown(); err != nil && !expected {
 			s.t.Errorf("%s: %v", s.name, err)
 		}
 	})

@@ -311,20 +311,26 @@ func (n *Node) keepRecord(ctx context.Context) {
 	}
 }
 
-// handOver gives leadership to the voter that was heard from last, once, and
-// waits one election timeout at most: a transfer can hang for ever (raft#696).
+// handOver gives leadership to the voter that was heard from last (or that has
+// most of the log, while nobody was asked yet), once, and waits one election
+// timeout at most: a transfer can hang for ever (raft#696).
 func (n *Node) handOver() {
 	if n.raft.State() != raft.Leader {
 		return
 	}
-	to, ok := n.reach.closest()
-	if !ok {
+	if voters, _ := n.servers(); len(voters) < 2 {
 		return
 	}
-	n.log.Info("handing over leadership", "to", to)
-	id := raft.ServerID(to.String())
+	n.log.Info("handing over leadership")
 	done := make(chan error, 1)
-	go func() { done <- n.raft.LeadershipTransferToServer(id, raft.ServerAddress(id)).Error() }() // ends with raft at the latest
+	go func() { // ends with raft at the latest
+		if to, ok := n.reach.closest(); ok {
+			id := raft.ServerID(to.String())
+			done <- n.raft.LeadershipTransferToServer(id, raft.ServerAddress(id)).Error()
+			return
+		}
+		done <- n.raft.LeadershipTransfer().Error()
+	}()
 	select {
 	case err := <-done:
 		if err != nil {

@@ -135,10 +135,14 @@ func (n *Node) CreateToken(ctx context.Context, actor, site string, ttl time.Dur
 	if err != nil {
 		return Token{}, err
 	}
+	return n.Token(res.ID, t.Secret, site, t.Expires), nil
+}
+
+// Token makes the text of a token whose hash is in the state: with this mesh's
+// id, and where a joiner may turn.
+func (n *Node) Token(id int64, secret [32]byte, site string, expires time.Time) Token {
 	view := n.state.View()
-	t.ID, t.Mesh = res.ID, view.Mesh().ID
-	t.Nodes = n.tokenNodes(view)
-	return t, nil
+	return Token{Mesh: view.Mesh().ID, ID: id, Secret: secret, Site: site, Expires: expires.UTC().Truncate(time.Second), Nodes: n.tokenNodes(view)}
 }
 
 // tokenNodes gives this node, the leader, the voters and then the others.
