@@ -14,6 +14,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
 )
@@ -192,8 +193,14 @@ func (h *Handler) serveBytes(q *request, d digest.Digest, mediaType string, b []
 	h.serveContent(q, d, mediaType, bytes.NewReader(b))
 }
 
+// leaseEnder is a catalogue that can take a blob out of a repository before its
+// lease is over.
+type leaseEnder interface {
+	EndLease(ctx context.Context, d digest.Digest, pid identity.ProjectID, repo string) error
+}
+
 // deleteBlob takes the blob out of this repository: what has been given to it
-// without a manifest. The bytes go when nobody needs them any more.
+// and no manifest needs. The bytes go when nobody needs them any more.
 func (h *Handler) deleteBlob(q *request) error {
 	d, err := parseDigest(q.route.ref)
 	if err != nil {
@@ -204,13 +211,15 @@ func (h *Handler) deleteBlob(q *request) error {
 	} else if !ok {
 		return blobUnknown(d, q.name())
 	}
-	if err := h.catalog.Lease(q.Context(), d, catalog.Lease{PID: q.project.PID, Repo: q.repo}); err != nil && !absent(err) {
-		return err
+	if c, ok := any(h.catalog).(leaseEnder); ok {
+		if err := c.EndLease(q.Context(), d, q.project.PID, q.repo); err != nil && !absent(err) {
+			return err
+		}
 	}
 	if _, ok, err := h.catalog.Linked(q.project.PID, q.repo, d); err != nil {
 		return err
 	} else if ok {
-		return refuse(errcode.ErrorCodeUnsupported, "a manifest of repository %s needs blob %s: delete that first", q.name(), d)
+		return refuse(errcode.ErrorCodeUnsupported, "repository %s still needs blob %s: delete the manifests that name it first", q.name(), d)
 	}
 	q.w.Header().Set("Content-Length", "0")
 	q.w.WriteHeader(http.StatusAccepted)
