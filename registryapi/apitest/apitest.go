@@ -5,15 +5,21 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/registryapi/access"
 )
 
@@ -126,4 +132,63 @@ func random(n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.Read(b) // never fails (Go 1.24)
 	return b
+}
+
+// OpenCatalog opens a catalogue of its own, closed at the test's end.
+func OpenCatalog(tb testing.TB) *catalog.Catalog {
+	tb.Helper()
+	c, err := catalog.Open(tb.TempDir(), catalog.Options{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			tb.Errorf("close the catalogue: %v", err)
+		}
+	})
+	return c
+}
+
+// Push puts a small manifest into the catalogue under tags, as a push of the
+// image would, and gives its digest. Equal texts are equal manifests.
+func (m *Mesh) Push(c *catalog.Catalog, project, repo, text string, tags ...string) digest.Digest {
+	m.tb.Helper()
+	p, ok := m.State.View().Project(project)
+	if !ok {
+		m.tb.Fatalf("no project %s", project)
+	}
+	body := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"annotations":{"text":%q}}`, v1.MediaTypeImageManifest, text)
+	d := digest.FromString(body)
+	layer := digest.FromString(text)
+	_, err := c.PutManifest(context.Background(), catalog.Put{PID: p.PID, Repo: repo, Digest: d, MediaType: v1.MediaTypeImageManifest,
+		Size: int64(len(body)), Bytes: []byte(body), Refs: []catalog.Ref{{Digest: layer, Size: int64(len(text)), Kind: catalog.RefBlob}},
+		Tags: tags, Home: m.Site, Actor: "user:admin", ACLIndex: m.State.View().Index()})
+	if err != nil {
+		m.tb.Fatalf("push %s/%s: %v", project, repo, err)
+	}
+	return d
+}
+
+// Answer is what a server said.
+type Answer struct {
+	Status int
+	Header http.Header
+	Body   string
+}
+
+// Call sends a request as user ("": nobody) with AdminPassword, which is
+// everybody's here; body is sent as JSON unless it is "".
+func Call(tb testing.TB, h http.Handler, user, method, path, body string) Answer {
+	tb.Helper()
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	if body == "" {
+		r = httptest.NewRequest(method, path, nil)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	if user != "" {
+		r.SetBasicAuth(user, AdminPassword)
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return Answer{Status: w.Code, Header: w.Header(), Body: w.Body.String()}
 }

@@ -47,22 +47,23 @@ type Tag struct {
 }
 
 type listArtifactsIn struct {
-	repositoryPath
+	RepositoryPath
 	rest.Page
 }
 
-type artifactPath struct {
-	repositoryPath
+// ArtifactPath names an artifact in a path.
+type ArtifactPath struct {
+	RepositoryPath
 	Reference string `path:"reference" maxLength:"255" doc:"Digest, or tag"`
 }
 
 type listTagsIn struct {
-	artifactPath
+	ArtifactPath
 	rest.Page
 }
 
 type tagPath struct {
-	artifactPath
+	ArtifactPath
 	Tag string `path:"tag_name" maxLength:"128"`
 }
 
@@ -71,7 +72,7 @@ func (a *API) registerArtifacts() {
 	rest.Register(a.rest, rest.Op{ID: "listArtifacts", Method: http.MethodGet, Path: path, Tag: "artifact",
 		Summary: "A repository's artifacts, by digest"}, a.listArtifacts)
 	rest.Register(a.rest, rest.Op{ID: "getArtifact", Method: http.MethodGet, Path: path + "/{reference}", Tag: "artifact",
-		Summary: "One artifact"}, func(ctx context.Context, in *artifactPath) (*struct{ Body Artifact }, error) {
+		Summary: "One artifact"}, func(ctx context.Context, in *ArtifactPath) (*struct{ Body Artifact }, error) {
 		p, m, err := a.openArtifact(ctx, in, access.ReadProject)
 		if err != nil {
 			return nil, err
@@ -80,7 +81,7 @@ func (a *API) registerArtifacts() {
 		return &struct{ Body Artifact }{out}, err
 	})
 	rest.Register(a.rest, rest.Op{ID: "deleteArtifact", Method: http.MethodDelete, Path: path + "/{reference}", Tag: "artifact", Who: rest.SignedIn,
-		Summary: "Delete an artifact and the tags that name it"}, func(ctx context.Context, in *artifactPath) (*rest.Empty, error) {
+		Summary: "Delete an artifact and the tags that name it"}, func(ctx context.Context, in *ArtifactPath) (*rest.Empty, error) {
 		p, m, err := a.openArtifact(ctx, in, access.Delete)
 		if err != nil {
 			return nil, err
@@ -89,7 +90,7 @@ func (a *API) registerArtifacts() {
 	})
 	rest.Register(a.rest, rest.Op{ID: "listTags", Method: http.MethodGet, Path: path + "/{reference}/tags", Tag: "artifact",
 		Summary: "An artifact's tags, by name"}, func(ctx context.Context, in *listTagsIn) (*rest.List[Tag], error) {
-		p, m, err := a.openArtifact(ctx, &in.artifactPath, access.ReadProject)
+		p, m, err := a.openArtifact(ctx, &in.ArtifactPath, access.ReadProject)
 		if err != nil {
 			return nil, err
 		}
@@ -105,8 +106,8 @@ func (a *API) registerArtifacts() {
 
 // openArtifact finds an artifact by tag or digest. Repo in what it gives is
 // below the project.
-func (a *API) openArtifact(ctx context.Context, in *artifactPath, action access.Action) (state.Project, catalog.ManifestInfo, error) {
-	p, repo, err := a.openRepository(ctx, &in.repositoryPath, action)
+func (a *API) openArtifact(ctx context.Context, in *ArtifactPath, action access.Action) (state.Project, catalog.ManifestInfo, error) {
+	p, repo, err := a.openRepository(ctx, &in.RepositoryPath, action)
 	if err != nil {
 		return p, catalog.ManifestInfo{}, err
 	}
@@ -130,7 +131,7 @@ func (a *API) openArtifact(ctx context.Context, in *artifactPath, action access.
 }
 
 func (a *API) listArtifacts(ctx context.Context, in *listArtifactsIn) (*rest.List[Artifact], error) {
-	p, repo, err := a.openRepository(ctx, &in.repositoryPath, access.ReadProject)
+	p, repo, err := a.openRepository(ctx, &in.RepositoryPath, access.ReadProject)
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +171,7 @@ func (a *API) listArtifacts(ctx context.Context, in *listArtifactsIn) (*rest.Lis
 }
 
 func (a *API) deleteTag(ctx context.Context, in *tagPath) (*rest.Empty, error) {
-	p, m, err := a.openArtifact(ctx, &in.artifactPath, access.Delete)
+	p, m, err := a.openArtifact(ctx, &in.ArtifactPath, access.Delete)
 	if err != nil {
 		return nil, err
 	}

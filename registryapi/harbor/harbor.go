@@ -110,16 +110,16 @@ func (a *API) can(ctx context.Context, p state.Project, action access.Action) bo
 	return a.cfg.Access.Can(rest.Subject(ctx), p, action)
 }
 
-// projectPath names a project in a path: by id if it is a number, unless the
+// ProjectPath names a project in a path: by id if it is a number, unless the
 // client says that it is a name.
-type projectPath struct {
+type ProjectPath struct {
 	Project string `path:"project_name_or_id" maxLength:"255" doc:"Name, or id"`
 	IsName  bool   `header:"X-Is-Resource-Name" doc:"The path has a name, even if it is a number"`
 }
 
 // open finds the project, if who asks may do action to it. A project that he
 // may not even read is not there for him.
-func (a *API) open(ctx context.Context, in projectPath, action access.Action) (state.Project, error) {
+func (a *API) open(ctx context.Context, in ProjectPath, action access.Action) (state.Project, error) {
 	v := a.cfg.View()
 	var p state.Project
 	ok := false

@@ -35,23 +35,24 @@ type MemberUser struct {
 }
 
 type listMembersIn struct {
-	projectPath
+	ProjectPath
 	rest.Page
 	EntityName string `query:"entityname" maxLength:"255" doc:"Part of the user's name"`
 }
 
 type createMemberIn struct {
-	projectPath
+	ProjectPath
 	Body MemberRequest
 }
 
-type memberIn struct {
-	projectPath
+// MemberPath names a member in a path.
+type MemberPath struct {
+	ProjectPath
 	ID int64 `path:"mid" minimum:"1"`
 }
 
 type updateMemberIn struct {
-	memberIn
+	MemberPath
 	Body MemberRequest
 }
 
@@ -59,7 +60,7 @@ func (a *API) registerMembers() {
 	const path = "/projects/{project_name_or_id}/members"
 	rest.Register(a.rest, rest.Op{ID: "listProjectMembers", Method: http.MethodGet, Path: path, Tag: "member", Who: rest.SignedIn,
 		Summary: "A project's members"}, func(ctx context.Context, in *listMembersIn) (*rest.List[Member], error) {
-		p, err := a.open(ctx, in.projectPath, access.ListMembers)
+		p, err := a.open(ctx, in.ProjectPath, access.ListMembers)
 		if err != nil {
 			return nil, err
 		}
@@ -74,13 +75,13 @@ func (a *API) registerMembers() {
 	rest.Register(a.rest, rest.Op{ID: "createProjectMember", Method: http.MethodPost, Path: path, Tag: "member", Who: rest.SignedIn,
 		Status: http.StatusCreated, Summary: "Give a user a role in a project"}, a.createMember)
 	rest.Register(a.rest, rest.Op{ID: "getProjectMember", Method: http.MethodGet, Path: path + "/{mid}", Tag: "member", Who: rest.SignedIn,
-		Summary: "One member"}, func(ctx context.Context, in *memberIn) (*struct{ Body Member }, error) {
+		Summary: "One member"}, func(ctx context.Context, in *MemberPath) (*struct{ Body Member }, error) {
 		m, err := a.findMember(ctx, in, access.ListMembers)
 		return &struct{ Body Member }{member(m)}, err
 	})
 	rest.Register(a.rest, rest.Op{ID: "updateProjectMember", Method: http.MethodPut, Path: path + "/{mid}", Tag: "member", Who: rest.SignedIn,
 		Summary: "Change a member's role"}, func(ctx context.Context, in *updateMemberIn) (*rest.Empty, error) {
-		m, err := a.findMember(ctx, &in.memberIn, access.ManageProject)
+		m, err := a.findMember(ctx, &in.MemberPath, access.ManageProject)
 		if err != nil {
 			return nil, err
 		}
@@ -88,7 +89,7 @@ func (a *API) registerMembers() {
 		return &rest.Empty{}, err
 	})
 	rest.Register(a.rest, rest.Op{ID: "deleteProjectMember", Method: http.MethodDelete, Path: path + "/{mid}", Tag: "member", Who: rest.SignedIn,
-		Summary: "Take a user's role in a project away"}, func(ctx context.Context, in *memberIn) (*rest.Empty, error) {
+		Summary: "Take a user's role in a project away"}, func(ctx context.Context, in *MemberPath) (*rest.Empty, error) {
 		m, err := a.findMember(ctx, in, access.ManageProject)
 		if err != nil {
 			return nil, err
@@ -98,8 +99,8 @@ func (a *API) registerMembers() {
 	})
 }
 
-func (a *API) findMember(ctx context.Context, in *memberIn, action access.Action) (state.Member, error) {
-	p, err := a.open(ctx, in.projectPath, action)
+func (a *API) findMember(ctx context.Context, in *MemberPath, action access.Action) (state.Member, error) {
+	p, err := a.open(ctx, in.ProjectPath, action)
 	if err != nil {
 		return state.Member{}, err
 	}
@@ -111,7 +112,7 @@ func (a *API) findMember(ctx context.Context, in *memberIn, action access.Action
 }
 
 func (a *API) createMember(ctx context.Context, in *createMemberIn) (*rest.CreatedEmpty, error) {
-	p, err := a.open(ctx, in.projectPath, access.ManageProject)
+	p, err := a.open(ctx, in.ProjectPath, access.ManageProject)
 	if err != nil {
 		return nil, err
 	}

@@ -84,12 +84,12 @@ type createProjectIn struct {
 }
 
 type updateProjectIn struct {
-	projectPath
+	ProjectPath
 	Body ProjectRequest
 }
 
 type deleteProjectIn struct {
-	projectPath
+	ProjectPath
 	Force bool `query:"force" doc:"Delete its repositories too"`
 }
 
@@ -100,13 +100,13 @@ func (a *API) registerProjects() {
 		Summary: "Is there a project of this name?"}, func(ctx context.Context, in *struct {
 		Name string `query:"project_name" required:"true" maxLength:"255"`
 	}) (*rest.Empty, error) {
-		_, err := a.open(ctx, projectPath{Project: in.Name, IsName: true}, access.ReadProject)
+		_, err := a.open(ctx, ProjectPath{Project: in.Name, IsName: true}, access.ReadProject)
 		return &rest.Empty{}, err
 	})
 	rest.Register(a.rest, rest.Op{ID: "createProject", Method: http.MethodPost, Path: "/projects", Tag: "project", Who: rest.SignedIn,
 		Status: http.StatusCreated, Summary: "Make a project; you become its administrator"}, a.createProject)
 	rest.Register(a.rest, rest.Op{ID: "getProject", Method: http.MethodGet, Path: "/projects/{project_name_or_id}", Tag: "project",
-		Summary: "One project"}, func(ctx context.Context, in *projectPath) (*struct{ Body Project }, error) {
+		Summary: "One project"}, func(ctx context.Context, in *ProjectPath) (*struct{ Body Project }, error) {
 		p, err := a.open(ctx, *in, access.ReadProject)
 		if err != nil {
 			return nil, err
@@ -172,7 +172,7 @@ func (a *API) createProject(ctx context.Context, in *createProjectIn) (*rest.Cre
 }
 
 func (a *API) updateProject(ctx context.Context, in *updateProjectIn) (*rest.Empty, error) {
-	p, err := a.open(ctx, in.projectPath, access.ManageProject)
+	p, err := a.open(ctx, in.ProjectPath, access.ManageProject)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +185,7 @@ func (a *API) updateProject(ctx context.Context, in *updateProjectIn) (*rest.Emp
 }
 
 func (a *API) deleteProject(ctx context.Context, in *deleteProjectIn) (*rest.Empty, error) {
-	p, err := a.open(ctx, in.projectPath, access.ManageProject)
+	p, err := a.open(ctx, in.ProjectPath, access.ManageProject)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +202,7 @@ func (a *API) deleteProject(ctx context.Context, in *deleteProjectIn) (*rest.Emp
 	return &rest.Empty{}, err
 }
 
-func (a *API) summary(ctx context.Context, in *projectPath) (*struct{ Body ProjectSummary }, error) {
+func (a *API) summary(ctx context.Context, in *ProjectPath) (*struct{ Body ProjectSummary }, error) {
 	p, err := a.open(ctx, *in, access.ReadProject)
 	if err != nil {
 		return nil, err

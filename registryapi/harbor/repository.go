@@ -30,18 +30,20 @@ type Repository struct {
 	CreationTime  time.Time `json:"creation_time,omitzero"`
 }
 
-type repositoryPath struct {
-	projectPathByName
+// RepositoryPath names a repository in a path. It is exported, as all that is
+// embedded in an input: huma fills embedded structs only if they are exported.
+type RepositoryPath struct {
+	ProjectName
 	Repository string `path:"repository_name" maxLength:"1024" doc:"Path below the project; a / in it is encoded twice"`
 }
 
-// projectPathByName is projectPath where Harbor calls it so.
-type projectPathByName struct {
+// ProjectName is ProjectPath where Harbor calls it so.
+type ProjectName struct {
 	Project string `path:"project_name" maxLength:"255"`
 }
 
 type listRepositoriesIn struct {
-	projectPathByName
+	ProjectName
 	rest.Page
 }
 
@@ -50,12 +52,12 @@ func (a *API) registerRepositories() {
 	rest.Register(a.rest, rest.Op{ID: "listRepositories", Method: http.MethodGet, Path: path, Tag: "repository",
 		Summary: "A project's repositories, by name"}, a.listRepositories)
 	rest.Register(a.rest, rest.Op{ID: "getRepository", Method: http.MethodGet, Path: path + "/{repository_name}", Tag: "repository",
-		Summary: "One repository"}, func(ctx context.Context, in *repositoryPath) (*struct{ Body Repository }, error) {
+		Summary: "One repository"}, func(ctx context.Context, in *RepositoryPath) (*struct{ Body Repository }, error) {
 		p, info, err := a.openRepository(ctx, in, access.ReadProject)
 		return &struct{ Body Repository }{repository(p, info)}, err
 	})
 	rest.Register(a.rest, rest.Op{ID: "deleteRepository", Method: http.MethodDelete, Path: path + "/{repository_name}", Tag: "repository", Who: rest.SignedIn,
-		Summary: "Delete a repository: what this site knows of it"}, func(ctx context.Context, in *repositoryPath) (*rest.Empty, error) {
+		Summary: "Delete a repository: what this site knows of it"}, func(ctx context.Context, in *RepositoryPath) (*rest.Empty, error) {
 		p, info, err := a.openRepository(ctx, in, access.Delete)
 		if err != nil {
 			return nil, err
@@ -66,8 +68,8 @@ func (a *API) registerRepositories() {
 
 // openRepository finds a repository, if who asks may do action in its project.
 // The name in what it gives is below the project.
-func (a *API) openRepository(ctx context.Context, in *repositoryPath, action access.Action) (state.Project, catalog.RepositoryInfo, error) {
-	p, err := a.open(ctx, projectPath{Project: in.Project, IsName: true}, action)
+func (a *API) openRepository(ctx context.Context, in *RepositoryPath, action access.Action) (state.Project, catalog.RepositoryInfo, error) {
+	p, err := a.open(ctx, ProjectPath{Project: in.Project, IsName: true}, action)
 	if err != nil {
 		return p, catalog.RepositoryInfo{}, err
 	}
@@ -85,7 +87,7 @@ func (a *API) openRepository(ctx context.Context, in *repositoryPath, action acc
 }
 
 func (a *API) listRepositories(ctx context.Context, in *listRepositoriesIn) (*rest.List[Repository], error) {
-	p, err := a.open(ctx, projectPath{Project: in.Project, IsName: true}, access.ReadProject)
+	p, err := a.open(ctx, ProjectPath{Project: in.Project, IsName: true}, access.ReadProject)
 	if err != nil {
 		return nil, err
 	}

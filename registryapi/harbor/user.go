@@ -63,7 +63,8 @@ type UserFound struct {
 	Name string `json:"username"`
 }
 
-type userIn struct {
+// UserPath names a user in a path.
+type UserPath struct {
 	ID int64 `path:"user_id" minimum:"1"`
 }
 
@@ -99,13 +100,13 @@ func (a *API) registerUsers() {
 		return &struct{ Body User }{user(u)}, nil
 	})
 	rest.Register(a.rest, rest.Op{ID: "getUser", Method: http.MethodGet, Path: "/users/{user_id}", Tag: "user", Who: rest.SignedIn,
-		Summary: "One user: you, or anybody for a system administrator"}, func(ctx context.Context, in *userIn) (*struct{ Body User }, error) {
+		Summary: "One user: you, or anybody for a system administrator"}, func(ctx context.Context, in *UserPath) (*struct{ Body User }, error) {
 		u, err := a.findUser(ctx, in.ID)
 		return &struct{ Body User }{user(u)}, err
 	})
 	rest.Register(a.rest, rest.Op{ID: "updateUserProfile", Method: http.MethodPut, Path: "/users/{user_id}", Tag: "user", Who: rest.SignedIn,
 		Summary: "Change what a user says of himself"}, func(ctx context.Context, in *struct {
-		userIn
+		UserPath
 		Body Profile
 	}) (*rest.Empty, error) {
 		u, err := a.findUser(ctx, in.ID)
@@ -119,7 +120,7 @@ func (a *API) registerUsers() {
 		Summary: "Change a password"}, a.updatePassword)
 	rest.Register(a.rest, rest.Op{ID: "setUserSysAdmin", Method: http.MethodPut, Path: "/users/{user_id}/sysadmin", Tag: "user", Who: rest.SystemAdmin,
 		Summary: "Make a user a system administrator, or no more one"}, func(ctx context.Context, in *struct {
-		userIn
+		UserPath
 		Body SysAdminFlag
 	}) (*rest.Empty, error) {
 		u, err := a.findUser(ctx, in.ID)
@@ -130,7 +131,7 @@ func (a *API) registerUsers() {
 		return &rest.Empty{}, err
 	})
 	rest.Register(a.rest, rest.Op{ID: "deleteUser", Method: http.MethodDelete, Path: "/users/{user_id}", Tag: "user", Who: rest.SystemAdmin,
-		Summary: "Delete a user, and his roles with him"}, func(ctx context.Context, in *userIn) (*rest.Empty, error) {
+		Summary: "Delete a user, and his roles with him"}, func(ctx context.Context, in *UserPath) (*rest.Empty, error) {
 		u, err := a.findUser(ctx, in.ID)
 		if err != nil {
 			return nil, err
@@ -190,7 +191,7 @@ func (a *API) createUser(ctx context.Context, in *struct{ Body UserRequest }) (*
 }
 
 func (a *API) updatePassword(ctx context.Context, in *struct {
-	userIn
+	UserPath
 	Body Password
 }) (*rest.Empty, error) {
 	u, err := a.findUser(ctx, in.ID)

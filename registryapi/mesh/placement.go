@@ -26,7 +26,8 @@ const (
 	TagArrives = 3 * time.Second
 )
 
-type whereIn struct {
+// ImageQuery names an image and sites in a query.
+type ImageQuery struct {
 	Image string `query:"image" required:"true" minLength:"1" maxLength:"512" doc:"PROJECT/NAME:TAG or PROJECT/NAME@DIGEST"`
 	Sites string `query:"sites" maxLength:"8192" doc:"Names of sites, separated by commas, or all; all if not said"`
 }
@@ -34,7 +35,7 @@ type whereIn struct {
 type whereOut struct{ Body Where }
 
 type waitIn struct {
-	whereIn
+	ImageQuery
 	For string `query:"for" maxLength:"32" doc:"How long this call may last at most, as 10s; 20s at most" example:"10s"`
 }
 
@@ -49,7 +50,7 @@ func (a *API) registerPlacement() {
 
 // prepare reads what is asked for: the image's project and the sites, by the
 // control state.
-func (a *API) prepare(ctx context.Context, in *whereIn) (image, []string, error) {
+func (a *API) prepare(ctx context.Context, in *ImageQuery) (image, []string, error) {
 	img, err := a.open(ctx, in.Image, access.Pull)
 	if err != nil {
 		return img, nil, err
@@ -84,7 +85,7 @@ func (a *API) unknown(img image, err error) error {
 	}
 }
 
-func (a *API) where(ctx context.Context, in *whereIn) (*whereOut, error) {
+func (a *API) where(ctx context.Context, in *ImageQuery) (*whereOut, error) {
 	img, sites, err := a.prepare(ctx, in)
 	if err != nil {
 		return nil, err
@@ -157,7 +158,7 @@ func (a *API) wait(ctx context.Context, in *waitIn) (*waitOut, error) {
 		}
 		slice = min(d, MaxSlice)
 	}
-	img, sites, err := a.prepare(ctx, &in.whereIn)
+	img, sites, err := a.prepare(ctx, &in.ImageQuery)
 	if err != nil {
 		return nil, err
 	}

@@ -18,12 +18,13 @@ const allSites = "all"
 
 type listRules struct{ Body []Rule }
 
-type ruleIn struct {
+// RulePath names a rule in a path.
+type RulePath struct {
 	Rule string `path:"rule" maxLength:"255" doc:"Name or id"`
 }
 
 type ruleUpdateIn struct {
-	ruleIn
+	RulePath
 	Body RuleRequest
 }
 
@@ -41,14 +42,14 @@ func (a *API) registerRules() {
 	rest.Register(a.rest, rest.Op{ID: "create-rule", Method: http.MethodPost, Path: "/rules", Tag: "rules", Who: rest.SystemAdmin,
 		Status: http.StatusCreated, Summary: "Make a replication rule"}, a.createRule)
 	rest.Register(a.rest, rest.Op{ID: "get-rule", Method: http.MethodGet, Path: "/rules/{rule}", Tag: "rules", Who: rest.SystemAdmin,
-		Summary: "One replication rule"}, func(_ context.Context, in *ruleIn) (*ruleOut, error) {
+		Summary: "One replication rule"}, func(_ context.Context, in *RulePath) (*ruleOut, error) {
 		r, err := a.findRule(in.Rule)
 		return &ruleOut{Body: rule(r)}, err
 	})
 	rest.Register(a.rest, rest.Op{ID: "update-rule", Method: http.MethodPut, Path: "/rules/{rule}", Tag: "rules", Who: rest.SystemAdmin,
 		Summary: "Replace a replication rule"}, a.updateRule)
 	rest.Register(a.rest, rest.Op{ID: "delete-rule", Method: http.MethodDelete, Path: "/rules/{rule}", Tag: "rules", Who: rest.SystemAdmin,
-		Summary: "Delete a replication rule; what it brought somewhere stays there"}, func(ctx context.Context, in *ruleIn) (*rest.Empty, error) {
+		Summary: "Delete a replication rule; what it brought somewhere stays there"}, func(ctx context.Context, in *RulePath) (*rest.Empty, error) {
 		r, err := a.findRule(in.Rule)
 		if err != nil {
 			return nil, err

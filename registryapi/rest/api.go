@@ -2,6 +2,7 @@ package rest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -211,7 +212,7 @@ func Register[I, O any](a *API, op Op, h func(context.Context, *I) (*O, error)) 
 		Path:          op.Path,
 		Summary:       op.Summary,
 		Tags:          []string{op.Tag},
-		DefaultStatus: op.Status,
+		DefaultStatus: cmp.Or(op.Status, http.StatusOK), // huma would answer 204, which Harbor's clients take for a failure
 		Responses:     map[string]*huma.Response{"default": a.failures()},
 		// readBody has done both.
 		MaxBodyBytes:    MaxBodyBytes + 1,
