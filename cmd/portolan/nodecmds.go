@@ -4,5 +4,5 @@ import "github.com/spf13/cobra"
 
 // nodeCommands are the verbs that run nodes.
 func nodeCommands() []*cobra.Command {
-	return nil
+	return []*cobra.Command{newServeCommand(), newJoinCommand(), newDevCommand()}
 }

@@ -1,0 +1,208 @@
+package node
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/telemetry"
+	"github.com/portolan/portolan/registryapi"
+	"github.com/portolan/portolan/registryapi/access"
+	"github.com/portolan/portolan/registryapi/harbor"
+	"github.com/portolan/portolan/registryapi/mesh"
+	v2 "github.com/portolan/portolan/registryapi/v2"
+	"github.com/portolan/portolan/transfer"
+	"github.com/portolan/portolan/transfer/swarm"
+)
+
+// api joins the HTTP surface with what it asks.
+func (n *node) api() (registryapi.Config, error) {
+	var none registryapi.Config
+	s, log := n.cfg.Settings, n.cfg.Logger
+	who, err := access.New(access.Config{View: n.view, Identity: n.id, Logger: log, Now: n.cfg.Now, TrustedProxies: s.TrustedProxies})
+	if err != nil {
+		return none, err
+	}
+	registry, err := v2.New(v2.Config{
+		View: n.view, Access: who, Store: n.store, Site: s.Site, Logger: log, Now: n.cfg.Now,
+		Source: source{n}, Claimer: claimer{n.reconciler}, Refresher: n.sync,
+	})
+	if err != nil {
+		return none, err
+	}
+	management, err := harbor.New(harbor.Config{
+		View: n.view, Proposer: n.raft, Access: who, Catalog: n.store.Catalog(), Version: n.cfg.Version, Logger: log,
+	})
+	if err != nil {
+		return none, err
+	}
+	sites, err := mesh.New(mesh.Config{
+		View: n.view, Proposer: n.raft, Access: who, Catalog: n.store.Catalog(), Placement: placement{n.reconciler},
+		Self: n.id.ID, Site: s.Site, Consensus: n.consensusStatus, Peer: n.peerStatus, JoinToken: n.joinToken,
+		Version: n.cfg.Version, Now: n.cfg.Now, Logger: log,
+	})
+	if err != nil {
+		return none, err
+	}
+	return registryapi.Config{
+		V2: registry, Token: who.TokenHandler(), Harbor: management, Mesh: sites,
+		Metrics: telemetry.Handler(n.metrics), Ready: n.ready, Logger: log,
+	}, nil
+}
+
+// ready: the control state is here (or there would be no registry yet), and the
+// catalogue was exchanged once. It stays so when the node is cut off.
+func (n *node) ready(context.Context) error {
+	select {
+	case <-n.sync.FirstDone():
+		return nil
+	default:
+		return errNotSynced
+	}
+}
+
+type notReady string
+
+func (e notReady) Error() string { return string(e) }
+
+const errNotSynced = notReady("the first exchange of the catalogue with the other sites is under way")
+
+// source lets the registry serve what this site does not hold.
+type source struct{ n *node }
+
+// OpenBlob implements v2.Source.
+func (s source) OpenBlob(ctx context.Context, w v2.Want) (v2.Blob, error) {
+	return s.n.swarm.OpenBlob(ctx, swarm.Want{Digest: w.Digest, Size: w.Size, PID: w.PID, Class: catalog.Cached})
+}
+
+// unreachableRetry is when a client may find a lost site back.
+const unreachableRetry = 5 * time.Second
+
+// Available implements v2.Source: by hints alone, without a question.
+func (s source) Available(ctx context.Context, w v2.Want) error {
+	var gone []string
+	for _, id := range s.n.sync.Holders(ctx, w.Digest, w.PID, w.Size) {
+		if s.n.gossip.Alive(id) || s.n.host.Connected(id) {
+			return nil
+		}
+		if site := s.n.siteOf(id); !slices.Contains(gone, site) {
+			gone = append(gone, site)
+		}
+	}
+	if len(gone) > 0 {
+		return &store.Unreachable{Sites: gone, RetryAfter: unreachableRetry}
+	}
+	return store.ErrNotFound
+}
+
+// claimer lets a manifest rely on content of other sites.
+type claimer struct{ r *transfer.Reconciler }
+
+// Claim implements v2.Claimer.
+func (c claimer) Claim(ctx context.Context, pid identity.ProjectID, repo string, want []v2.Want) (v2.Claim, error) {
+	asked := make([]transfer.Descriptor, len(want))
+	for i, w := range want {
+		asked[i] = transfer.Descriptor{Digest: w.Digest, Size: w.Size}
+	}
+	got, err := c.r.Claim(ctx, pid, repo, asked)
+	return v2.Claim{Missing: got.Missing, Unreachable: got.Unreachable}, err
+}
+
+// Accepted implements v2.Claimer.
+func (c claimer) Accepted(pid identity.ProjectID, repo string, d digest.Digest) {
+	c.r.Pushed(pid, repo, d)
+}
+
+// placement answers where an artifact is.
+type placement struct{ r *transfer.Reconciler }
+
+// Presence implements mesh.Placement.
+func (p placement) Presence(ctx context.Context, q mesh.Question) ([]mesh.Presence, error) {
+	sites, err := p.r.Status(ctx, transfer.Question{PID: q.PID, Repository: q.Repository, Digest: q.Digest, Tag: q.Tag, Sites: q.Sites})
+	out := make([]mesh.Presence, len(sites))
+	for i, s := range sites {
+		out[i] = mesh.Presence{
+			Site: s.Site, Reachable: s.Reachable, Error: s.Error, TagDigest: s.TagDigest,
+			Total: s.Total, Missing: s.Missing, Complete: s.Complete, Covered: s.Covered,
+		}
+		if s.Error == "" {
+			out[i].Error = s.Reason
+		}
+	}
+	return out, err
+}
+
+func (n *node) consensusStatus() mesh.Consensus {
+	s := n.raft.Status()
+	return mesh.Consensus{
+		Leader: s.Leader, LeaderSite: s.LeaderSite, Term: s.Term, Index: s.Index, Applied: s.Applied,
+		Voters: s.Voters, Learners: s.Learners,
+	}
+}
+
+func (n *node) peerStatus(id identity.NodeID) (alive bool, rtt time.Duration) {
+	if id == n.id.ID {
+		return true, 0
+	}
+	rtt, _ = n.gossip.RTT(id)
+	return n.gossip.Alive(id), rtt
+}
+
+func (n *node) joinToken(t mesh.JoinToken) (string, error) {
+	return n.raft.Token(t.ID, t.Secret, t.Site, t.ExpiresAt).String(), nil
+}
+
+// siteOf names a node's site for people; a node that is no member by its ID.
+func (n *node) siteOf(id identity.NodeID) string {
+	if m, ok := n.view().Node(id); ok {
+		return m.Site
+	}
+	return id.String()
+}
+
+// mayHave decides what a peer may have of the data plane: content of projects
+// that may rest at its site.
+func (n *node) mayHave(_ context.Context, from identity.NodeID, d digest.Digest, pid identity.ProjectID) bool {
+	v := n.view()
+	m, ok := v.Node(from)
+	if !ok || m.Witness {
+		return false
+	}
+	p, ok := v.ProjectByPID(pid)
+	if !ok || !v.MayRest(p, m.Site) {
+		return false
+	}
+	_, _, linked, err := n.store.Catalog().LinkedIn(pid, d)
+	return err == nil && linked
+}
+
+// cutOff closes the connections of nodes that are no longer in the node list,
+// on every port.
+func (n *node) cutOff(ctx context.Context) error {
+	known := map[identity.NodeID]bool{}
+	for {
+		changed := n.raft.State().Changed()
+		now := map[identity.NodeID]bool{}
+		for _, m := range n.view().Nodes() {
+			now[m.ID] = true
+		}
+		for id := range known {
+			if !now[id] {
+				n.log.Info("a node was removed; its connections are cut", "node", id)
+				n.control.CutOff(id)
+				n.host.CutOff(id)
+			}
+		}
+		known = now
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}

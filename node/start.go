@@ -1,0 +1,195 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/gossip"
+	"github.com/portolan/portolan/node/config"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/wire"
+	"github.com/portolan/portolan/registryapi"
+	"github.com/portolan/portolan/transfer"
+	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/swarm"
+	"github.com/portolan/portolan/transfer/sync"
+)
+
+// content is what moves and describes images.
+type content struct {
+	gossip     *gossip.Mesh
+	host       *peer.Host
+	sync       *sync.Sync
+	swarm      *swarm.Swarm
+	reconciler *transfer.Reconciler
+}
+
+// start brings the parts up, each after those that it needs.
+func (n *node) start(ctx context.Context, made bool, mesh identity.MeshID) error {
+	n.stages.start("store", n.store.Run)
+	n.stages.start("control port", n.control.Run)
+	n.stages.start("control calls", n.serveControl)
+	n.stages.start("consensus", n.raft.Run)
+	if !made {
+		if err := n.create(ctx); err != nil {
+			return err
+		}
+	} else if err := n.awaitState(ctx, mesh); err != nil {
+		return err
+	}
+	if err := n.startContent(ctx); err != nil {
+		return err
+	}
+	api, err := n.api()
+	if err != nil {
+		return err
+	}
+	server, err := registryapi.New(api)
+	if err != nil {
+		return err
+	}
+	n.log.Warn("the registry speaks plain HTTP, passwords included: put it behind TLS outside of trusted networks", "address", n.http.Addr())
+	n.stages.start("registry", func(ctx context.Context) error { return server.Run(ctx, n.http) })
+	return nil
+}
+
+// serveControl answers gRPC on the control port.
+func (n *node) serveControl(ctx context.Context) error {
+	server := grpc.NewServer(grpc.Creds(wire.ServerCredentials()))
+	n.raft.Register(server)
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(n.control.GRPC()) }()
+	select {
+	case <-ctx.Done():
+		// Calls under way belong to nodes that try again elsewhere.
+		server.Stop()
+		<-ended
+		return nil
+	case err := <-ended:
+		return err
+	}
+}
+
+// create makes a new mesh. The format file is written last: without it the next
+// start begins anew.
+func (n *node) create(ctx context.Context) error {
+	mesh, password, err := newMesh(n.cfg, n.id, n.store.ID())
+	if err != nil {
+		return err
+	}
+	if err := n.raft.Bootstrap(ctx, mesh); err != nil {
+		return err
+	}
+	if err := n.cfg.Settings.Save(); err != nil {
+		return err
+	}
+	id := n.view().Mesh().ID
+	if err := config.WriteFormat(n.dir, id, n.id.ID); err != nil {
+		return err
+	}
+	n.log.Info("a new mesh is made", "mesh", id)
+	if password != "" && n.cfg.Notice != nil {
+		fmt.Fprintf(n.cfg.Notice, "The administrator is user %q with password %q; it is kept in %s.\n",
+			"admin", password, AdminPasswordFile)
+	}
+	return nil
+}
+
+// stateLog is how often a start that waits for the control state says so.
+const stateLog = 5 * time.Second
+
+// awaitState waits until this node has the control state: at once on a restart,
+// cut off or not; for a node that has just joined, when a leader has sent it.
+func (n *node) awaitState(ctx context.Context, mesh identity.MeshID) error {
+	tick := time.NewTicker(stateLog)
+	defer tick.Stop()
+	for {
+		select {
+		case <-n.raft.Ready():
+			if id := n.view().Mesh().ID; id != mesh {
+				return fmt.Errorf("the data directory %s is mesh %s's, but its control state is mesh %s's: restore the directory from a backup", n.dir, mesh, id)
+			}
+			return nil
+		case <-tick.C:
+			n.log.Info("waiting for the control state from the other sites")
+		case err := <-n.stages.ended:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (n *node) view() *state.View { return n.raft.State().View() }
+
+// seeds gives where the other nodes gossip.
+func (n *node) seeds() []string {
+	var out []string
+	for _, m := range n.view().Nodes() {
+		if m.ID != n.id.ID {
+			out = append(out, net.JoinHostPort(m.Host, strconv.Itoa(m.GossipPort)))
+		}
+	}
+	return out
+}
+
+// startContent starts what moves and describes images.
+func (n *node) startContent(_ context.Context) error {
+	s, log, reg := n.cfg.Settings, n.cfg.Logger, n.metrics
+	mesh := n.view().Mesh()
+	var err error
+	if n.gossip, err = gossip.New(gossip.Config{
+		Self: n.id.ID, Site: s.Site, Level: command.Level, BindAddr: s.Bind, Port: s.GossipPort,
+		AdvertiseHost: s.Advertise, AdvertisePort: s.GossipPort,
+		Mesh: mesh.ID, Keys: mesh.GossipKeys, Seeds: n.seeds, Logger: log,
+	}); err != nil {
+		return err
+	}
+	reg.MustRegister(n.gossip)
+	if n.host, err = peer.New(peer.Config{
+		Identity: n.id, Listen: s.Content(), Logger: log, Registerer: reg,
+		Members: func(id identity.NodeID) (string, int, bool) {
+			m, ok := n.view().Node(id)
+			return m.Host, m.DataPort, ok
+		},
+	}); err != nil {
+		return errors.Join(err, n.gossip.Close())
+	}
+	n.stages.start("gossip", n.gossip.Run)
+	n.stages.start("data plane", n.host.Run)
+	if n.sync, err = sync.New(sync.Config{
+		Self: n.id.ID, Site: s.Site, Dir: n.dir, Store: n.store, State: n.raft.State(),
+		Host: n.host, Announcer: n.gossip, Now: n.cfg.Now, Logger: log, Registerer: reg,
+	}); err != nil {
+		return err
+	}
+	n.gossip.OnHint(n.sync.Hint)
+	n.gossip.OnChange(n.sync.PeersChanged)
+	if n.swarm, err = swarm.New(swarm.Config{
+		Store: n.store, Host: n.host, Holders: n.sync, Signer: n.id, Logger: log, Registerer: reg,
+		Access:      n.mayHave,
+		KnownSigner: func(id identity.NodeID) bool { _, ok := n.view().Node(id); return ok },
+		SiteOf:      n.siteOf, Alive: n.gossip.Alive,
+	}); err != nil {
+		return err
+	}
+	if n.reconciler, err = transfer.New(transfer.Config{
+		Self: n.id.ID, Site: s.Site, Store: n.store, State: n.raft.State(), Swarm: n.swarm, Sync: n.sync,
+		Now: n.cfg.Now, Logger: log, Registerer: reg,
+	}); err != nil {
+		return err
+	}
+	n.stages.start("transfer of blobs", n.swarm.Run)
+	n.stages.start("exchange of catalogues", n.sync.Run)
+	n.stages.start("reconciler", n.reconciler.Run)
+	n.stages.start("cut-off of removed nodes", n.cutOff)
+	return nil
+}
