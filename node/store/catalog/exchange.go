@@ -20,7 +20,7 @@ const pageVersion = 1
 
 const (
 	// minPageBytes keeps a caller's small bound from making a page per entry.
-	minPageBytes = 4 << 10
+	minPageBytes = 1 << 10
 	// maxSent bounds the memory by which a delta avoids to send an entry twice;
 	// beyond it entries may come twice, which does no harm.
 	maxSent = 1 << 15

@@ -74,8 +74,9 @@ const maxNameBytes = 512
 
 // rawDigest gives the algorithm's byte and the digest's raw bytes.
 func rawDigest(d digest.Digest) ([]byte, error) {
+	name, enc, _ := strings.Cut(string(d), ":") // the methods of d panic when it is malformed
 	alg, want := byte(0), 0
-	switch d.Algorithm() {
+	switch digest.Algorithm(name) {
 	case digest.SHA256:
 		alg, want = algSHA256, 32
 	case digest.SHA512:
@@ -83,7 +84,6 @@ func rawDigest(d digest.Digest) ([]byte, error) {
 	default:
 		return nil, fmt.Errorf("%w: digest %q", ErrInvalid, string(d))
 	}
-	enc := d.Encoded()
 	out := make([]byte, 1, 1+want)
 	out[0] = alg
 	out, err := hex.AppendDecode(out, []byte(enc))

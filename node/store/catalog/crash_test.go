@@ -1,0 +1,5 @@
+package catalog
+
+const crashDirEnv = "PORTOLAN_TEST_CRASH_DIR"
+
+func crashChild(string) {}

@@ -1,0 +1,736 @@
+package catalog
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog/internal/rowpb"
+)
+
+// The model test runs random histories on five catalogues, and beside each a
+// reference that knows nothing of contexts and vectors: per node and key the
+// set of all requests that it has heard of, and per request the set of those
+// that it replaced. What is live follows from the two sets alone.
+
+const modelNodes = 5
+
+// event is what one request did to one key.
+type event struct {
+	dot     Dot
+	node    int
+	put     bool
+	digest  string // what a tag was set to
+	stamp   uint64
+	kills   map[Dot]bool // requests on this key that it replaced
+	carried []Dot        // losers of the conflict that it ended
+}
+
+type history map[Dot]*event
+
+func (h history) live() []*event {
+	var out []*event
+	for _, e := range h {
+		dead := !e.put
+		for _, o := range h {
+			dead = dead || (o != e && o.kills[e.dot])
+		}
+		if !dead {
+			out = append(out, e)
+		}
+	}
+	slices.SortFunc(out, func(a, b *event) int { return compareDots(a.dot, b.dot) })
+	return out
+}
+
+func (h history) losing() []Dot {
+	live := h.live()
+	if len(live) < 2 {
+		return nil
+	}
+	w := live[0]
+	for _, e := range live[1:] {
+		if e.stamp > w.stamp || (e.stamp == w.stamp && compareDots(e.dot, w.dot) > 0) {
+			w = e
+		}
+	}
+	var out []Dot
+	for _, e := range live {
+		if e.digest != w.digest {
+			out = append(out, e.dot)
+		}
+	}
+	return out
+}
+
+// mistakes are planted to see that the model finds them.
+type mistakes struct {
+	merge      func(here, in *entry, purged Vector) *entry
+	adoptEarly bool // before the last page
+	noteLate   bool // take the sender's vector after the pages
+	reuseSeq   bool // a restart goes on in the old incarnation, some numbers back
+}
+
+type lateDelivery struct {
+	page Page
+	keys []entryKey
+	snap []history
+}
+
+type model struct {
+	ctx      context.Context
+	rng      *rand.Rand
+	bad      mistakes
+	cats     [modelNodes]*Catalog
+	clocks   [modelNodes]*clock
+	pid      identity.ProjectID
+	seen     [modelNodes]map[entryKey]history
+	expect   [modelNodes]map[string]bool // conflict rows, by "repo tag dot"
+	late     []lateDelivery
+	digests  map[string]digest.Digest
+	requests int
+}
+
+// fleet is five catalogues that many histories use, each with its own project.
+type fleet struct {
+	cats   [modelNodes]*Catalog
+	clocks [modelNodes]*clock
+}
+
+func newFleet(t testing.TB, bad mistakes) *fleet {
+	f := &fleet{}
+	for i := range f.cats {
+		f.clocks[i] = newClock()
+		// Clocks are wrong by up to some hours: no outcome may depend on them.
+		f.clocks[i].at = f.clocks[i].at.Add(time.Duration(i*i) * 37 * time.Minute)
+		f.cats[i] = openMemory(t, Options{Now: f.clocks[i].now})
+		if bad.merge != nil {
+			f.cats[i].merge = bad.merge
+		}
+		if bad.reuseSeq {
+			inc, c := identity.NewIncarnation(), f.cats[i]
+			c.incarnate = func() (identity.Incarnation, uint64) { return inc, max(c.seq, 3) - 3 }
+		}
+	}
+	return f
+}
+
+func (f *fleet) run(ctx context.Context, seed uint64, steps int, bad mistakes) (err error) {
+	m := &model{
+		ctx: ctx, rng: rand.New(rand.NewPCG(seed, 1)), bad: bad, cats: f.cats, clocks: f.clocks,
+		pid: identity.NewProjectID(), digests: map[string]digest.Digest{},
+	}
+	for i := range m.seen {
+		m.seen[i], m.expect[i] = map[entryKey]history{}, map[string]bool{}
+	}
+	for step := range steps {
+		if err := m.step(); err != nil {
+			return fmt.Errorf("seed %d, step %d: %w", seed, step, err)
+		}
+	}
+	if err := m.converge(); err != nil {
+		return fmt.Errorf("seed %d, at the end: %w", seed, err)
+	}
+	return nil
+}
+
+var (
+	modelRepos = []string{"app", "app/web"}
+	modelTags  = []string{"latest", "1.0", "1.1"}
+	modelNames = []string{"a", "b", "c", "d", "i"} // i is an index of a and b
+)
+
+func (m *model) pick(from []string) string { return from[m.rng.IntN(len(from))] }
+
+func (m *model) put(repo, name string, tags ...string) Put {
+	p := put(m.pid, repo, name+" of "+repo+m.pid.String(), tags...)
+	switch name {
+	case "i":
+		for _, child := range []string{"a", "b"} {
+			p.Refs = append(p.Refs, Ref{Digest: m.put(repo, child).Digest, Size: 402, Kind: RefManifest})
+		}
+	case "c":
+		p.Subject, p.ArtifactType = m.put(repo, "a").Digest, "application/vnd.test.sbom"
+	}
+	m.digests[repo+" "+name] = p.Digest
+	return p
+}
+
+func (m *model) step() error {
+	n := m.rng.IntN(modelNodes)
+	m.clocks[n].at = m.clocks[n].at.Add(time.Duration(m.rng.IntN(3)) * time.Millisecond)
+	switch r := m.rng.IntN(100); {
+	case r < 38:
+		return m.write(n)
+	case r < 44:
+		return m.burst(n)
+	case r < 48:
+		return m.cats[n].restart(m.ctx)
+	case r < 54:
+		return m.deliverLate()
+	default:
+		to := (n + 1 + m.rng.IntN(modelNodes-1)) % modelNodes
+		return m.exchange(n, to)
+	}
+}
+
+// request is one call and what came of it.
+type request struct {
+	put      *Put
+	repo     string
+	tag      string        // delete this tag
+	manifest digest.Digest // or this manifest
+	dot      Dot
+	err      error
+}
+
+func (m *model) request() *request {
+	repo := m.pick(modelRepos)
+	switch r := m.rng.IntN(10); {
+	case r < 6:
+		var tags []string
+		for range m.rng.IntN(3) {
+			tags = append(tags, m.pick(modelTags))
+		}
+		p := m.put(repo, m.pick(modelNames), tags...)
+		return &request{put: &p, repo: repo}
+	case r < 8:
+		return &request{repo: repo, tag: m.pick(modelTags)}
+	default:
+		return &request{repo: repo, manifest: m.put(repo, m.pick(modelNames)).Digest}
+	}
+}
+
+func (r *request) do(ctx context.Context, c *Catalog, pid identity.ProjectID) {
+	switch {
+	case r.put != nil:
+		r.dot, r.err = c.PutManifest(ctx, *r.put)
+	case r.tag != "":
+		r.dot, r.err = c.deleteTag(ctx, pid, r.repo, r.tag)
+	default:
+		r.dot, r.err = c.deleteManifest(ctx, pid, r.repo, r.manifest)
+	}
+}
+
+func (m *model) write(n int) error {
+	r := m.request()
+	r.do(m.ctx, m.cats[n], m.pid)
+	if err := m.account(n, r); err != nil {
+		return err
+	}
+	return m.compare(n)
+}
+
+// burst has several clients write at one node at once; the dots say in which
+// order they were committed.
+func (m *model) burst(n int) error {
+	rs := make([]*request, 3+m.rng.IntN(4))
+	var wg sync.WaitGroup
+	for i := range rs {
+		rs[i] = m.request()
+	}
+	for _, r := range rs {
+		wg.Go(func() { r.do(m.ctx, m.cats[n], m.pid) })
+	}
+	wg.Wait()
+	slices.SortFunc(rs, func(a, b *request) int { return compareDots(a.dot, b.dot) })
+	for _, r := range rs {
+		if r.err != nil { // what it did not find may have been there before or after
+			if !errors.Is(r.err, ErrNotFound) {
+				return r.err
+			}
+			continue
+		}
+		if err := m.account(n, r); err != nil {
+			return err
+		}
+	}
+	return m.compare(n)
+}
+
+// account notes an acknowledged request in the reference of its node.
+func (m *model) account(n int, r *request) error {
+	m.requests++
+	manifestKey := func(d digest.Digest) entryKey {
+		raw, _ := rawDigest(d)
+		return entryKey{kindManifest, r.repo, string(raw)}
+	}
+	type change struct {
+		key    entryKey
+		put    bool
+		digest string
+		only   string // kill only siblings with this digest
+	}
+	var changes []change
+	switch {
+	case r.put != nil:
+		for _, ref := range r.put.Refs {
+			if k := manifestKey(ref.Digest); ref.Kind == RefManifest && len(m.seen[n][k].live()) > 0 {
+				changes = append(changes, change{key: k, put: true})
+			}
+		}
+		changes = append(changes, change{key: manifestKey(r.put.Digest), put: true})
+		for _, t := range r.put.Tags {
+			k := entryKey{kindTag, r.repo, t}
+			if !slices.ContainsFunc(changes, func(c change) bool { return c.key == k }) {
+				changes = append(changes, change{key: k, put: true, digest: manifestKey(r.put.Digest).name})
+			}
+		}
+	case r.tag != "":
+		if k := (entryKey{kindTag, r.repo, r.tag}); len(m.seen[n][k].live()) > 0 {
+			changes = append(changes, change{key: k})
+		}
+	default:
+		if mk := manifestKey(r.manifest); len(m.seen[n][mk].live()) > 0 {
+			changes = append(changes, change{key: mk})
+			for _, t := range modelTags {
+				k := entryKey{kindTag, r.repo, t}
+				if slices.ContainsFunc(m.seen[n][k].live(), func(e *event) bool { return e.digest == mk.name }) {
+					changes = append(changes, change{key: k, only: mk.name})
+				}
+			}
+		}
+	}
+	if len(changes) == 0 {
+		if !errors.Is(r.err, ErrNotFound) {
+			return fmt.Errorf("delete of what node %d does not have: %v, want ErrNotFound", n, r.err)
+		}
+		return nil
+	}
+	if r.err != nil {
+		return fmt.Errorf("request at node %d: %w", n, r.err)
+	}
+	for _, ch := range changes {
+		h := m.seen[n][ch.key]
+		if h == nil {
+			h = history{}
+			m.seen[n][ch.key] = h
+		}
+		if h[r.dot] != nil {
+			return fmt.Errorf("node %d gave dot %s twice", n, r.dot)
+		}
+		e := &event{dot: r.dot, node: n, put: ch.put, digest: ch.digest, kills: map[Dot]bool{}}
+		if ch.only == "" {
+			e.carried = h.losing()
+			for d := range h {
+				e.kills[d] = true
+			}
+		} else {
+			for _, l := range h.live() {
+				if l.digest == ch.only {
+					e.kills[l.dot] = true
+				}
+			}
+		}
+		if ch.put {
+			impl, err := m.entry(n, ch.key)
+			if err != nil {
+				return err
+			}
+			// In a burst a later write may have replaced it: then its stamp decides nothing.
+			if i := slices.IndexFunc(impl.sibs, func(s sibling) bool { return s.dot == r.dot }); i >= 0 {
+				e.stamp = impl.sibs[i].stamp
+			}
+			for _, o := range h.live() {
+				if e.stamp != 0 && e.stamp <= o.stamp {
+					return fmt.Errorf("stamp %d of %s is not above what it had seen", e.stamp, r.dot)
+				}
+			}
+		}
+		h[r.dot] = e
+		m.expectConflicts(n, ch.key)
+	}
+	return nil
+}
+
+func (m *model) expectConflicts(n int, k entryKey) {
+	if k.kind != kindTag {
+		return
+	}
+	h := m.seen[n][k]
+	lost := h.losing()
+	for _, e := range h {
+		lost = append(lost, e.carried...)
+	}
+	for _, d := range lost {
+		if e := h[d]; e != nil && e.node == n {
+			m.expect[n][k.repo+" "+k.name+" "+d.String()] = true
+		}
+	}
+}
+
+func (m *model) entry(n int, k entryKey) (*entry, error) {
+	var e *entry
+	err := m.cats[n].view(func(r reader) (err error) { e, err = r.entry(m.pid, k); return err })
+	if e == nil {
+		e = &entry{}
+	}
+	return e, err
+}
+
+// compare holds a node's entries against its reference.
+func (m *model) compare(n int) error {
+	for k, h := range m.seen[n] {
+		e, err := m.entry(n, k)
+		if err != nil {
+			return err
+		}
+		var want, got []string
+		for _, l := range h.live() {
+			want = append(want, l.dot.String())
+		}
+		for _, s := range e.sibs {
+			got = append(got, s.dot.String())
+		}
+		if !slices.Equal(want, got) {
+			return fmt.Errorf("node %d has of %s %q: %v, want %v", n, k.repo, k.name, got, want)
+		}
+	}
+	return m.checkVector(n)
+}
+
+// checkVector: a node that claims to have seen a dot has heard of its request.
+func (m *model) checkVector(n int) error {
+	v, err := m.cats[n].Vector(m.pid)
+	if err != nil {
+		return err
+	}
+	for o := range m.seen {
+		for k, h := range m.seen[o] {
+			for d := range h {
+				if v.Covers(d) && m.seen[n][k][d] == nil {
+					return fmt.Errorf("node %d claims to have seen %s of %s %q, and has not", n, d, k.repo, k.name)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (m *model) snapshot(from int, p Page) (lateDelivery, error) {
+	out := lateDelivery{page: p}
+	checked, err := parsePage(p)
+	if err != nil {
+		return out, err
+	}
+	for _, a := range checked.entries {
+		h := history{}
+		for d, e := range m.seen[from][a.key] {
+			h[d] = e
+		}
+		out.keys, out.snap = append(out.keys, a.key), append(out.snap, h)
+	}
+	return out, nil
+}
+
+func (m *model) deliver(to int, d lateDelivery) (Applied, error) {
+	a, err := m.cats[to].ApplyPage(m.ctx, m.pid, d.page)
+	if err != nil {
+		return a, err
+	}
+	for i, k := range d.keys {
+		h := m.seen[to][k]
+		if h == nil {
+			h = history{}
+			m.seen[to][k] = h
+		}
+		for dot, e := range d.snap[i] {
+			h[dot] = e
+		}
+		m.expectConflicts(to, k)
+	}
+	return a, nil
+}
+
+func (m *model) deliverLate() error {
+	if len(m.late) == 0 {
+		return nil
+	}
+	to := m.rng.IntN(modelNodes)
+	if _, err := m.deliver(to, m.late[m.rng.IntN(len(m.late))]); err != nil {
+		return err
+	}
+	return m.compare(to)
+}
+
+// exchange brings to node to what node from has, in one of the ways in which
+// that can go.
+func (m *model) exchange(from, to int) error {
+	since, err := m.cats[to].Vector(m.pid)
+	if err != nil {
+		return err
+	}
+	mode := m.rng.IntN(10)
+	busy := m.rng.IntN(3) == 0 // others write meanwhile
+	var pages []lateDelivery
+	noted, err := m.cats[from].Delta(m.ctx, m.pid, since, 1, func(p Page) error {
+		d, err := m.snapshot(from, p)
+		if err != nil {
+			return err
+		}
+		pages = append(pages, d)
+		if busy && m.rng.IntN(2) == 0 {
+			if err := m.write(from); err != nil {
+				return err
+			}
+			return m.write(to)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if m.bad.noteLate {
+		if noted, err = m.cats[from].Vector(m.pid); err != nil {
+			return err
+		}
+	}
+	if len(pages) > 0 && m.rng.IntN(8) == 0 {
+		m.late = append(m.late, pages[m.rng.IntN(len(pages))])
+	}
+	complete := true
+	switch {
+	case mode < 6: // all in order
+	case mode < 8: // broken off, or pages lost
+		if len(pages) > 0 {
+			i := m.rng.IntN(len(pages))
+			if mode == 6 {
+				pages = pages[:i]
+			} else {
+				pages = slices.Delete(pages, i, i+1)
+			}
+			complete = false
+		}
+	default: // twice and in any order
+		pages = append(pages, pages...)
+		m.rng.Shuffle(len(pages), func(i, j int) { pages[i], pages[j] = pages[j], pages[i] })
+	}
+	for _, p := range pages {
+		if m.bad.adoptEarly {
+			if err := m.cats[to].Adopt(m.ctx, m.pid, since, noted); err != nil {
+				return err
+			}
+		}
+		if _, err := m.deliver(to, p); err != nil {
+			return err
+		}
+	}
+	if complete {
+		if err := m.cats[to].Adopt(m.ctx, m.pid, since, noted); err != nil {
+			return err
+		}
+	}
+	return m.compare(to)
+}
+
+// converge has everybody pull from everybody, and then wants one state.
+func (m *model) converge() error {
+	for range 3 {
+		for from := range modelNodes {
+			for to := range modelNodes {
+				if from != to {
+					if err := m.exchangeAll(from, to); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	all := map[entryKey]history{}
+	for n := range modelNodes {
+		for k, h := range m.seen[n] {
+			if all[k] == nil {
+				all[k] = history{}
+			}
+			for d, e := range h {
+				all[k][d] = e
+			}
+		}
+	}
+	var first Check
+	var vector Vector
+	for n := range modelNodes {
+		m.seen[n] = all // nobody may lack anything now
+		if err := m.compare(n); err != nil {
+			return err
+		}
+		stored, counted, err := m.cats[n].Recount(m.pid)
+		if err != nil {
+			return err
+		}
+		v, err := m.cats[n].Vector(m.pid)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			first, vector = stored, v
+		}
+		if stored != counted || stored != first {
+			return fmt.Errorf("node %d has the check %v, recounted %v; node 0 has %v", n, stored, counted, first)
+		}
+		if !v.Equal(vector) {
+			return fmt.Errorf("node %d has the vector %v, node 0 has %v", n, v, vector)
+		}
+		if err := m.checkConflicts(n); err != nil {
+			return err
+		}
+		if err := auditDerived(m.cats[n], m.pid); err != nil {
+			return fmt.Errorf("node %d: %w", n, err)
+		}
+	}
+	for _, l := range m.late { // old state can't bring anything back
+		a, err := m.cats[0].ApplyPage(m.ctx, m.pid, l.page)
+		if err != nil {
+			return err
+		}
+		if a.Changed != 0 {
+			return fmt.Errorf("an old page changed %d entries at node 0, which had seen everything", a.Changed)
+		}
+	}
+	return nil
+}
+
+func (m *model) exchangeAll(from, to int) error {
+	since, err := m.cats[to].Vector(m.pid)
+	if err != nil {
+		return err
+	}
+	noted, err := m.cats[from].Delta(m.ctx, m.pid, since, 4<<10, func(p Page) error {
+		d, err := m.snapshot(from, p)
+		if err != nil {
+			return err
+		}
+		_, err = m.deliver(to, d)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := m.cats[to].Adopt(m.ctx, m.pid, since, noted); err != nil {
+		return err
+	}
+	return m.compare(to)
+}
+
+func (m *model) checkConflicts(n int) error {
+	got := map[string]bool{}
+	err := m.cats[n].view(func(r reader) error {
+		return r.scan(prefixPID(tabConflict, m.pid), nil, true, func(key, value []byte) (bool, error) {
+			_, d, repo, tag, ok := parseConflict(key)
+			if !ok {
+				return false, damaged(key)
+			}
+			got[repo+" "+tag+" "+d.String()] = true
+			return true, proto.Unmarshal(value, &rowpb.Conflict{})
+		})
+	})
+	if err != nil {
+		return err
+	}
+	for k := range m.expect[n] {
+		if !got[k] {
+			return fmt.Errorf("node %d did not report the conflict %s", n, k)
+		}
+	}
+	for k := range got {
+		if !m.expect[n][k] {
+			return fmt.Errorf("node %d reported %s, which is no conflict", n, k)
+		}
+	}
+	return nil
+}
+
+var histories = flag.Int("histories", 40, "random histories of TestModel, about 50 ms each")
+
+func TestModel(t *testing.T) {
+	f := newFleet(t, mistakes{})
+	base := uint64(time.Now().UnixNano())
+	for i := range *histories {
+		if err := f.run(t.Context(), base+uint64(i), 60, mistakes{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestModel_FindsPlantedMistakes shows that the model would not pass with a
+// catalogue, or a carrier of pages, that is wrong.
+func TestModel_FindsPlantedMistakes(t *testing.T) {
+	for name, bad := range map[string]mistakes{
+		"merge ignores contexts": {merge: func(here, in *entry, purged Vector) *entry {
+			out := merge(here, in, purged)
+			for _, e := range []*entry{here, in} {
+				if e != nil {
+					for _, s := range e.sibs {
+						if !out.has(s.dot) {
+							out.sibs = append(out.sibs, s)
+						}
+					}
+				}
+			}
+			out.sort()
+			return out
+		}},
+		"merge takes in what was deleted here": {merge: func(here, in *entry, purged Vector) *entry {
+			out := merge(here, in, purged)
+			for _, s := range in.sibs {
+				if !out.has(s.dot) {
+					out.sibs = append(out.sibs, s)
+				}
+			}
+			out.sort()
+			return out
+		}},
+		"merge lets the last stamp win": {merge: func(here, in *entry, purged Vector) *entry {
+			out := merge(here, in, purged)
+			if w := out.winner(); w != nil {
+				out.sibs = []sibling{*w}
+			}
+			return out
+		}},
+		"merge takes over the sender's context": {merge: func(here, in *entry, purged Vector) *entry {
+			out := merge(here, in, purged)
+			out.ctx = in.ctx.Clone()
+			for _, s := range out.sibs {
+				out.ctx[s.dot.Inc] = max(out.ctx[s.dot.Inc], s.dot.Seq)
+			}
+			return out
+		}},
+		"merge forgets losers": {merge: func(here, in *entry, purged Vector) *entry {
+			out := merge(here, in, purged)
+			out.losers = nil
+			return out
+		}},
+		"vector adopted before the last page": {adoptEarly: true},
+		"vector noted after the pages":        {noteLate: true},
+		"numbers given again after a restart": {reuseSeq: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet(t, bad)
+			start := time.Now()
+			const most = 300
+			for i := range uint64(most) {
+				if err := f.run(t.Context(), i, 60, bad); err != nil {
+					t.Logf("found in history %d after %v: %s", i, time.Since(start).Round(time.Millisecond), firstLine(err))
+					return
+				}
+			}
+			t.Errorf("not found in %d histories", most)
+		})
+	}
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return strings.ToValidUTF8(line, "?")
+}
