@@ -63,8 +63,8 @@ func (f *fsm) Apply(l *raft.Log) any {
 		return applied{err: err}
 	}
 	res, err := f.state.Apply(l.Index, &env)
-	var unsupported *state.UnsupportedError
-	if errors.As(err, &unsupported) {
+	var refusal *command.Error
+	if err != nil && !errors.As(err, &refusal) {
 		f.halt(err)
 		return applied{err: err}
 	}

@@ -67,12 +67,13 @@ func (e *UnsupportedError) Error() string {
 // errNoMesh answers every command before the first.
 var errNoMesh = &command.Error{Code: command.CodeInvalid, Message: "there is no mesh yet: the first command makes one"}
 
-// Apply applies one command. A refusal is a *command.Error; an
-// *UnsupportedError means that the node must stop (see the package's comment).
+// Apply applies one command. A refusal is a *command.Error; any other error, an
+// *UnsupportedError above all, means that nothing was applied and that the node
+// must stop (see the package's comment).
 func (s *State) Apply(index uint64, env *command.Envelope) (command.Result, error) {
 	cur := s.view.Load()
 	if index <= cur.index {
-		return command.Result{}, &UnsupportedError{Index: index, Reason: fmt.Sprintf("an entry that comes after index %d", cur.index)}
+		return command.Result{}, fmt.Errorf("state: entry %d came when %d was applied already", index, cur.index)
 	}
 	known := command.Known(env.GetType()) && env.GetMinLevel() <= command.Level
 	if !known && !command.CanIgnore(env.GetType()) {

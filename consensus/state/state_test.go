@@ -1,0 +1,555 @@
+package state
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protodelim"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/identity"
+)
+
+var t0 = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// node makes a record with a key that depends on seed alone.
+func node(seed byte) *command.Node {
+	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{seed}, 32))
+	box := bytes.Repeat([]byte{seed + 100}, 32)
+	return &command.Node{Id: key.Public().(ed25519.PublicKey), BoxKey: box, BoxSignature: ed25519.Sign(key, append([]byte("portolan box key v1\x00"), box...)),
+		StoreId: bytes.Repeat([]byte{seed}, 16), Host: fmt.Sprintf("h%d", seed), GossipPort: 1, ControlPort: 2, DataPort: 3, Level: 1, Version: "v"}
+}
+
+func id16(b byte) []byte { return bytes.Repeat([]byte{b}, 16) }
+
+func hash(s string) []byte { h := sha256.Sum256([]byte(s)); return h[:] }
+
+// machine applies commands with made-up request ids.
+type machine struct {
+	*State
+	t     *testing.T
+	index uint64
+	now   time.Time
+}
+
+func newMachine(t *testing.T) *machine { return &machine{State: New(), t: t, now: t0} }
+
+func (m *machine) do(actor string, body proto.Message) (command.Result, error) {
+	m.t.Helper()
+	m.index++
+	env, err := command.New(actor, m.now, body)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	env.RequestId = binary.BigEndian.AppendUint64(make([]byte, 8), m.index)
+	return m.Apply(m.index, env)
+}
+
+func (m *machine) must(body proto.Message) int64 {
+	m.t.Helper()
+	res, err := m.do("user:admin", body)
+	if err != nil {
+		m.t.Fatalf("%T: %v", body, err)
+	}
+	return res.ID
+}
+
+func meshCreate() *command.MeshCreate {
+	return &command.MeshCreate{MeshId: id16(9), Site: "ams", Node: node(1), GossipKey: make([]byte, 32), LibraryProjectId: id16(8), AdminPasswordHash: "$argon2id$admin", RaftGeneration: id16(7)}
+}
+
+// built is a machine with something of everything.
+func built(t *testing.T) *machine {
+	t.Helper()
+	m := newMachine(t)
+	m.must(meshCreate())
+	tok := m.must(&command.TokenCreate{Site: "fra", SecretHash: hash("s"), ExpiresUnixNs: t0.Add(time.Hour).UnixNano()})
+	m.must(&command.NodeJoin{TokenId: tok, SecretHash: hash("s"), Site: "fra", Node: node(2)})
+	m.must(&command.TokenCreate{Site: "sgp", SecretHash: hash("u"), ExpiresUnixNs: t0.Add(time.Hour).UnixNano()})
+	ann := m.must(&command.UserCreate{Name: "ann", PasswordHash: "$argon2id$ann", Email: "ann@example.org"})
+	prod := m.must(&command.ProjectCreate{ProjectId: id16(1), Name: "prod", OwnerId: ann, Sites: []string{"fra", "ams", "fra"}})
+	m.must(&command.MemberSet{ProjectId: prod, UserId: 2, Role: int32(Guest)})
+	gone := m.must(&command.ProjectCreate{ProjectId: id16(2), Name: "gone"})
+	m.must(&command.ProjectDelete{Id: gone})
+	m.must(&command.RuleCreate{Rule: &command.Rule{Name: "everywhere", Projects: []string{"prod"}, AllSites: true}})
+	if _, err := m.do("user:admin", &command.ProjectCreate{ProjectId: id16(3), Name: "prod"}); err == nil {
+		t.Fatal("second prod")
+	}
+	return m
+}
+
+func TestMeshCreate(t *testing.T) {
+	m := newMachine(t)
+	if _, err := m.do("system", &command.SetLevel{Level: 2}); !errors.Is(err, errNoMesh) {
+		t.Fatal(err)
+	}
+	m.must(meshCreate())
+	v := m.View()
+	if v.Mesh().ID != (identity.MeshID)(id16(9)) || v.Mesh().Profile != "lan" || v.Mesh().Level != 1 || !v.Mesh().CreatedAt.Equal(t0) {
+		t.Errorf("mesh: %+v", v.Mesh())
+	}
+	if p, ok := v.Project("library"); !ok || !p.Public {
+		t.Errorf("library: %+v, %v", p, ok)
+	}
+	admin, ok := v.User("ADMIN")
+	if !ok || !admin.Admin || admin.Name != "admin" {
+		t.Errorf("admin: %+v, %v", admin, ok)
+	}
+	p, _ := v.Project("library")
+	if mem, ok := v.Member(p.ID, admin.ID); !ok || mem.Role != ProjectAdmin || mem.UserName != "admin" {
+		t.Errorf("admin's role in library: %+v, %v", mem, ok)
+	}
+	if _, err := m.do("system", meshCreate()); !errors.Is(err, &command.Error{Code: command.CodeExists}) {
+		t.Errorf("second mesh: %v", err)
+	}
+	if s := v.ContentSites(); len(s) != 1 || s[0].Name != "ams" || len(v.NodesOf("ams")) != 1 {
+		t.Errorf("sites: %+v", s)
+	}
+}
+
+func TestCommands_Refusals(t *testing.T) {
+	pub := true
+	no := false
+	m := built(t)
+	v := m.View()
+	prod, _ := v.Project("prod")
+	admin, _ := v.User("admin")
+	ann, _ := v.User("ann")
+	rule, _ := v.Rule("everywhere")
+	used, fresh := v.Tokens()[0], v.Tokens()[1]
+	exp := t0.Add(time.Hour).UnixNano()
+	bad := func(f func(*command.Node)) *command.Node { n := node(3); f(n); return n }
+	join := func(n *command.Node) *command.NodeJoin {
+		return &command.NodeJoin{TokenId: fresh.ID, SecretHash: hash("u"), Site: "sgp", Node: n}
+	}
+	for _, c := range []struct {
+		name string
+		body proto.Message
+		code command.Code
+		want string
+	}{
+		{"level down", &command.SetLevel{Level: 1}, command.CodeConflict, "never goes down"},
+		{"level above a node's", &command.SetLevel{Level: 2}, command.CodeConflict, "upgrade it first"},
+		{"token with a bad site name", &command.TokenCreate{Site: "Fra!", SecretHash: hash("x"), ExpiresUnixNs: exp}, command.CodeInvalid, "not a site name"},
+		{"token for site all", &command.TokenCreate{Site: "all", SecretHash: hash("x"), ExpiresUnixNs: exp}, command.CodeInvalid, "every site"},
+		{"token for a taken site", &command.TokenCreate{Site: "fra", SecretHash: hash("x"), ExpiresUnixNs: exp}, command.CodeExists, "taken"},
+		{"token with a short hash", &command.TokenCreate{Site: "nyc", SecretHash: []byte("x"), ExpiresUnixNs: exp}, command.CodeInvalid, "32 bytes"},
+		{"token of the past", &command.TokenCreate{Site: "nyc", SecretHash: hash("x"), ExpiresUnixNs: t0.UnixNano()}, command.CodeInvalid, "longer than now"},
+		{"token for ever", &command.TokenCreate{Site: "nyc", SecretHash: hash("x"), ExpiresUnixNs: t0.Add(2 * MaxTokenFor).UnixNano()}, command.CodeInvalid, "90 days"},
+		{"no such token to delete", &command.TokenDelete{Id: 999}, command.CodeNotFound, "no token 999"},
+		{"join with an unknown token", &command.NodeJoin{TokenId: 999, SecretHash: hash("u"), Site: "sgp", Node: node(3)}, command.CodeDenied, "not known here"},
+		{"join with a wrong secret", &command.NodeJoin{TokenId: fresh.ID, SecretHash: hash("x"), Site: "sgp", Node: node(3)}, command.CodeDenied, "not known here"},
+		{"join as another site", &command.NodeJoin{TokenId: fresh.ID, SecretHash: hash("u"), Site: "nyc", Node: node(3)}, command.CodeInvalid, `for site "sgp"`},
+		{"join with a used token", &command.NodeJoin{TokenId: used.ID, SecretHash: hash("s"), Site: "fra", Node: node(3)}, command.CodeUsed, "used already"},
+		{"join of a member", join(node(1)), command.CodeExists, "member already"},
+		{"join with another's store", join(bad(func(n *command.Node) { n.StoreId = id16(1) })), command.CodeExists, "belongs to site ams"},
+		{"join without a store", join(bad(func(n *command.Node) { n.StoreId = nil })), command.CodeInvalid, "store id"},
+		{"join without a key", join(bad(func(n *command.Node) { n.Id = nil })), command.CodeInvalid, "node ID of 0 bytes"},
+		{"join without a box key", join(bad(func(n *command.Node) { n.BoxKey = nil })), command.CodeInvalid, "box key of 32"},
+		{"join with a stranger's box key", join(bad(func(n *command.Node) { n.BoxSignature = node(1).BoxSignature })), command.CodeInvalid, "not signed"},
+		{"join without a host", join(bad(func(n *command.Node) { n.Host = "" })), command.CodeInvalid, "--advertise"},
+		{"join with a port of 70000", join(bad(func(n *command.Node) { n.DataPort = 70000 })), command.CodeInvalid, "not a port"},
+		{"join without a level", join(bad(func(n *command.Node) { n.Level = 0 })), command.CodeInvalid, "level"},
+		{"update of no member", &command.NodeUpdate{Node: node(3)}, command.CodeNotFound, "not a member"},
+		{"update to another's store", &command.NodeUpdate{Node: func() *command.Node { n := node(1); n.StoreId = id16(2); return n }()}, command.CodeExists, "belongs to site fra"},
+		{"project with a bad name", &command.ProjectCreate{ProjectId: id16(5), Name: "Prod"}, command.CodeInvalid, "not a project name"},
+		{"project with a long name", &command.ProjectCreate{ProjectId: id16(5), Name: strings.Repeat("a", 256)}, command.CodeInvalid, "not a project name"},
+		{"project with a slash", &command.ProjectCreate{ProjectId: id16(5), Name: "a/b"}, command.CodeInvalid, "not a project name"},
+		{"project without an id", &command.ProjectCreate{Name: "x"}, command.CodeInvalid, "16 random bytes"},
+		{"project twice", &command.ProjectCreate{ProjectId: id16(5), Name: "prod"}, command.CodeExists, `project "prod" already`},
+		{"project with a deleted one's name", &command.ProjectCreate{ProjectId: id16(5), Name: "gone"}, command.CodeExists, "taken until then"},
+		{"project with a taken id", &command.ProjectCreate{ProjectId: id16(1), Name: "x"}, command.CodeExists, "taken"},
+		{"project of nobody's", &command.ProjectCreate{ProjectId: id16(5), Name: "x", OwnerId: 999}, command.CodeInvalid, "no user 999"},
+		{"project at no site", &command.ProjectCreate{ProjectId: id16(5), Name: "x", Sites: []string{"nyc"}}, command.CodeInvalid, `no site "nyc"`},
+		{"no such project to update", &command.ProjectUpdate{Id: 999, Public: &pub}, command.CodeNotFound, "no project 999"},
+		{"project changed meanwhile", &command.ProjectUpdate{Id: prod.ID, Public: &pub, IfVersion: 7}, command.CodeConflict, "version 1, not 7"},
+		{"no such project to delete", &command.ProjectDelete{Id: 999}, command.CodeNotFound, "no project 999"},
+		{"project to delete changed meanwhile", &command.ProjectDelete{Id: prod.ID, IfVersion: 7}, command.CodeConflict, "changed meanwhile"},
+		{"user with a bad name", &command.UserCreate{Name: "a b", PasswordHash: "x"}, command.CodeInvalid, "not a user name"},
+		{"user with a colon", &command.UserCreate{Name: "a:b", PasswordHash: "x"}, command.CodeInvalid, "not a user name"},
+		{"user twice, other case", &command.UserCreate{Name: "ANN", PasswordHash: "x"}, command.CodeExists, `user "ann" already`},
+		{"user without a password", &command.UserCreate{Name: "bob"}, command.CodeInvalid, "needs a password"},
+		{"user with a novel", &command.UserCreate{Name: "bob", PasswordHash: "x", Comment: strings.Repeat("a", 2000)}, command.CodeInvalid, "comment"},
+		{"no such user to update", &command.UserUpdate{Id: 999}, command.CodeNotFound, "no user 999"},
+		{"user changed meanwhile", &command.UserUpdate{Id: ann.ID, IfVersion: 7}, command.CodeConflict, "changed meanwhile"},
+		{"last administrator down", &command.UserUpdate{Id: admin.ID, Admin: &no}, command.CodeInvalid, "last administrator"},
+		{"last administrator away", &command.UserDelete{Id: admin.ID}, command.CodeInvalid, "last administrator"},
+		{"no such user to delete", &command.UserDelete{Id: 999}, command.CodeNotFound, "no user 999"},
+		{"member of no project", &command.MemberSet{ProjectId: 999, UserId: ann.ID, Role: 1}, command.CodeNotFound, "no project 999"},
+		{"member who is nobody", &command.MemberSet{ProjectId: prod.ID, UserId: 999, Role: 1}, command.CodeNotFound, "no user 999"},
+		{"member with no role", &command.MemberSet{ProjectId: prod.ID, UserId: ann.ID, Role: 9}, command.CodeInvalid, "not a role"},
+		{"no such member", &command.MemberDelete{ProjectId: prod.ID, MemberId: 999}, command.CodeNotFound, "no member 999"},
+		{"rule twice", &command.RuleCreate{Rule: &command.Rule{Name: "everywhere", Projects: []string{"*"}, AllSites: true}}, command.CodeExists, "already"},
+		{"rule with a bad name", &command.RuleCreate{Rule: &command.Rule{Name: "a b", Projects: []string{"*"}, AllSites: true}}, command.CodeInvalid, "not a rule name"},
+		{"rule called 12", &command.RuleCreate{Rule: &command.Rule{Name: "12", Projects: []string{"*"}, AllSites: true}}, command.CodeInvalid, "digits alone"},
+		{"rule for nothing", &command.RuleCreate{Rule: &command.Rule{Name: "r", AllSites: true}}, command.CodeInvalid, "names no project"},
+		{"rule to nowhere", &command.RuleCreate{Rule: &command.Rule{Name: "r", Projects: []string{"*"}}}, command.CodeInvalid, "must name sites"},
+		{"rule to all and some", &command.RuleCreate{Rule: &command.Rule{Name: "r", Projects: []string{"*"}, AllSites: true, Sites: []string{"fra"}}}, command.CodeInvalid, "not both"},
+		{"rule to no site", &command.RuleCreate{Rule: &command.Rule{Name: "r", Projects: []string{"*"}, Sites: []string{"nyc"}}}, command.CodeInvalid, `no site "nyc"`},
+		{"rule with an empty pattern", &command.RuleCreate{Rule: &command.Rule{Name: "r", Projects: []string{"*"}, Tags: []string{""}, AllSites: true}}, command.CodeInvalid, "pattern for tags"},
+		{"rule with too many patterns", &command.RuleCreate{Rule: &command.Rule{Name: "r", Projects: slices.Repeat([]string{"a"}, 101), AllSites: true}}, command.CodeInvalid, "too many"},
+		{"no such rule to update", &command.RuleUpdate{Id: 999}, command.CodeNotFound, "no rule 999"},
+		{"rule changed meanwhile", &command.RuleUpdate{Id: rule.ID, IfVersion: 7}, command.CodeConflict, "changed meanwhile"},
+		{"no such rule to delete", &command.RuleDelete{Id: 999}, command.CodeNotFound, "no rule 999"},
+		{"rule to delete changed meanwhile", &command.RuleDelete{Id: rule.ID, IfVersion: 7}, command.CodeConflict, "changed meanwhile"},
+		{"mesh twice", meshCreate(), command.CodeExists, "made already"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			before := rows(t, m.View())
+			_, err := m.do("user:admin", c.body)
+			var refusal *command.Error
+			if !errors.As(err, &refusal) || refusal.Code != c.code || !strings.Contains(refusal.Message, c.want) {
+				t.Fatalf("%v, want code %s and %q", err, c.code, c.want)
+			}
+			if rows(t, m.View()) != before {
+				t.Fatal("a refused command changed something")
+			}
+		})
+	}
+}
+
+// rows is everything in a view but its index and the answers it remembers.
+func rows(t *testing.T, v *View) string {
+	t.Helper()
+	var b strings.Builder
+	for r := range v.records {
+		if r.GetRequest() == nil {
+			b.WriteString(r.String() + "\n")
+		}
+	}
+	return b.String()
+}
+
+func TestNodeUpdate_OfAnotherNode_IsDenied(t *testing.T) {
+	m := built(t)
+	id, _ := identity.NodeIDFromBytes(node(2).Id)
+	if _, err := m.do("node:"+id.String(), &command.NodeUpdate{Node: node(1)}); !errors.Is(err, &command.Error{Code: command.CodeDenied}) {
+		t.Fatal(err)
+	}
+	n := node(2)
+	n.Host, n.StoreId = "elsewhere", id16(77)
+	if _, err := m.do("node:"+id.String(), &command.NodeUpdate{Node: n}); err != nil {
+		t.Fatal(err)
+	}
+	v := m.View()
+	if row, _ := v.Node(id); row.Host != "elsewhere" || row.Site != "fra" || !row.JoinedAt.Equal(t0) {
+		t.Fatalf("%+v", row)
+	}
+	if _, ok := v.NodeOfStore(identity.StoreID(id16(2))); ok {
+		t.Fatal("the old store is still there")
+	}
+	if row, ok := v.NodeOfStore(identity.StoreID(id16(77))); !ok || row.ID != id {
+		t.Fatal("the new store is not there")
+	}
+}
+
+func TestJoin_RepeatedByTheSameNode_AndExpired(t *testing.T) {
+	m := built(t)
+	v := m.View()
+	used, fresh := v.Tokens()[0], v.Tokens()[1]
+	m.now = t0.Add(2 * time.Hour) // both have expired
+	again := &command.NodeJoin{TokenId: used.ID, SecretHash: hash("s"), Site: "fra", Node: node(2)}
+	fra, _ := v.Site("fra")
+	if id := m.must(again); id != fra.ID {
+		t.Fatalf("site %d, want %d", id, fra.ID)
+	}
+	if _, err := m.do("system", &command.NodeJoin{TokenId: fresh.ID, SecretHash: hash("u"), Site: "sgp", Node: node(3)}); !errors.Is(err, &command.Error{Code: command.CodeExpired}) {
+		t.Fatal(err)
+	}
+	// Time does not run back with a leader whose clock does.
+	m.now = t0
+	if _, err := m.do("system", &command.NodeJoin{TokenId: fresh.ID, SecretHash: hash("u"), Site: "sgp", Node: node(3)}); !errors.Is(err, &command.Error{Code: command.CodeExpired}) {
+		t.Fatal(err)
+	}
+}
+
+func TestEdits(t *testing.T) {
+	m := built(t)
+	v := m.View()
+	prod, _ := v.Project("prod")
+	ann, _ := v.User("ann")
+	if !slices.Equal(prod.Sites, []string{"ams", "fra"}) || !v.MayRest(prod, "fra") || v.MayRest(prod, "sgp") {
+		t.Errorf("residency: %v", prod.Sites)
+	}
+	pub := true
+	m.must(&command.ProjectUpdate{Id: prod.ID, Public: &pub, IfVersion: 1})
+	if p, _ := m.View().Project("prod"); !p.Public || p.Version != 2 {
+		t.Errorf("project: %+v", p)
+	}
+	mem := m.View().Members(prod.ID)
+	if len(mem) != 2 {
+		t.Fatalf("members: %+v", mem)
+	}
+	if again := m.must(&command.MemberSet{ProjectId: prod.ID, UserId: 2, Role: int32(Maintainer)}); again != mem[0].ID {
+		t.Errorf("a new role made a new member")
+	}
+	m.must(&command.MemberDelete{ProjectId: prod.ID, MemberId: mem[0].ID})
+	if _, ok := m.View().Member(prod.ID, 2); ok {
+		t.Error("the member is still there")
+	}
+	mail, admin := "a@example.org", true
+	m.must(&command.UserUpdate{Id: ann.ID, Email: &mail, Admin: &admin})
+	first, _ := m.View().User("admin")
+	m.must(&command.UserDelete{Id: first.ID})
+	if _, ok := m.View().User("admin"); ok {
+		t.Error("the deleted user is still there")
+	}
+	for p := range m.View().Projects() {
+		if p.Name == "gone" {
+			t.Error("a deleted project is listed")
+		}
+		for _, mm := range m.View().Members(p.ID) {
+			if mm.UserID == first.ID {
+				t.Error("a deleted user is still a member")
+			}
+		}
+	}
+	if p, ok := m.View().ProjectByPID(identity.ProjectID(id16(2))); !ok || !p.Deleted() {
+		t.Error("a deleted project's id must stay")
+	}
+	rule, _ := m.View().Rule("everywhere")
+	m.must(&command.RuleUpdate{Id: rule.ID, IfVersion: rule.Version, Rule: &command.Rule{Name: "two", Projects: []string{"*"}, Sites: []string{"fra"}}})
+	if _, ok := m.View().Rule("everywhere"); ok {
+		t.Error("the old name still works")
+	}
+	if r, ok := m.View().Rule(fmt.Sprint(rule.ID)); !ok || r.Name != "two" || r.Version != 2 {
+		t.Errorf("rule by id: %+v", r)
+	}
+	m.must(&command.RuleDelete{Id: rule.ID})
+	tok := m.View().Tokens()[1]
+	m.must(&command.TokenDelete{Id: tok.ID})
+	if _, ok := m.View().Token(tok.ID); ok {
+		t.Error("the token is still there")
+	}
+}
+
+func TestRequest_IsAppliedOnce_AndForgottenAtLast(t *testing.T) {
+	m := newMachine(t)
+	m.must(meshCreate())
+	env, err := command.New("user:admin", t0, &command.UserCreate{Name: "ann", PasswordHash: "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused, err := command.New("user:admin", t0, &command.UserDelete{Id: 999})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := m.Apply(100, env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, no := m.Apply(101, refused)
+	again, err := m.Apply(102, env)
+	if err != nil || again.ID != first.ID || again.Index != 102 {
+		t.Fatalf("%+v, %v", again, err)
+	}
+	if _, err := m.Apply(103, refused); err == nil || err.Error() != no.Error() {
+		t.Fatalf("%v, want %v", err, no)
+	}
+	m.index = 200
+	for i := range maxRequests + 10 {
+		_, _ = m.do("user:admin", &command.UserDelete{Id: int64(1000 + i)})
+	}
+	if n := m.View().requests.Len(); n != maxRequests || m.View().requestAge.Len() != n {
+		t.Fatalf("%d answers are remembered, want %d", n, maxRequests)
+	}
+	if _, err := m.Apply(m.index+1, env); !errors.Is(err, &command.Error{Code: command.CodeExists}) {
+		t.Fatalf("a forgotten request: %v", err)
+	}
+}
+
+func TestApply_OldIndex_Stops(t *testing.T) {
+	m := built(t)
+	env, err := command.New("system", t0, &command.SetLevel{Level: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refusal *command.Error
+	if _, err := m.Apply(1, env); err == nil || errors.As(err, &refusal) {
+		t.Fatal(err)
+	}
+}
+
+func TestView_IsImmutable_AndChangedFires(t *testing.T) {
+	m := built(t)
+	before, changed := m.View(), m.Changed()
+	dump := rows(t, before)
+	m.must(&command.UserCreate{Name: "bob", PasswordHash: "x"})
+	if _, ok := before.User("bob"); ok || rows(t, before) != dump {
+		t.Fatal("an old view changed")
+	}
+	select {
+	case <-changed:
+	default:
+		t.Fatal("Changed did not fire")
+	}
+}
+
+func TestSnapshot_RoundTrip(t *testing.T) {
+	m := built(t)
+	var b, again bytes.Buffer
+	if err := m.View().Snapshot(&b); err != nil {
+		t.Fatal(err)
+	}
+	s := New()
+	if err := s.Restore(bytes.NewReader(b.Bytes())); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.View().Snapshot(&again); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(b.Bytes(), again.Bytes()) {
+		t.Fatal("a restored state is another one")
+	}
+	// And it goes on the same way, request ids and ids included.
+	r := &machine{State: s, t: t, index: m.index, now: m.now}
+	env, err := command.New("user:admin", t0, &command.UserCreate{Name: "bob", PasswordHash: "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	env.RequestId = binary.BigEndian.AppendUint64(make([]byte, 8), 5) // seen before
+	a, aerr := m.Apply(1000, env)
+	c, cerr := r.Apply(1000, env)
+	if a != c || aerr != nil || cerr != nil {
+		t.Fatalf("%+v %v, %+v %v", a, aerr, c, cerr)
+	}
+	m.index, r.index = 1000, 1000
+	if m.must(&command.UserCreate{Name: "eve", PasswordHash: "x"}) != 0 && r.must(&command.UserCreate{Name: "eve", PasswordHash: "x"}) == 0 {
+		t.Fatal("no id")
+	}
+	if rows(t, m.View()) != rows(t, r.View()) {
+		t.Fatal("the two went apart")
+	}
+}
+
+func TestRestore_AllOrNothing(t *testing.T) {
+	m := built(t)
+	var b bytes.Buffer
+	if err := m.View().Snapshot(&b); err != nil {
+		t.Fatal(err)
+	}
+	for n := range b.Len() {
+		s := New()
+		before := s.View()
+		if err := s.Restore(bytes.NewReader(b.Bytes()[:n])); err == nil {
+			t.Fatalf("a snapshot cut after %d of %d bytes was taken", n, b.Len())
+		}
+		if s.View() != before {
+			t.Fatalf("a snapshot cut after %d bytes left something", n)
+		}
+	}
+	if err := m.Restore(bytes.NewReader(b.Bytes())); err != nil { // not later: nothing changes
+		t.Fatal(err)
+	}
+	for _, h := range []*command.SnapshotHeader{{Format: snapshotFormat + 1, Level: 1, Index: 1}, {Format: 1, Level: command.Level + 1, Index: 1}} {
+		var newer bytes.Buffer
+		if _, err := protodelim.MarshalTo(&newer, h); err != nil {
+			t.Fatal(err)
+		}
+		var u *UnsupportedError
+		if err := New().Restore(&newer); !errors.As(err, &u) || !strings.Contains(err.Error(), "start a newer version") {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestApply_IsDeterministic: two machines that are given the same commands are
+// the same, to the byte.
+func TestApply_IsDeterministic(t *testing.T) {
+	var dumps [2]bytes.Buffer
+	for i := range dumps {
+		if err := built(t).View().Snapshot(&dumps[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(dumps[0].Bytes(), dumps[1].Bytes()) {
+		t.Fatal("the same commands gave two states")
+	}
+}
+
+// TestState_ReadsNothingFromOutside: a clock, a random number, a file or an
+// address would make each node's state its own.
+func TestState_ReadsNothingFromOutside(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, imp := range f.Imports {
+			path := strings.Trim(imp.Path.Value, `"`)
+			for _, no := range []string{"math/rand", "math/rand/v2", "crypto/rand", "os", "net", "runtime", "github.com/google/uuid"} {
+				if path == no {
+					t.Errorf("%s imports %s: values from outside must arrive in the commands", name, path)
+				}
+			}
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			if sel, ok := n.(*ast.SelectorExpr); ok {
+				if x, ok := sel.X.(*ast.Ident); ok && x.Name == "time" && slices.Contains([]string{"Now", "Since", "Until", "After", "Sleep", "NewTimer", "NewTicker", "Tick", "AfterFunc", "Local"}, sel.Sel.Name) {
+					t.Errorf("%s uses time.%s: times must arrive in the commands", name, sel.Sel.Name)
+				}
+			}
+			return true
+		})
+	}
+}
+
+func TestUser_LogHasNoHash(t *testing.T) {
+	u, _ := built(t).View().User("ann")
+	if s := u.LogValue().String(); strings.Contains(s, "argon2id") {
+		t.Fatal(s)
+	}
+}
+
+func TestRole_Names(t *testing.T) {
+	for r := ProjectAdmin; r <= LimitedGuest; r++ {
+		if got, err := ParseRole(r.String()); err != nil || got != r {
+			t.Errorf("%s: %v, %v", r, got, err)
+		}
+	}
+	if _, err := ParseRole("king"); err == nil {
+		t.Error("king")
+	}
+}
+
+func FuzzRestore(f *testing.F) {
+	m := newMachine(&testing.T{})
+	if _, err := m.do("system", meshCreate()); err != nil {
+		f.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := m.View().Snapshot(&b); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b.Bytes())
+	f.Fuzz(func(t *testing.T, in []byte) {
+		s := New()
+		if err := s.Restore(bytes.NewReader(in)); err != nil {
+			return
+		}
+		if err := s.View().Snapshot(io.Discard); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
