@@ -24,6 +24,8 @@ var (
 	ErrUnsupportedDigest = units.ErrUnsupportedDigest
 	// ErrUploadBusy says that another request is writing to this upload.
 	ErrUploadBusy = blobs.ErrUploadBusy
+	// ErrWrongOffset says that a chunk does not begin where the upload stands.
+	ErrWrongOffset = errors.New("chunk does not begin where the upload stands: ask for the upload's offset and go on from there")
 	// ErrTooManyUploads says that the number of open uploads is at its bound.
 	ErrTooManyUploads = blobs.ErrTooManyUploads
 	// ErrTooLarge is an upload above Config.MaxUpload.

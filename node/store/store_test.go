@@ -270,6 +270,27 @@ func TestUpload_SecondWriterIsBusy(t *testing.T) {
 	holds(t, s, want)
 }
 
+func TestUpload_At(t *testing.T) {
+	s := newStore(t)
+	b := content(1, 50_000)
+	u := upload(t, s)
+	if _, err := u.At(0).Append(t.Context(), bytes.NewReader(b[:20_000])); err != nil {
+		t.Fatal(err)
+	}
+	for _, off := range []int64{0, 19_999, 20_001} {
+		if _, err := u.At(off).Append(t.Context(), bytes.NewReader(b[off:])); !errors.Is(err, ErrWrongOffset) {
+			t.Errorf("append at %d: %v", off, err)
+		}
+		if _, err := u.At(off).Finish(t.Context(), bytes.NewReader(b[off:]), digest.FromBytes(b), link); !errors.Is(err, ErrWrongOffset) {
+			t.Errorf("finish at %d: %v", off, err)
+		}
+	}
+	if _, err := u.At(20_000).Finish(t.Context(), bytes.NewReader(b[20_000:]), digest.FromBytes(b), link); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, s, b)
+}
+
 func TestPutBytes_And_PutFetched(t *testing.T) {
 	s := newStore(t)
 	for i, size := range sizes {

@@ -18,8 +18,26 @@ import (
 // writer while it runs; another one at the same time gets ErrUploadBusy. There
 // is nothing to close.
 type Upload struct {
-	s *Store
-	u *blobs.Upload
+	s  *Store
+	u  *blobs.Upload
+	at int64 // where Append and Finish must find the upload; below 0: anywhere
+}
+
+// At gives a handle whose Append and Finish answer ErrWrongOffset unless the
+// upload stands at off when their turn comes. Comparing with Offset before the
+// call is not enough: two requests with the same chunk may both do that.
+func (u *Upload) At(off int64) *Upload { return &Upload{s: u.s, u: u.u, at: off} }
+
+// acquire makes the caller the writer, at the right place.
+func (u *Upload) acquire() error {
+	if err := u.u.Acquire(); err != nil {
+		return err
+	}
+	if u.at >= 0 && u.at != u.u.Size() {
+		defer u.u.Release()
+		return fmt.Errorf("upload %s: %w: it is at %d, not %d", u.ID(), ErrWrongOffset, u.u.Size(), u.at)
+	}
+	return nil
 }
 
 // CreateUpload begins an upload and gives its id, a UUID.
@@ -37,7 +55,7 @@ func (s *Store) Upload(_ context.Context, id string) (*Upload, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Upload{s: s, u: u}, nil
+	return &Upload{s: s, u: u, at: -1}, nil
 }
 
 // ID is the upload's UUID.
@@ -50,7 +68,7 @@ func (u *Upload) Offset() int64 { return u.u.Offset() }
 // came before is kept and n says how much; if the disk is full (ErrNoSpace) or
 // the content too large (ErrTooLarge), nothing of it is kept.
 func (u *Upload) Append(ctx context.Context, r io.Reader) (n int64, err error) {
-	if err := u.u.Acquire(); err != nil {
+	if err := u.acquire(); err != nil {
 		return 0, err
 	}
 	defer u.u.Release()
@@ -70,7 +88,7 @@ func (u *Upload) Finish(ctx context.Context, r io.Reader, want digest.Digest, li
 	if err := units.CheckDigest(want); err != nil {
 		return Descriptor{}, err
 	}
-	if err := u.u.Acquire(); err != nil {
+	if err := u.acquire(); err != nil {
 		return Descriptor{}, err
 	}
 	defer u.u.Release()
@@ -220,7 +238,7 @@ func (s *Store) PutBytes(ctx context.Context, b []byte, link Link) (Descriptor, 
 	if err != nil {
 		return Descriptor{}, err
 	}
-	u := &Upload{s: s, u: f}
+	u := &Upload{s: s, u: f, at: -1}
 	desc, err := u.Finish(ctx, bytes.NewReader(b), d, link)
 	if err != nil {
 		if cerr := u.Cancel(); cerr != nil && !errors.Is(cerr, ErrNotFound) {

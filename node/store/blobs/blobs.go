@@ -61,7 +61,8 @@ type Config struct {
 type Store struct {
 	cfg  Config
 	log  *slog.Logger
-	bufs sync.Pool // of *[]byte, copyBuffer long
+	bufs sync.Pool            // of *[]byte, copyBuffer long
+	sync func(*os.File) error // syncData; tests let it fail
 
 	mu       sync.Mutex
 	uploads  map[string]*Upload // those touched since the start
@@ -75,6 +76,7 @@ func Open(cfg Config) (*Store, error) {
 	s := &Store{
 		cfg:      cfg,
 		log:      cfg.Logger,
+		sync:     syncData,
 		uploads:  make(map[string]*Upload),
 		partials: make(map[digest.Digest]*Partial),
 	}

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -342,6 +343,63 @@ func TestUpload_NoSpace_KeepsWhatWasAcknowledged(t *testing.T) {
 	}
 	add(t, u, want[20_000:])
 	install(t, s, u, want)
+}
+
+// A sync that failed once is never believed later.
+func TestSyncFails_NothingIsKept(t *testing.T) {
+	s := open(t, t.TempDir())
+	b := content(4, 50_000)
+	once := func() {
+		s.sync = func(*os.File) error { s.sync = syncData; return syscall.EIO }
+	}
+	u := begin(t, s)
+	add(t, u, b[:1000])
+	once()
+	if err := u.Acquire(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := u.Append(t.Context(), bytes.NewReader(b), false)
+	u.Release()
+	if !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	if _, err := s.Upload(u.ID()); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("the upload goes on: %v", err)
+	}
+
+	u = begin(t, s)
+	if err := u.Acquire(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Append(t.Context(), bytes.NewReader(b), true); err != nil {
+		t.Fatal(err)
+	}
+	once()
+	if err := u.Install(digest.FromBytes(b), nil); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	if err := u.Settle(); err != nil {
+		t.Fatal(err)
+	}
+	u.Release()
+	if s.Has(digest.FromBytes(b), int64(len(b))) {
+		t.Fatal("the blob is there")
+	}
+
+	p := fetch(t, s, b)
+	if err := p.Put(0, b); err != nil {
+		t.Fatal(err)
+	}
+	once()
+	for range 2 {
+		if err := p.Install(); !errors.Is(err, errUnsyncedPartial) {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Close(); !errors.Is(err, errUnsyncedPartial) {
+		t.Fatal(err)
+	}
+	noLeftovers(t, s)
 }
 
 func TestOpen_WrongSizeOrGone_IsCorrupt(t *testing.T) {

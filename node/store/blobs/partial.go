@@ -36,6 +36,7 @@ type Partial struct {
 
 	// Lock order: saving, then mu. Neither is held while a unit is verified.
 	saving sync.Mutex // one checkpoint at a time
+	lost   bool       // guarded by saving: a sync failed, nobody knows what is on the disk
 
 	mu       sync.RWMutex // guards what is below; read-held across file reads and writes
 	f        *os.File     // nil once closed
@@ -160,6 +161,25 @@ func (p *Partial) loadMap() {
 	}
 }
 
+// sync makes what was written durable. After a failure it never succeeds again:
+// the system may have dropped what it could not write and call it clean. The
+// caller holds saving.
+func (p *Partial) sync() error {
+	if p.lost {
+		return errUnsyncedPartial
+	}
+	err := p.s.sync(p.f)
+	if err == nil {
+		return nil
+	}
+	p.lost = true
+	err = errors.Join(mapError(err), errUnsyncedPartial)
+	if rerr := os.Remove(p.path(extMap)); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	return err
+}
+
 // save makes the units that are here durable and notes them, so that a restart
 // goes on from there.
 func (p *Partial) save() error {
@@ -175,8 +195,8 @@ func (p *Partial) save() error {
 	}
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 	// Promise: a unit that the map names is on the disk: data before map.
-	if err := syncData(p.f); err != nil {
-		return errors.Join(mapError(err), errUnsyncedPartial, os.Remove(p.path(extMap)))
+	if err := p.sync(); err != nil {
+		return err
 	}
 	// By rename, and not synced: a power cut leaves this map, an older one, or a
 	// torn one that its checksum gives away.
@@ -303,8 +323,8 @@ func (p *Partial) Install() error {
 		return err
 	}
 	// Promise: the bytes are on the disk before a name says that they are.
-	if err := p.f.Sync(); err != nil {
-		return errors.Join(mapError(err), errUnsyncedPartial, os.Remove(p.path(extMap)))
+	if err := p.sync(); err != nil {
+		return err
 	}
 	// Promise: from here on the name exists with all bytes or not at all.
 	if err := p.s.moveInto(p.path(extData), p.s.blobPath(p.rec.Digest)); err != nil {
@@ -346,7 +366,7 @@ func (p *Partial) end(remove bool) error {
 	}
 	err := p.f.Close()
 	p.f = nil
-	if remove || p.moved || p.useless {
+	if remove || p.moved || p.useless || p.lost {
 		err = errors.Join(err, p.remove())
 	}
 	p.forget()

@@ -44,6 +44,7 @@ type Upload struct {
 	data   *os.File
 	ckpt   *os.File
 	small  []byte // the whole content, if it never went to a file
+	lost   bool   // a sync failed: nobody knows what is on the disk
 	gone   bool
 }
 
@@ -185,6 +186,9 @@ func (u *Upload) back(offset int64) error {
 // Settle brings an upload whose commit came to nothing back to a state from
 // which its client can go on or try again.
 func (u *Upload) Settle() error {
+	if u.lost {
+		return u.Discard()
+	}
 	var err error
 	if u.small != nil {
 		err = u.back(u.durable.Load())
@@ -263,6 +267,8 @@ func (u *Upload) Append(ctx context.Context, r io.Reader, last bool) (int64, err
 	switch {
 	case err == nil && last:
 		return n, nil
+	case u.lost:
+		return 0, errors.Join(err, u.Discard())
 	case errors.Is(err, ErrNoSpace), errors.Is(err, ErrTooLarge):
 		if u.back(start) != nil {
 			return 0, errors.Join(err, u.Discard())
@@ -270,7 +276,7 @@ func (u *Upload) Append(ctx context.Context, r io.Reader, last bool) (int64, err
 		return 0, err
 	}
 	if cerr := u.checkpoint(u.hasher.Size(), u.hasher.States()); cerr != nil {
-		if errors.Is(cerr, ErrNoSpace) {
+		if errors.Is(cerr, ErrNoSpace) && !u.lost {
 			if u.back(start) == nil {
 				return 0, cerr
 			}
@@ -391,7 +397,10 @@ func (u *Upload) checkpoint(size int64, states []units.State) error {
 	}
 	// Promise: the offset that we answer is on the disk. Before the entry, which
 	// must never claim more than there is.
-	if err := syncData(f); err != nil {
+	if err := u.s.sync(f); err != nil {
+		// The system may have dropped what it could not write and call it clean:
+		// a second sync that succeeds would prove nothing.
+		u.lost = true
 		return fmt.Errorf("upload %s: %w", u.id, errors.Join(mapError(err), errUnsyncedUpload))
 	}
 	var entry []byte
@@ -458,8 +467,9 @@ func (u *Upload) Install(d digest.Digest, list *units.List) error {
 		return mapError(err)
 	}
 	// Promise: the bytes are on the disk before a name says that they are.
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync blob %s: %w", d, mapError(err))
+	if err := u.s.sync(f); err != nil {
+		u.lost = true
+		return fmt.Errorf("sync blob %s: %w", d, errors.Join(mapError(err), errUnsyncedUpload))
 	}
 	// Promise: from here on the name exists with all bytes or not at all.
 	if err := u.s.moveInto(u.path(extData), u.s.blobPath(d)); err != nil {
