@@ -91,8 +91,12 @@ func why(p mesh.Presence) string {
 	switch {
 	case p.Error != "":
 		return p.Error
+	case p.Complete && p.Evictable:
+		return "pulled here; may go when room is needed"
 	case !p.Covered && !p.Complete:
 		return "no rule brings it here"
+	case !p.Complete:
+		return p.Reason
 	}
 	return ""
 }

@@ -126,7 +126,7 @@ type Tag struct {
 	Conflicts []digest.Digest `json:"conflicts,omitempty" doc:"What other sites pushed under this name at the same time"`
 }
 
-// Question is what Placement is asked.
+// Question is what Placement is asked. It converts to transfer.Question.
 type Question struct {
 	PID        identity.ProjectID
 	Repository string // below the project
@@ -137,7 +137,8 @@ type Question struct {
 	Sites []string
 }
 
-// Presence is what one site has of an artifact.
+// Presence is what one site has of an artifact. Its fields are those of
+// transfer.SiteStatus, in their order: one converts to the other.
 type Presence struct {
 	Site      string          `json:"site"`
 	Reachable bool            `json:"reachable" doc:"The site answered"`
@@ -145,8 +146,10 @@ type Presence struct {
 	TagDigest digest.Digest   `json:"tag_digest,omitempty" doc:"What the tag gives there; empty: it is not known there"`
 	Total     int             `json:"total" doc:"Blobs and manifests that belong to the artifact"`
 	Missing   []digest.Digest `json:"missing,omitempty" doc:"Those of them that the site does not durably hold"`
+	Evictable bool            `json:"evictable,omitempty" doc:"It holds some of it only because somebody pulled it there"`
 	Complete  bool            `json:"complete" doc:"It durably holds all of them, and the tag gives the digest"`
 	Covered   bool            `json:"covered" doc:"A rule wants the artifact there, or it was pushed there"`
+	Reason    string          `json:"reason,omitempty" doc:"Why the site's last attempt to get it ended early"`
 }
 
 // Where says which sites have an image.
