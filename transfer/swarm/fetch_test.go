@@ -142,7 +142,7 @@ func TestFetch_HoldersThatAreDownAreNamed(t *testing.T) {
 	if _, err := b.swarm.OpenBlob(t.Context(), w); !errors.As(err, &u) {
 		t.Fatalf("got %v", err)
 	}
-	if d := time.Since(at); d > time.Second {
+	if d := time.Since(at); d > 10*time.Second {
 		t.Fatalf("the client was told after %s", d)
 	}
 }
@@ -163,7 +163,7 @@ func TestOpenBlob_SilentHolderThatIsThoughtDown(t *testing.T) {
 	if _, err := b.swarm.OpenBlob(t.Context(), w); !errors.As(err, &u) || len(u.Sites) != 1 {
 		t.Fatalf("got %v", err)
 	}
-	if d := time.Since(at); d > 1500*time.Millisecond {
+	if d := time.Since(at); d > 10*time.Second {
 		t.Fatalf("the client was told after %s", d)
 	}
 	eventually(t, "the flight is dropped", func() bool { return len(b.swarm.Progress()) == 0 })
@@ -196,6 +196,7 @@ func TestFetch_HolderKilledMidway(t *testing.T) {
 
 func TestFetch_StalledHolderIsReplaced(t *testing.T) {
 	l := newLab(t)
+	l.stall = time.Second
 	a, b, c := l.start(), l.start(), l.start()
 	data := content(odd)
 	w := a.put(data)
@@ -426,6 +427,7 @@ func TestFetch_ResumesAfterARestart(t *testing.T) {
 
 func TestFetch_RemovedMemberIsCutOffMidway(t *testing.T) {
 	l := newLab(t)
+	l.stall = time.Second
 	a, b := l.start(), l.start()
 	w := a.put(content(odd))
 	l.held(a)
@@ -465,6 +467,7 @@ func TestFetch_DeniedProject(t *testing.T) {
 // A stream from the pool whose other end is gone costs no failover.
 func TestFetch_HolderThatRestarted(t *testing.T) {
 	l := newLab(t)
+	l.stall = time.Second
 	a, b := l.start(), l.start()
 	w1, data := a.put(content(mib)), content(2*mib)
 	l.held(a)

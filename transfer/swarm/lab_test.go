@@ -38,7 +38,8 @@ var project = identity.NewProjectID()
 
 // lab is a mesh of nodes with real hosts on loopback and real stores.
 type lab struct {
-	t testing.TB
+	t     testing.TB
+	stall time.Duration // long, but in tests of stalls: machines that test are busy
 
 	mu      sync.Mutex
 	members map[identity.NodeID]*net.TCPAddr
@@ -58,7 +59,7 @@ type node struct {
 }
 
 func newLab(t testing.TB) *lab {
-	return &lab{t: t, members: map[identity.NodeID]*net.TCPAddr{}, down: map[identity.NodeID]bool{}, denied: map[identity.NodeID]bool{}}
+	return &lab{t: t, stall: time.Minute, members: map[identity.NodeID]*net.TCPAddr{}, down: map[identity.NodeID]bool{}, denied: map[identity.NodeID]bool{}}
 }
 
 func (l *lab) lookup(id identity.NodeID) (string, int, bool) {
@@ -144,7 +145,8 @@ func (n *node) config(log *slog.Logger) Config {
 			return !l.down[id]
 		},
 		Registerer: prometheus.NewRegistry(),
-		Stall:      2 * time.Second,
+		Stall:      l.stall,
+		Answer:     time.Minute,
 	}
 }
 

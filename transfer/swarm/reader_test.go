@@ -234,6 +234,7 @@ func TestOpenBlob_RangesOfAnArrivingBlobOverHTTP(t *testing.T) {
 
 func TestOpenBlob_FailsWhenNobodyGoesOn(t *testing.T) {
 	l := newLab(t)
+	l.stall = time.Second
 	a, b := l.start(), l.start()
 	l.held(a)
 	w := a.put(content(odd))

@@ -14,8 +14,10 @@ const (
 	// sessionIdle is how long an unused stream is kept: its window has grown, a
 	// new one would have to start again.
 	sessionIdle = 2 * time.Minute
-	// maxIdle bounds the unused streams kept per holder.
-	maxIdle = 8
+	// maxIdle bounds the unused streams kept per holder, maxIdleAll over all: the
+	// windows that they have grown count against those of streams in use.
+	maxIdle    = 4
+	maxIdleAll = 32
 	// maxSessions bounds the streams to one holder, below what its host admits
 	// (32 per protocol). The last ones are for flights that a client waits for.
 	maxSessions           = 28
@@ -30,6 +32,7 @@ type sessions struct {
 
 	mu    sync.Mutex
 	peers map[identity.NodeID]*peerSessions
+	idle  int // over all peers
 }
 
 type peerSessions struct {
@@ -80,6 +83,7 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, urgent <-chan 
 	if n := len(ps.idle); n > 0 {
 		ss = ps.idle[n-1]
 		ps.idle = ps.idle[:n-1]
+		p.idle--
 	}
 	p.mu.Unlock()
 	if ss == nil {
@@ -148,12 +152,33 @@ func (p *sessions) put(ps *peerSessions, ss *session, reuse bool) {
 	p.mu.Lock()
 	if p.ctx.Err() == nil && len(ps.idle) < maxIdle {
 		ps.idle = append(ps.idle, ss)
+		p.idle++
 		ss = nil
+		if p.idle > maxIdleAll {
+			ss = p.oldest()
+		}
 	}
 	p.mu.Unlock()
 	if ss != nil {
 		_ = ss.st.Close()
 	}
+}
+
+// oldest takes out the idle stream that was unused for longest; mu is held.
+func (p *sessions) oldest() *session {
+	var from *peerSessions
+	for _, ps := range p.peers {
+		if len(ps.idle) > 0 && (from == nil || ps.idle[0].used.Before(from.idle[0].used)) {
+			from = ps
+		}
+	}
+	if from == nil {
+		return nil
+	}
+	ss := from.idle[0]
+	from.idle = append([]*session(nil), from.idle[1:]...)
+	p.idle--
+	return ss
 }
 
 // reap closes what was not used since.
@@ -169,6 +194,7 @@ func (p *sessions) reap(since time.Time) {
 				keep = append(keep, ss)
 			}
 		}
+		p.idle -= len(ps.idle) - len(keep)
 		ps.idle = keep
 		if len(ps.idle) == 0 && len(ps.all) == 0 && len(ps.background) == 0 {
 			delete(p.peers, node) // a get that holds on to it at worst doubles the bound once

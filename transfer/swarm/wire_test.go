@@ -240,6 +240,7 @@ func FuzzSession(f *testing.F) {
 	o.server().handle(context.Background(), identity.NodeID{}, st)
 	f.Add(st.out.Bytes(), true)
 	f.Add(frame(f, &Answer{Id: 1, Status: Status_STATUS_BUSY, Last: true}), false)
+	buf := make([]byte, mib)
 	f.Fuzz(func(t *testing.T, in []byte, known bool) {
 		ss := &session{stall: time.Second, st: &script{in: bytes.NewReader(in)}}
 		ss.pending = []run{{id: 1, next: 2, end: 3, record: true}, {id: 2, next: 0, end: 2}}
@@ -248,7 +249,6 @@ func FuzzSession(f *testing.F) {
 			k := layoutOf(o.rec.Size)
 			l = &k
 		}
-		buf := make([]byte, mib)
 		for {
 			got, err := ss.receive(l, buf)
 			var refused *refusedError
