@@ -12,6 +12,7 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/portolan/portolan/consensus/state"
@@ -31,6 +32,8 @@ type Config struct {
 	// TrustedProxies may say, by X-Forwarded-*, which host, scheme and client
 	// a request really has. Nobody else is believed.
 	TrustedProxies []netip.Prefix
+	// Metrics takes the counters; nil: none are published.
+	Metrics prometheus.Registerer
 }
 
 // Access decides who is asking and what they may do. See the package comment.
@@ -44,6 +47,7 @@ type Access struct {
 	flights  singleflight.Group
 
 	failures failures
+	logins   *prometheus.CounterVec
 	tokens   *lru.Cache[[32]byte, *claims]
 
 	// decoy is checked when there is no such user, so that the answer takes as
@@ -94,9 +98,17 @@ func New(cfg Config) (*Access, error) {
 	if a.failures.by, err = lru.New[failureKey, *failure](cachedFailures); err != nil {
 		return nil, fmt.Errorf("access: %w", err)
 	}
-	if a.decoy, err = HashPassword(rand.Text()); err != nil {
-		return nil, fmt.Errorf("access: %w", err)
+	a.logins = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "portolan_registryapi_logins_total", Help: "Checks of name and password, by outcome: checked, remembered, refused, throttled (after failures), busy (too many at once).",
+	}, []string{"outcome"})
+	if cfg.Metrics != nil {
+		if err := cfg.Metrics.Register(a.logins); err != nil {
+			return nil, fmt.Errorf("access: register metrics: %w", err)
+		}
 	}
+	random := make([]byte, argonSaltBytes+argonKeyBytes)
+	_, _ = rand.Read(random)
+	a.decoy = formatPHC(random[:argonSaltBytes], random[argonSaltBytes:])
 	return a, nil
 }
 

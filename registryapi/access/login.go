@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -29,26 +30,35 @@ func (a *Access) Login(r *http.Request, name, password string) (Subject, error) 
 	// account from the same address must not shut its owner's clients out.
 	if until, ok := a.checked.Get(key); ok && known {
 		if a.cfg.Now().Before(until) {
+			a.logins.WithLabelValues("remembered").Inc()
 			return subject, nil
 		}
 		a.checked.Remove(key)
 	}
 	fk := failureKey{account: strings.ToLower(name), addr: a.ClientAddr(r)}
 	if wait := a.failures.wait(fk, a.cfg.Now()); wait > 0 {
+		a.logins.WithLabelValues("throttled").Inc()
 		return Subject{}, &TooMany{Reason: "too many failed logins for this account from this address", RetryAfter: wait}
 	}
 
 	// The same credentials asked at the same moment (a client's parallel
 	// requests) are one check.
 	v, err, _ := a.flights.Do(string(key[:]), func() (any, error) { return a.check(hash, password) })
+	if errors.Is(err, ErrPasswordHash) {
+		a.cfg.Logger.Error("login impossible", slog.String("user", name), slog.Any("error", err))
+		return Subject{}, ErrCredentials
+	}
 	if err != nil {
+		a.logins.WithLabelValues("busy").Inc()
 		return Subject{}, err
 	}
 	if ok := v.(bool); !ok || !known {
+		a.logins.WithLabelValues("refused").Inc()
 		wait := a.failures.add(fk, a.cfg.Now())
 		a.cfg.Logger.Warn("login refused", slog.String("user", name), slog.String("address", fk.addr.String()), slog.Duration("wait", wait))
 		return Subject{}, ErrCredentials
 	}
+	a.logins.WithLabelValues("checked").Inc()
 	a.failures.clear(fk)
 	a.checked.Add(key, a.cfg.Now().Add(checkedFor))
 	return subject, nil

@@ -48,8 +48,12 @@ func HashPassword(password string) (string, error) {
 	salt := make([]byte, argonSaltBytes)
 	_, _ = rand.Read(salt) // never fails (Go 1.24)
 	key := argon2.IDKey([]byte(password), salt, argonTime, argonMemoryKiB, argonThreads, argonKeyBytes)
+	return formatPHC(salt, key), nil
+}
+
+func formatPHC(salt, key []byte) string {
 	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s", argon2.Version, argonMemoryKiB, argonTime, argonThreads,
-		base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key)), nil
+		base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key))
 }
 
 // VerifyPassword reports whether password is the one that phc was made of. It

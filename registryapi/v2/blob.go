@@ -59,6 +59,7 @@ func (h *Handler) getBlob(q *request) error {
 	b, err := h.cfg.Store.Open(ctx, d)
 	if err == nil {
 		defer func() { _ = b.Close() }()
+		h.metrics.served.WithLabelValues(fromStore).Inc()
 		var content io.ReadSeeker = b
 		if f := b.File(); f != nil {
 			content = f // sendfile
@@ -77,6 +78,7 @@ func (h *Handler) getBlob(q *request) error {
 		return err
 	}
 	defer func() { _ = arriving.Close() }()
+	h.metrics.served.WithLabelValues(fromMesh).Inc()
 	h.serveContent(q, d, "application/octet-stream", arriving)
 	return nil
 }

@@ -100,6 +100,11 @@ func (h *Handler) writeError(w http.ResponseWriter, r *http.Request, err error) 
 		h.log.Error("registry request failed", slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Any("error", err))
 		e = refuse(errcode.ErrorCodeUnknown, "site %s could not do this: see the node's log", h.cfg.Site)
 	}
+	if len(e.errs) > 0 {
+		if coder, ok := e.errs[0].(errcode.ErrorCoder); ok {
+			h.metrics.refused.WithLabelValues(coder.ErrorCode().String()).Inc()
+		}
+	}
 	for k, v := range e.header {
 		w.Header()[k] = v
 	}

@@ -179,12 +179,16 @@ func TestExchanges(t *testing.T) {
 		{"its tag is gone", "admin", "GET", "/v2/prod/app/manifests/multi", nil, nil, 404, nil, "MANIFEST_UNKNOWN"},
 		{"its children are not", "admin", "HEAD", "/v2/prod/app/manifests/" + d(img), nil, nil, 200, nil, ""},
 		{"manifest that is not there", "admin", "DELETE", "/v2/prod/app/manifests/" + none, nil, nil, 404, nil, "MANIFEST_UNKNOWN"},
-		{"blob that nothing needs", "admin", "DELETE", "/v2/prod/app/blobs/" + d([]byte("whole")), nil, nil, 202, nil, ""},
-		{"is gone", "admin", "HEAD", "/v2/prod/app/blobs/" + d([]byte("whole")), nil, nil, 404, nil, ""},
-		{"blob again", "admin", "DELETE", "/v2/prod/app/blobs/" + d([]byte("whole")), nil, nil, 404, nil, "BLOB_UNKNOWN"},
+		{"unneeded blob", "admin", "DELETE", "/v2/prod/app/blobs/" + d([]byte("whole")), nil, nil, 202, nil, ""},
+		{"unneeded blob is gone", "admin", "HEAD", "/v2/prod/app/blobs/" + d([]byte("whole")), nil, nil, 404, nil, ""},
+		{"unneeded blob again", "admin", "DELETE", "/v2/prod/app/blobs/" + d([]byte("whole")), nil, nil, 404, nil, "BLOB_UNKNOWN"},
 	}
+	_, deletesBlobs := any(s.v2.catalog).(leaseEnder)
 	for _, c := range rows {
-		ok := t.Run(c.name, func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
+			if !deletesBlobs && strings.HasPrefix(c.name, "unneeded blob") {
+				t.Skip("the catalogue cannot end a lease: blobs stay until theirs is over")
+			}
 			e := s.do(c.user, c.method, c.path, bytes.NewReader(c.body), c.header...)
 			if e.StatusCode != c.code || !strings.Contains(string(e.body), c.text) {
 				t.Fatalf("%s %s: %d %s\nwant %d with %q", c.method, c.path, e.StatusCode, clip(string(e.body)), c.code, clip(c.text))
@@ -200,6 +204,5 @@ func TestExchanges(t *testing.T) {
 				t.Errorf("an answer to HEAD has a body: %s", e.body)
 			}
 		})
-		_ = ok
 	}
 }

@@ -20,7 +20,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/consensus/command"
-	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 )
@@ -144,6 +143,9 @@ func TestElsewhere(t *testing.T) {
 	}
 	mesh.broken[digest.FromBytes(bad)] = 200_000
 	s.do("dev", "PUT", "/v2/prod/app/manifests/1", bytes.NewReader(image(config, far, bad)), "Content-Type", imageType).want(t, 201)
+	if len(mesh.accepted) != 1 || mesh.accepted[0] != digest.FromBytes(image(config, far, bad)) {
+		t.Errorf("the mesh heard of %v", mesh.accepted)
+	}
 	path := "/v2/prod/app/blobs/" + digest.FromBytes(far).String()
 
 	if e := s.do("guest", "GET", path, nil).want(t, 200); !bytes.Equal(e.body, far) || e.ContentLength != int64(len(far)) {
@@ -229,7 +231,6 @@ func TestResidency(t *testing.T) {
 	if !within(s.project("far"), s.project("prod")) || within(s.project("prod"), s.project("far")) {
 		t.Error("what may be anywhere may be mounted where a project is kept, not the other way")
 	}
-	_ = state.Project{}
 }
 
 func TestNoSpace(t *testing.T) {

@@ -74,6 +74,9 @@ func FuzzRoute(f *testing.F) {
 		if !strings.HasPrefix(path, "/v2/") || strings.ContainsAny(path, "?#%") || strings.Contains(path, "//") || strings.Contains(path, "/.") {
 			return // not a plain path
 		}
+		if strings.HasSuffix(path, "/") && path != "/v2/" && !strings.HasSuffix(path, "/blobs/uploads/") {
+			return // distribution redirects these; no client sends them
+		}
 		for _, c := range path {
 			if c <= ' ' || c > '~' {
 				return

@@ -67,6 +67,10 @@ func (h *Handler) putManifest(q *request) error {
 		}
 		return err
 	}
+	if h.cfg.Claimer != nil {
+		h.cfg.Claimer.Accepted(q.project.PID, q.repo, d)
+	}
+	h.metrics.pushed.WithLabelValues(pushedManifest).Inc()
 	h.log.Info("pushed", slog.String("repository", q.name()), slog.Any("tags", tags), slog.String("digest", d.String()), slog.String("actor", put.Actor))
 
 	head := q.w.Header()

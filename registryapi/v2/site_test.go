@@ -226,6 +226,8 @@ type elsewhere struct {
 	broken  map[digest.Digest]int // fails after that many bytes
 	down    []string              // sites that cannot be reached
 	asked   int
+
+	accepted []digest.Digest
 }
 
 func (e *elsewhere) Available(_ context.Context, w Want) error {
@@ -262,6 +264,10 @@ func (e *elsewhere) Claim(_ context.Context, _ identity.ProjectID, _ string, wan
 		}
 	}
 	return c, nil
+}
+
+func (e *elsewhere) Accepted(_ identity.ProjectID, _ string, d digest.Digest) {
+	e.accepted = append(e.accepted, d)
 }
 
 func (e *elsewhere) PullProject(context.Context, identity.ProjectID) ([]string, error) {

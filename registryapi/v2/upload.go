@@ -96,6 +96,9 @@ func (h *Handler) mounted(q *request, d digest.Digest) (bool, error) {
 	if absent(err) {
 		return false, nil
 	}
+	if err == nil {
+		h.metrics.pushed.WithLabelValues(pushedMount).Inc()
+	}
 	return err == nil, err
 }
 
@@ -257,7 +260,11 @@ func (h *Handler) finish(q *request, up *store.Upload, want digest.Digest) error
 	if errors.Is(err, store.ErrNotFound) {
 		return uploadUnknown(q.route.ref)
 	}
-	return bodyError(err)
+	if err != nil {
+		return bodyError(err)
+	}
+	h.metrics.pushed.WithLabelValues(pushedBlob).Inc()
+	return nil
 }
 
 // bodyError tells the client's fault from the node's.

@@ -14,6 +14,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	dist "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
@@ -60,6 +61,9 @@ type Claim struct {
 // sure that it stays where it is until this site has fetched it.
 type Claimer interface {
 	Claim(ctx context.Context, pid identity.ProjectID, repo string, want []Want) (Claim, error)
+	// Accepted tells of a manifest that is in the catalogue now. It does not
+	// block.
+	Accepted(pid identity.ProjectID, repo string, d digest.Digest)
 }
 
 // Refresher brings the project's entries of other sites here, within bounds of
@@ -96,7 +100,9 @@ type Config struct {
 	Site   string
 	Limits Limits
 	Logger *slog.Logger
-	Now    func() time.Time
+	Now    func() time.Time // judges leases; nil is time.Now
+	// Metrics takes the counters; nil: none are published.
+	Metrics prometheus.Registerer
 }
 
 // Handler answers /v2/.
@@ -104,6 +110,7 @@ type Handler struct {
 	cfg     Config
 	log     *slog.Logger
 	catalog *catalog.Catalog
+	metrics *metrics
 }
 
 // New makes the handler; it starts nothing.
@@ -123,7 +130,11 @@ func New(cfg Config) (*Handler, error) {
 	if cfg.Limits.PageEntries <= 0 {
 		cfg.Limits.PageEntries = defaultPageEntries
 	}
-	return &Handler{cfg: cfg, log: cfg.Logger, catalog: cfg.Store.Catalog()}, nil
+	m, err := newMetrics(cfg.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	return &Handler{cfg: cfg, log: cfg.Logger, catalog: cfg.Store.Catalog(), metrics: m}, nil
 }
 
 // request is one request with what has been found out about it.
