@@ -44,7 +44,7 @@ func Binary(t testing.TB) string {
 			return
 		}
 		binary = filepath.Join(dir, "portolan")
-		out, err := exec.Command("go", "build", "-trimpath", "-o", binary, "github.com/portolan/portolan/cmd/portolan").CombinedOutput()
+		out, err := exec.Command("go", "build", "-o", binary, "github.com/portolan/portolan/cmd/portolan").CombinedOutput()
 		if err != nil {
 			errBuild = fmt.Errorf("go build: %w\n%s", err, out)
 		}
