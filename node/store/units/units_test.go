@@ -166,6 +166,9 @@ func TestVerify_RefusesEverythingElse(t *testing.T) {
 		case "index":
 			bad, at = good, rapid.SampledFrom([]int{-1, l.Units(), 1 << 40}).Draw(t, "index")
 		}
+		if at == i && bytes.Equal(bad, good) {
+			t.Skip("foreign bytes that are the same by chance: units can be one byte long")
+		}
 		if err := l.Verify(at, bad); !errors.Is(err, ErrBadUnit) {
 			t.Fatalf("unit %d: %v", at, err)
 		}
