@@ -46,7 +46,7 @@ func showWhere(w io.Writer, where mesh.Where) {
 	fmt.Fprintln(w)
 	var rows [][]string
 	for _, p := range where.Sites {
-		rows = append(rows, []string{p.Site, condition(where, p), held(p), fmt.Sprint(len(p.Missing)), tagAt(where, p), why(p)})
+		rows = append(rows, []string{p.Site, condition(where, p), held(p), missing(p), tagAt(where, p), why(p)})
 	}
 	table(w, []string{"SITE", "STATE", "HELD", "MISSING", "TAG", "NOTE"}, rows)
 }
@@ -74,10 +74,19 @@ func held(p mesh.Presence) string {
 	return fmt.Sprintf("%d/%d", max(p.Total-len(p.Missing), 0), p.Total)
 }
 
+func missing(p mesh.Presence) string {
+	if !p.Reachable {
+		return "?"
+	}
+	return fmt.Sprint(len(p.Missing))
+}
+
 func tagAt(w mesh.Where, p mesh.Presence) string {
 	switch {
 	case w.Tag == "":
 		return "-"
+	case !p.Reachable:
+		return "?"
 	case p.TagDigest == "":
 		return "unknown"
 	case p.TagDigest == w.Digest:

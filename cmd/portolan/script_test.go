@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"flag"
+	"io"
+	"log/slog"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/registryapi"
+	"github.com/portolan/portolan/registryapi/apitest"
+	"github.com/portolan/portolan/registryapi/harbor"
+	"github.com/portolan/portolan/registryapi/mesh"
+)
+
+var update = flag.Bool("update", false, "rewrite the scripts' expected outputs; read the difference")
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"portolan": main})
+}
+
+// TestScripts runs the real command against a node's real API: control state,
+// rights and catalogue are the node's own, only what other sites would answer
+// is said by the script (presence).
+//
+// Beside testscript's own commands there are
+//
+//	push IMAGE TEXT            an image arrives in the catalogue
+//	presence SITE WORDS…       what the site answers of any image: reachable, complete, covered, missing=N
+//	lose SITES… | heal         the majority is out of reach, or back
+//	settle                     the last stdout to the file got, with TIME, DIGEST, NODE… for what differs each time
+//	onedoc                     the last stdout is exactly one JSON document
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		UpdateScripts:       *update,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup:               setup,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"push": func(ts *testscript.TestScript, _ bool, args []string) {
+				repo, tag, _ := strings.Cut(args[0], ":")
+				project, repo, _ := strings.Cut(repo, "/")
+				w := world(ts)
+				w.placement.tag(w.mesh.Push(w.catalog, project, repo, args[1], tag))
+			},
+			"presence": func(ts *testscript.TestScript, _ bool, args []string) { world(ts).placement.set(args[0], args[1:]) },
+			"lose":     func(ts *testscript.TestScript, _ bool, args []string) { world(ts).mesh.Lose(args) },
+			"heal":     func(ts *testscript.TestScript, _ bool, _ []string) { world(ts).mesh.Lose(nil) },
+			"settle":   settle,
+			"onedoc": func(ts *testscript.TestScript, _ bool, _ []string) {
+				dec := json.NewDecoder(strings.NewReader(ts.ReadFile("stdout")))
+				var v any
+				if err := dec.Decode(&v); err != nil {
+					ts.Fatalf("stdout is no JSON document: %v", err)
+				}
+				if err := dec.Decode(&v); err != io.EOF {
+					ts.Fatalf("stdout has more than one JSON document")
+				}
+			},
+		},
+	})
+}
+
+// scene is what a script acts in.
+type scene struct {
+	mesh      *apitest.Mesh
+	catalog   *catalog.Catalog
+	placement *placement
+}
+
+type sceneKey struct{}
+
+func world(ts *testscript.TestScript) *scene { return ts.Value(sceneKey{}).(*scene) }
+
+func setup(env *testscript.Env) error {
+	tb := env.T().(testing.TB)
+	m := apitest.New(tb, "fra", "nyc", "sgp")
+	w := &scene{mesh: m, catalog: apitest.OpenCatalog(tb), placement: &placement{at: map[string]mesh.Presence{}}}
+	log := slog.New(slog.DiscardHandler)
+	hapi, err := harbor.New(harbor.Config{View: m.State.View, Proposer: m, Access: m.Access, Catalog: w.catalog, Version: "test", Logger: log})
+	if err != nil {
+		return err
+	}
+	mapi, err := mesh.New(mesh.Config{
+		View: m.State.View, Proposer: m, Access: m.Access, Catalog: w.catalog, Placement: w.placement, Self: m.Identity.ID, Site: m.Site,
+		Consensus: func() mesh.Consensus {
+			c := mesh.Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 12, Applied: 12}
+			for _, n := range m.State.View().Nodes() {
+				c.Voters = append(c.Voters, n.ID)
+			}
+			return c
+		},
+		Peer:      func(identity.NodeID) (bool, time.Duration) { return true, 12500 * time.Microsecond },
+		JoinToken: func(j mesh.JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]), nil },
+		Version:   "test", Now: time.Now, Logger: log, Poll: time.Millisecond,
+	})
+	if err != nil {
+		return err
+	}
+	s, err := registryapi.New(registryapi.Config{Harbor: hapi, Mesh: mapi, Logger: log})
+	if err != nil {
+		return err
+	}
+	srv := httptest.NewServer(s.Handler())
+	env.Defer(srv.Close)
+	env.Values[sceneKey{}] = w
+	env.Setenv("SERVER", srv.URL)
+	env.Setenv("HOME", env.WorkDir+"/home")
+	env.Setenv("XDG_CONFIG_HOME", "")
+	env.Setenv("ADMIN_PASSWORD", apitest.AdminPassword)
+	env.Setenv("PORTOLAN_SERVER", srv.URL)
+	env.Setenv("PORTOLAN_USERNAME", "admin")
+	env.Setenv("PORTOLAN_PASSWORD", apitest.AdminPassword)
+	return nil
+}
+
+// placement answers as the script says that sites would.
+type placement struct {
+	mu     sync.Mutex
+	at     map[string]mesh.Presence
+	digest digest.Digest
+}
+
+func (p *placement) tag(d digest.Digest) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.digest = d
+}
+
+func (p *placement) set(site string, words []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := mesh.Presence{Site: site, Total: 3}
+	for _, w := range words {
+		switch name, n, _ := strings.Cut(w, "="); name {
+		case "reachable":
+			s.Reachable = true
+		case "complete":
+			s.Reachable, s.Complete, s.TagDigest = true, true, p.digest
+		case "covered":
+			s.Covered = true
+		case "missing":
+			count, _ := strconv.Atoi(n)
+			for i := range count {
+				s.Missing = append(s.Missing, digest.FromString(strconv.Itoa(i)))
+			}
+		}
+	}
+	if !s.Reachable {
+		s.Error = "site " + site + " did not answer within 4s"
+	}
+	p.at[site] = s
+}
+
+func (p *placement) Presence(_ context.Context, q mesh.Question) ([]mesh.Presence, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []mesh.Presence
+	for _, s := range q.Sites {
+		v := p.at[s]
+		v.Site = s
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+var varying = []struct {
+	re   *regexp.Regexp
+	word string
+}{
+	{regexp.MustCompile(`\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?Z`), "TIME"},
+	{regexp.MustCompile(`sha256:[0-9a-f]{12,64}`), "DIGEST"},
+	{regexp.MustCompile(`12D3KooW[1-9A-HJ-NP-Za-km-z]{44}`), "NODE"},
+	{regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`), "UUID"},
+	{regexp.MustCompile(`"[0-9a-f]{64}"`), `"SECRET"`},
+}
+
+// settle writes stdout to the file got, what varies from run to run replaced,
+// for cmp.
+func settle(ts *testscript.TestScript, _ bool, _ []string) {
+	got := ts.ReadFile("stdout")
+	for _, n := range world(ts).mesh.State.View().Nodes() {
+		got = strings.ReplaceAll(got, n.ID.String(), "NODE")
+		got = strings.ReplaceAll(got, n.ID.Short(), "NODE    ") // as wide: tables stay tables
+	}
+	for _, v := range varying {
+		got = v.re.ReplaceAllString(got, v.word)
+	}
+	lines := strings.Split(got, "\n")
+	for i := range lines {
+		lines[i] = strings.TrimRight(lines[i], " ")
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("got"), []byte(strings.Join(lines, "\n")), 0o600))
+}
