@@ -49,7 +49,7 @@ func (c *Catalog) PutBlob(ctx context.Context, row BlobRow, inline []byte, lease
 			return ErrDeleting
 		}
 		new := row
-		new.State, new.Inline = Present, inline != nil
+		new.State, new.Inline = Present, inline != nil || old.Inline
 		changed := !found || old.State != Present
 		if found && old.State == Present {
 			if new.Class = min(new.Class, old.Class); new.Class != old.Class {
@@ -58,7 +58,6 @@ func (c *Catalog) PutBlob(ctx context.Context, row BlobRow, inline []byte, lease
 			if new.Record == nil {
 				new.Record = old.Record
 			}
-			new.Inline = new.Inline || old.Inline
 		}
 		if err := b.setBlob(raw, new); err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/dgraph-io/badger/v4"
@@ -408,5 +409,40 @@ func TestOpen_RefusesANewerSchema(t *testing.T) {
 	}
 	if _, err = Open(dir, Options{Logger: quiet}); err == nil || !strings.Contains(err.Error(), "newer version of Portolan") {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestClose_WhileOthersReadAndWrite(t *testing.T) {
+	for range 5 {
+		c, err := Open(t.TempDir(), Options{Logger: quiet})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid := identity.NewProjectID()
+		mustPut(t, c, put(pid, "app", "first", "1.0"))
+		var wg sync.WaitGroup
+		for w := range 4 {
+			wg.Go(func() {
+				for i := 0; ; i++ {
+					var err error
+					if w%2 == 0 {
+						_, err = c.Tags(pid, "app", "", 100)
+					} else {
+						_, err = c.PutManifest(context.Background(), put(pid, "app", fmt.Sprint(w, i), "x"))
+					}
+					if errors.Is(err, ErrClosed) {
+						return
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
 	}
 }

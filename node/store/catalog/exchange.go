@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -17,14 +16,6 @@ import (
 // pageVersion is raised when an older program would misread a page; it refuses
 // such a page in words.
 const pageVersion = 1
-
-const (
-	// minPageBytes keeps a caller's small bound from making a page per entry.
-	minPageBytes = 1 << 10
-	// maxSent bounds the memory by which a delta avoids to send an entry twice;
-	// beyond it entries may come twice, which does no harm.
-	maxSent = 1 << 15
-)
 
 // Projects gives every project of which there are entries here.
 func (c *Catalog) Projects() ([]identity.ProjectID, error) {
@@ -86,233 +77,6 @@ func (r reader) recount(pid identity.ProjectID) (Check, error) {
 		return true, nil
 	})
 	return sum, err
-}
-
-// Delta streams to fn every entry that somebody who has seen since may lack, and
-// gives the vector that this store had noted before the first page: the receiver
-// may Adopt it once it has applied all pages (rule 4). The entries of one
-// request, and the manifests that a tag or index needs, are in one page, with
-// the bytes of small manifests. A page is about maxBytes long; one request may
-// make it longer. No snapshot is held while fn runs.
-func (c *Catalog) Delta(ctx context.Context, pid identity.ProjectID, since Vector, maxBytes int, fn func(Page) error) (Vector, error) {
-	d := &delta{pid: pid, since: since, maxBytes: max(maxBytes, minPageBytes), sent: map[string]bool{}}
-	err := c.view(func(r reader) (err error) {
-		if d.noted, err = r.vector(tabVector, pid); err != nil {
-			return err
-		}
-		d.incs, err = r.indexed(pid)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("catalog: delta of project %s: %w", pid, err)
-	}
-	for !d.done() {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		var page Page
-		err := c.view(func(r reader) (err error) { page, err = d.next(r); return err })
-		if err != nil {
-			return nil, fmt.Errorf("catalog: delta of project %s: %w", pid, err)
-		}
-		if page != nil {
-			if err := fn(page); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return d.noted, nil
-}
-
-// indexed finds the incarnations that have index rows, by one seek each. There
-// may be some that the vector lacks: pages of an exchange that broke off.
-func (r reader) indexed(pid identity.ProjectID) ([]identity.Incarnation, error) {
-	var out []identity.Incarnation
-	prefix := prefixPID(tabIndex, pid)
-	for start := prefix; start != nil; {
-		from := start
-		start = nil
-		err := r.scan(prefix, from, false, func(key, _ []byte) (bool, error) {
-			d, _, ok := parseIndex(key)
-			if !ok {
-				return false, damaged(key)
-			}
-			out = append(out, d.Inc)
-			if d.Inc != math.MaxUint64 {
-				start = prefixInc(tabIndex, pid, d.Inc+1)
-			}
-			return false, nil
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
-// delta is the position of one stream. It walks the index by incarnation and
-// sequence number. Writes that happen meanwhile move rows only to higher numbers
-// of the same incarnation, which are still to come or above what was noted.
-type delta struct {
-	pid      identity.ProjectID
-	since    Vector
-	noted    Vector
-	maxBytes int
-	incs     []identity.Incarnation // still to do, ascending
-	from     []byte                 // next key in the first of them; nil: its beginning
-	sent     map[string]bool        // suffixes of recent entries
-}
-
-func (d *delta) done() bool { return len(d.incs) == 0 }
-
-// next builds one page; nil if there was nothing to send any more.
-func (d *delta) next(r reader) (Page, error) {
-	p := &pageBuilder{delta: d, r: r, in: map[string]bool{}, pb: &rowpb.Page{Version: pageVersion}}
-	for len(d.incs) > 0 {
-		inc := d.incs[0]
-		if d.since[inc] == math.MaxUint64 {
-			d.incs = d.incs[1:]
-			continue
-		}
-		prefix := prefixInc(tabIndex, d.pid, inc)
-		from := d.from
-		if from == nil {
-			from = keyIndex(d.pid, Dot{inc, d.since[inc] + 1}, entryKey{})[:len(prefix)+8]
-		}
-		last, full := uint64(0), false
-		err := r.scan(prefix, from, false, func(key, _ []byte) (bool, error) {
-			dot, k, ok := parseIndex(key)
-			if !ok {
-				return false, damaged(key)
-			}
-			if dot.Seq != last && p.size >= d.maxBytes { // requests are not torn
-				d.from, full = key, true
-				return false, nil
-			}
-			last = dot.Seq
-			return true, p.add(k, inc)
-		})
-		if err != nil {
-			return nil, err
-		}
-		if full {
-			break
-		}
-		d.incs, d.from = d.incs[1:], nil
-	}
-	return p.finish()
-}
-
-// above reports whether a receiver of this delta may lack the state.
-func (d *delta) above(e *entry) bool {
-	for inc, seq := range e.ctx {
-		if seq > d.since[inc] {
-			return true
-		}
-	}
-	return false
-}
-
-// earlier reports whether the entry was sent already when the walk was at an
-// incarnation before this one.
-func (d *delta) earlier(e *entry, now identity.Incarnation) bool {
-	for inc, seq := range e.ctx {
-		if inc < now && seq > d.since[inc] && seq <= d.noted[inc] {
-			return true
-		}
-	}
-	return false
-}
-
-// pageBuilder collects one page from one snapshot.
-type pageBuilder struct {
-	*delta
-	r    reader
-	pb   *rowpb.Page
-	in   map[string]bool // suffixes in this page
-	size int
-}
-
-// add takes an entry found at an index row of inc.
-func (p *pageBuilder) add(k entryKey, inc identity.Incarnation) error {
-	e, err := p.r.entry(p.pid, k)
-	if err != nil {
-		return err
-	}
-	if e == nil {
-		return damaged(keyEntry(p.pid, k))
-	}
-	if p.earlier(e, inc) {
-		return nil
-	}
-	return p.take(k, e)
-}
-
-// take puts an entry into the page unless it was sent just now, and with it what
-// it needs to be of use.
-func (p *pageBuilder) take(k entryKey, e *entry) error {
-	suffix := k.suffix()
-	id := string(suffix)
-	if p.in[id] || p.sent[id] {
-		return nil
-	}
-	p.in[id] = true
-	pb := e.toPB()
-	p.pb.Entries = append(p.pb.Entries, &rowpb.Keyed{Key: suffix, Entry: pb})
-	p.size += len(suffix) + proto.Size(pb) + 8
-	var needs []string
-	for i := range e.sibs {
-		switch k.kind {
-		case kindTag:
-			needs = append(needs, string(tagDigest(&e.sibs[i])))
-		case kindManifest:
-			v, err := decodeManifest(e.sibs[i].value)
-			if err != nil {
-				return err
-			}
-			for _, ref := range v.Refs {
-				if RefKind(ref.Kind) == RefManifest {
-					needs = append(needs, string(ref.Digest))
-				}
-			}
-		}
-	}
-	if k.kind == kindManifest && e.live() {
-		content, err := p.r.content([]byte(k.name))
-		if err != nil {
-			return err
-		}
-		if content != nil && len(content) <= MaxInlineManifest {
-			p.pb.Contents = append(p.pb.Contents, &rowpb.Content{Digest: []byte(k.name), Bytes: content})
-			p.size += len(content) + len(k.name) + 8
-		}
-	}
-	for _, name := range needs {
-		nk := entryKey{kindManifest, k.repo, name}
-		ne, err := p.r.entry(p.pid, nk)
-		if err != nil {
-			return err
-		}
-		if ne != nil && p.above(ne) {
-			if err := p.take(nk, ne); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (p *pageBuilder) finish() (Page, error) {
-	if len(p.pb.Entries) == 0 {
-		return nil, nil
-	}
-	for id := range p.in {
-		if len(p.sent) >= maxSent {
-			clear(p.sent)
-		}
-		p.sent[id] = true
-	}
-	return deterministic.Marshal(p.pb)
 }
 
 // arrival is one checked entry of a page.
@@ -381,8 +145,11 @@ func (c *Catalog) applyPage(ctx context.Context, pid identity.ProjectID, p *page
 		out, err = b.applyPage(pid, p)
 		return err
 	})
+	if err == nil {
+		return out, nil
+	}
 	if !errors.Is(err, ErrTooLarge) || len(p.entries) < 2 {
-		return out, err
+		return Applied{}, err // the committer may still write to out
 	}
 	order := slices.Clone(p.entries)
 	slices.SortStableFunc(order, func(a, b arrival) int { return a.rank() - b.rank() })

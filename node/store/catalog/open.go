@@ -63,6 +63,7 @@ type Catalog struct {
 	closing   sync.Once
 	closeErr  error
 	running   sync.WaitGroup
+	reading   sync.RWMutex // held shared by reads: Badger's Close does not wait for them
 
 	// Only the committer touches these.
 	inc       identity.Incarnation          // of the writes made now; 0 before the first
@@ -125,6 +126,8 @@ func (c *Catalog) Close() error {
 		c.end()
 		c.running.Wait()
 		c.metrics.unregister()
+		c.reading.Lock()
+		defer c.reading.Unlock()
 		c.closeErr = c.db.Close()
 	})
 	return c.closeErr
@@ -204,18 +207,17 @@ func (c *Catalog) load(dir string) error {
 	return nil
 }
 
-// view runs fn on a snapshot that has everything acknowledged so far.
+// view runs fn on a snapshot that has everything acknowledged so far. Views must
+// not be nested, nor wait for anybody.
 func (c *Catalog) view(fn func(reader) error) error {
+	c.reading.RLock()
+	defer c.reading.RUnlock()
 	select {
 	case <-c.stop:
 		return ErrClosed
 	default:
 	}
-	err := c.db.View(func(txn *badger.Txn) error { return fn(reader{txn}) })
-	if errors.Is(err, badger.ErrDBClosed) {
-		return ErrClosed
-	}
-	return err
+	return c.db.View(func(txn *badger.Txn) error { return fn(reader{txn}) })
 }
 
 // upkeepLoop owns Badger's value-log collection and lets go of what expired.

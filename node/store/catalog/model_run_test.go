@@ -1,0 +1,92 @@
+package catalog
+
+import (
+	"flag"
+	"strings"
+	"testing"
+	"time"
+)
+
+var histories = flag.Int("histories", 40, "random histories of TestModel, about 50 ms each")
+
+func TestModel(t *testing.T) {
+	f := newFleet(t, mistakes{})
+	base := uint64(time.Now().UnixNano())
+	for i := range *histories {
+		if err := f.run(t.Context(), base+uint64(i), 60, mistakes{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestModel_FindsPlantedMistakes shows that the model would not pass with a
+// catalogue, or a carrier of pages, that is wrong.
+func TestModel_FindsPlantedMistakes(t *testing.T) {
+	for name, bad := range map[string]mistakes{
+		"merge ignores contexts": {merge: func(here, in *entry, purged Vector) *entry {
+			out := merge(here, in, purged)
+			for _, e := range []*entry{here, in} {
+				if e != nil {
+					for _, s := range e.sibs {
+						if !out.has(s.dot) {
+							out.sibs = append(out.sibs, s)
+						}
+					}
+				}
+			}
+			out.sort()
+			return out
+		}},
+		"merge takes in what was deleted here": {merge: func(here, in *entry, purged Vector) *entry {
+			out := merge(here, in, purged)
+			for _, s := range in.sibs {
+				if !out.has(s.dot) {
+					out.sibs = append(out.sibs, s)
+				}
+			}
+			out.sort()
+			return out
+		}},
+		"merge lets the last stamp win": {merge: func(here, in *entry, purged Vector) *entry {
+			out := merge(here, in, purged)
+			if w := out.winner(); w != nil {
+				out.sibs = []sibling{*w}
+			}
+			return out
+		}},
+		"merge takes over the sender's context": {merge: func(here, in *entry, purged Vector) *entry {
+			out := merge(here, in, purged)
+			out.ctx = in.ctx.Clone()
+			for _, s := range out.sibs {
+				out.ctx[s.dot.Inc] = max(out.ctx[s.dot.Inc], s.dot.Seq)
+			}
+			return out
+		}},
+		"merge forgets losers": {merge: func(here, in *entry, purged Vector) *entry {
+			out := merge(here, in, purged)
+			out.losers = nil
+			return out
+		}},
+		"vector adopted before the last page": {adoptEarly: true},
+		"vector noted after the pages":        {noteLate: true},
+		"numbers given again after a restart": {reuseSeq: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet(t, bad)
+			start := time.Now()
+			const most = 300
+			for i := range uint64(most) {
+				if err := f.run(t.Context(), i, 60, bad); err != nil {
+					t.Logf("found in history %d after %v: %s", i, time.Since(start).Round(time.Millisecond), firstLine(err))
+					return
+				}
+			}
+			t.Errorf("not found in %d histories", most)
+		})
+	}
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return strings.ToValidUTF8(line, "?")
+}
