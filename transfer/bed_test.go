@@ -201,7 +201,7 @@ func (n *site) open() {
 	})
 	must(n.t, err)
 	n.rec, err = transfer.New(transfer.Config{
-		Self: n.id.ID, Site: n.name, Store: n.store, State: n.state, Swarm: n.swarm, Sync: n.sync, Now: n.now, Logger: log,
+		Self: n.id.ID, Site: n.name, Store: n.store, State: n.state, Swarm: n.swarm, Sync: n.sync, PushesTold: true, Now: n.now, Logger: log,
 	})
 	must(n.t, err)
 }

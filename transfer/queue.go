@@ -152,14 +152,17 @@ func (q *queue) finish(t *task, reason string) {
 	q.signal()
 }
 
-// hurry makes all failed tasks try at once: something changed that may help.
-func (q *queue) hurry() {
+// hurry makes all failed tasks try at once, because something changed that may
+// help, and says how many there were.
+func (q *queue) hurry() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	failed := len(q.later.tasks)
 	for len(q.later.tasks) > 0 {
 		q.moveToReady(q.later.tasks[0])
 	}
 	q.signal()
+	return failed
 }
 
 // refill reports, once, that tasks were refused and that there is room again.

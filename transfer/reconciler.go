@@ -36,9 +36,11 @@ const (
 	// scan after a small change need not look at them again. About 200 bytes
 	// each.
 	maxComplete = 50_000
-	// hurryEvery spaces out early retries: a feed that brings thousands of
-	// batches must not make thousands of failed tasks run for each.
+	// hurryEvery, and hurryEach for each failed task, space out early retries: a
+	// feed that brings thousands of batches must not make thousands of failed
+	// tasks run for each.
 	hurryEvery = 500 * time.Millisecond
+	hurryEach  = time.Millisecond
 )
 
 // Fetcher brings blobs into the store (*swarm.Swarm).
@@ -72,6 +74,10 @@ type Config struct {
 	State *state.State
 	Swarm Fetcher
 	Sync  Exchange
+	// PushesTold: the registry API calls Pushed for each manifest that it accepts.
+	// Without it a project with rules is scanned after pushes made here, within
+	// the bounds of scanShare.
+	PushesTold bool
 	// Now is this node's clock.
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -92,7 +98,9 @@ type Reconciler struct {
 	inbox    inbox
 	scans    scans
 	complete *lru.Cache[key, struct{}]
-	hurried  chan struct{} // capacity 1
+	within   *lru.Cache[key, key] // child or referrer -> a complete artifact that took it along
+	hurried  chan struct{}        // capacity 1
+	feedNews chan struct{}        // capacity 1
 
 	mu      sync.Mutex
 	waiting map[key]map[key]bool // absent manifest -> artifacts that name it
@@ -110,11 +118,14 @@ func New(cfg Config) (*Reconciler, error) {
 		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(),
 		queue: newQueue(cfg.Now), active: semaphore.NewWeighted(maxActive),
 		inbox: newInbox(), scans: newScans(cfg.Now),
-		hurried: make(chan struct{}, 1),
+		hurried: make(chan struct{}, 1), feedNews: make(chan struct{}, 1),
 		waiting: map[key]map[key]bool{},
 	}
 	var err error
 	if r.complete, err = lru.New[key, struct{}](maxComplete); err != nil {
+		return nil, err
+	}
+	if r.within, err = lru.New[key, key](maxComplete); err != nil {
 		return nil, err
 	}
 	if r.metrics, err = newMetrics(r, cfg.Registerer); err != nil {
@@ -125,7 +136,7 @@ func New(cfg Config) (*Reconciler, error) {
 	cfg.Sync.OnPeers(hurry)
 	cfg.Sync.OnHolders(hurry)
 	cfg.Sync.OnExplain(r.explain)
-	r.unhook = []func(){r.cat.OnCommit(r.committed)}
+	r.unhook = []func(){r.cat.OnCommit(r.committed), r.cat.OnLocalWrite(r.written), r.cat.OnFeed(func() { wake(r.feedNews) })}
 	return r, nil
 }
 
@@ -144,6 +155,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	wg.Go(func() { r.readInbox(ctx) })
 	wg.Go(func() { r.scan(ctx) })
 	wg.Go(func() { r.hurryNowAndThen(ctx) })
+	wg.Go(func() { r.watchLosses(ctx) })
 	for range artifactsAtOnce {
 		wg.Go(func() { r.work(ctx) })
 	}
@@ -173,7 +185,7 @@ func (r *Reconciler) followRules(known map[identity.ProjectID][]state.Rule) map[
 		now[p.PID] = relevant
 		before, seen := known[p.PID]
 		if !seen || !slices.EqualFunc(before, relevant, func(a, b state.Rule) bool { return a.ID == b.ID && a.Version == b.Version }) {
-			r.scans.whole(p.PID)
+			r.scans.ask(p.PID, whole)
 		}
 	}
 	return now
@@ -222,18 +234,29 @@ func (r *Reconciler) applied(pid identity.ProjectID, a catalog.Applied) {
 	for _, list := range [][]catalog.ManifestRef{a.NewManifests, a.MissingBytes} {
 		for _, m := range list {
 			if !r.inbox.put(arrival{pid, m}) {
-				r.scans.whole(pid)
+				r.scans.ask(pid, whole)
 				return
 			}
 		}
 	}
 }
 
-// committed: new manifests of other sites are told by applied; this is for what
-// changes without one (tags that are set, pushes made here).
+// committed: new manifests of other sites are told by applied. This is for tags
+// that were set on manifests which are here already: only rules that look at
+// tags care.
 func (r *Reconciler) committed(pid identity.ProjectID) {
+	if _, relevant, ok := r.relevant(pid); ok && rules.NeedTags(relevant) {
+		r.scans.ask(pid, light)
+	}
+}
+
+// written is for pushes made here that nobody told of.
+func (r *Reconciler) written(pid identity.ProjectID) {
+	if r.cfg.PushesTold {
+		return
+	}
 	if _, relevant, ok := r.relevant(pid); ok && len(relevant) > 0 {
-		r.scans.light(pid)
+		r.scans.ask(pid, light)
 	}
 }
 
@@ -247,7 +270,7 @@ func (r *Reconciler) readInbox(ctx context.Context) {
 		}
 		if err := r.arrived(a); err != nil && !errors.Is(err, catalog.ErrClosed) {
 			r.log.Error("a manifest that arrived could not be looked at: scanning its project", "pid", a.pid, "repository", a.ref.Repo, "digest", a.ref.Digest, "error", err)
-			r.scans.light(a.pid)
+			r.scans.ask(a.pid, thorough)
 		}
 	}
 }
@@ -280,24 +303,35 @@ func (r *Reconciler) arrived(a arrival) error {
 			return nil
 		}
 	}
-	// A referrer belongs where its subject is wanted.
-	for subject, depth := m.Subject, 0; subject != "" && depth < 16 && len(relevant) > 0; depth++ {
-		s, err := r.cat.Manifest(p.PID, m.Repo, subject)
-		if errors.Is(err, catalog.ErrNotFound) {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		k, err := r.wanted(p, relevant, s)
-		if err != nil {
-			return err
-		}
-		if k == artifact {
-			r.want(key{artifact, p.PID, m.Repo, m.Digest}, m.At)
-			break
-		}
-		subject = s.Subject
+	if m.Subject == "" || len(relevant) == 0 {
+		return nil
+	}
+	return r.referrerArrived(p, relevant, m)
+}
+
+// referrerArrived: a referrer belongs where its subject is wanted, be it by its
+// own tags or because another artifact takes it along.
+func (r *Reconciler) referrerArrived(p state.Project, relevant []state.Rule, m catalog.ManifestInfo) error {
+	if root, ok := r.within.Get(key{artifact, p.PID, m.Repo, m.Subject}); ok {
+		r.want(root, m.At)
+		return nil
+	}
+	s, err := r.cat.Manifest(p.PID, m.Repo, m.Subject)
+	if errors.Is(err, catalog.ErrNotFound) {
+		return nil // when it comes it takes its referrers along
+	}
+	if err != nil {
+		return err
+	}
+	k, err := r.wanted(p, relevant, s)
+	switch {
+	case err != nil:
+		return err
+	case k == artifact:
+		r.want(key{artifact, p.PID, m.Repo, m.Subject}, m.At)
+	case rules.NeedTags(relevant):
+		// Perhaps an artifact takes the subject along that is not remembered.
+		r.scans.ask(p.PID, thorough)
 	}
 	return nil
 }
@@ -345,6 +379,56 @@ func (r *Reconciler) waitFor(root key, absent []digest.Digest) {
 	}
 }
 
+// isComplete remembers that all of an artifact is here.
+func (r *Reconciler) isComplete(k key, c *closure) {
+	r.complete.Add(k, struct{}{})
+	for _, m := range c.manifests {
+		if k.kind == artifact && m.Digest != k.digest {
+			r.within.Add(key{artifact, k.pid, k.repo, m.Digest}, k)
+		}
+	}
+}
+
+// watchLosses notices blobs that this store no longer has, by its own feed. What
+// went before the start is found by the scan at the start.
+func (r *Reconciler) watchLosses(ctx context.Context) {
+	const batch = 1000
+	cursor, started := uint64(0), false
+	for {
+		entries, err := r.cat.Feed(cursor, batch)
+		if err != nil {
+			if !errors.Is(err, catalog.ErrClosed) {
+				r.log.Error("this store's feed can't be read: lost blobs are found at the next start", "error", err)
+			}
+			return
+		}
+		for _, e := range entries {
+			cursor = e.N
+			if started && e.State == catalog.Gone {
+				r.lost(e.Digest)
+			}
+		}
+		if len(entries) == batch {
+			continue
+		}
+		started = true
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.feedNews:
+		}
+	}
+}
+
+// lost has the projects looked through that name a blob which went.
+func (r *Reconciler) lost(d digest.Digest) {
+	for p := range r.cfg.State.View().Projects() {
+		if _, _, linked, err := r.cat.LinkedIn(p.PID, d); err != nil || linked {
+			r.scans.ask(p.PID, thorough)
+		}
+	}
+}
+
 // hurryNowAndThen makes failed tasks try early when something changed.
 func (r *Reconciler) hurryNowAndThen(ctx context.Context) {
 	for {
@@ -353,8 +437,8 @@ func (r *Reconciler) hurryNowAndThen(ctx context.Context) {
 			return
 		case <-r.hurried:
 		}
-		r.queue.hurry()
-		t := time.NewTimer(hurryEvery)
+		failed := r.queue.hurry()
+		t := time.NewTimer(hurryEvery + time.Duration(failed)*hurryEach)
 		select {
 		case <-ctx.Done():
 			t.Stop()

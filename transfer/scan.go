@@ -55,76 +55,81 @@ func (b inbox) take(ctx context.Context) (arrival, bool) {
 	}
 }
 
-// scans are the projects to be scanned. A whole scan (at the start, after a
-// change of rules) looks at every manifest; a light one leaves out those that
-// are known to be complete, and waits its turn.
+// depth says how far a scan looks.
+type depth uint8
+
+const (
+	// light leaves out artifacts that are known to be complete, and waits its turn.
+	light depth = iota
+	// thorough looks at every manifest, and waits its turn.
+	thorough
+	// whole looks at every manifest, now: at the start, after a change of rules.
+	whole
+)
+
+// scans are the projects to be scanned.
 type scans struct {
 	now func() time.Time
 
 	mu   sync.Mutex
-	due  map[identity.ProjectID]bool // true: whole
+	due  map[identity.ProjectID]depth
 	rest map[identity.ProjectID]time.Time
 	wake chan struct{}
 }
 
 func newScans(now func() time.Time) scans {
-	return scans{now: now, due: map[identity.ProjectID]bool{}, rest: map[identity.ProjectID]time.Time{}, wake: make(chan struct{}, 1)}
+	return scans{now: now, due: map[identity.ProjectID]depth{}, rest: map[identity.ProjectID]time.Time{}, wake: make(chan struct{}, 1)}
 }
 
-func (s *scans) whole(pid identity.ProjectID) {
+// ask asks for a scan, unless one that looks as far is due already.
+func (s *scans) ask(pid identity.ProjectID, how depth) {
 	s.mu.Lock()
-	s.due[pid] = true
-	delete(s.rest, pid)
-	s.mu.Unlock()
-	wake(s.wake)
-}
-
-func (s *scans) light(pid identity.ProjectID) {
-	s.mu.Lock()
-	if _, there := s.due[pid]; !there {
-		s.due[pid] = false
-		if at := s.now().Add(scanGather); s.rest[pid].Before(at) {
-			s.rest[pid] = at
-		}
+	defer wake(s.wake)
+	defer s.mu.Unlock()
+	before, there := s.due[pid]
+	s.due[pid] = max(before, how)
+	switch at := s.now().Add(scanGather); {
+	case how == whole:
+		delete(s.rest, pid)
+	case !there && s.rest[pid].Before(at):
+		s.rest[pid] = at
 	}
-	s.mu.Unlock()
-	wake(s.wake)
 }
 
 // everything asks for a whole scan of all projects of the site.
 func (s *scans) everything(view *state.View, site string) {
 	for p := range view.Projects() {
 		if view.MayRest(p, site) {
-			s.whole(p.PID)
+			s.ask(p.PID, whole)
 		}
 	}
 }
 
 // take gives a project whose time has come, or how long to wait for one; 0:
 // there is none.
-func (s *scans) take() (pid identity.ProjectID, whole, ok bool, wait time.Duration) {
+func (s *scans) take() (pid identity.ProjectID, how depth, ok bool, wait time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
-	for pid, whole := range s.due {
+	for pid, how := range s.due {
 		left := s.rest[pid].Sub(now)
 		if left <= 0 {
 			delete(s.due, pid)
-			return pid, whole, true, 0
+			return pid, how, true, 0
 		}
 		if wait == 0 || left < wait {
 			wait = left
 		}
 	}
-	return identity.ProjectID{}, false, false, wait
+	return identity.ProjectID{}, light, false, wait
 }
 
 // done notes what a scan took.
 func (s *scans) done(pid identity.ProjectID, took time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.due[pid] {
-		return // a whole one was asked for meanwhile
+	if s.due[pid] == whole {
+		return // it was asked for meanwhile
 	}
 	s.rest[pid] = s.now().Add(scanShare * took)
 }
@@ -132,7 +137,7 @@ func (s *scans) done(pid identity.ProjectID, took time.Duration) {
 // scan scans projects, one at a time, until ctx ends.
 func (r *Reconciler) scan(ctx context.Context) {
 	for {
-		pid, whole, ok, wait := r.scans.take()
+		pid, how, ok, wait := r.scans.take()
 		if !ok {
 			var due <-chan time.Time
 			var t *time.Timer
@@ -154,7 +159,7 @@ func (r *Reconciler) scan(ctx context.Context) {
 			continue
 		}
 		begun := time.Now()
-		err := r.scanProject(ctx, pid, whole)
+		err := r.scanProject(ctx, pid, how)
 		took := time.Since(begun)
 		r.metrics.scans.Observe(took.Seconds())
 		switch {
@@ -163,7 +168,7 @@ func (r *Reconciler) scan(ctx context.Context) {
 			return
 		default:
 			r.log.Error("a project could not be scanned for what is wanted here: trying again", "pid", pid, "error", err)
-			r.scans.light(pid)
+			r.scans.ask(pid, min(how, thorough)) // which waits its turn
 			took = max(took, time.Second)
 		}
 		r.scans.done(pid, took)
@@ -172,7 +177,7 @@ func (r *Reconciler) scan(ctx context.Context) {
 
 // scanProject queues what of a project is wanted and not wholly here. It reads
 // pages, so that nothing is held up by it.
-func (r *Reconciler) scanProject(ctx context.Context, pid identity.ProjectID, whole bool) error {
+func (r *Reconciler) scanProject(ctx context.Context, pid identity.ProjectID, how depth) error {
 	p, relevant, ok := r.relevant(pid)
 	if !ok {
 		return nil
@@ -183,7 +188,7 @@ func (r *Reconciler) scanProject(ctx context.Context, pid identity.ProjectID, wh
 			return fmt.Errorf("repositories: %w", err)
 		}
 		for _, repo = range repos {
-			if err := r.scanRepository(ctx, p, relevant, repo, whole); err != nil {
+			if err := r.scanRepository(ctx, p, relevant, repo, how); err != nil {
 				return err
 			}
 		}
@@ -193,7 +198,7 @@ func (r *Reconciler) scanProject(ctx context.Context, pid identity.ProjectID, wh
 	}
 }
 
-func (r *Reconciler) scanRepository(ctx context.Context, p state.Project, relevant []state.Rule, repo string, whole bool) error {
+func (r *Reconciler) scanRepository(ctx context.Context, p state.Project, relevant []state.Rule, repo string, how depth) error {
 	for after := digest.Digest(""); ; {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -204,7 +209,7 @@ func (r *Reconciler) scanRepository(ctx context.Context, p state.Project, releva
 		}
 		for _, m := range page {
 			after = m.Digest
-			if err := r.scanManifest(p, relevant, m, whole); err != nil {
+			if err := r.scanManifest(p, relevant, m, how); err != nil {
 				return err
 			}
 		}
@@ -214,7 +219,7 @@ func (r *Reconciler) scanRepository(ctx context.Context, p state.Project, releva
 	}
 }
 
-func (r *Reconciler) scanManifest(p state.Project, relevant []state.Rule, m catalog.ManifestInfo, whole bool) error {
+func (r *Reconciler) scanManifest(p state.Project, relevant []state.Rule, m catalog.ManifestInfo, how depth) error {
 	if err := r.wantBlob(large, p.PID, m.Repo, content{m.Digest, m.Size, m.Home}, m.At); err != nil {
 		return err
 	}
@@ -223,7 +228,7 @@ func (r *Reconciler) scanManifest(p state.Project, relevant []state.Rule, m cata
 		return err
 	}
 	id := key{k, p.PID, m.Repo, m.Digest}
-	if !whole && r.complete.Contains(id) {
+	if how == light && r.complete.Contains(id) {
 		return nil
 	}
 	// One walk here saves a task for each of the many that are whole.
@@ -239,7 +244,7 @@ func (r *Reconciler) scanManifest(p state.Project, relevant []state.Rule, m cata
 		return err
 	}
 	if len(fetch)+len(promote)+len(c.absent) == 0 {
-		r.complete.Add(id, struct{}{})
+		r.isComplete(id, c)
 		return nil
 	}
 	r.want(id, m.At)

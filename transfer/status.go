@@ -107,8 +107,7 @@ func (r *Reconciler) Status(ctx context.Context, q Question) ([]SiteStatus, erro
 }
 
 // coverage says for a site whether it is expected to hold the whole closure: a
-// rule wants the artifact there, or an artifact that takes this one along, or
-// each manifest of it was accepted there.
+// rule wants the artifact there, or each manifest of it was accepted there.
 func (r *Reconciler) coverage(view *state.View, p state.Project, q Question, c *closure) (func(site string) bool, error) {
 	tags, err := r.cat.TagsOf(q.PID, q.Repository, q.Digest, maxTags)
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -103,7 +105,6 @@ func TestSync_AnUnknownProjectIsNotPulled(t *testing.T) {
 	nyc.lag = true
 	pid := b.project("prod")
 	img := fra.push(pid, "app", "1.0")
-	nyc.sync.Hint(fra.id.ID, syncer.HintKind, nil)
 	if _, err := nyc.sync.PullProject(context.Background(), pid); !errors.Is(err, syncer.ErrUnknownProject) {
 		t.Errorf("PullProject of an unknown project: %v", err)
 	}
@@ -146,6 +147,38 @@ func TestSync_AProjectStaysWhereItMayRest(t *testing.T) {
 	if _, _, err := sgp.sync.TagAt(context.Background(), fra.id.ID, pid, "app", "1.0"); err == nil {
 		t.Error("fra answers sgp about the project")
 	}
+}
+
+// A disk that is put back to an older state gives the same numbers to other
+// things: neither entries nor hints may be confused by it.
+func TestSync_ADiskPutBackToAnOlderState(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc"}, noHints)
+	fra, nyc := b.site("fra"), b.site("nyc")
+	pid := b.project("prod")
+	first := fra.push(pid, "app", "1")
+	eventually(t, "equal catalogues", func() bool { return equal(pid, fra, nyc) })
+	fra.stop()
+	backup := filepath.Join(t.TempDir(), "store")
+	must(t, os.CopyFS(backup, os.DirFS(fra.dir+"/store")))
+	fra.open()
+	fra.start()
+	second := fra.push(pid, "app", "2")
+	hinted := func(img image) bool {
+		h, err := nyc.store.Catalog().Holders(img.blobs[2])
+		return err == nil && len(h) == 1
+	}
+	eventually(t, "tag and hints at nyc", func() bool { return nyc.tag(pid, "app", "2") == second.digest && hinted(second) })
+
+	fra.stop()
+	must(t, os.RemoveAll(fra.dir+"/store"))
+	must(t, os.CopyFS(fra.dir+"/store", os.DirFS(backup)))
+	fra.open()
+	fra.start()
+	eventually(t, "fra has its lost push's entries again", func() bool { return fra.tag(pid, "app", "2") == second.digest })
+	eventually(t, "nyc forgets what fra no longer has", func() bool { return hinted(first) && !hinted(second) })
+	third := fra.push(pid, "app", "3")
+	eventually(t, "equal catalogues", func() bool { return nyc.tag(pid, "app", "3") == third.digest && equal(pid, fra, nyc) })
+	eventually(t, "hints about the new push", func() bool { return hinted(third) })
 }
 
 func TestSync_ManyEntriesInPages(t *testing.T) {

@@ -106,7 +106,7 @@ type Sync struct {
 	asking   sharedAsks
 }
 
-// New makes a Sync and takes over its protocols at the host; Run starts it.
+// New makes a Sync; Run starts it.
 func New(cfg Config) (*Sync, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -138,14 +138,15 @@ func New(cfg Config) (*Sync, error) {
 		return nil, err
 	}
 	s.unhook = []func(){s.cat.OnLocalWrite(s.hints.onLocalWrite), s.cat.OnCommit(s.hints.onCommit), s.cat.OnFeed(s.hints.onFeed)}
-	cfg.Host.Handle(catalogueProtocol, s.serveCatalogue)
-	cfg.Host.Handle(feedProtocol, s.serveFeed)
-	cfg.Host.Handle(askProtocol, s.serveAsk)
 	return s, nil
 }
 
-// Run keeps links to all content nodes until ctx ends.
+// Run serves this package's protocols, until the host closes, and keeps links to
+// all content nodes until ctx ends.
 func (s *Sync) Run(ctx context.Context) error {
+	s.cfg.Host.Handle(catalogueProtocol, s.serveCatalogue)
+	s.cfg.Host.Handle(feedProtocol, s.serveFeed)
+	s.cfg.Host.Handle(askProtocol, s.serveAsk)
 	var wg sync.WaitGroup
 	defer s.metrics.unregister()
 	defer func() {
@@ -179,7 +180,7 @@ func (s *Sync) followMembers(ctx context.Context, wg *sync.WaitGroup) {
 		}
 	}
 	_, self := view.Node(s.cfg.Self)
-	print := fingerprint(view)
+	projects := fingerprint(view)
 
 	s.mu.Lock()
 	for id, l := range s.links {
@@ -198,8 +199,8 @@ func (s *Sync) followMembers(ctx context.Context, wg *sync.WaitGroup) {
 		s.links[id] = l
 		wg.Go(func() { l.run(lctx) })
 	}
-	due := s.projects != print
-	s.projects = print
+	due := s.projects != projects
+	s.projects = projects
 	s.peersSet = self
 	for pid := range s.parked {
 		if s.mayRestHere(view, pid) {
@@ -330,19 +331,19 @@ func (s *Sync) PullProject(ctx context.Context, pid identity.ProjectID) (unreach
 	}
 	ctx, cancel := context.WithTimeout(ctx, pullProjectWithin)
 	defer cancel()
-	calls := map[string]*call{}
+	calls := map[*link]*call{}
 	for _, l := range s.allLinks() {
 		if s.shared(view, pid, l.node) == nil {
-			calls[l.site()] = l.request(pid)
+			calls[l] = l.request(pid)
 		}
 	}
-	for site, c := range calls {
+	for l, c := range calls {
 		if waitAll(ctx, []*call{c}) != nil {
-			unreachable = append(unreachable, site)
+			unreachable = append(unreachable, l.site())
 		}
 	}
 	slices.Sort(unreachable)
-	return unreachable, nil
+	return slices.Compact(unreachable), nil
 }
 
 // FirstDone is closed when this store has once had everything that the peers in
