@@ -127,6 +127,23 @@ func TestFetch_UnknownIsNotFound(t *testing.T) {
 	}
 }
 
+// A manifest may lie about a size: that is not its holder's fault.
+func TestFetch_SizeThatIsNotTheBlobs(t *testing.T) {
+	l := newLab(t)
+	a, b := l.start(), l.start()
+	l.held(a)
+	w := a.put(content(odd))
+	for _, size := range []int64{1, odd - 1, odd + 3*mib} {
+		w.Size = size
+		if err := b.swarm.Fetch(t.Context(), w); !errors.Is(err, store.ErrNotFound) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	if b.blamedList(a) != 0 || b.blamed(a) != 0 {
+		t.Fatal("an honest holder was blamed")
+	}
+}
+
 func TestFetch_HoldersThatAreDownAreNamed(t *testing.T) {
 	l := newLab(t)
 	a, b := l.start(), l.start()

@@ -48,6 +48,9 @@ const (
 	// bufferBytes bounds the units in memory between network and disk, of all
 	// flights together.
 	bufferBytes = 64 << 20
+	// maxPassing bounds the flights that pass through a full disk's node, each with
+	// passWindow in memory.
+	maxPassing = 4
 	// maxBadRoots bounds the memory of lists that turned out to be false.
 	maxBadRoots = 1024
 )
@@ -121,6 +124,8 @@ type Swarm struct {
 	sessions *sessions
 	server   *server
 	buffers  *semaphore.Weighted
+	unitPool sync.Pool     // *[]byte of units.Unit
+	passing  chan struct{} // a slot for each flight that passes through
 	// keep begins a partial blob; tests make it a full disk.
 	keep func(context.Context, units.Record, *units.List) (*store.Partial, error)
 
@@ -155,6 +160,8 @@ func New(cfg Config) (*Swarm, error) {
 	s := &Swarm{
 		cfg: cfg, log: cfg.Logger, keep: cfg.Store.BeginFetch,
 		buffers:  semaphore.NewWeighted(bufferBytes),
+		unitPool: sync.Pool{New: func() any { b := make([]byte, units.Unit); return &b }},
+		passing:  make(chan struct{}, maxPassing),
 		flights:  map[digest.Digest]*flight{},
 		badRoots: map[[32]byte]struct{}{},
 	}
@@ -459,6 +466,13 @@ func (s *Swarm) Progress() []Progress {
 	s.mu.Unlock()
 	sort.Slice(out, func(i, j int) bool { return out[i].Since.Before(out[j].Since) })
 	return out
+}
+
+func (s *Swarm) site(node identity.NodeID) string {
+	if s.cfg.SiteOf == nil {
+		return ""
+	}
+	return s.cfg.SiteOf(node)
 }
 
 func (s *Swarm) isBadRoot(root [32]byte) bool {

@@ -152,7 +152,9 @@ func (s *Swarm) passThrough(ctx context.Context, w Want) (Blob, error) {
 	}
 	f := newFlight(s, w)
 	f.pass = true
-	if !s.buffers.TryAcquire(passWindow) {
+	select {
+	case s.passing <- struct{}{}:
+	default:
 		s.mu.Unlock()
 		f.cancel()
 		return nil, fmt.Errorf("blob %s: %w", w.Digest, store.ErrNoSpace)
@@ -161,7 +163,7 @@ func (s *Swarm) passThrough(ctx context.Context, w Want) (Blob, error) {
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()
-		defer s.buffers.Release(passWindow)
+		defer func() { <-s.passing }()
 		f.run()
 	}()
 	s.mu.Unlock()

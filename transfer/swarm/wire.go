@@ -159,8 +159,12 @@ func (s *session) receive(known *layout, buf []byte) (received, error) {
 	}
 	got.first = !r.opened
 	if got.first {
-		if a.Size < 0 || a.Size > units.MaxSize || known != nil && a.Size != known.size {
+		if a.Size < 0 || a.Size > units.MaxSize {
 			return got, fmt.Errorf("%w: size %d", errProtocol, a.Size)
+		}
+		if known != nil && a.Size != known.size {
+			// It may as well be the manifest that is wrong: no blame.
+			return got, &refusedError{status: Status_STATUS_NOT_FOUND, reason: fmt.Sprintf("the holder's blob has %d bytes, not %d", a.Size, known.size)}
 		}
 		r.opened = true
 		got.size = a.Size
