@@ -157,6 +157,9 @@ func tail(b []byte, n int) []byte {
 	return b
 }
 
+// Env makes any docker command speak to this engine.
+func (e *Engine) Env() []string { return append([]string(nil), e.env...) }
+
 // Run runs `docker args…` against the engine.
 func (e *Engine) Run(t testing.TB, args ...string) string {
 	t.Helper()
@@ -192,7 +195,11 @@ func Podman(t testing.TB) func(args ...string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	env := []string{"REGISTRY_AUTH_FILE=" + filepath.Join(dir, "auth.json")}
+	auth := filepath.Join(dir, "auth.json") // nobody's logins but the test's
+	if err := os.WriteFile(auth, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := []string{"REGISTRY_AUTH_FILE=" + auth}
 	return func(args ...string) string {
 		t.Helper()
 		return Run(t, env, podman, append([]string{

@@ -93,8 +93,9 @@ func TestMesh_EndToEnd(t *testing.T) {
 	})
 
 	var fourth *cluster.Process
-	t.Run("a fourth site joins", func(t *testing.T) {
-		fourth = m.join(t, 1, "sgp")
+	t.Run("a fourth site joins", func(st *testing.T) {
+		fourth = m.join(t, 1, "sgp") // it lives as long as the others
+		t := st
 		i := len(m.Sites) - 1
 		m.Must(t, 1, "project", "create", "later", "--public")
 		cluster.Eventually(t, cluster.Patience, "an edit at site 2 is in force at the new site", func() error {
