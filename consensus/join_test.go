@@ -108,9 +108,10 @@ func TestJoin_Refusals(t *testing.T) {
 		}
 		first.start(again.Nodes)
 		await(t, "nyc ready", first.node.isReady)
-		if n, _ := first.node.State().View().Node(first.id.ID); n.DataPort != 4711 || n.Site != "nyc" {
-			t.Fatalf("record: %+v", n)
-		}
+		await(t, "the new record", func() bool {
+			n, _ := first.node.State().View().Node(first.id.ID)
+			return n.DataPort == 4711 && n.Site == "nyc"
+		})
 
 		// The mesh's clock decides about expiry: the joiner's agrees with it here.
 		tyo := m.site("tyo")

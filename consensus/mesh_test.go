@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 
@@ -400,6 +401,20 @@ func (s *site) mustCreateProject(name string) {
 	}
 }
 
+// insist creates a project in times of trouble, when an answer may be lost.
+func (s *site) insist(name string) {
+	s.t.Helper()
+	var last error
+	defer func() { s.t.Logf("%s at %s: %v", name, s.name, last) }()
+	await(s.t, "project "+name+" made at "+s.name, func() bool {
+		_, err := s.createProject(name)
+		if err != nil {
+			last = err
+		}
+		return err == nil || s.has(name)
+	})
+}
+
 func (s *site) has(name string) bool {
 	_, ok := s.node.State().View().Project(name)
 	return ok
@@ -419,7 +434,7 @@ func TestMesh_EditsAnywhere_LeaderDies_NodeComesBack(t *testing.T) {
 
 	leader.kill()
 	start := time.Now()
-	await(t, "edits after the leader died", func() bool { _, err := others[0].createProject("three"); return err == nil || others[0].has("three") })
+	others[0].insist("three")
 	t.Logf("edits resumed after %s", time.Since(start))
 	if !others[0].has("two") {
 		t.Fatal("an acknowledged edit was lost with the leader")
@@ -512,7 +527,7 @@ func TestCutOff_Follower(t *testing.T) {
 	m.net.set(cut.name, leader.name, false)
 	m.net.set(cut.name, other.name, false)
 	await(t, "the cut-off node catches up", func() bool { return cut.has("goes-on") })
-	await(t, "edits at the node that was cut off", func() bool { _, err := cut.createProject("again"); return err == nil })
+	cut.insist("again")
 }
 
 func TestCutOff_Leader(t *testing.T) {
@@ -523,7 +538,7 @@ func TestCutOff_Leader(t *testing.T) {
 		m.net.set(leader.name, o.name, true)
 	}
 	refusedFast(t, leader, names...)
-	await(t, "the majority goes on", func() bool { _, err := others[0].createProject("goes-on"); return err == nil })
+	others[0].insist("goes-on")
 	for _, o := range others {
 		m.net.set(leader.name, o.name, false)
 	}
@@ -629,4 +644,31 @@ func TestBootstrap_OfADirectoryInUse(t *testing.T) {
 	if err := a.node.Bootstrap(t.Context(), &command.MeshCreate{}); err == nil {
 		t.Fatal("a second mesh was made in one directory")
 	}
+}
+
+// TestReturn_LeaderJoinedMeanwhile: a node that was away lets in a leader that
+// it has never heard of, on the word of the members that it knows.
+func TestReturn_LeaderJoinedMeanwhile(t *testing.T) {
+	m, all := three(t)
+	leader, others := leaderOf(t, all)
+	away := others[0]
+	if err := away.shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	d := m.site("tyo")
+	d.join(leader)
+	id := func(s *site) raft.ServerID { return raft.ServerID(s.id.ID.String()) }
+	if err := leader.node.raft.DemoteVoter(id(away), 0, 0).Error(); err != nil {
+		t.Fatal(err)
+	}
+	if err := leader.node.raft.AddVoter(id(d), raft.ServerAddress(id(d)), 0, 0).Error(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the new site leads", func() bool {
+		_ = leader.node.raft.LeadershipTransferToServer(id(d), raft.ServerAddress(id(d))).Error()
+		return d.node.Status().IsLeader
+	})
+	d.mustCreateProject("meanwhile")
+	away.start(nil)
+	await(t, "the returned node catches up", func() bool { return away.has("meanwhile") })
 }

@@ -106,8 +106,6 @@ func (n *Node) decide(ctx context.Context, env *command.Envelope) (command.Resul
 	}
 	ctx, cancel := context.WithTimeout(ctx, maxProposeFor)
 	defer cancel()
-	cut, stop := n.untilLost(ctx)
-	defer stop()
 	var (
 		unsure  bool      // an attempt may have got through
 		waiting time.Time // since when there has been nobody to decide
@@ -115,7 +113,7 @@ func (n *Node) decide(ctx context.Context, env *command.Envelope) (command.Resul
 	)
 	defer pause.Stop()
 	for {
-		res, err := n.attempt(cut, env)
+		res, err := n.attempt(ctx, env)
 		var refusal *command.Error
 		var maybe *command.Unavailable
 		switch {
@@ -139,7 +137,7 @@ func (n *Node) decide(ctx context.Context, env *command.Envelope) (command.Resul
 		pause.Reset(retryPause + rand.N(retryPause)) // jitter: all that wait would come at once
 		select {
 		case <-pause.C:
-		case <-cut.Done():
+		case <-ctx.Done():
 		}
 	}
 }
@@ -149,9 +147,10 @@ func (n *Node) lostMajority() bool {
 	return n.reach.lost()
 }
 
-// untilLost gives a context that ends when the majority has been out of reach
-// for an election timeout.
-func (n *Node) untilLost(ctx context.Context) (context.Context, func()) {
+// whileLed gives a context for a call to the leader. It ends when another node
+// leads, or none: a call to a leader that was cut off would wait for ever while
+// the others have long gone on. It also ends when the majority is lost.
+func (n *Node) whileLed(ctx context.Context, leader raft.ServerID) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	finished := make(chan struct{})
 	go func() {
@@ -166,7 +165,7 @@ func (n *Node) untilLost(ctx context.Context) (context.Context, func()) {
 			case <-n.lifetime.Done():
 				return
 			case <-t.C:
-				if n.lostMajority() {
+				if _, now := n.raft.LeaderWithID(); now != leader || n.lostMajority() {
 					return
 				}
 			}
@@ -188,6 +187,8 @@ func (n *Node) attempt(ctx context.Context, env *command.Envelope) (command.Resu
 	if err != nil || leader == n.cfg.Identity.ID {
 		return command.Result{}, &notLeader{}
 	}
+	ctx, stop := n.whileLed(ctx, id)
+	defer stop()
 	c, err := n.peers.connected(ctx, leader)
 	if err != nil {
 		return command.Result{}, err // nothing was sent

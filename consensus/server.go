@@ -176,6 +176,8 @@ func (n *Node) admitAtLeader(ctx context.Context, req *JoinRequest) (*JoinReply,
 	if err != nil {
 		return nil, &notLeader{}
 	}
+	ctx, stop := n.whileLed(ctx, id)
+	defer stop()
 	c, err := n.peers.connected(ctx, leader)
 	if err != nil {
 		return nil, err
