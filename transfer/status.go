@@ -140,7 +140,17 @@ func (r *Reconciler) askSite(ctx context.Context, view *state.View, q Question, 
 	if _, ok := view.Site(s.Site); ok {
 		err = fmt.Errorf("site %s stores no content", s.Site)
 	}
-	for _, n := range view.NodesOf(s.Site) {
+	nodes := view.NodesOf(s.Site)
+	slices.SortStableFunc(nodes, func(a, b state.Node) int {
+		switch r.cfg.Self { // which answers without the network
+		case a.ID:
+			return -1
+		case b.ID:
+			return 1
+		}
+		return 0
+	})
+	for _, n := range nodes {
 		if n.Witness {
 			continue
 		}

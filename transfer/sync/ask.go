@@ -169,7 +169,7 @@ func (s *Sync) serveAsk(ctx context.Context, from identity.NodeID, st *peer.Stre
 
 // asRefusal tells the asker why; errors of this store stay errors in its log.
 func asRefusal(err error) *Refusal {
-	var r *errRefused
+	var r *refusedError
 	if errors.As(err, &r) {
 		return refusal(r.code, r.message)
 	}
@@ -180,7 +180,7 @@ func asRefusal(err error) *Refusal {
 func (s *Sync) reply(ctx context.Context, from identity.NodeID, q *AskRequest) (*AskResponse, error) {
 	pid, err := identity.ProjectIDFromBytes(q.GetProjectId())
 	if err != nil {
-		return nil, &errRefused{Refusal_CODE_INVALID, err.Error()}
+		return nil, &refusedError{Refusal_CODE_INVALID, err.Error()}
 	}
 	view := s.cfg.State.View()
 	if r := s.shared(view, pid, from); r != nil {
@@ -201,7 +201,7 @@ func (s *Sync) reply(ctx context.Context, from identity.NodeID, q *AskRequest) (
 		}
 		return &AskResponse{Answer: &AskResponse_Tag{Tag: &TagResponse{Found: true, Digest: info.Digest.String()}}}, nil
 	default:
-		return nil, &errRefused{Refusal_CODE_INVALID, "a question that this version does not know"}
+		return nil, &refusedError{Refusal_CODE_INVALID, "a question that this version does not know"}
 	}
 }
 
@@ -213,7 +213,7 @@ func (s *Sync) replyHas(pid identity.ProjectID, q *HasRequest) (*AskResponse, er
 	for _, text := range q.GetManifests() {
 		d, err := digest.Parse(text)
 		if err != nil {
-			return nil, &errRefused{Refusal_CODE_INVALID, err.Error()}
+			return nil, &refusedError{Refusal_CODE_INVALID, err.Error()}
 		}
 		h, err := s.manifestHolding(pid, q.GetRepository(), d)
 		if err != nil {
@@ -224,7 +224,7 @@ func (s *Sync) replyHas(pid identity.ProjectID, q *HasRequest) (*AskResponse, er
 	for _, text := range q.GetBlobs() {
 		d, err := digest.Parse(text)
 		if err != nil {
-			return nil, &errRefused{Refusal_CODE_INVALID, err.Error()}
+			return nil, &refusedError{Refusal_CODE_INVALID, err.Error()}
 		}
 		h, err := s.blobHolding(pid, d)
 		if err != nil {
@@ -247,7 +247,7 @@ func (s *Sync) replyPin(ctx context.Context, view *state.View, pid identity.Proj
 	for _, text := range q.GetBlobs() {
 		d, err := digest.Parse(text)
 		if err != nil {
-			return nil, &errRefused{Refusal_CODE_INVALID, err.Error()}
+			return nil, &refusedError{Refusal_CODE_INVALID, err.Error()}
 		}
 		h, err := s.blobHolding(pid, d)
 		if err != nil {

@@ -111,7 +111,7 @@ func (s *Sync) sendDelta(ctx context.Context, from identity.NodeID, st *peer.Str
 		s.metrics.bytes.WithLabelValues("out").Add(float64(len(page)))
 		return peer.WriteMsg(st, &CatalogueResponse{Answer: &CatalogueResponse_Page{Page: &Page{Data: page}}}, maxAnswer)
 	})
-	var stopped *errRefused
+	var stopped *refusedError
 	switch {
 	case errors.As(err, &stopped):
 		return s.refuse(st, cameAt, refusal(stopped.code, stopped.message))

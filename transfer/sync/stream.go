@@ -37,16 +37,16 @@ const (
 	answerWithin = 20 * time.Second
 )
 
-// errRefused is what a Refusal becomes at the asking side.
-type errRefused struct {
+// refusedError is what a Refusal becomes at the asking side.
+type refusedError struct {
 	code    Refusal_Code
 	message string
 }
 
-func (e *errRefused) Error() string { return "refused: " + e.message }
+func (e *refusedError) Error() string { return "refused: " + e.message }
 
 // Unwrap lets errors.Is find a project that is unknown there.
-func (e *errRefused) Unwrap() error {
+func (e *refusedError) Unwrap() error {
 	if e.code == Refusal_CODE_UNKNOWN {
 		return ErrUnknownProject
 	}
@@ -57,7 +57,7 @@ func refusal(code Refusal_Code, message string) *Refusal {
 	return &Refusal{Code: code, Message: message}
 }
 
-func refused(r *Refusal) error { return &errRefused{code: r.GetCode(), message: r.GetMessage()} }
+func refused(r *Refusal) error { return &refusedError{code: r.GetCode(), message: r.GetMessage()} }
 
 // talk is a stream to one peer that is kept between questions. It has one user
 // at a time.
@@ -95,8 +95,9 @@ func (t *talk) ask(ctx context.Context, question proto.Message, answer func(*pee
 		if err == nil {
 			return nil
 		}
-		if keep := new(errRefused); errors.As(err, &keep) && ctx.Err() == nil {
-			return err // the stream is fine, the answer was no
+		var no *refusedError
+		if errors.As(err, &no) && ctx.Err() == nil {
+			return err // the stream is fine
 		}
 		t.close()
 		var local *localError

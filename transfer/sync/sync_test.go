@@ -74,7 +74,7 @@ func TestLink_Coalesces(t *testing.T) {
 	}
 	boom := errors.New("boom")
 	l.finish(p, c, boom)
-	if err := waitAll(context.Background(), []*call{first}); err != boom {
+	if err := waitAll(context.Background(), []*call{first}); !errors.Is(err, boom) {
 		t.Errorf("the first call ended with %v", err)
 	}
 	if diff := cmp.Diff([]identity.ProjectID{q, p}, l.queue); diff != "" {
