@@ -32,16 +32,24 @@ func (h *Handler) scopes(q *request) []string {
 	if method == "HEAD" {
 		method = "GET"
 	}
-	return []string{challengeScope(q.route.repo, needs(method))}
+	return challengeScopes(q, needs(method))
 }
 
-// challengeScope asks for pull beside push: a push looks at what is there, and
-// clients keep the token for that.
-func challengeScope(name string, actions []access.Action) string {
+// challengeScopes asks for pull beside push: a push looks at what is there, and
+// clients keep the token for that. A mount needs to pull from its source too.
+func challengeScopes(q *request, actions []access.Action) []string {
 	if len(actions) == 1 && actions[0] == access.Push {
 		actions = []access.Action{access.Pull, access.Push}
 	}
-	return access.RepositoryScope(name, actions...)
+	scopes := []string{access.RepositoryScope(q.route.repo, actions...)}
+	from := q.query.Get("from")
+	if from == "" || q.query.Get("mount") == "" {
+		return scopes
+	}
+	if project, repo, err := q.access.Canonical(q.Request, from); err == nil {
+		scopes = append(scopes, access.RepositoryScope(project+"/"+repo, access.Pull))
+	}
+	return scopes
 }
 
 // unauthorised makes the 401 answer that sends the client to the token service.
@@ -65,7 +73,7 @@ func (h *Handler) authorise(q *request, project, repo string, actions ...access.
 		for _, act := range actions {
 			if !s.Allows(name, act) {
 				return p, h.unauthorised(q, "insufficient_scope", "the token is not for this: ask the token service for one",
-					challengeScope(q.route.repo, actions))
+					challengeScopes(q, actions)...)
 			}
 		}
 	}
@@ -90,7 +98,7 @@ func (h *Handler) denied(q *request, p state.Project, exists bool, project, repo
 	what := strings.Join(words, " and ")
 	switch {
 	case q.subject.Kind == access.Anonymous:
-		return h.unauthorised(q, "", "log in to "+what+" "+project+"/"+repo, challengeScope(q.route.repo, actions))
+		return h.unauthorised(q, "", "log in to "+what+" "+project+"/"+repo, challengeScopes(q, actions)...)
 	case !exists && q.subject.Admin:
 		return refuse(errcode.ErrorCodeNameUnknown, "project %s is not there: make it with: portolan project create %s", project, project)
 	case exists && h.cfg.Access.CanRepository(scopeless(q.subject), p, repo, access.ReadProject):

@@ -101,6 +101,7 @@ func TestExchanges(t *testing.T) {
 
 		// mounts
 		{"mount", "dev", "POST", "/v2/closed/copy/blobs/uploads/?mount=" + d(big) + "&from=prod/app", nil, nil, 201, []string{"Location", "/v2/closed/copy/blobs/" + d(big), "Docker-Content-Digest", d(big)}, ""},
+		{"mount, anonymous", "", "POST", "/v2/closed/copy/blobs/uploads/?mount=" + d(big) + "&from=prod/app", nil, nil, 401, []string{"Www-Authenticate", `Bearer realm="` + s.url + `/service/token",service="portolan",scope="repository:closed/copy:pull,push repository:prod/app:pull"`}, "UNAUTHORIZED"},
 		{"mounted", "guest", "HEAD", "/v2/closed/copy/blobs/" + d(big), nil, nil, 200, nil, ""},
 		{"mount of what is not there", "dev", "POST", "/v2/closed/copy/blobs/uploads/?mount=" + none + "&from=prod/app", nil, nil, 202, []string{"Location", "/v2/closed/copy/blobs/uploads/*", "Range", "0-0"}, ""},
 		{"mount without from, same project", "dev", "POST", "/v2/prod/third/blobs/uploads/?mount=" + d(layer), nil, nil, 201, nil, ""},

@@ -144,6 +144,7 @@ type request struct {
 	query   url.Values
 	route   route
 	subject access.Subject
+	access  *access.Access
 
 	// Of a repository's ends only:
 	project  state.Project
@@ -217,7 +218,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return refuse(errcode.ErrorCodeUnsupported, "this path does not take %s", r.Method).with("Allow", allowed(rt.name))
 	}
-	q := &request{Request: r, w: w, query: r.URL.Query(), route: rt}
+	q := &request{Request: r, w: w, query: r.URL.Query(), route: rt, access: h.cfg.Access}
 
 	var project string
 	var err error
