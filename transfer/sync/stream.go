@@ -95,13 +95,16 @@ func (t *talk) ask(ctx context.Context, question proto.Message, answer func(*pee
 		if err == nil {
 			return nil
 		}
-		var no *refusedError
-		if errors.As(err, &no) && ctx.Err() == nil {
-			return err // the stream is fine
+		var (
+			no    *refusedError
+			local *localError
+		)
+		ours := errors.As(err, &local)
+		if !ours && errors.As(err, &no) && ctx.Err() == nil {
+			return err // the peer said so, and the stream is at its next question
 		}
 		t.close()
-		var local *localError
-		if fresh || ctx.Err() != nil || errors.As(err, &local) {
+		if fresh || ours || ctx.Err() != nil {
 			return err
 		}
 	}
