@@ -150,11 +150,16 @@ func (a *app) say(format string, args ...any) { fmt.Fprintf(a.err, format+"\n", 
 
 // table writes rows under a head, in columns.
 func table(w io.Writer, head []string, rows [][]string) {
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var b strings.Builder
+	tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	for _, row := range append([][]string{head}, rows...) {
-		fmt.Fprintln(tw, strings.TrimRight(strings.Join(row, "\t"), "\t"))
+		// The last tab makes the last cell one of its column, empty or not.
+		fmt.Fprintln(tw, strings.Join(row, "\t")+"\t")
 	}
 	_ = tw.Flush()
+	for line := range strings.Lines(b.String()) {
+		fmt.Fprintln(w, strings.TrimRight(line, " \n"))
+	}
 }
 
 // fields writes one object's fields, each on a line.

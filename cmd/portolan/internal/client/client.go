@@ -63,7 +63,7 @@ func Normalize(s string) (string, error) {
 		s = scheme + s
 	}
 	u, err := url.Parse(s)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.Path != "" || u.RawQuery != "" || u.User != nil {
+	if err != nil || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") || (u.Scheme != "http" && u.Scheme != "https") || u.Path != "" || u.RawQuery != "" || u.User != nil {
 		return "", fmt.Errorf("%q is not a server: write it as http://HOST:PORT or https://HOST", s)
 	}
 	return u.Scheme + "://" + u.Host, nil
