@@ -332,6 +332,23 @@ func TestClient(t *testing.T) {
 	}
 }
 
+// A mount with a token for the target alone leads to one for both.
+func TestToken_OfAMount(t *testing.T) {
+	s := newSite(t)
+	d := s.push("prod/app", []byte("x"))
+	post := func(scopes string) exchange {
+		t.Helper()
+		e := s.do("dev", "GET", "/service/token?service=portolan&scope="+scopes, nil).want(t, 200)
+		token, _, _ := strings.Cut(strings.SplitN(string(e.body), `"token":"`, 2)[1], `"`)
+		return s.do("", "POST", "/v2/closed/copy/blobs/uploads/?from=prod/app&mount="+d.String(), nil, "Authorization", "Bearer "+token)
+	}
+	e := post("repository:closed/copy:pull,push").want(t, 401)
+	if got := e.Header.Get("Www-Authenticate"); !strings.Contains(got, `scope="repository:closed/copy:pull,push repository:prod/app:pull",error="insufficient_scope"`) {
+		t.Errorf("challenge %s", got)
+	}
+	post("repository:closed/copy:pull,push+repository:prod/app:pull").want(t, 201)
+}
+
 // A revoked role is revoked for tokens that are out, too.
 func TestToken_LosesItsRights(t *testing.T) {
 	s := newSite(t)

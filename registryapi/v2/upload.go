@@ -81,8 +81,13 @@ func (h *Handler) mount(q *request, d digest.Digest) (bool, error) {
 		return false, refuse(errcode.ErrorCodeNameInvalid, "from: %s", err)
 	}
 	src, ok := h.cfg.View().Project(project)
-	if !ok || !h.cfg.Access.CanRepository(q.subject, src, repo, access.Pull) || !within(q.project, src) {
+	if !ok || !h.cfg.Access.CanRepository(scopeless(q.subject), src, repo, access.Pull) || !within(q.project, src) {
 		return false, nil
+	}
+	if !h.cfg.Access.CanRepository(q.subject, src, repo, access.Pull) {
+		// Only the token stands in the way, and a wider one is to be had.
+		return false, h.unauthorised(q, "insufficient_scope", "the token is not for the repository to mount from: ask the token service for one",
+			challengeScopes(q, []access.Action{access.Push})...)
 	}
 	if _, ok, err := h.catalog.Linked(src.PID, repo, d); err != nil || !ok {
 		return false, err
