@@ -435,12 +435,8 @@ func (n *Node) loadSeeds() error {
 	}
 	path := filepath.Join(n.cfg.Dir, seedsFile)
 	if n.cfg.Seeds != nil {
-		b, err := proto.Marshal(&Seeds{Nodes: n.cfg.Seeds})
-		if err != nil {
-			return fmt.Errorf("consensus: keep seeds: %w", err)
-		}
-		if err := writeFile(path, b); err != nil {
-			return fmt.Errorf("consensus: keep seeds: %w", err)
+		if err := KeepSeeds(n.cfg.Dir, n.cfg.Seeds); err != nil {
+			return err
 		}
 		n.hear(n.cfg.Seeds)
 		return nil
