@@ -165,22 +165,6 @@ func (n *node) siteOf(id identity.NodeID) string {
 	return id.String()
 }
 
-// mayHave decides what a peer may have of the data plane: content of projects
-// that may rest at its site.
-func (n *node) mayHave(_ context.Context, from identity.NodeID, d digest.Digest, pid identity.ProjectID) bool {
-	v := n.view()
-	m, ok := v.Node(from)
-	if !ok || m.Witness {
-		return false
-	}
-	p, ok := v.ProjectByPID(pid)
-	if !ok || !v.MayRest(p, m.Site) {
-		return false
-	}
-	_, _, linked, err := n.store.Catalog().LinkedIn(pid, d)
-	return err == nil && linked
-}
-
 // cutOff closes the connections of nodes that are no longer in the node list,
 // on every port.
 func (n *node) cutOff(ctx context.Context) error {

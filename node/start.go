@@ -175,14 +175,14 @@ func (n *node) startContent(_ context.Context) error {
 	n.gossip.OnChange(n.sync.PeersChanged)
 	if n.swarm, err = swarm.New(swarm.Config{
 		Store: n.store, Host: n.host, Holders: n.sync, Signer: n.id, Logger: log, Registerer: reg,
-		Access:      n.mayHave,
+		Access:      n.sync.Access,
 		KnownSigner: func(id identity.NodeID) bool { _, ok := n.view().Node(id); return ok },
 		SiteOf:      n.siteOf, Alive: n.gossip.Alive,
 	}); err != nil {
 		return err
 	}
 	if n.reconciler, err = transfer.New(transfer.Config{
-		Self: n.id.ID, Site: s.Site, Store: n.store, State: n.raft.State(), Swarm: n.swarm, Sync: n.sync,
+		Self: n.id.ID, Site: s.Site, Store: n.store, State: n.raft.State(), Swarm: n.swarm, Sync: n.sync, PushesTold: true,
 		Now: n.cfg.Now, Logger: log, Registerer: reg,
 	}); err != nil {
 		return err

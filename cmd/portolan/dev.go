@@ -430,20 +430,18 @@ Try:
 	return b.String()
 }
 
-// watch reports dead sites until it is told to stop or none is left.
+// watch reports dead sites until it is told to stop. It stays when none is
+// left: who starts them again by hand still has what dev printed.
 func (m *devMesh) watch(ctx context.Context) error {
-	left := len(m.sites)
-	for left > 0 {
+	for {
 		select {
 		case <-ctx.Done():
 			m.say("stopping the sites")
 			return nil
 		case s := <-m.ended:
-			left--
 			m.say("%s ended (%s); start it again with: %s serve --data %s", s.Name, ending(s.err), m.self, s.Data)
 		}
 	}
-	return errors.New("all sites have ended: see their lines above")
 }
 
 func ending(err error) string {
