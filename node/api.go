@@ -24,13 +24,13 @@ import (
 func (n *node) api() (registryapi.Config, error) {
 	var none registryapi.Config
 	s, log := n.cfg.Settings, n.cfg.Logger
-	who, err := access.New(access.Config{View: n.view, Identity: n.id, Logger: log, Now: n.cfg.Now, TrustedProxies: s.TrustedProxies})
+	who, err := access.New(access.Config{View: n.view, Identity: n.id, Logger: log, Now: n.cfg.Now, TrustedProxies: s.TrustedProxies, Metrics: n.metrics})
 	if err != nil {
 		return none, err
 	}
 	registry, err := v2.New(v2.Config{
 		View: n.view, Access: who, Store: n.store, Site: s.Site, Logger: log, Now: n.cfg.Now,
-		Source: source{n}, Claimer: claimer{n.reconciler}, Refresher: n.sync,
+		Source: source{n}, Claimer: claimer{n.reconciler}, Refresher: n.sync, Metrics: n.metrics,
 	})
 	if err != nil {
 		return none, err
@@ -123,16 +123,10 @@ type placement struct{ r *transfer.Reconciler }
 
 // Presence implements mesh.Placement.
 func (p placement) Presence(ctx context.Context, q mesh.Question) ([]mesh.Presence, error) {
-	sites, err := p.r.Status(ctx, transfer.Question{PID: q.PID, Repository: q.Repository, Digest: q.Digest, Tag: q.Tag, Sites: q.Sites})
+	sites, err := p.r.Status(ctx, transfer.Question(q))
 	out := make([]mesh.Presence, len(sites))
 	for i, s := range sites {
-		out[i] = mesh.Presence{
-			Site: s.Site, Reachable: s.Reachable, Error: s.Error, TagDigest: s.TagDigest,
-			Total: s.Total, Missing: s.Missing, Complete: s.Complete, Covered: s.Covered,
-		}
-		if s.Error == "" {
-			out[i].Error = s.Reason
-		}
+		out[i] = mesh.Presence(s)
 	}
 	return out, err
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/portolan/portolan/node/config"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/telemetry"
 	"github.com/portolan/portolan/node/wire"
 )
@@ -139,6 +140,7 @@ func (n *node) open(ctx context.Context, made bool) error {
 	}
 	if n.store, err = store.Open(ctx, store.Config{
 		Dir: filepath.Join(n.dir, storeDir), Identity: n.id, Logger: n.cfg.Logger, Now: n.cfg.Now,
+		Catalog: catalog.Options{Metrics: n.metrics, OnConflict: n.conflict},
 	}); err != nil {
 		return err
 	}
@@ -152,7 +154,18 @@ func (n *node) open(ctx context.Context, made bool) error {
 		Dir: filepath.Join(n.dir, raftDir), Identity: n.id, Self: record(n.cfg, n.id, n.store.ID()),
 		RaftListener: n.control.Raft(), Logger: n.cfg.Logger, Now: n.cfg.Now,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	n.metrics.MustRegister(n.raft)
+	return nil
+}
+
+// conflict reports two writes of one tag that had not seen one another. The
+// event's name is the one that operators search for.
+func (n *node) conflict(c catalog.Conflict) {
+	n.log.Warn("tag.conflict: two sites set one tag at the same time; the loser stays pullable by its digest",
+		"project_id", c.PID, "repository", c.Repo, "tag", c.Tag, "winner", c.Winner, "loser", c.Loser, "actor", c.Actor)
 }
 
 // Names below the data directory. node/config has those of the settings.

@@ -195,12 +195,6 @@ func (h *Handler) serveBytes(q *request, d digest.Digest, mediaType string, b []
 	h.serveContent(q, d, mediaType, bytes.NewReader(b))
 }
 
-// leaseEnder is a catalogue that can take a blob out of a repository before its
-// lease is over.
-type leaseEnder interface {
-	EndLease(ctx context.Context, d digest.Digest, pid identity.ProjectID, repo string) error
-}
-
 // deleteBlob takes the blob out of this repository: what has been given to it
 // and no manifest needs. The bytes go when nobody needs them any more.
 func (h *Handler) deleteBlob(q *request) error {
@@ -213,10 +207,8 @@ func (h *Handler) deleteBlob(q *request) error {
 	} else if !ok {
 		return blobUnknown(d, q.name())
 	}
-	if c, ok := any(h.catalog).(leaseEnder); ok {
-		if err := c.EndLease(q.Context(), d, q.project.PID, q.repo); err != nil && !absent(err) {
-			return err
-		}
+	if err := h.catalog.EndLease(q.Context(), d, q.project.PID, q.repo); err != nil && !absent(err) {
+		return err
 	}
 	if _, ok, err := h.catalog.Linked(q.project.PID, q.repo, d); err != nil {
 		return err

@@ -3,6 +3,7 @@ package mesh
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -130,8 +131,10 @@ func (m mesh) otherClients(t *testing.T, set images.Set) {
 
 	clients.Run(t, env, crane, "push", "--insecure", "--index", set.Layout("multi"), m.Sites[2].Host()+"/library/exact:1")
 	cluster.Eventually(t, cluster.Patience, "crane's index is listed at site 1", func() error { return m.hasTag(t, 0, "library/exact", "1") })
-	if got := strings.TrimSpace(clients.Run(t, env, crane, "digest", "--insecure", m.Sites[0].Host()+"/library/exact:1")); got != index {
-		t.Errorf("crane pushed the index %s, the tag gives %s", index, got)
+	// It pushes the layout's own index, one level above.
+	want := fmt.Sprintf("sha256:%x", sha256.Sum256(read(t, filepath.Join(set.Layout("multi"), "index.json"))))
+	if got := strings.TrimSpace(clients.Run(t, env, crane, "digest", "--insecure", m.Sites[0].Host()+"/library/exact:1")); got != want {
+		t.Errorf("crane pushed the index %s, the tag gives %s", want, got)
 	}
 	clients.Run(t, env, crane, "validate", "--insecure", "--remote", m.Sites[0].Host()+"/library/exact:1")
 
@@ -156,13 +159,19 @@ func blobs(t *testing.T, layout string) []string {
 	return names
 }
 
-// indexDigest is the digest of the one index in an OCI layout.
-func indexDigest(t *testing.T, layout string) string {
+func read(t *testing.T, path string) []byte {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(layout, "index.json"))
+	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return b
+}
+
+// indexDigest is the digest of the one index in an OCI layout.
+func indexDigest(t *testing.T, layout string) string {
+	t.Helper()
+	b := read(t, filepath.Join(layout, "index.json"))
 	var index struct{ Manifests []struct{ Digest string } }
 	if err := json.Unmarshal(b, &index); err != nil || len(index.Manifests) != 1 {
 		t.Fatalf("%s: %v", b, err)

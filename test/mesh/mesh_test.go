@@ -87,8 +87,15 @@ func TestMesh_EndToEnd(t *testing.T) {
 				t.Errorf("where does not name %s:\n%s", s.Name, where)
 			}
 		}
-		if r := m.CLI(t, 0, "wait", "library/app:1.0", "--sites", "all", "--timeout", "2s"); r.Code != 1 {
-			t.Errorf("wait for an image that no rule places ended with %d, want 1:\n%s%s", r.Code, r.Stdout, r.Stderr)
+		// Nobody but its own site has this one, and no rule will bring it anywhere.
+		m.skopeoPush(t, 0, set.Layout("base"), "library/only-here:1")
+		began := time.Now()
+		r := m.CLI(t, 0, "wait", "library/only-here:1", "--sites", "all", "--timeout", "60s")
+		if r.Code != 1 || !strings.Contains(r.Stderr, "site2") || !strings.Contains(r.Stderr, "site3") {
+			t.Errorf("wait for an image that no rule places ended with %d, want 1 and the sites named:\n%s%s", r.Code, r.Stdout, r.Stderr)
+		}
+		if took := time.Since(began); took > 30*time.Second {
+			t.Errorf("a site that no rule covers was named after %s, not at once", took)
 		}
 	})
 

@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog/internal/rowpb"
 )
 
@@ -213,6 +214,18 @@ func (b *batch) lease(raw []byte, size int64, l Lease) error {
 		return b.setMessage(key, &rowpb.Lease{UntilUnixMs: until, Size: size})
 	}
 	return nil
+}
+
+// EndLease takes a blob out of a repository before its lease is over. What a
+// manifest of the repository refers to stays linked.
+func (c *Catalog) EndLease(ctx context.Context, d digest.Digest, pid identity.ProjectID, repo string) error {
+	if err := checkName("repository", repo); err != nil {
+		return err
+	}
+	return c.onBlob(ctx, "end the lease of", d, func(b *batch, raw []byte, _ BlobRow) error {
+		b.del(keyLease(raw, pid, repo))
+		return nil
+	})
 }
 
 // Pin durably promises another store to keep a blob that is present.
