@@ -14,7 +14,6 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
 )
