@@ -276,7 +276,8 @@ func (m *devMesh) ports(s *devSite) []string {
 }
 
 func (m *devMesh) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(m.self, args...)
+	// No context: a site is stopped by a signal, in order, not killed.
+	cmd := exec.CommandContext(context.Background(), m.self, args...)
 	// A group of its own: Ctrl-C on the terminal reaches dev alone, which then
 	// stops the sites in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -98,7 +98,8 @@ func Docker(t testing.TB) *Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(dockerd,
+	// Not t.Context: it ends before Cleanup, which stops the engine in order.
+	cmd := exec.CommandContext(context.Background(), dockerd,
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
 		"-H", "unix://"+filepath.Join(dir, "sock"), "-p", filepath.Join(dir, "pid"),
 		"--iptables=false", "--ip6tables=false", "--bridge=none")
@@ -116,10 +117,10 @@ func Docker(t testing.TB) *Engine {
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
-		case <-exited:
+		case _ = <-exited:
 		case <-time.After(30 * time.Second):
 			_ = cmd.Process.Kill()
-			<-exited
+			_ = <-exited
 		}
 		_ = unix.Unmount(filepath.Join(dir, "exec", "netns", "default"), unix.MNT_DETACH)
 		if t.Failed() {

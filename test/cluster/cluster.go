@@ -44,7 +44,7 @@ func Binary(t testing.TB) string {
 			return
 		}
 		binary = filepath.Join(dir, "portolan")
-		out, err := exec.Command("go", "build", "-o", binary, "github.com/portolan/portolan/cmd/portolan").CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "github.com/portolan/portolan/cmd/portolan").CombinedOutput()
 		if err != nil {
 			errBuild = fmt.Errorf("go build: %w\n%s", err, out)
 		}
@@ -132,7 +132,8 @@ func (l *lockedBuffer) String() string {
 // Start runs the binary with arguments until the test ends or Stop is called.
 func Start(t testing.TB, env []string, args ...string) *Process {
 	t.Helper()
-	p := &Process{Cmd: exec.Command(Binary(t), args...), exited: make(chan struct{}), out: &lockedBuffer{}}
+	// Not t.Context: it ends before Cleanup, which stops the process in order.
+	p := &Process{Cmd: exec.CommandContext(context.Background(), Binary(t), args...), exited: make(chan struct{}), out: &lockedBuffer{}}
 	p.Cmd.Env = append(clean(os.Environ()), env...)
 	p.Cmd.Stdout, p.Cmd.Stderr = p.out, p.out
 	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
@@ -218,12 +219,13 @@ func BasePort(t testing.TB, n int) int {
 func free(base, n int) bool {
 	for p := base; p < base+n; p++ {
 		addr := net.JoinHostPort("", strconv.Itoa(p))
-		l, err := net.Listen("tcp", addr)
+		var lc net.ListenConfig
+		l, err := lc.Listen(context.Background(), "tcp", addr)
 		if err != nil {
 			return false
 		}
 		l.Close()
-		u, err := net.ListenPacket("udp", addr)
+		u, err := lc.ListenPacket(context.Background(), "udp", addr)
 		if err != nil {
 			return false
 		}
