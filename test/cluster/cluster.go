@@ -251,6 +251,12 @@ func DevIn(t testing.TB, dir string, n int) *Mesh {
 func DevAt(t testing.TB, dir string, n, base int) *Mesh {
 	t.Helper()
 	p := Start(t, nil, "dev", "--sites", strconv.Itoa(n), "--data", dir, "--base-port", strconv.Itoa(base))
+	return AwaitDev(t, p, dir, n, base)
+}
+
+// AwaitDev waits until a `portolan dev` that the caller started is ready.
+func AwaitDev(t testing.TB, p *Process, dir string, n, base int) *Mesh {
+	t.Helper()
 	m := &Mesh{Dev: p, BasePort: base}
 	Eventually(t, 2*Patience, "portolan dev writes dev.json", func() error {
 		select {
