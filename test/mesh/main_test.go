@@ -4,6 +4,8 @@
 package mesh
 
 import (
+	"flag"
+	"fmt"
 	"os"
 	"testing"
 
@@ -11,6 +13,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() {
+		// `make check` is the quick loop; `make test` and CI run these.
+		fmt.Println("whole meshes are not run with -short")
+		return
+	}
 	code := m.Run()
 	cluster.RemoveBinary()
 	os.Exit(code)
