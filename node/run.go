@@ -97,12 +97,13 @@ type node struct {
 	stages *stages
 	closer []io.Closer
 
-	metrics *prometheus.Registry
-	http    net.Listener
-	store   *store.Store
-	control *wire.Listener
-	raft    *consensus.Node
-	content // what follows once the control state is here
+	metrics     *prometheus.Registry
+	http        net.Listener
+	certificate *certificate // nil: plain HTTP
+	store       *store.Store
+	control     *wire.Listener
+	raft        *consensus.Node
+	content     // what follows once the control state is here
 }
 
 // close closes what open opened, last first.
@@ -121,6 +122,13 @@ func (n *node) close() error {
 func (n *node) open(ctx context.Context, made bool) error {
 	s := n.cfg.Settings
 	n.metrics = telemetry.NewRegistry(n.cfg.Version)
+	if s.TLSCert != "" {
+		c, err := newCertificate(s.TLSCert, s.TLSKey, n.cfg.Logger)
+		if err != nil {
+			return err
+		}
+		n.certificate = c
+	}
 	l, err := listen(ctx, s.HTTP, "--http")
 	if err != nil {
 		return err

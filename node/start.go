@@ -52,11 +52,17 @@ func (n *node) start(ctx context.Context, made bool, mesh identity.MeshID) error
 	if err != nil {
 		return err
 	}
+	if n.certificate != nil {
+		api.TLS = n.certificate.config()
+		n.stages.start("certificate", n.certificate.run)
+	}
 	server, err := registryapi.New(api)
 	if err != nil {
 		return err
 	}
-	n.log.Warn("the registry speaks plain HTTP, passwords included: put it behind TLS outside of trusted networks", "address", n.http.Addr())
+	if n.certificate == nil {
+		n.log.Warn("the registry speaks plain HTTP, passwords included: give it --tls-cert and --tls-key outside of trusted networks", "address", n.http.Addr())
+	}
 	n.stages.start("registry", func(ctx context.Context) error { return server.Run(ctx, n.http) })
 	return nil
 }

@@ -166,11 +166,14 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		// Requests outlive ctx on purpose: they end by Shutdown.
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}
+	serve := srv.Serve
 	if s.cfg.TLS != nil {
-		l = tls.NewListener(l, s.cfg.TLS)
+		srv.TLSConfig = s.cfg.TLS
+		// Of all ways this one sets HTTP/2 up.
+		serve = func(l net.Listener) error { return srv.ServeTLS(l, "", "") }
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }()
+	go func() { served <- serve(l) }()
 
 	var err error
 	select {

@@ -45,8 +45,11 @@ type Config struct {
 	// Bind is the address of the three ports below.
 	Bind                              string
 	GossipPort, ControlPort, DataPort int
-	TrustedProxies                    []netip.Prefix
-	LogLevel, LogFormat               string
+	// TLSCert and TLSKey are the files of the registry's certificate; both empty:
+	// plain HTTP.
+	TLSCert, TLSKey     string
+	TrustedProxies      []netip.Prefix
+	LogLevel, LogFormat string
 
 	// explicit has the values that some source named, by option.
 	explicit map[string]string
@@ -128,6 +131,7 @@ func Load(flags *pflag.FlagSet, env []string) (cfg Config, warnings []string, er
 	cfg.ControlPort, _ = strconv.Atoi(get("control-port"))
 	cfg.DataPort, _ = strconv.Atoi(get("data-port"))
 	cfg.TrustedProxies, _ = parsePrefixes(get("trusted-proxies"))
+	cfg.TLSCert, cfg.TLSKey = get("tls-cert"), get("tls-key")
 	cfg.LogLevel, cfg.LogFormat = get("log-level"), get("log-format")
 	if err := cfg.validate(); err != nil {
 		return Config{}, nil, err
@@ -149,6 +153,9 @@ func first(key string, layers ...map[string]any) string {
 func (c *Config) validate() error {
 	if was := c.saved[optSite]; was != "" && was != c.Site {
 		return fmt.Errorf("data directory %s belongs to site %q, not %q: leave out --site, or use another --data", c.Data, was, c.Site)
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		return errors.New("--tls-cert and --tls-key belong together: name both, or none for plain HTTP")
 	}
 	_, http, _ := net.SplitHostPort(c.HTTP)
 	httpPort, _ := strconv.Atoi(http)
@@ -178,7 +185,11 @@ func (c *Config) derive() {
 		if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
 			host = c.Advertise
 		}
-		c.RegistryURL = "http://" + net.JoinHostPort(host, port)
+		scheme := "http://"
+		if c.TLSCert != "" {
+			scheme = "https://"
+		}
+		c.RegistryURL = scheme + net.JoinHostPort(host, port)
 	}
 }
 

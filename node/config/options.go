@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -58,6 +59,12 @@ var options = []Option{
 		Help:    "name or address that the nodes of other sites dial"},
 	{Name: "http", Arg: "ADDR", Default: ":5000", Saved: true, check: checkListen,
 		Help: "address and port of the registry and its APIs"},
+	{Name: "tls-cert", Arg: "FILE", Saved: true, check: checkFile,
+		Derived: "plain HTTP",
+		Help:    "PEM file with the registry's certificate and its chain; a new one is taken over as soon as it is there"},
+	{Name: "tls-key", Arg: "FILE", Saved: true, check: checkFile,
+		Derived: "plain HTTP",
+		Help:    "PEM file with the certificate's key"},
 	{Name: "registry-url", Arg: "URL", Saved: true, check: checkURL,
 		Derived: "made from --http and --advertise",
 		Help:    "URL at which people and other sites reach this registry"},
@@ -146,6 +153,9 @@ func SiteName(s string) (string, error) {
 	}
 	return s, nil
 }
+
+// checkFile makes a path absolute: a later start may be in another directory.
+func checkFile(s string) (string, error) { return filepath.Abs(s) }
 
 func anyText(s string) (string, error) { return s, nil }
 
