@@ -2,6 +2,7 @@ package access
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -110,6 +111,12 @@ func New(cfg Config) (*Access, error) {
 	_, _ = rand.Read(random)
 	a.decoy = formatPHC(random[:argonSaltBytes], random[argonSaltBytes:])
 	return a, nil
+}
+
+// Secret derives a key of this node's own for a purpose. It is the same after a
+// restart, and nobody without the node's key can know it.
+func (a *Access) Secret(purpose string) [32]byte {
+	return sha256.Sum256(a.cfg.Identity.Sign([]byte("portolan secret\x00" + purpose)))
 }
 
 // Kind says what sort of subject is asking.

@@ -8,11 +8,13 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/store/catalog"
 )
 
 // Codes are Harbor's; UNAVAILABLE is ours: Harbor has no word for a mesh
@@ -143,6 +145,14 @@ func FromError(err error) (answer *Error, ok bool) {
 		return &Error{Status: http.StatusServiceUnavailable, Code: CodeUnavailable, Message: away.Error(), Sites: away.Sites, RetryAfter: retry}, true
 	}
 	switch {
+	case errors.Is(err, catalog.ErrNotFound):
+		return NotFound("it is not in the catalogue of this site any more: ask again for what there is"), true
+	case errors.Is(err, catalog.ErrTooLarge):
+		return fail(http.StatusRequestEntityTooLarge, "this touches more entries than one request can: do it in several steps, tags and manifests first"), true
+	case errors.Is(err, catalog.ErrInvalid):
+		return Invalid("a name in the request is not possible in a registry: check its spelling"), true
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return &Error{Status: http.StatusInsufficientStorage, Code: CodeUnavailable, Message: "this site has no space left: free some there, or use another site"}, true
 	case errors.Is(err, context.Canceled):
 		return &Error{Status: http.StatusServiceUnavailable, Code: CodeUnavailable, Message: "the node is stopping, or the request was given up; ask again", RetryAfter: time.Second}, true
 	case errors.Is(err, context.DeadlineExceeded):

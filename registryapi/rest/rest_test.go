@@ -10,12 +10,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/registryapi/access"
 )
 
@@ -41,6 +43,10 @@ func TestFromError(t *testing.T) {
 		{&command.Unavailable{Reason: "no leader"}, 503, CodeUnavailable, "1", true},
 		{context.Canceled, 503, CodeUnavailable, "1", true},
 		{context.DeadlineExceeded, 503, CodeUnavailable, "1", true},
+		{fmt.Errorf("delete: %w", catalog.ErrTooLarge), 413, "REQUEST_ENTITY_TOO_LARGE", "", true},
+		{fmt.Errorf("commit: %w", syscall.ENOSPC), 507, CodeUnavailable, "", true},
+		{fmt.Errorf("%w: repository", catalog.ErrInvalid), 400, CodeBadRequest, "", true},
+		{fmt.Errorf("tag: %w", catalog.ErrNotFound), 404, CodeNotFound, "", true},
 		{errors.New("disk on fire at /secret"), 500, CodeUnknown, "", false},
 	} {
 		e, known := FromError(c.err)

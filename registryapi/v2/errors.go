@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"syscall"
 	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 
 	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/registryapi/access"
 )
 
@@ -68,11 +70,14 @@ func (h *Handler) classify(err error) *apiError {
 		e := refuse(errcode.ErrorCodeTooManyRequests, "%s", busy.Error())
 		e.retryAfter = busy.RetryAfter
 		return e
-	case errors.Is(err, store.ErrNoSpace):
+	case errors.Is(err, store.ErrNoSpace), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT): // the catalogue's are bare
 		return refuseStatus(http.StatusInsufficientStorage, errcode.ErrorCodeUnavailable,
 			"site %s has no space left for this: free some there, or push at another site", h.cfg.Site)
 	case errors.Is(err, store.ErrTooLarge):
 		return refuseStatus(http.StatusRequestEntityTooLarge, errcode.ErrorCodeSizeInvalid, "the blob is larger than site %s takes", h.cfg.Site)
+	case errors.Is(err, catalog.ErrTooLarge):
+		return refuseStatus(http.StatusRequestEntityTooLarge, errcode.ErrorCodeSizeInvalid,
+			"this touches more entries than one request can: split it into several, of fewer tags or manifests")
 	case errors.Is(err, store.ErrTooManyUploads):
 		e := refuse(errcode.ErrorCodeTooManyRequests, "site %s has as many uploads open as it takes: finish or cancel some", h.cfg.Site)
 		e.retryAfter = unreachableRetry
@@ -83,7 +88,7 @@ func (h *Handler) classify(err error) *apiError {
 		return refuse(errcode.ErrorCodeDigestInvalid, "only sha256 digests are supported")
 	case errors.Is(err, store.ErrDigestMismatch):
 		return refuse(errcode.ErrorCodeDigestInvalid, "the content does not have the digest given: send it again")
-	case errors.Is(err, store.ErrNotFound):
+	case absent(err):
 		return refuse(errcode.ErrorCodeBlobUnknown, "blob unknown to the repository")
 	}
 	return nil

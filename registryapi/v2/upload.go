@@ -1,6 +1,9 @@
 package v2
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +12,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
@@ -17,6 +21,9 @@ import (
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/registryapi/access"
 )
+
+// sessionCodeBytes of a session's code are enough: it is guessed online or not.
+const sessionCodeBytes = 12
 
 // startUpload answers POST: a mount, a whole blob in one request, or the start
 // of a session.
@@ -48,7 +55,7 @@ func (h *Handler) startUpload(q *request) error {
 		return err
 	}
 	if want == "" {
-		return q.uploadAnswer(http.StatusAccepted, id, 0)
+		return q.uploadAnswer(http.StatusAccepted, h.session(q, id), 0)
 	}
 	up, err := h.cfg.Store.Upload(ctx, id)
 	if err != nil {
@@ -127,12 +134,23 @@ func within(p, src state.Project) bool {
 	return true
 }
 
+// session names an upload in a URL: its id, and a code that binds it to the
+// repository that it was begun in. Who learns an id from a log cannot go on
+// with the upload under another repository's rights.
+func (h *Handler) session(q *request, id string) string {
+	m := hmac.New(sha256.New, h.sessionKey[:])
+	m.Write(q.project.PID[:])
+	m.Write([]byte(q.repo + "\x00" + id))
+	return id + "." + hex.EncodeToString(m.Sum(nil)[:sessionCodeBytes])
+}
+
 // upload finds the session that the URL names.
 func (h *Handler) upload(q *request) (*store.Upload, error) {
-	if !uploadRegexp.MatchString(q.route.ref) {
+	id, _, _ := strings.Cut(q.route.ref, ".")
+	if !uploadRegexp.MatchString(q.route.ref) || !hmac.Equal([]byte(q.route.ref), []byte(h.session(q, id))) {
 		return nil, uploadUnknown(q.route.ref)
 	}
-	up, err := h.cfg.Store.Upload(q.Context(), q.route.ref)
+	up, err := h.cfg.Store.Upload(q.Context(), id)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, uploadUnknown(q.route.ref)
 	}
@@ -207,46 +225,69 @@ func parseContentRange(s string) (start, length int64, err error) {
 }
 
 // chunk checks what the request says about its body: where it starts and how
-// long it is (-1 if it does not say).
-func (q *request) chunk(up *store.Upload) (content io.Reader, length int64, err error) {
+// long it is (-1 if it does not say). The upload that it gives takes the chunk
+// at that place alone, also if another request comes first.
+func (q *request) chunk(up *store.Upload) (at *store.Upload, content io.Reader, length int64, err error) {
 	content, length = q.content(), q.ContentLength
 	s := q.Header.Get("Content-Range")
 	if s == "" {
-		return content, length, nil
+		return up, content, length, nil
 	}
 	start, n, err := parseContentRange(s)
 	if err != nil {
-		return nil, 0, q.outOfRange(up, refuse(errcode.ErrorCodeRangeInvalid, "%s", err))
+		return nil, nil, 0, q.outOfRange(up, refuse(errcode.ErrorCodeRangeInvalid, "%s", err))
 	}
 	if start != up.Offset() {
-		return nil, 0, q.outOfRange(up, refuse(errcode.ErrorCodeRangeInvalid, "the chunk starts at %d, but the upload is at %d: send that one next", start, up.Offset()))
+		return nil, nil, 0, q.wrongOffset(up, start)
 	}
 	if length >= 0 && length != n {
-		return nil, 0, refuse(errcode.ErrorCodeSizeInvalid, "the range is of %d bytes and the body of %d: they must be the same", n, length)
+		return nil, nil, 0, refuse(errcode.ErrorCodeSizeInvalid, "the range is of %d bytes and the body of %d: they must be the same", n, length)
 	}
-	return io.LimitReader(content, n), n, nil
+	return up.At(start), &exactly{r: content, left: n}, n, nil
 }
+
+// exactly reads the bytes that a range announces: a body that ends before, or
+// goes on after them, is an error, and not a shorter or a longer chunk.
+type exactly struct {
+	r    io.Reader
+	left int64
+}
+
+func (e *exactly) Read(p []byte) (int, error) {
+	if e.left == 0 {
+		if n, err := io.ReadFull(e.r, make([]byte, 1)); n != 0 {
+			return 0, errBodyGoesOn
+		} else if !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		return 0, io.EOF
+	}
+	if int64(len(p)) > e.left {
+		p = p[:e.left]
+	}
+	n, err := e.r.Read(p)
+	e.left -= int64(n)
+	if errors.Is(err, io.EOF) && e.left > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+var errBodyGoesOn = errors.New("the body goes on after the bytes of its range")
 
 // receive appends the request's body to the upload. What was written stays when
 // the client vanishes: it asks for the status and goes on.
 func (h *Handler) receive(q *request, up *store.Upload) error {
-	content, length, err := q.chunk(up)
+	at, content, length, err := q.chunk(up)
 	if err != nil {
 		return err
 	}
-	n, err := up.Append(q.Context(), content)
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		return uploadUnknown(q.route.ref)
-	case err != nil:
-		return bodyError(err)
-	case length >= 0 && n != length:
+	n, err := at.Append(q.Context(), content)
+	if err != nil {
+		return q.uploadError(up, err)
+	}
+	if length >= 0 && n != length {
 		return refuse(errcode.ErrorCodeSizeInvalid, "%d bytes were announced and %d came: ask for the upload's status and go on from there", length, n)
-	case length >= 0 && q.ContentLength < 0:
-		// A body without a length must end where its range says.
-		if m, _ := io.ReadFull(q.Body, make([]byte, 1)); m != 0 {
-			return refuse(errcode.ErrorCodeSizeInvalid, "the body goes on after the %d bytes of its range", length)
-		}
 	}
 	return nil
 }
@@ -255,21 +296,41 @@ func (h *Handler) receive(q *request, up *store.Upload) error {
 // makes the blob this repository's.
 func (h *Handler) finish(q *request, up *store.Upload, want digest.Digest) error {
 	var content io.Reader
+	at := up
 	if q.ContentLength != 0 {
 		var err error
-		if content, _, err = q.chunk(up); err != nil {
+		if at, content, _, err = q.chunk(up); err != nil {
 			return err
 		}
 	}
-	_, err := up.Finish(q.Context(), content, want, store.Link{PID: q.project.PID, Repo: q.repo})
-	if errors.Is(err, store.ErrNotFound) {
-		return uploadUnknown(q.route.ref)
-	}
-	if err != nil {
-		return bodyError(err)
+	if _, err := at.Finish(q.Context(), content, want, store.Link{PID: q.project.PID, Repo: q.repo}); err != nil {
+		return q.uploadError(up, err)
 	}
 	h.metrics.pushed.WithLabelValues(pushedBlob).Inc()
 	return nil
+}
+
+// uploadError gives the answer for what an upload did not take.
+func (q *request) uploadError(up *store.Upload, err error) error {
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return uploadUnknown(q.route.ref)
+	case errors.Is(err, store.ErrWrongOffset):
+		return q.wrongOffset(up, -1)
+	case errors.Is(err, errBodyGoesOn):
+		return refuse(errcode.ErrorCodeSizeInvalid, "%s: ask for the upload's status and go on from there", errBodyGoesOn)
+	}
+	return bodyError(err)
+}
+
+// wrongOffset refuses a chunk that does not begin where the upload stands; start
+// below 0: it did when the request came.
+func (q *request) wrongOffset(up *store.Upload, start int64) error {
+	at := up.Offset()
+	if start < 0 {
+		return q.outOfRange(up, refuse(errcode.ErrorCodeRangeInvalid, "another request has written to this upload, which is at %d now: go on from there", at))
+	}
+	return q.outOfRange(up, refuse(errcode.ErrorCodeRangeInvalid, "the chunk starts at %d, but the upload is at %d: send that one next", start, at))
 }
 
 // bodyError tells the client's fault from the node's.

@@ -111,6 +111,9 @@ type Handler struct {
 	log     *slog.Logger
 	catalog *catalog.Catalog
 	metrics *metrics
+	// sessionKey binds upload sessions to repositories; it outlives a restart,
+	// as the sessions do.
+	sessionKey [32]byte
 }
 
 // New makes the handler; it starts nothing.
@@ -134,7 +137,8 @@ func New(cfg Config) (*Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Handler{cfg: cfg, log: cfg.Logger, catalog: cfg.Store.Catalog(), metrics: m}, nil
+	return &Handler{cfg: cfg, log: cfg.Logger, catalog: cfg.Store.Catalog(), metrics: m,
+		sessionKey: cfg.Access.Secret("upload session")}, nil
 }
 
 // request is one request with what has been found out about it.
