@@ -232,6 +232,24 @@ func TestLogin_BacksOffPerAccountAndAddress(t *testing.T) {
 	}
 }
 
+func TestLogin_RemembersLittleOfAFailure(t *testing.T) {
+	m := newMesh(t)
+	a := m.access()
+	r := get("/", strings.Repeat("A", 60_000), "guess")
+	r.RemoteAddr = "[2001:db8:1:2:3:4:5:6]:1234"
+	if _, err := a.Authenticate(r); !errors.Is(err, ErrCredentials) {
+		t.Fatal(err)
+	}
+	for _, k := range a.failures.by.Keys() {
+		if len(k.account) > MaxNameBytes || k.addr != netip.MustParseAddr("2001:db8:1:2::") {
+			t.Errorf("remembered: %d bytes of name from %s", len(k.account), k.addr)
+		}
+	}
+	if n := a.failures.by.Len(); n != 1 {
+		t.Errorf("%d failures are remembered, want 1", n)
+	}
+}
+
 func TestLogin_RefusesWhenTooManyWait(t *testing.T) {
 	m := newMesh(t)
 	a := m.access()

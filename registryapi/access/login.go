@@ -35,7 +35,7 @@ func (a *Access) Login(r *http.Request, name, password string) (Subject, error) 
 		}
 		a.checked.Remove(key)
 	}
-	fk := failureKey{account: strings.ToLower(name), addr: a.ClientAddr(r)}
+	fk := failureKey{account: clipAccount(name), addr: failureAddr(a.ClientAddr(r))}
 	if wait := a.failures.wait(fk, a.cfg.Now()); wait > 0 {
 		a.logins.WithLabelValues("throttled").Inc()
 		return Subject{}, &TooMany{Reason: "too many failed logins for this account from this address", RetryAfter: wait}
@@ -45,7 +45,7 @@ func (a *Access) Login(r *http.Request, name, password string) (Subject, error) 
 	// requests) are one check.
 	v, err, _ := a.flights.Do(string(key[:]), func() (any, error) { return a.check(hash, password) })
 	if errors.Is(err, ErrPasswordHash) {
-		a.cfg.Logger.Error("login impossible", slog.String("user", name), slog.Any("error", err))
+		a.cfg.Logger.Error("login impossible", slog.String("user", clipAccount(name)), slog.Any("error", err))
 		return Subject{}, ErrCredentials
 	}
 	if err != nil {
@@ -55,7 +55,7 @@ func (a *Access) Login(r *http.Request, name, password string) (Subject, error) 
 	if ok := v.(bool); !ok || !known {
 		a.logins.WithLabelValues("refused").Inc()
 		wait := a.failures.add(fk, a.cfg.Now())
-		a.cfg.Logger.Warn("login refused", slog.String("user", name), slog.String("address", fk.addr.String()), slog.Duration("wait", wait))
+		a.cfg.Logger.Warn("login refused", slog.String("user", clipAccount(name)), slog.String("address", a.ClientAddr(r).String()), slog.Duration("wait", wait))
 		return Subject{}, ErrCredentials
 	}
 	a.logins.WithLabelValues("checked").Inc()
@@ -105,6 +105,29 @@ const (
 type failureKey struct {
 	account string
 	addr    netip.Addr
+}
+
+// clipAccount bounds what a client may make this node remember and log: a
+// header's worth of name, times cachedFailures, would be a gigabyte. No user has
+// a longer name.
+func clipAccount(name string) string {
+	if len(name) > MaxNameBytes {
+		name = name[:MaxNameBytes]
+	}
+	return strings.Clone(strings.ToLower(name))
+}
+
+// failureAddr is whom an address stands for: an IPv6 client has a whole /64 to
+// guess from.
+func failureAddr(addr netip.Addr) netip.Addr {
+	if !addr.Is6() {
+		return addr
+	}
+	p, err := addr.Prefix(64)
+	if err != nil {
+		return addr
+	}
+	return p.Addr()
 }
 
 type failure struct {
