@@ -1,19 +1,33 @@
 package registryapi
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"time"
 )
 
-// logged writes one line per request. What it puts around the ResponseWriter
-// passes ReadFrom on: net/http turns that into sendfile, and hiding it would
-// double the cost of every pull.
+// logged writes one line per request, and bounds how long a client may stand
+// still in it. What it puts around the ResponseWriter passes ReadFrom on:
+// net/http turns that into sendfile, and hiding it would double the cost of
+// every pull.
 func (s *Server) logged(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begin := time.Now()
-		rec := &recorder{ResponseWriter: w}
+		rec := &recorder{ResponseWriter: w, rc: http.NewResponseController(w), stall: s.stall}
+		rec.begin(r)
+		defer func() {
+			if p := recover(); p != nil {
+				if err, ok := p.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
+					s.log.LogAttrs(r.Context(), slog.LevelError, "request panicked: this is a fault of Portolan's, please report it",
+						slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+				}
+				panic(http.ErrAbortHandler) // net/http closes the connection, and is silent
+			}
+			rec.end(r, s.leftover)
+		}()
 		defer func() {
 			level := slog.LevelDebug
 			switch {
@@ -42,8 +56,28 @@ func (s *Server) logged(next http.Handler) http.Handler {
 // recorder notes what a handler answered.
 type recorder struct {
 	http.ResponseWriter
+	rc     *http.ResponseController // recorders in tests have no deadlines: its errors mean nothing
+	stall  time.Duration
 	status int
 	bytes  int64
+}
+
+// begin sets the deadlines that hold until a handler sets its own: those of the
+// connection's last request are not this one's.
+func (r *recorder) begin(req *http.Request) {
+	_ = r.rc.SetWriteDeadline(time.Time{})
+	if req.ContentLength != 0 {
+		_ = r.rc.SetReadDeadline(time.Now().Add(r.stall))
+	}
+}
+
+// end bounds what net/http does after the handler: it sends what is buffered,
+// and reads what the handler left of the body, to use the connection again.
+func (r *recorder) end(req *http.Request, leftover time.Duration) {
+	_ = r.rc.SetWriteDeadline(time.Now().Add(r.stall))
+	if req.ContentLength != 0 {
+		_ = r.rc.SetReadDeadline(time.Now().Add(leftover))
+	}
 }
 
 // Status is what was answered: 200 if the handler never said.
@@ -65,6 +99,7 @@ func (r *recorder) Write(p []byte) (int, error) {
 	if r.status == 0 {
 		r.status = http.StatusOK
 	}
+	_ = r.rc.SetWriteDeadline(time.Now().Add(r.stall))
 	n, err := r.ResponseWriter.Write(p)
 	r.bytes += int64(n)
 	return n, err

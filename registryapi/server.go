@@ -27,10 +27,15 @@ const (
 	// ShutdownTimeout is what requests under way get at the end: enough for a
 	// layer's rest at LAN speed, short enough for a service manager's patience.
 	ShutdownTimeout = 10 * time.Second
-
-	// Bodies of any length are right for /v2/ uploads and downloads, so there
-	// is no read or write timeout for the whole request: its handlers keep
-	// rolling deadlines, and the management APIs read their bodies under one.
+	// StallTimeout is how long a client may stand still within a request. Bodies
+	// of any length are right for /v2/ uploads and downloads, so there is no time
+	// limit for a whole request: every write begins this one anew, and so does
+	// every read of an upload; the management APIs read their bodies under a
+	// shorter one.
+	StallTimeout = 2 * time.Minute
+	// LeftoverTimeout is what the rest of a body that a handler did not want may
+	// take to arrive, before the connection is closed instead of used again.
+	LeftoverTimeout = 5 * time.Second
 )
 
 // Config says who answers what. A nil handler's paths are 404.
@@ -66,6 +71,8 @@ type Server struct {
 	handler  http.Handler
 	draining context.Context // ends when Run begins to
 	drain    context.CancelFunc
+
+	stall, leftover time.Duration // StallTimeout and LeftoverTimeout, but for tests
 }
 
 // New assembles the surface; it starts nothing.
@@ -73,7 +80,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		return nil, errors.New("registryapi: no logger")
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger}
+	s := &Server{cfg: cfg, log: cfg.Logger, stall: StallTimeout, leftover: LeftoverTimeout}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.handler = s.logged(s.routes())
 	return s, nil

@@ -1,6 +1,7 @@
 package registryapi
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -178,5 +179,115 @@ func TestServer_PortInUse(t *testing.T) {
 	_ = l.Close() // what a listener that died looks like
 	if err := s.Run(t.Context(), l); err == nil || !strings.Contains(err.Error(), l.Addr().String()) {
 		t.Errorf("Run on a dead listener: %v", err)
+	}
+}
+
+// A client that stands still must not hold a goroutine and a socket for ever:
+// neither one that never sends its body nor one that never reads its answer.
+func TestServer_LetsGoOfClientsThatStandStill(t *testing.T) {
+	returned := make(chan error, 1)
+	s := newServer(t, Config{
+		Token: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }), // does not read the body
+		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			chunk := make([]byte, 1<<20)
+			for {
+				if _, err := w.Write(chunk); err != nil {
+					returned <- err
+					return
+				}
+			}
+		}),
+	})
+	s.stall, s.leftover = 200*time.Millisecond, 50*time.Millisecond
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx, l) }()
+	dial := func(request string) net.Conn {
+		t.Helper()
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		if _, err := io.WriteString(c, request); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	c := dial("POST /service/token HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	b, err := io.ReadAll(c) // until the server closes
+	if err != nil || !strings.Contains(string(b), "418") {
+		t.Errorf("a body that never comes: %q, %v", b, err)
+	}
+	dial("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+	select {
+	case err := <-returned:
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("an answer that nobody reads: %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("an answer that nobody reads is written for ever")
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// A deadline of one request must not end the next on the same connection.
+func TestServer_DeadlinesEndWithTheirRequest(t *testing.T) {
+	s := newServer(t, Config{Token: named("token")})
+	s.stall, s.leftover = 100*time.Millisecond, 100*time.Millisecond
+	srv := httptest.NewServer(s.Handler())
+	defer srv.Close()
+	c, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	br := bufio.NewReader(c)
+	for range 3 {
+		began := time.Now()
+		if _, err := io.WriteString(c, "POST /service/token HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(br, nil)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
+		// Longer than both, on an idle connection: nobody speaks.
+		_ = c.SetReadDeadline(began.Add(250 * time.Millisecond))
+		if _, err := br.ReadByte(); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("the idle connection: %v", err)
+		}
+		_ = c.SetReadDeadline(time.Time{})
+	}
+}
+
+func TestServer_LogsPanics(t *testing.T) {
+	var out bytes.Buffer
+	s := newServer(t, Config{Logger: slog.New(slog.NewTextHandler(&out, nil)),
+		Token:   http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("boom") }),
+		Metrics: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })})
+	for path, logged := range map[string]bool{"/metrics": false, "/service/token": true} {
+		out.Reset()
+		func() {
+			defer func() {
+				if p := recover(); p != http.ErrAbortHandler {
+					t.Errorf("%s: panic %v", path, p)
+				}
+			}()
+			s.Handler().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, path, nil))
+		}()
+		if got := strings.Contains(out.String(), "boom") && strings.Contains(out.String(), "server_test.go"); got != logged {
+			t.Errorf("%s logged %q", path, out.String())
+		}
 	}
 }
