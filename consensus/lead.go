@@ -75,7 +75,7 @@ func (n *Node) govern(ctx context.Context) {
 	// Long enough for an answer over the profile's slowest link, twice.
 	update := max(500*time.Millisecond, n.cfg.Profile.Election*2/5)
 	ap := autopilot.New(n.raft, p,
-		autopilot.WithLogger(telemetry.HCLog(n.log, "voters")),
+		autopilot.WithLogger(telemetry.HCLog(n.log, "voters", repeatsAutopilot)),
 		autopilot.WithPromoter(&voters.Promoter{Sites: p.votingSites}),
 		autopilot.WithUpdateInterval(update), autopilot.WithReconcileInterval(2*update))
 	ap.Start(ctx)

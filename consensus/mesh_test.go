@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -156,6 +157,7 @@ type site struct {
 	shutdown func() error
 	// shutdownErr is shutdown where an error is what the test wants.
 	shutdownErr func() error
+	lines       lines
 }
 
 // Members is bound to the node after the listener is there.
@@ -166,11 +168,33 @@ func (m *lateMembers) IsMember(id identity.NodeID) bool {
 	return n != nil && n.IsMember(id)
 }
 
-func testLogger(t *testing.T) *slog.Logger {
+// logger writes what the site says to its lines, and to the test's output.
+func (s *site) logger() *slog.Logger {
+	w := io.Writer(&s.lines)
 	if testing.Verbose() {
-		return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+		w = io.MultiWriter(w, s.t.Output())
 	}
-	return slog.New(slog.NewTextHandler(io.Discard, nil))
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelInfo})).With("at", s.name)
+}
+
+// lines is a log that can be read while it is written.
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+// take gives what was written since the last take.
+func (l *lines) take() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	defer l.b.Reset()
+	return l.b.String()
 }
 
 type mesh struct {
@@ -232,7 +256,7 @@ func (s *site) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa
 func (s *site) start(seeds []*command.Node) {
 	s.t.Helper()
 	members := &lateMembers{}
-	l, err := wire.Listen(net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)), s.id, members, testLogger(s.t))
+	l, err := wire.Listen(net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)), s.id, members, s.logger())
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -248,7 +272,7 @@ func (s *site) start(seeds []*command.Node) {
 			}
 			return s.net.link(s.name, peer, c), nil
 		},
-		Seeds: seeds, Logger: testLogger(s.t), Now: func() time.Time {
+		Seeds: seeds, Logger: s.logger(), Now: func() time.Time {
 			if now := s.clock.Load(); now != nil {
 				return (*now)()
 			}

@@ -68,6 +68,8 @@ type Node struct {
 	heard   map[identity.NodeID]state.Node // members by hearsay
 	heardAt time.Time
 	stopped bool
+	// committed is raft's configuration when it was last seen committed.
+	committed []raft.Server
 }
 
 // Open opens the raft directory, brings the state to where it was and starts
@@ -125,7 +127,7 @@ func (n *Node) open() error {
 	if n.mark, err = openMarker(n.cfg.Dir); err != nil {
 		return err
 	}
-	hlog := telemetry.HCLog(n.log, "raft")
+	hlog := telemetry.HCLog(n.log, "raft", repeatsRaft)
 	if n.wal, err = wal.Open(walDir, wal.WithSegmentSize(walSegmentBytes), wal.WithLogger(hlog)); err != nil {
 		return fmt.Errorf("consensus: open raft log in %s: %w", walDir, err)
 	}
@@ -169,7 +171,7 @@ func (n *Node) raftConfig() *raft.Config {
 	c.MaxAppendEntries = maxAppendEntries
 	c.TrailingLogs, c.SnapshotThreshold, c.SnapshotInterval = trailingLogs, snapshotThreshold, snapshotInterval
 	c.ShutdownOnRemove = false
-	c.Logger = telemetry.HCLog(n.log, "raft")
+	c.Logger = telemetry.HCLog(n.log, "raft", repeatsRaft)
 	c.NoLegacyTelemetry = true
 	return c
 }
@@ -251,6 +253,7 @@ func (n *Node) Run(ctx context.Context) error {
 	wg.Go(func() { n.lead(run) })
 	wg.Go(func() { n.watch(run) })
 	wg.Go(func() { n.keepRecord(run) })
+	wg.Go(func() { (&news{node: n}).run(run) })
 	var err error
 	select {
 	case <-ctx.Done():
@@ -321,24 +324,28 @@ func (n *Node) handOver() {
 	if voters, _ := n.servers(); len(voters) < 2 {
 		return
 	}
-	n.log.Info("handing over leadership")
 	done := make(chan error, 1)
+	to, known := n.reach.closest()
 	go func() { // ends with raft at the latest
-		if to, ok := n.reach.closest(); ok {
+		if known {
 			id := raft.ServerID(to.String())
 			done <- n.raft.LeadershipTransferToServer(id, raft.ServerAddress(id)).Error()
 			return
 		}
 		done <- n.raft.LeadershipTransfer().Error()
 	}()
+	err := errors.New("no answer within an election timeout")
 	select {
-	case err := <-done:
-		if err != nil {
-			n.log.Warn("leadership was not handed over", "err", err)
-		}
+	case err = <-done:
 	case <-time.After(n.cfg.Profile.Election):
-		n.log.Warn("leadership was not handed over in time")
 	}
+	if err != nil {
+		// No trouble: the others elect a leader, or stop as well.
+		n.log.Info("leadership was not handed over: the other voters elect a leader by themselves", "err", err)
+		return
+	}
+	m, _ := n.state.View().Node(to)
+	n.log.Info("leadership was handed over", "site", m.Site)
 }
 
 // closest gives the other voter that answered last.
@@ -407,7 +414,12 @@ func (n *Node) servers() (voters, learners []identity.NodeID) {
 	if f.Error() != nil {
 		return nil, nil
 	}
-	for _, s := range f.Configuration().Servers {
+	return split(f.Configuration().Servers)
+}
+
+// split sorts servers into voters and learners.
+func split(servers []raft.Server) (voters, learners []identity.NodeID) {
+	for _, s := range servers {
 		id, err := identity.ParseNodeID(string(s.ID))
 		if err != nil {
 			continue

@@ -22,10 +22,12 @@ type Status struct {
 	LeaderSite  string
 	Term        uint64
 	Index       uint64        // last entry in this node's log
-	Applied     uint64        // index of the state that is read here
+	Applied     uint64        // last entry that this node's state has; on an idle mesh it equals Index
 	LastContact time.Duration // since the leader was heard; 0 at the leader, -1: never
-	Voters      []identity.NodeID
-	Learners    []identity.NodeID
+	// Voters and Learners are as a majority has them: a change that is not
+	// committed yet might be lost with one node.
+	Voters   []identity.NodeID
+	Learners []identity.NodeID
 	// Majority is false once edits are refused because the majority is out of reach.
 	Majority bool
 	// Unreachable are the voters' sites that cannot be reached; empty while the
@@ -35,8 +37,8 @@ type Status struct {
 
 // Status looks at the node as it is now.
 func (n *Node) Status() Status {
-	voters, learners := n.servers()
-	s := Status{Role: "none", Term: n.raft.CurrentTerm(), Index: n.raft.LastIndex(), Applied: n.state.View().Index(),
+	voters, learners := n.committedServers()
+	s := Status{Role: "none", Term: n.raft.CurrentTerm(), Index: n.raft.LastIndex(), Applied: n.appliedIndex(),
 		LastContact: n.lastContact(), Voters: voters, Learners: learners, Majority: !n.lostMajority()}
 	self := n.cfg.Identity.ID
 	for _, id := range voters {
@@ -59,6 +61,29 @@ func (n *Node) Status() Status {
 		s.Unreachable = n.reach.unreachable()
 	}
 	return s
+}
+
+// appliedIndex is how far this node's state is. raft counts its own entries
+// (elections, configurations) too, and the state knows of commands alone; but
+// after a start without a leader raft does not know yet what the state has.
+func (n *Node) appliedIndex() uint64 {
+	return max(n.raft.AppliedIndex(), n.state.View().Index())
+}
+
+// committedServers gives the last of raft's configurations that this node has
+// seen committed; until it has seen one, the latest that it has.
+func (n *Node) committedServers() (voters, learners []identity.NodeID) {
+	commit := n.raft.CommitIndex() // before the configuration: it may only be older
+	f := n.raft.GetConfiguration()
+	if f.Error() != nil {
+		return nil, nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if f.Index() <= commit || len(n.committed) == 0 {
+		n.committed = f.Configuration().Servers
+	}
+	return split(n.committed)
 }
 
 // lastContact is the time since a leader was heard: 0 at the leader, -1 never.

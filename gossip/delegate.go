@@ -96,6 +96,7 @@ func (d *delegate) set(n *memberlist.Node, alive bool) {
 	x.Host, x.Alive = n.Address(), alive
 	if turned {
 		x.Since = time.Now()
+		x.pong, x.deaf = x.Since, false
 	}
 	if !alive {
 		x.rtts = nil // the way back may be another one
@@ -105,11 +106,11 @@ func (d *delegate) set(n *memberlist.Node, alive bool) {
 	if !turned || id == d.cfg.Self {
 		return
 	}
-	e := event{msg: "node reached", node: id, site: meta.GetSite(), addr: n.Address()}
+	e := event{msg: "a node is in reach", node: id, site: meta.GetSite(), addr: n.Address()}
 	if !alive {
-		e.msg, e.warn = "node lost", n.State != memberlist.StateLeft
+		e.msg, e.warn = "a node can't be reached", n.State != memberlist.StateLeft
 		if !e.warn {
-			e.msg = "node left"
+			e.msg = "a node has stopped"
 		}
 	}
 	d.tell(e)
@@ -140,6 +141,7 @@ func (d *delegate) NotifyPingComplete(n *memberlist.Node, rtt time.Duration, _ [
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if x := d.members[id]; x != nil {
+		x.pong, x.deaf = time.Now(), false
 		x.rtts = append(x.rtts, rtt)
 		if len(x.rtts) > rttSamples {
 			x.rtts = x.rtts[1:]

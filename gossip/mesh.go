@@ -142,6 +142,8 @@ type Mesh struct {
 type member struct {
 	Member
 	rtts []time.Duration
+	pong time.Time // last answer to a packet; before the first, when it came alive
+	deaf bool      // it was told that none comes
 }
 
 // event is something to log, from a callback that must not block.
@@ -220,7 +222,7 @@ func (m *Mesh) listConfig(keyring *memberlist.Keyring) *memberlist.Config {
 	c.TCPTimeout = streamTimeout
 	c.DeadNodeReclaimTime = reclaimAfter
 	c.MsgpackUseNewTimeFormat = true
-	c.Logger = telemetry.StdLog(m.log, "memberlist")
+	c.Logger = telemetry.StdLog(m.log, "memberlist", repeats)
 	c.Delegate = (*delegate)(m)
 	c.Events = (*delegate)(m)
 	c.Alive = (*delegate)(m)

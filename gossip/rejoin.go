@@ -18,6 +18,9 @@ const (
 	rejoinJitter = 0.2
 	// maxJoins bounds the seeds that are tried at once.
 	maxJoins = 8
+	// deafAfter is for how long a live node may answer no packet before that is
+	// told, beside three rounds in which each node is probed once.
+	deafAfter = 30 * time.Second
 	// seedTimeout bounds the look-up of one seed's name.
 	seedTimeout = 5 * time.Second
 )
@@ -30,6 +33,7 @@ func (m *Mesh) rejoinLoop(ctx context.Context) {
 	for {
 		err := m.rejoin(ctx)
 		m.forget()
+		m.tellDeaf(time.Now())
 		switch others := m.others(); {
 		case others > 0:
 			if alone {
@@ -148,5 +152,20 @@ func (m *Mesh) forget() {
 		if !x.Alive && time.Since(x.Since) > forgetAfter {
 			delete(m.members, id)
 		}
+	}
+}
+
+// tellDeaf names the nodes that live by their streams alone: a firewall lets TCP
+// through and not UDP. memberlist would say so at every probe.
+func (m *Mesh) tellDeaf(now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	limit := deafAfter + 3*time.Duration(len(m.members))*probeInterval
+	for id, x := range m.members {
+		if id == m.cfg.Self || !x.Alive || x.deaf || now.Sub(x.pong) < limit {
+			continue
+		}
+		x.deaf = true
+		(*delegate)(m).tell(event{msg: "gossip's packets don't get through to a node: open its gossip port for UDP as well", node: id, site: x.Site, addr: x.Host, warn: true})
 	}
 }

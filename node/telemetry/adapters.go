@@ -49,16 +49,17 @@ func (l *limiter) log(log *slog.Logger, level slog.Level, msg string, args ...an
 // StdLog makes a standard logger for a library that marks its levels by words
 // in brackets ("[WARN] memberlist: …"). Warnings and errors become warnings
 // (what is an error for the library is one try of many for us), all else is
-// debug. The constant message is name; the library's text is the attribute
-// "detail".
-func StdLog(l *slog.Logger, name string) *log.Logger {
-	return log.New(&stdWriter{log: l, name: name, limit: newLimiter()}, "", 0)
+// debug, and so is what repeats says (it may be nil). The constant message is
+// name; the library's text is the attribute "detail".
+func StdLog(l *slog.Logger, name string, repeats Repeats) *log.Logger {
+	return log.New(&stdWriter{log: l, name: name, repeats: repeats, limit: newLimiter()}, "", 0)
 }
 
 type stdWriter struct {
-	log   *slog.Logger
-	name  string
-	limit *limiter
+	log     *slog.Logger
+	name    string
+	repeats Repeats
+	limit   *limiter
 }
 
 func (w *stdWriter) Write(p []byte) (int, error) {
@@ -74,21 +75,30 @@ func (w *stdWriter) Write(p []byte) (int, error) {
 		}
 	}
 	text = bytes.TrimPrefix(text, []byte(w.name+": "))
+	if level > slog.LevelDebug && w.repeats != nil && w.repeats(string(text)) {
+		level = slog.LevelDebug
+	}
 	w.limit.log(w.log, level, w.name, "detail", string(text))
 	return len(p), nil
 }
 
+// Repeats reports whether a library's warning or error only repeats what the
+// node says in words of its own: such a line becomes debug.
+type Repeats func(msg string, args ...any) bool
+
 // HCLog makes an hclog.Logger that writes to l. Warnings and errors keep their
-// level; the rest is debug, since what a library finds worth telling is detail
-// to our users. The message is name, the library's text the attribute "detail".
-func HCLog(l *slog.Logger, name string) hclog.Logger {
-	return &hcLogger{log: l, name: name, limit: newLimiter()}
+// level, unless they repeat something (repeats may be nil); the rest is debug,
+// since what a library finds worth telling is detail to our users. The message
+// is name, the library's text the attribute "detail".
+func HCLog(l *slog.Logger, name string, repeats Repeats) hclog.Logger {
+	return &hcLogger{log: l, name: name, repeats: repeats, limit: newLimiter()}
 }
 
 type hcLogger struct {
 	log     *slog.Logger
 	name    string
 	implied []any
+	repeats Repeats
 	limit   *limiter
 }
 
@@ -110,6 +120,11 @@ func (h *hcLogger) enabled(l hclog.Level) bool {
 func (h *hcLogger) Log(level hclog.Level, msg string, args ...any) {
 	if level == hclog.Off || !h.enabled(level) {
 		return
+	}
+	if level >= hclog.Warn && h.repeats != nil && h.repeats(msg, args...) {
+		if level = hclog.Debug; !h.enabled(level) {
+			return
+		}
 	}
 	attrs := make([]any, 0, 4+len(h.implied)+len(args))
 	attrs = append(attrs, "detail", msg)
@@ -178,5 +193,5 @@ func (h *hcLogger) StandardLogger(opts *hclog.StandardLoggerOptions) *log.Logger
 }
 
 func (h *hcLogger) StandardWriter(*hclog.StandardLoggerOptions) io.Writer {
-	return &stdWriter{log: h.log, name: strings.ToLower(h.name), limit: h.limit}
+	return &stdWriter{log: h.log, name: strings.ToLower(h.name), repeats: h.repeats, limit: h.limit}
 }

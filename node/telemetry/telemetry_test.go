@@ -62,7 +62,7 @@ func TestNewLogger_JSONAndLevels(t *testing.T) {
 
 func TestStdLog(t *testing.T) {
 	l, b := logger(t, "debug", "text")
-	std := StdLog(l, "memberlist")
+	std := StdLog(l, "memberlist", nil)
 	std.Printf("[DEBUG] memberlist: one")
 	std.Printf("[INFO] memberlist: two")
 	std.Printf("[WARN] memberlist: three")
@@ -80,7 +80,7 @@ func TestStdLog(t *testing.T) {
 
 func TestStdLog_IsBounded(t *testing.T) {
 	l, b := logger(t, "info", "text")
-	std := StdLog(l, "memberlist")
+	std := StdLog(l, "memberlist", nil)
 	for range 1000 {
 		std.Printf("[ERR] memberlist: garbage from 192.0.2.1")
 	}
@@ -91,7 +91,7 @@ func TestStdLog_IsBounded(t *testing.T) {
 
 func TestHCLog(t *testing.T) {
 	l, b := logger(t, "debug", "text")
-	h := HCLog(l, "raft").With("site", "fra")
+	h := HCLog(l, "raft", nil).With("site", "fra")
 	h.Info("entering follower state", "leader-id", "x")
 	h.Warn("heartbeat timeout", "last", hclog.Fmt("%d ms", 5))
 	h.Named("net").Error("no")
@@ -108,9 +108,32 @@ func TestHCLog(t *testing.T) {
 		}
 	}
 	quiet, _ := logger(t, "warn", "text")
-	q := HCLog(quiet, "raft")
+	q := HCLog(quiet, "raft", nil)
 	if q.IsInfo() || !q.IsWarn() || q.GetLevel() != hclog.Warn {
 		t.Error("levels do not follow the process's logger")
+	}
+}
+
+// TestRepeats: what the node says in words of its own is said once; trouble
+// stays, also when it comes after a flood of the rest.
+func TestRepeats(t *testing.T) {
+	repeats := func(msg string, _ ...any) bool { return strings.Contains(msg, "contact") }
+	l, b := logger(t, "info", "text")
+	h := HCLog(l, "raft", repeats)
+	for range 1000 {
+		h.Error("failed to contact")
+		h.StandardLogger(nil).Print("[ERR] no contact")
+		StdLog(l, "raft", repeats).Print("[WARN] raft: no contact")
+	}
+	h.Named("wal").With("n", 1).Error("failed to contact")
+	h.Error("disk full")
+	if got := b.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, `ERROR raft  detail="disk full"`) {
+		t.Fatal(got)
+	}
+	l, b = logger(t, "debug", "text")
+	HCLog(l, "raft", repeats).Error("failed to contact")
+	if !strings.Contains(b.String(), "DEBUG raft") {
+		t.Fatal(b)
 	}
 }
 

@@ -1,0 +1,97 @@
+package consensus
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/portolan/portolan/node/identity"
+)
+
+// leaderlessFor is for how many election timeouts a majority within reach may go
+// without a leader before that is news.
+const leaderlessFor = 5
+
+// news tells people what happens in the control plane, one line for each thing.
+// That a single site is out of reach is gossip's to tell.
+type news struct {
+	node *Node
+
+	leader  identity.NodeID // last one told; zero before the first
+	since   time.Time       // since when there is none
+	told    bool            // that there is none
+	lost    bool            // the majority
+	voter   bool
+	counted bool // voter was set once
+}
+
+func (w *news) run(ctx context.Context) {
+	tick := time.NewTicker(w.node.cfg.Profile.Election / 5)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			w.look(time.Now())
+		}
+	}
+}
+
+// look compares what is with what was told.
+func (w *news) look(now time.Time) {
+	n := w.node
+	if lost := n.lostMajority(); lost != w.lost {
+		if w.lost = lost; lost {
+			n.log.Warn("edits are refused here: the majority of the voting sites can't be reached", "sites", n.reach.unreachable())
+		} else {
+			n.log.Info("edits are taken again: the majority of the voting sites is in reach")
+		}
+	}
+	w.lookAtLeader(now)
+	voters, learners := n.servers()
+	self := n.cfg.Identity.ID
+	votes := slices.Contains(voters, self)
+	if !votes && !slices.Contains(learners, self) {
+		return // not added yet
+	}
+	if votes != w.voter && w.counted {
+		if votes {
+			n.log.Info("this node votes now", "voters", len(voters))
+		} else {
+			n.log.Info("this node votes no more: it learns", "voters", len(voters))
+		}
+	}
+	w.voter, w.counted = votes, true
+}
+
+func (w *news) lookAtLeader(now time.Time) {
+	n := w.node
+	_, id := n.raft.LeaderWithID()
+	leader, err := identity.ParseNodeID(string(id))
+	if err != nil {
+		switch {
+		case w.since.IsZero():
+			w.since = now
+		case !w.told && !w.lost && !w.leader.IsZero() && now.Sub(w.since) >= leaderlessFor*n.cfg.Profile.Election:
+			w.told = true
+			n.log.Warn("the voting sites elect no leader: edits wait for one", "since", w.since.UTC().Format(time.RFC3339))
+		}
+		return
+	}
+	again := w.told
+	w.since, w.told = time.Time{}, false
+	if leader == w.leader && !again {
+		return
+	}
+	w.leader = leader
+	if leader == n.cfg.Identity.ID {
+		return // term has said so
+	}
+	m, known := n.state.View().Node(leader)
+	if !known {
+		w.leader = identity.NodeID{} // told once its site is known
+		return
+	}
+	n.log.Info("the mesh is led from another site now", "leader_site", m.Site, "node", leader, "term", n.raft.CurrentTerm())
+}

@@ -1,0 +1,23 @@
+package gossip
+
+import "strings"
+
+// ownTrouble begins the lines of memberlist that speak of this node's own state.
+// All others come with nodes that are down or stop, with links that fail, or from
+// strangers, at every probe; what matters of these is told by delegate, rejoinLoop
+// and tellDeaf.
+var ownTrouble = []string{
+	"Encryption of message failed", "Failed to encode", "Failed to encrypt", "Failed to shutdown", "Failed push/pull merge",
+	"Binding to public address without encryption", "Remote node state size", "Too many pending push/pull", "handler queue full",
+}
+
+// repeats implements telemetry.Repeats for memberlist.
+func repeats(line string, _ ...any) bool {
+	for _, begin := range ownTrouble {
+		if strings.HasPrefix(line, begin) {
+			return false
+		}
+	}
+	// A node of another version, which is refused for it.
+	return !strings.Contains(line, "protocol version(s) are wrong")
+}
