@@ -110,9 +110,14 @@ func Open(_ context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	disk := newSpace(cfg.Dir, cfg.Logger)
+	if cfg.Catalog.Space == nil {
+		cfg.Catalog.Space = disk.catalog
+	}
 	files, err := blobs.Open(blobs.Config{
 		Dir: cfg.Dir, Logger: cfg.Logger, Now: cfg.Now,
 		MaxUpload: cfg.MaxUpload, MaxUploads: cfg.Uploads, SmallMax: InlineMax,
+		Space: disk.blobs,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s: %w", cfg.Dir, err)

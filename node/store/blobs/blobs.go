@@ -55,6 +55,10 @@ type Config struct {
 	MaxUpload  int64 // bytes of one upload, at most units.MaxSize
 	MaxUploads int   // uploads open at once
 	SmallMax   int   // up to here the last Append of an upload touches no file
+
+	// Space is asked before so many bytes are added; an error refuses them. Nil:
+	// the disk alone says when it is full.
+	Space func(bytes int64) error
 }
 
 // Store is the files of one store.
@@ -79,6 +83,9 @@ func Open(cfg Config) (*Store, error) {
 		sync:     syncData,
 		uploads:  make(map[string]*Upload),
 		partials: make(map[digest.Digest]*Partial),
+	}
+	if s.cfg.Space == nil {
+		s.cfg.Space = func(int64) error { return nil }
 	}
 	s.bufs.New = func() any { b := make([]byte, copyBuffer); return &b }
 	for _, d := range []string{"blobs/sha256", "units/sha256", "uploads", "partial", "quarantine"} {

@@ -101,7 +101,10 @@ func (p *Partial) open() error {
 	st, err := f.Stat()
 	if err == nil && st.Size() != p.rec.Size {
 		resumed = false
-		if err = reserve(f, p.rec.Size); err == nil {
+		if err = p.s.cfg.Space(p.rec.Size - st.Size()); err == nil {
+			err = reserve(f, p.rec.Size)
+		}
+		if err == nil {
 			err = f.Truncate(p.rec.Size)
 		}
 	}

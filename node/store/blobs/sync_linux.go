@@ -2,6 +2,7 @@ package blobs
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,22 @@ func syncData(f *os.File) error {
 			return err
 		}
 	}
+}
+
+// Free says how many bytes a program may still write below dir, and how large
+// its file system is.
+func Free(dir string) (free, total int64, err error) {
+	var st unix.Statfs_t
+	for {
+		err = unix.Statfs(dir, &st)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("free space of %s: %w", dir, err)
+	}
+	return int64(st.Bavail) * st.Frsize, int64(st.Blocks) * st.Frsize, nil
 }
 
 // reserve takes the space for a whole file at once, so that a full disk is known

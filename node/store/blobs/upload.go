@@ -50,6 +50,9 @@ type Upload struct {
 
 // CreateUpload begins an upload.
 func (s *Store) CreateUpload() (*Upload, error) {
+	if err := s.cfg.Space(0); err != nil {
+		return nil, fmt.Errorf("begin an upload: %w", err)
+	}
 	s.mu.Lock()
 	if s.nUploads >= s.cfg.MaxUploads {
 		s.mu.Unlock()
@@ -373,6 +376,9 @@ func (u *Upload) write(b []byte) error {
 	size := u.hasher.Size()
 	if size+int64(len(b)) > u.s.cfg.MaxUpload {
 		return fmt.Errorf("%w: at most %d bytes", ErrTooLarge, u.s.cfg.MaxUpload)
+	}
+	if err := u.s.cfg.Space(int64(len(b))); err != nil {
+		return fmt.Errorf("upload %s: write at %d: %w", u.id, size, err)
 	}
 	f, err := u.open()
 	if err == nil {

@@ -104,7 +104,7 @@ func (c *Catalog) SetClass(ctx context.Context, d digest.Digest, class Class) er
 	if class < Home || class > Cached {
 		return fmt.Errorf("%w: class %d", ErrInvalid, class)
 	}
-	return c.onBlob(ctx, "classify", d, func(b *batch, raw []byte, row BlobRow) error {
+	return c.onBlob(ctx, jobRequest, "classify", d, func(b *batch, raw []byte, row BlobRow) error {
 		if row.Class == class {
 			return nil
 		}
@@ -117,12 +117,12 @@ func (c *Catalog) SetClass(ctx context.Context, d digest.Digest, class Class) er
 }
 
 // onBlob runs fn if the blob is present, else it returns ErrNotFound.
-func (c *Catalog) onBlob(ctx context.Context, verb string, d digest.Digest, fn func(b *batch, raw []byte, row BlobRow) error) error {
+func (c *Catalog) onBlob(ctx context.Context, kind jobKind, verb string, d digest.Digest, fn func(b *batch, raw []byte, row BlobRow) error) error {
 	raw, err := rawDigest(d)
 	if err != nil {
 		return err
 	}
-	err = c.submit(ctx, func(b *batch) error {
+	err = c.submitAs(ctx, kind, func(b *batch) error {
 		row, found, err := b.blob(raw)
 		if err != nil {
 			return err
@@ -196,13 +196,42 @@ func (c *Catalog) EachBlob(fn func(BlobRow) error) error {
 	})
 }
 
+// leaseSlack is by how much a lease may end before what was asked for: HEADs of
+// the same blob renew it once in so long instead of syncing the disk each time.
+const leaseSlack = time.Hour
+
 // Lease keeps a blob that is present from collection, and visible in the
-// repository. A lease is never shortened.
+// repository, until l.Until, less leaseSlack at most. A lease is never shortened.
 func (c *Catalog) Lease(ctx context.Context, d digest.Digest, l Lease) error {
 	if err := checkName("repository", l.Repo); err != nil {
 		return err
 	}
-	return c.onBlob(ctx, "lease", d, func(b *batch, raw []byte, row BlobRow) error { return b.lease(raw, row.Size, l) })
+	// Even if the answer is from before a collection's mark: MarkDeleting reads the
+	// lease that is there as well, so it can't win against it.
+	if long, err := c.leasedFor(d, l); err != nil || long {
+		return err
+	}
+	return c.onBlob(ctx, jobRequest, "lease", d, func(b *batch, raw []byte, row BlobRow) error { return b.lease(raw, row.Size, l) })
+}
+
+// leasedFor reports whether a blob that is present has a lease which is as good
+// as the one asked for.
+func (c *Catalog) leasedFor(d digest.Digest, l Lease) (bool, error) {
+	raw, err := rawDigest(d)
+	if err != nil {
+		return false, err
+	}
+	long := false
+	err = c.view(func(r reader) error {
+		blob, lease := &rowpb.Blob{}, &rowpb.Lease{}
+		if ok, err := r.message(prefixDigest(tabBlob, raw), blob); err != nil || !ok || BlobState(blob.State) != Present {
+			return err
+		}
+		ok, err := r.message(keyLease(raw, l.PID, l.Repo), lease)
+		long = ok && !time.UnixMilli(lease.UntilUnixMs).Before(l.Until.Add(-leaseSlack)) && lease.UntilUnixMs > c.now().UnixMilli()
+		return err
+	})
+	return long, err
 }
 
 func (b *batch) lease(raw []byte, size int64, l Lease) error {
@@ -222,7 +251,7 @@ func (c *Catalog) EndLease(ctx context.Context, d digest.Digest, pid identity.Pr
 	if err := checkName("repository", repo); err != nil {
 		return err
 	}
-	return c.onBlob(ctx, "end the lease of", d, func(b *batch, raw []byte, _ BlobRow) error {
+	return c.onBlob(ctx, jobFreeing, "end the lease of", d, func(b *batch, raw []byte, _ BlobRow) error {
 		b.del(keyLease(raw, pid, repo))
 		return nil
 	})
@@ -230,7 +259,7 @@ func (c *Catalog) EndLease(ctx context.Context, d digest.Digest, pid identity.Pr
 
 // Pin durably promises another store to keep a blob that is present.
 func (c *Catalog) Pin(ctx context.Context, p Pin) error {
-	return c.onBlob(ctx, "pin", p.Digest, func(b *batch, raw []byte, _ BlobRow) error {
+	return c.onBlob(ctx, jobRequest, "pin", p.Digest, func(b *batch, raw []byte, _ BlobRow) error {
 		key, pb := keyPin(raw, p.For, p.PID, p.Dot), &rowpb.Pin{}
 		if _, err := b.message(key, pb); err != nil {
 			return err
@@ -278,7 +307,7 @@ func decodePin(key, value []byte) (Pin, error) {
 // everyone. It returns ErrInUse if a manifest refers to it, or a lease or pin
 // holds it.
 func (c *Catalog) MarkDeleting(ctx context.Context, d digest.Digest) error {
-	return c.onBlob(ctx, "delete", d, func(b *batch, raw []byte, row BlobRow) error {
+	return c.onBlob(ctx, jobFreeing, "delete", d, func(b *batch, raw []byte, row BlobRow) error {
 		if used, err := b.used(raw); err != nil || used {
 			if err == nil {
 				err = ErrInUse
@@ -319,7 +348,7 @@ func (c *Catalog) RemoveBlob(ctx context.Context, d digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	return c.submit(ctx, func(b *batch) error {
+	return c.submitAs(ctx, jobFreeing, func(b *batch) error {
 		row, found, err := b.blob(raw)
 		if err != nil || !found {
 			return err
@@ -335,7 +364,7 @@ func (c *Catalog) RemoveBlob(ctx context.Context, d digest.Digest) error {
 // LostBlob removes the row of a blob whose bytes turned out to be gone or bad,
 // whoever uses it: it has to be fetched again.
 func (c *Catalog) LostBlob(ctx context.Context, d digest.Digest) error {
-	return c.onBlob(ctx, "forget", d, func(b *batch, raw []byte, _ BlobRow) error {
+	return c.onBlob(ctx, jobFreeing, "forget", d, func(b *batch, raw []byte, _ BlobRow) error {
 		b.removeBlob(raw)
 		return b.addFeed(raw, Gone)
 	})

@@ -21,21 +21,39 @@ const (
 	// groupShare of what Badger takes in one transaction is filled; the rest is
 	// room for the rows that the committer adds itself.
 	groupShare = 0.9
+	// requestShare is what one request made here may fill. A store that lacks all of
+	// it has more to write for the same entries (rows of other writers, siblings),
+	// and must be able to take in whatever any other has accepted.
+	requestShare = groupShare / 2
 )
 
 // job is one request on its way to the committer.
 type job struct {
 	run  func(*batch) error
 	done chan error // buffered
+	kind jobKind
 }
+
+// jobKind says what a job may take of the disk and of a transaction.
+type jobKind uint8
+
+const (
+	jobRequest  jobKind = iota // of a client: bounded by requestShare
+	jobReceived                // what another store accepted
+	jobFreeing                 // leads to space on the disk: allowed when little is left
+)
 
 // submit runs fn in the committer and waits until what it wrote is on disk.
 // With a context that ends while it waits, the outcome is open.
 func (c *Catalog) submit(ctx context.Context, fn func(*batch) error) error {
+	return c.submitAs(ctx, jobRequest, fn)
+}
+
+func (c *Catalog) submitAs(ctx context.Context, kind jobKind, fn func(*batch) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	j := &job{run: fn, done: make(chan error, 1)}
+	j := &job{run: fn, done: make(chan error, 1), kind: kind}
 	select {
 	case c.jobs <- j:
 	case <-c.stop:
@@ -96,14 +114,19 @@ type group struct {
 // allow. One job is never split.
 func (c *Catalog) runGroup(jobs []*job) {
 	g := c.newGroup()
+	full := c.fullDisk()
 	for _, j := range jobs {
+		if err := full(j.kind); err != nil {
+			j.done <- err
+			continue
+		}
 		b, err := g.run(c, j)
 		if err == nil && !c.fits(g, b) && len(g.waiting) > 0 {
 			c.commit(g)
-			g = c.newGroup()
+			g, full = c.newGroup(), c.fullDisk()
 			b, err = g.run(c, j)
 		}
-		if err == nil && !c.fits(g, b) {
+		if err == nil && (!c.fits(g, b) || j.kind == jobRequest && !b.within(requestShare)) {
 			err = ErrTooLarge
 		}
 		if err != nil {
@@ -120,6 +143,22 @@ func (c *Catalog) runGroup(jobs []*job) {
 	c.commit(g)
 }
 
+// fullDisk asks for space once for all jobs of a group that are alike.
+func (c *Catalog) fullDisk() func(jobKind) error {
+	var asked [ToOpen]bool
+	var answer [ToOpen]error
+	return func(k jobKind) error {
+		need := ToGrow
+		if k == jobFreeing {
+			need = ToShrink
+		}
+		if !asked[need] {
+			asked[need], answer[need] = true, c.space(need)
+		}
+		return answer[need]
+	}
+}
+
 func (c *Catalog) newGroup() *group { return &group{txn: c.db.NewTransaction(true)} }
 
 func (g *group) run(c *Catalog, j *job) (*batch, error) {
@@ -131,6 +170,15 @@ func (c *Catalog) fits(g *group, b *batch) bool {
 	return float64(g.size+b.size) < groupShare*float64(c.db.MaxBatchSize()) &&
 		float64(g.count)+float64(len(b.ops)) < groupShare*float64(c.db.MaxBatchCount())
 }
+
+// within reports whether a batch takes no more than a share of a transaction.
+func (b *batch) within(share float64) bool {
+	return float64(b.size) < share*float64(b.c.db.MaxBatchSize()) && float64(len(b.ops)) < share*float64(b.c.db.MaxBatchCount())
+}
+
+// half reports that a batch which does as much as it can should stop: the next
+// one goes on.
+func (b *batch) half() bool { return !b.within(requestShare / 2) }
 
 // add writes a batch that fits into the transaction.
 func (g *group) add(b *batch) error {

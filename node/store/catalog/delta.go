@@ -14,6 +14,14 @@ import (
 const (
 	// minPageBytes keeps a caller's small bound from making a page per entry.
 	minPageBytes = 1 << 10
+	// stretchBytes is how far a page may grow by what a request needs besides its
+	// own entries, which are never torn: beyond it manifests that a tag or index names
+	// come in pages of their own, and bytes of small manifests are left to be fetched
+	// as blobs (Applied.MissingBytes). With the largest request on top, about 6 MiB, a
+	// page stays below MaxPageBytes.
+	stretchBytes = 8 << 20
+	// MaxPageBytes bounds a page: carriers must take as much.
+	MaxPageBytes = 15 << 20
 	// maxSent bounds the memory by which a delta avoids to send an entry twice;
 	// beyond it entries may come twice, which does no harm.
 	maxSent = 1 << 15
@@ -24,7 +32,7 @@ const (
 // may Adopt it once it has applied all pages (rule 4). The entries of one
 // request, and the manifests that a tag or index needs, are in one page, with
 // the bytes of small manifests. A page is about maxBytes long; one request may
-// make it longer. No snapshot is held while fn runs.
+// make it longer, up to MaxPageBytes. No snapshot is held while fn runs.
 func (c *Catalog) Delta(ctx context.Context, pid identity.ProjectID, since Vector, maxBytes int, fn func(Page) error) (Vector, error) {
 	d := &delta{pid: pid, since: since, maxBytes: max(maxBytes, minPageBytes), sent: map[string]bool{}}
 	err := c.view(func(r reader) (err error) {
@@ -213,12 +221,15 @@ func (p *pageBuilder) take(k entryKey, e *entry) error {
 		if err != nil {
 			return err
 		}
-		if content != nil && len(content) <= MaxInlineManifest {
+		if content != nil && len(content) <= MaxInlineManifest && p.size+len(content) <= stretchBytes {
 			p.pb.Contents = append(p.pb.Contents, &rowpb.Content{Digest: []byte(k.name), Bytes: content})
 			p.size += len(content) + len(k.name) + 8
 		}
 	}
 	for _, name := range needs {
+		if p.size > stretchBytes {
+			break // its own row is still to come
+		}
 		nk := entryKey{kindManifest, k.repo, name}
 		ne, err := p.r.entry(p.pid, nk)
 		if err != nil {

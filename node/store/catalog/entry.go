@@ -250,11 +250,29 @@ func (c *Check) add(hash [16]byte, n int) {
 // deterministic gives equal bytes for equal messages made by one program.
 var deterministic = proto.MarshalOptions{Deterministic: true}
 
+// tail is what the values of several siblings end with. A manifest that was
+// pushed at many sites at once has as many siblings, which differ in their home
+// and end with the same list of references: it is written once.
+func (e *entry) tail() []byte {
+	if len(e.sibs) < 2 {
+		return nil
+	}
+	tail := e.sibs[0].value
+	for _, s := range e.sibs[1:] {
+		n := 0
+		for n < min(len(tail), len(s.value)) && tail[len(tail)-1-n] == s.value[len(s.value)-1-n] {
+			n++
+		}
+		tail = tail[len(tail)-n:]
+	}
+	return tail
+}
+
 func (e *entry) toPB() *rowpb.Entry {
-	out := &rowpb.Entry{}
+	out := &rowpb.Entry{Tail: e.tail()}
 	for _, s := range e.sibs {
 		out.Siblings = append(out.Siblings, &rowpb.Sibling{
-			Inc: uint64(s.dot.Inc), Seq: s.dot.Seq, Stamp: s.stamp, Value: s.value, Flags: s.flags, Actor: s.actor, AclIndex: s.aclIndex,
+			Inc: uint64(s.dot.Inc), Seq: s.dot.Seq, Stamp: s.stamp, Value: s.value[:len(s.value)-len(out.Tail)], Flags: s.flags, Actor: s.actor, AclIndex: s.aclIndex,
 		})
 	}
 	for _, inc := range e.ctx.incs() {
@@ -266,8 +284,15 @@ func (e *entry) toPB() *rowpb.Entry {
 	return out
 }
 
+// maxValues bounds what a page can make of a tail that is repeated for each
+// sibling: a hundred sites with the largest manifest stay below it.
+const maxValues = 128 << 20
+
 // entryFromPB takes over pb, and checks what the rest of the package relies on.
 func entryFromPB(k entryKey, pb *rowpb.Entry) (*entry, error) {
+	if len(pb.Tail)*len(pb.Siblings) > maxValues {
+		return nil, fmt.Errorf("%w: %d siblings of %q with values of %d bytes", ErrInvalid, len(pb.Siblings), k.repo, len(pb.Tail))
+	}
 	e := &entry{ctx: make(Vector, len(pb.Ctx))}
 	for _, c := range pb.Ctx {
 		e.ctx[identity.Incarnation(c.Inc)] = c.Seq
@@ -277,17 +302,21 @@ func entryFromPB(k entryKey, pb *rowpb.Entry) (*entry, error) {
 		if d.Seq == 0 || !e.ctx.Covers(d) || e.has(d) {
 			return nil, fmt.Errorf("%w: sibling %s of %q is outside its context", ErrInvalid, d, k.repo)
 		}
+		value := s.Value
+		if len(pb.Tail) > 0 {
+			value = slices.Concat(s.Value, pb.Tail)
+		}
 		var err error
 		switch k.kind {
 		case kindTag:
-			_, err = decodeTag(s.Value)
+			_, err = decodeTag(value)
 		case kindManifest:
-			_, err = decodeManifest(s.Value)
+			_, err = decodeManifest(value)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("sibling %s of %q: %w", d, k.repo, err)
 		}
-		e.sibs = append(e.sibs, sibling{dot: d, stamp: s.Stamp, value: s.Value, flags: s.Flags, actor: s.Actor, aclIndex: s.AclIndex})
+		e.sibs = append(e.sibs, sibling{dot: d, stamp: s.Stamp, value: value, flags: s.Flags, actor: s.Actor, aclIndex: s.AclIndex})
 	}
 	for _, l := range pb.Losers {
 		if _, ok := parseDigest(l.Digest); !ok {

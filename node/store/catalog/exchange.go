@@ -141,7 +141,7 @@ func (c *Catalog) ApplyPage(ctx context.Context, pid identity.ProjectID, p Page)
 // tag without its manifest.
 func (c *Catalog) applyPage(ctx context.Context, pid identity.ProjectID, p *page) (Applied, error) {
 	var out Applied
-	err := c.submit(ctx, func(b *batch) (err error) {
+	err := c.submitAs(ctx, jobReceived, func(b *batch) (err error) {
 		out, err = b.applyPage(pid, p)
 		return err
 	})
@@ -233,7 +233,7 @@ func (b *batch) arrived(pid identity.ProjectID, k entryKey, here, merged *entry,
 // delta, after all pages were applied. since is the vector that this side sent
 // for that delta.
 func (c *Catalog) Adopt(ctx context.Context, pid identity.ProjectID, since, v Vector) error {
-	err := c.submit(ctx, func(b *batch) error {
+	err := c.submitAs(ctx, jobReceived, func(b *batch) error {
 		here, err := b.vector(tabVector, pid)
 		if err != nil {
 			return err
@@ -260,7 +260,7 @@ func (c *Catalog) Adopt(ctx context.Context, pid identity.ProjectID, since, v Ve
 // left. What no peer has seen stays. The next write here begins a new
 // incarnation: the old one's numbers no longer stand for what is here.
 func (c *Catalog) DropVector(ctx context.Context, pid identity.ProjectID) error {
-	err := c.submit(ctx, func(b *batch) error {
+	err := c.submitAs(ctx, jobReceived, func(b *batch) error {
 		here, err := b.vector(tabVector, pid)
 		if err != nil {
 			return err

@@ -88,7 +88,7 @@ func (c *Catalog) ApplyFeed(ctx context.Context, store identity.StoreID, entries
 	for {
 		n := min(len(entries), feedChunk)
 		last := n == len(entries)
-		err := c.submit(ctx, func(b *batch) error { return b.applyFeed(store, entries[:n], raws[:n], cursor, last) })
+		err := c.submitAs(ctx, jobReceived, func(b *batch) error { return b.applyFeed(store, entries[:n], raws[:n], cursor, last) })
 		if err != nil {
 			return fmt.Errorf("catalog: feed of store %s: %w", store, err)
 		}
@@ -213,5 +213,5 @@ func (c *Catalog) Holders(d digest.Digest) ([]identity.StoreID, error) {
 
 // DropStore forgets all that a store said it holds.
 func (c *Catalog) DropStore(ctx context.Context, store identity.StoreID) error {
-	return c.submit(ctx, func(b *batch) error { b.del(keyStore(store)); return nil })
+	return c.submitAs(ctx, jobFreeing, func(b *batch) error { b.del(keyStore(store)); return nil })
 }

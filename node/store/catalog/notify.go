@@ -128,7 +128,7 @@ func (c *Catalog) report() error {
 		for _, f := range found {
 			c.onConflict(f)
 		}
-		err = c.submit(c.life, func(b *batch) error {
+		err = c.submitAs(c.life, jobFreeing, func(b *batch) error {
 			for _, key := range keys {
 				pb := &rowpb.Conflict{}
 				if ok, err := b.message(key, pb); err != nil || !ok {

@@ -24,9 +24,9 @@ import (
 const schemaVersion = 1
 
 const (
-	// memTableBytes bounds one transaction to 15 % of it (2.4 MiB: thousands of
-	// rows) and is about what a busy catalogue holds in memory.
-	memTableBytes   = 16 << 20
+	// memTableBytes bounds one transaction to 15 % of it (4.8 MiB: tens of thousands
+	// of rows) and is about what a busy catalogue holds in memory.
+	memTableBytes   = 32 << 20
 	blockCacheBytes = 16 << 20
 	indexCacheBytes = 8 << 20
 	valueLogBytes   = 64 << 20
@@ -37,6 +37,20 @@ const (
 	gcDiscardRatio = 0.5
 )
 
+// Need says what space on the disk is asked for.
+type Need uint8
+
+const (
+	// ToGrow is for what adds to the database.
+	ToGrow Need = iota
+	// ToShrink is for what leads to more space, as deletes do: it may use most of
+	// what is kept free.
+	ToShrink
+	// ToOpen is for a start, so that a node whose disk is full can be started again
+	// and serves what it has.
+	ToOpen
+)
+
 // Options of Open. The zero value of each field has a sensible meaning.
 type Options struct {
 	Logger     *slog.Logger          // default slog.Default
@@ -44,6 +58,12 @@ type Options struct {
 	OnConflict func(Conflict)        // called for each conflict that a write of this store lost; again only after a crash
 	Metrics    prometheus.Registerer // nil: no metrics
 	InMemory   bool                  // nothing is kept after Close; for tests
+	// Space is asked before each transaction and before Open touches the disk: an
+	// error refuses what was asked for. Badger writes through memory maps, and a disk
+	// that fills up under one ends the process, so this must say no while there is
+	// still room for a transaction, for memtables that are flushed and for a
+	// compaction. Nil: never refuses.
+	Space func(Need) error
 }
 
 // Catalog is one site's catalogue.
@@ -51,6 +71,7 @@ type Catalog struct {
 	db         *badger.DB
 	log        *slog.Logger
 	now        func() time.Time
+	space      func(Need) error
 	onConflict func(Conflict)
 	id         [16]byte
 	metrics    *metrics
@@ -90,8 +111,12 @@ func Open(dir string, opts Options) (*Catalog, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
+	if opts.Space == nil {
+		opts.Space = func(Need) error { return nil }
+	}
 	c := &Catalog{
-		log: opts.Logger, now: opts.Now, onConflict: opts.OnConflict, metrics: newMetrics(),
+		space: opts.Space,
+		log:   opts.Logger, now: opts.Now, onConflict: opts.OnConflict, metrics: newMetrics(),
 		jobs: make(chan *job, maxQueued), committed: make(chan struct{}),
 		own: map[identity.Incarnation]bool{}, incarnate: newIncarnation, merge: merge,
 		watchers: map[*watcher]bool{}, wake: make(chan struct{}, 1),
@@ -99,7 +124,10 @@ func Open(dir string, opts Options) (*Catalog, error) {
 	}
 	c.life, c.end = context.WithCancel(context.Background())
 	c.stop = c.life.Done()
-	var err error
+	err := opts.Space(ToOpen)
+	if err != nil {
+		return nil, fmt.Errorf("catalog: open %s: %w", dir, err)
+	}
 	if c.db, err = badger.Open(badgerOptions(dir, opts)); err != nil {
 		return nil, fmt.Errorf("catalog: open %s: %w", dir, err)
 	}
@@ -149,6 +177,8 @@ func badgerOptions(dir string, opts Options) badger.Options {
 		WithIndexCacheSize(indexCacheBytes).
 		WithValueLogFileSize(valueLogBytes).
 		WithNumCompactors(2).
+		WithNumLevelZeroTables(3). // bounds what one compaction writes, see Space
+		WithNumLevelZeroTablesStall(9).
 		WithCompactL0OnClose(true).
 		WithLogger(logger{opts.Logger})
 	if opts.InMemory {
@@ -243,6 +273,16 @@ func (c *Catalog) upkeepLoop() {
 // expire removes leases and pins whose time has passed, pins whose dot has been
 // seen, and reported conflicts that no merge can bring up again.
 func (c *Catalog) expire(ctx context.Context) error {
+	for {
+		n, err := c.expireSome(ctx)
+		if err != nil || n < maxExpired {
+			return err
+		}
+	}
+}
+
+// expireSome removes up to maxExpired rows and says how many.
+func (c *Catalog) expireSome(ctx context.Context) (int, error) {
 	var rows [][]byte
 	err := c.view(func(r reader) error {
 		nowMs := c.now().UnixMilli()
@@ -280,9 +320,9 @@ func (c *Catalog) expire(ctx context.Context) error {
 		})
 	})
 	if err != nil || len(rows) == 0 {
-		return err
+		return 0, err
 	}
-	return c.submit(ctx, func(b *batch) error {
+	return len(rows), c.submitAs(ctx, jobFreeing, func(b *batch) error {
 		for _, key := range rows {
 			// A lease or pin renewed since then stays.
 			if err := b.expireOne(key); err != nil {
@@ -293,8 +333,8 @@ func (c *Catalog) expire(ctx context.Context) error {
 	})
 }
 
-// maxExpired bounds the rows that one round of upkeep removes, to fit them into
-// one transaction; the next round goes on.
+// maxExpired bounds the rows that upkeep removes at a time, to fit them into one
+// transaction.
 const maxExpired = 5000
 
 func (b *batch) expireOne(key []byte) error {

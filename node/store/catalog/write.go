@@ -19,7 +19,9 @@ const deleteChunk = 500
 
 // PutManifest adds a manifest, sets its tags, and adds again the children that
 // an index has here, all with one dot in one transaction (invariant 9). It is
-// durable when it returns. Whether the blobs are there is the caller's to check.
+// durable when it returns. Whether the blobs are there is the caller's to check;
+// one whose collection has begun since then is ErrDeleting, and nothing was
+// written: check again (invariant 18).
 func (c *Catalog) PutManifest(ctx context.Context, p Put) (Dot, error) {
 	w, err := newPutWork(p)
 	if err != nil {
@@ -44,6 +46,7 @@ type putWork struct {
 	value    []byte   // of the manifest
 	tagValue []byte   // of its tags
 	children []string // raw digests
+	blobs    [][]byte // raw digests of what it refers to, and its own if the bytes are a blob
 }
 
 func newPutWork(p Put) (*putWork, error) {
@@ -64,6 +67,9 @@ func newPutWork(p Put) (*putWork, error) {
 	if p.Bytes != nil && p.Digest.Algorithm().FromBytes(p.Bytes) != p.Digest {
 		return nil, fmt.Errorf("%w: the manifest's bytes do not have the digest %s", ErrInvalid, p.Digest)
 	}
+	if p.Bytes == nil {
+		w.blobs = append(w.blobs, raw)
+	}
 	w.key = entryKey{kindManifest, p.Repo, string(raw)}
 	v := &rowpb.ManifestValue{MediaType: p.MediaType, Size: p.Size, ArtifactType: p.ArtifactType, Home: p.Home}
 	if p.Subject != "" {
@@ -77,6 +83,9 @@ func newPutWork(p Put) (*putWork, error) {
 			return nil, err
 		}
 		v.Refs = append(v.Refs, &rowpb.Ref{Digest: raw, Size: r.Size, Kind: uint32(r.Kind)})
+		if r.Kind == RefBlob {
+			w.blobs = append(w.blobs, raw)
+		}
 		if r.Kind == RefManifest && r.Digest != p.Digest && !slices.Contains(w.children, string(raw)) {
 			w.children = append(w.children, string(raw))
 		}
@@ -103,6 +112,15 @@ func newPutWork(p Put) (*putWork, error) {
 }
 
 func (w *putWork) run(b *batch, dot Dot) error {
+	for _, raw := range w.blobs {
+		row, found, err := b.blob(raw)
+		if err != nil {
+			return err
+		}
+		if found && row.State == Deleting {
+			return fmt.Errorf("%w: %s", ErrDeleting, digestOrEmpty(raw))
+		}
+	}
 	if w.Bytes != nil {
 		if err := b.putContent([]byte(w.key.name), w.Bytes, Home); err != nil {
 			return err
@@ -173,7 +191,7 @@ func (c *Catalog) deleteTag(ctx context.Context, pid identity.ProjectID, repo, t
 	if err := errors.Join(checkName("repository", repo), checkName("tag", tag)); err != nil {
 		return dot, err
 	}
-	err := c.submit(ctx, func(b *batch) error {
+	err := c.submitAs(ctx, jobFreeing, func(b *batch) error {
 		k := entryKey{kindTag, repo, tag}
 		e, err := b.entry(pid, k)
 		if err != nil {
@@ -212,7 +230,7 @@ func (c *Catalog) deleteManifest(ctx context.Context, pid identity.ProjectID, re
 	for {
 		var dot Dot
 		more := false
-		err := c.submit(ctx, func(b *batch) (err error) {
+		err := c.submitAs(ctx, jobFreeing, func(b *batch) (err error) {
 			dot, more, err = b.deleteManifest(pid, repo, raw)
 			return err
 		})
@@ -282,7 +300,7 @@ func (c *Catalog) DeleteRepository(ctx context.Context, pid identity.ProjectID, 
 	}
 	for first := true; ; first = false {
 		found := false
-		err := c.submit(ctx, func(b *batch) (err error) {
+		err := c.submitAs(ctx, jobFreeing, func(b *batch) (err error) {
 			found, err = b.deleteSome(pid, repo)
 			return err
 		})
@@ -299,7 +317,8 @@ func (c *Catalog) DeleteRepository(ctx context.Context, pid identity.ProjectID, 
 	}
 }
 
-// deleteSome removes up to deleteChunk tags, or manifests when no tags are left.
+// deleteSome removes up to deleteChunk tags, or manifests when no tags are left;
+// fewer if they refer to much, so that any repository can be deleted.
 func (b *batch) deleteSome(pid identity.ProjectID, repo string) (bool, error) {
 	for _, kd := range []kind{kindTag, kindManifest} {
 		var keys []entryKey
@@ -319,6 +338,9 @@ func (b *batch) deleteSome(pid identity.ProjectID, repo string) (bool, error) {
 		}
 		dot := b.dot(pid)
 		for _, k := range keys {
+			if b.half() {
+				break
+			}
 			e, err := b.entry(pid, k)
 			if err != nil {
 				return false, err

@@ -302,6 +302,7 @@ type Entry struct {
 	Siblings      []*Sibling             `protobuf:"bytes,1,rep,name=siblings,proto3" json:"siblings,omitempty"` // by ascending (inc, seq)
 	Ctx           []*Seen                `protobuf:"bytes,2,rep,name=ctx,proto3" json:"ctx,omitempty"`           // by ascending inc
 	Losers        []*Loser               `protobuf:"bytes,3,rep,name=losers,proto3" json:"losers,omitempty"`     // by ascending (inc, seq)
+	Tail          []byte                 `protobuf:"bytes,4,opt,name=tail,proto3" json:"tail,omitempty"`         // with several siblings: what their values end with, left out of each
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -353,6 +354,13 @@ func (x *Entry) GetCtx() []*Seen {
 func (x *Entry) GetLosers() []*Loser {
 	if x != nil {
 		return x.Losers
+	}
+	return nil
+}
+
+func (x *Entry) GetTail() []byte {
+	if x != nil {
+		return x.Tail
 	}
 	return nil
 }
@@ -1243,11 +1251,12 @@ const file_node_store_catalog_internal_rowpb_row_proto_rawDesc = "" +
 	"\x03inc\x18\x01 \x01(\x06R\x03inc\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\fR\x06digest\x12+\n" +
-	"\x12keep_until_unix_ms\x18\x04 \x01(\x03R\x0fkeepUntilUnixMs\"\xa2\x01\n" +
+	"\x12keep_until_unix_ms\x18\x04 \x01(\x03R\x0fkeepUntilUnixMs\"\xb6\x01\n" +
 	"\x05Entry\x128\n" +
 	"\bsiblings\x18\x01 \x03(\v2\x1c.portolan.catalog.v1.SiblingR\bsiblings\x12+\n" +
 	"\x03ctx\x18\x02 \x03(\v2\x19.portolan.catalog.v1.SeenR\x03ctx\x122\n" +
-	"\x06losers\x18\x03 \x03(\v2\x1a.portolan.catalog.v1.LoserR\x06losers\"\"\n" +
+	"\x06losers\x18\x03 \x03(\v2\x1a.portolan.catalog.v1.LoserR\x06losers\x12\x12\n" +
+	"\x04tail\x18\x04 \x01(\fR\x04tail\"\"\n" +
 	"\bTagValue\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\"E\n" +
 	"\x03Ref\x12\x16\n" +

@@ -1,0 +1,78 @@
+package store
+
+import (
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+
+	"github.com/portolan/portolan/node/store/blobs"
+	"github.com/portolan/portolan/node/store/catalog"
+)
+
+// What is kept free on the store's disk, so that a full one is an answer and not
+// the end of the process: the database writes through memory maps, where a
+// missing page is a signal that no code can handle. Blobs stop first.
+const (
+	// keptForCatalog is room for two memtables that are flushed and a compaction
+	// at its usual size.
+	keptForCatalog = 256 << 20
+	// keptShare of a small disk is kept instead if that is less.
+	keptShare = 4 // a quarter
+	// keptForBlobs in percent of what the catalogue keeps: what is free between the
+	// two is for transactions, so that a push whose blobs fitted can end.
+	keptForBlobs = 150
+	// Deletes may use half of what is kept, a start all but an eighth.
+	keptFromDeletes, keptFromStart = 2, 8
+)
+
+// space watches the disk under one store.
+type space struct {
+	dir  string
+	log  *slog.Logger
+	free func(dir string) (free, total int64, err error) // blobs.Free; tests lie
+	full atomic.Bool                                     // said already
+}
+
+// catalog is asked before the database writes.
+func (s *space) catalog(need catalog.Need) error {
+	return s.ask(0, func(kept int64) int64 {
+		switch need {
+		case catalog.ToOpen:
+			return kept / keptFromStart
+		case catalog.ToShrink:
+			return kept / keptFromDeletes
+		case catalog.ToGrow:
+		}
+		return kept
+	})
+}
+
+// blobs is asked before files grow.
+func (s *space) blobs(bytes int64) error {
+	return s.ask(bytes, func(kept int64) int64 { return kept * keptForBlobs / 100 })
+}
+
+func (s *space) ask(bytes int64, keep func(kept int64) int64) error {
+	free, total, err := s.free(s.dir)
+	if err != nil {
+		return err
+	}
+	kept := int64(keptForCatalog)
+	if total/keptShare < kept {
+		kept = total / keptShare
+	}
+	if missing := keep(kept) + bytes - free; missing > 0 {
+		if !s.full.Swap(true) {
+			s.log.Error("the store's disk is full: pushes are refused and pulls go on, free some space", "store", s.dir, "free_bytes", free, "kept_bytes", keep(kept))
+		}
+		return fmt.Errorf("%w (%d bytes free below %s, %d more are needed)", ErrNoSpace, free, s.dir, missing)
+	}
+	if free > 2*kept && s.full.Swap(false) {
+		s.log.Info("the store's disk has space again", "store", s.dir, "free_bytes", free)
+	}
+	return nil
+}
+
+func newSpace(dir string, log *slog.Logger) *space {
+	return &space{dir: dir, log: log, free: blobs.Free}
+}

@@ -1,0 +1,152 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/store/blobs"
+	"github.com/portolan/portolan/node/store/catalog"
+)
+
+// smallDisk mounts a file system of a quarter GiB, where tests may.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small tmpfs needs root")
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", dir).CombinedOutput(); err != nil {
+		t.Skipf("no tmpfs can be mounted here: %s", out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+			t.Errorf("umount: %s", out)
+		}
+	})
+	return dir
+}
+
+func freeBelow(t *testing.T, dir string) int64 {
+	t.Helper()
+	free, _, err := blobs.Free(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return free
+}
+
+// fill leaves so many bytes free, whoever uses the others.
+func fill(t *testing.T, dir, name string, leave int64) (undo func()) {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if n := freeBelow(t, dir) - leave; n > 0 {
+		if out, err := exec.Command("fallocate", "-l", fmt.Sprint(n), path).CombinedOutput(); err != nil {
+			t.Fatalf("fallocate: %s", out)
+		}
+	}
+	return func() {
+		if err := os.Remove(path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// manifestPut makes the n-th manifest of 60 KiB.
+func manifestPut(n int) catalog.Put {
+	b := append(fmt.Appendf(nil, "%d", n), bytes.Repeat([]byte{' '}, 60<<10)...)
+	return catalog.Put{
+		PID: link.PID, Repo: link.Repo, Digest: digest.FromBytes(b), MediaType: "application/vnd.oci.image.manifest.v1+json",
+		Size: int64(len(b)), Bytes: b, Tags: []string{fmt.Sprint("v", n)}, Home: "fra",
+	}
+}
+
+// On a disk that runs full pushes are refused, reads and deletes go on, also
+// after a restart, and when there is space writes do. Without the space that is
+// kept free the database would end the process here.
+func TestFullDisk(t *testing.T) {
+	dir := smallDisk(t)
+	const kept = 256 << 20 / keptShare
+	s := openAt(t, dir, time.Now)
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	b := content(1, 1<<20)
+	put(t, s, b)
+
+	// Full for blobs: a push that has its blobs can still end.
+	undo := fill(t, dir, "others", kept*keptForBlobs/100)
+	if _, err := s.PutBytes(t.Context(), content(2, 1<<20), link); !errors.Is(err, ErrNoSpace) {
+		t.Fatalf("a blob: %v", err)
+	}
+	if err := s.PutFetched(t.Context(), digest.FromBytes(content(3, 1<<20)), content(3, 1<<20), Placed); !errors.Is(err, ErrNoSpace) {
+		t.Fatalf("a fetched blob: %v", err)
+	}
+	n := 0
+	for ; ; n++ {
+		if _, err := s.Catalog().PutManifest(t.Context(), manifestPut(n)); err != nil {
+			if !errors.Is(err, ErrNoSpace) {
+				t.Fatal(err)
+			}
+			t.Logf("manifest %d: %v", n, err)
+			break
+		}
+	}
+	if n < 100 {
+		t.Errorf("%d manifests fitted", n)
+	}
+
+	// Full for everybody.
+	fill(t, dir, "more", kept/4)
+	check := func() {
+		t.Helper()
+		holds(t, s, b)
+		for i := range n {
+			info, err := s.Catalog().Tag(link.PID, link.Repo, fmt.Sprint("v", i))
+			if err != nil || info.Digest != manifestPut(i).Digest {
+				t.Fatalf("tag %d: %+v, %v", i, info, err)
+			}
+			if got, ok, err := s.Catalog().Content(info.Digest); err != nil || !ok || digest.FromBytes(got) != info.Digest {
+				t.Fatalf("manifest %d: %v, %v", i, ok, err)
+			}
+		}
+	}
+	check()
+	if _, err := s.Catalog().PutManifest(t.Context(), manifestPut(n)); !errors.Is(err, ErrNoSpace) {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openAt(t, dir, time.Now)
+	check()
+
+	if err := os.Remove(filepath.Join(dir, "more")); err != nil {
+		t.Fatal(err)
+	}
+	// Nothing may grow, but what leads to space may be done.
+	if err := s.Catalog().DeleteManifest(t.Context(), link.PID, link.Repo, manifestPut(n-1).Digest, "ann", 1); err != nil {
+		t.Fatal(err)
+	}
+	n--
+	check()
+	undo()
+	check()
+	for i := n; i < n+50; i++ {
+		if _, err := s.Catalog().PutManifest(t.Context(), manifestPut(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n += 50
+	check()
+	put(t, s, content(2, 1<<20))
+}
