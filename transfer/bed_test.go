@@ -19,6 +19,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
@@ -71,6 +72,7 @@ type site struct {
 	sync   *syncer.Sync
 	swarm  *swarm.Swarm
 	rec    *transfer.Reconciler
+	counts *prometheus.Registry // of the reconciler
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
 	up     bool
@@ -200,7 +202,9 @@ func (n *site) open() {
 		Logger:      log,
 	})
 	must(n.t, err)
+	n.counts = prometheus.NewRegistry()
 	n.rec, err = transfer.New(transfer.Config{
+		Registerer: n.counts,
 		Self: n.id.ID, Site: n.name, Store: n.store, State: n.state, Swarm: n.swarm, Sync: n.sync, PushesTold: true, Now: n.now, Logger: log,
 	})
 	must(n.t, err)
@@ -452,6 +456,19 @@ func eventually(t testing.TB, what string, cond func() bool) time.Duration {
 		<-tick.C
 	}
 	return time.Since(begun)
+}
+
+// scanned is how many scans of projects there were here.
+func (n *site) scanned() (count uint64) {
+	n.t.Helper()
+	families, err := n.counts.Gather()
+	must(n.t, err)
+	for _, f := range families {
+		if f.GetName() == "portolan_transfer_scan_seconds" {
+			count = f.GetMetric()[0].GetHistogram().GetSampleCount()
+		}
+	}
+	return count
 }
 
 // equal: the catalogues of all these sites agree on the project.

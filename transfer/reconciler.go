@@ -136,7 +136,7 @@ func New(cfg Config) (*Reconciler, error) {
 	cfg.Sync.OnPeers(hurry)
 	cfg.Sync.OnHolders(hurry)
 	cfg.Sync.OnExplain(r.explain)
-	r.unhook = []func(){r.cat.OnCommit(r.committed), r.cat.OnLocalWrite(r.written), r.cat.OnFeed(func() { wake(r.feedNews) })}
+	r.unhook = []func(){r.cat.OnLocalWrite(r.written), r.cat.OnFeed(func() { wake(r.feedNews) })}
 	return r, nil
 }
 
@@ -229,24 +229,25 @@ func (r *Reconciler) Pushed(pid identity.ProjectID, repository string, d digest.
 	r.applied(pid, catalog.Applied{NewManifests: []catalog.ManifestRef{{Repo: repository, Digest: d}}})
 }
 
-// applied takes note of manifests that are new here.
+// applied takes note of manifests that are new here, or that a tag says now: to
+// rules that look at tags they are new, too.
 func (r *Reconciler) applied(pid identity.ProjectID, a catalog.Applied) {
-	for _, list := range [][]catalog.ManifestRef{a.NewManifests, a.MissingBytes} {
+	lists := [][]catalog.ManifestRef{a.NewManifests, a.MissingBytes}
+	if _, relevant, ok := r.relevant(pid); ok && rules.NeedTags(relevant) {
+		lists = append(lists, a.Retagged)
+	}
+	seen := map[catalog.ManifestRef]bool{} // most tags come with their manifests
+	for _, list := range lists {
 		for _, m := range list {
+			if seen[m] {
+				continue
+			}
+			seen[m] = true
 			if !r.inbox.put(arrival{pid, m}) {
 				r.scans.ask(pid, whole)
 				return
 			}
 		}
-	}
-}
-
-// committed: new manifests of other sites are told by applied. This is for tags
-// that were set on manifests which are here already: only rules that look at
-// tags care.
-func (r *Reconciler) committed(pid identity.ProjectID) {
-	if _, relevant, ok := r.relevant(pid); ok && rules.NeedTags(relevant) {
-		r.scans.ask(pid, light)
 	}
 }
 

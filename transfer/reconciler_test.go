@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -73,10 +74,20 @@ func TestRule_AddedLaterBackFills(t *testing.T) {
 	if nyc.class(imgs[2].blobs[0]) != 0 {
 		t.Error("the rule names tags v*, and latest was brought")
 	}
-	// A tag that is set later, on what was there.
+	// A tag that is set later, on what was there: that costs no look at the rest.
+	before := nyc.scanned()
 	_, err := fra.store.Catalog().PutManifest(context.Background(), retag(fra, pid, imgs[2], "v3"))
 	must(t, err)
 	eventually(t, "latest at nyc, now that it is v3 too", func() bool { return nyc.holds(imgs[2]) })
+	for i := range 30 {
+		tag := fmt.Sprint("v4.", i)
+		_, err := fra.store.Catalog().PutManifest(context.Background(), retag(fra, pid, imgs[2], tag))
+		must(t, err)
+		eventually(t, "the tag at nyc", func() bool { return nyc.tag(pid, "app", tag) == imgs[2].digest })
+	}
+	if n := nyc.scanned() - before; n > 1 { // one may have been for the rule
+		t.Errorf("tags cost %d scans of the project", n)
+	}
 }
 
 // retag is a PUT of a manifest that is there already.

@@ -360,6 +360,14 @@ func tagDigest(s *sibling) []byte {
 	return v.Digest
 }
 
+// says gives the raw digest that a tag's readers see; nil: none.
+func (e *entry) says() []byte {
+	if w := e.winner(); w != nil {
+		return tagDigest(w)
+	}
+	return nil
+}
+
 func decodeManifest(value []byte) (*rowpb.ManifestValue, error) {
 	v := &rowpb.ManifestValue{}
 	if err := proto.Unmarshal(value, v); err != nil {

@@ -164,6 +164,7 @@ func (c *Catalog) applyPage(ctx context.Context, pid identity.ProjectID, p *page
 		out.Changed += part.Changed
 		out.NewManifests = append(out.NewManifests, part.NewManifests...)
 		out.MissingBytes = append(out.MissingBytes, part.MissingBytes...)
+		out.Retagged = append(out.Retagged, part.Retagged...)
 	}
 	return out, nil
 }
@@ -198,6 +199,11 @@ func (b *batch) applyPage(pid identity.ProjectID, p *page) (Applied, error) {
 			out.Changed++
 			if err := b.save(pid, a.key, here, merged); err != nil {
 				return out, err
+			}
+		}
+		if a.key.kind == kindTag {
+			if raw := merged.says(); raw != nil && !bytes.Equal(raw, here.says()) {
+				out.Retagged = append(out.Retagged, ManifestRef{a.key.repo, digestOrEmpty(raw)})
 			}
 		}
 		if a.key.kind == kindManifest && merged.live() {

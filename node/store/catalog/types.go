@@ -261,6 +261,7 @@ type Applied struct {
 	Changed      int           // of these, changed something here
 	NewManifests []ManifestRef // live now and not before
 	MissingBytes []ManifestRef // live, small, and their bytes neither came along nor are here
+	Retagged     []ManifestRef // what tags say now that said something else before, or were not there
 }
 
 // ManifestRef names a manifest inside a project.
