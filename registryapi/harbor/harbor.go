@@ -132,7 +132,7 @@ func (a *API) open(ctx context.Context, in ProjectPath, action access.Action) (s
 		if rest.Subject(ctx).Kind == access.Anonymous {
 			return p, rest.Unauthorized("project %s is not public, or not there: log in to see it", in.Project)
 		}
-		return p, rest.NotFound("there is no project %q, or you have no role in it", in.Project)
+		return p, rest.NotFound("there is no project %q, or you have no role in it: see yours with: portolan project list", in.Project)
 	}
 	if !a.can(ctx, p, action) {
 		if rest.Subject(ctx).Kind == access.Anonymous {

@@ -112,6 +112,8 @@ func TestAPI_Answers(t *testing.T) {
 		{"create without login", "", "POST", "/projects", `{"project_name":"x"}`, 401, "UNAUTHORIZED"},
 		{"residency at an unknown site", "ann", "POST", "/projects", `{"project_name":"x","sites":["mars"]}`, 400, "BAD_REQUEST"},
 		{"edit, not its administrator", "bob", "PUT", "/projects/library", `{"metadata":{"public":"false"}}`, 403, "FORBIDDEN"},
+		{"edit the sites", "admin", "PUT", "/projects/library", `{"sites":["fra"]}`, 400, "BAD_REQUEST"},
+		{"edit the name", "admin", "PUT", "/projects/library", `{"project_name":"other"}`, 400, "BAD_REQUEST"},
 		{"delete, not its administrator", "bob", "DELETE", "/projects/library", "", 403, "FORBIDDEN"},
 		{"summary", "ann", "GET", "/projects/prod/summary", "", 200, ""},
 

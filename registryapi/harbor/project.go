@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -175,6 +176,12 @@ func (a *API) updateProject(ctx context.Context, in *updateProjectIn) (*rest.Emp
 	p, err := a.open(ctx, in.ProjectPath, access.ManageProject)
 	if err != nil {
 		return nil, err
+	}
+	switch {
+	case in.Body.Name != "" && in.Body.Name != p.Name:
+		return nil, rest.Invalid("project %s cannot be renamed: leave out project_name", p.Name)
+	case in.Body.Sites != nil && !slices.Equal(slices.Sorted(slices.Values(in.Body.Sites)), slices.Sorted(slices.Values(p.Sites))):
+		return nil, rest.Invalid("the sites of project %s cannot be changed yet: leave out sites", p.Name)
 	}
 	public, ok := in.Body.public()
 	if !ok {

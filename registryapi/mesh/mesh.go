@@ -63,6 +63,9 @@ type Config struct {
 	Access    Access
 	Catalog   Catalog
 	Placement Placement
+	// Refresh brings the project's entries of other sites here, within bounds of
+	// its own, before this API says that something is not there; nil: it does not.
+	Refresh func(context.Context, identity.ProjectID) (unreachable []string, err error)
 	// Self is the node that answers, Site its site.
 	Self identity.NodeID
 	Site string
@@ -111,6 +114,19 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.rest.ServeHT
 
 // OpenAPI gives the description that PREFIX/openapi.json answers with.
 func (a *API) OpenAPI() ([]byte, error) { return a.rest.OpenAPI() }
+
+// known does op, and once more after asking the other sites if the catalogue
+// here does not have what op needs.
+func (a *API) known(ctx context.Context, pid identity.ProjectID, op func() error) error {
+	err := op()
+	if a.cfg.Refresh == nil || !errors.Is(err, catalog.ErrNotFound) {
+		return err
+	}
+	if _, rerr := a.cfg.Refresh(ctx, pid); rerr != nil {
+		a.cfg.Logger.DebugContext(ctx, "other sites not asked", "project_id", pid, "error", rerr)
+	}
+	return op()
+}
 
 // propose makes a change in the name of who asks.
 func (a *API) propose(ctx context.Context, body proto.Message) (command.Result, error) {

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 
+	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/registryapi/apitest"
@@ -318,6 +319,47 @@ func TestAPI_Wait_ForATagThatIsOnItsWay(t *testing.T) {
 	d := f.mesh.Push(f.catalog, "library", "app", "two", "2.0")
 	if w := decode[Wait](f, <-answer); !w.Done || w.Digest != d {
 		t.Errorf("answered %+v", w)
+	}
+}
+
+// A copy that may be dropped at any moment is none that somebody may wait for.
+func TestAPI_Wait_DoesNotCountWhatMayGo(t *testing.T) {
+	f := newFixture(t)
+	d := f.mesh.Push(f.catalog, "library", "app", "one", "1.0")
+	f.placement.set("fra", Presence{Reachable: true, TagDigest: d, Complete: true, Covered: true})
+	f.placement.set("nyc", Presence{Reachable: true, TagDigest: d, Complete: true, Evictable: true})
+	w := decode[Wait](f, f.want(200, "admin", "GET", "/wait?image=app:1.0&sites=fra,nyc", "")) // at once
+	if w.Done || !slices.Equal(w.Uncovered, []string{"nyc"}) {
+		t.Errorf("pulled, and no rule: %+v", w)
+	}
+}
+
+// What was pushed at another site a moment ago is asked for before it is said
+// not to be there.
+func TestAPI_AsksTheOthersBeforeItSaysNo(t *testing.T) {
+	for _, c := range []struct{ method, path string }{
+		{"GET", "/where?image=prod/app:1.0"}, {"GET", "/wait?image=prod/app:1.0&for=20s"},
+		{"GET", "/tags?repository=prod/app"}, {"DELETE", "/tags?image=prod/app:1.0"},
+	} {
+		f := newFixture(t)
+		pid := identity.NewProjectID()
+		if _, err := f.mesh.Propose(t.Context(), "system", &command.ProjectCreate{ProjectId: pid[:], Name: "prod"}); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []string{"fra", "nyc", "sgp"} {
+			f.placement.set(s, Presence{Reachable: true, Complete: true})
+		}
+		asked := 0
+		f.api.cfg.Refresh = func(context.Context, identity.ProjectID) ([]string, error) {
+			if asked++; asked == 1 {
+				f.mesh.Push(f.catalog, "prod", "app", "one", "1.0")
+			}
+			return nil, nil
+		}
+		f.want(200, "admin", c.method, c.path, "")
+		if asked != 1 {
+			t.Errorf("%s %s asked the others %d times", c.method, c.path, asked)
+		}
 	}
 }
 

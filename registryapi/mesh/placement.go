@@ -90,10 +90,13 @@ func (a *API) where(ctx context.Context, in *ImageQuery) (*whereOut, error) {
 	if err != nil {
 		return nil, err
 	}
-	if img, err = a.resolve(img); err != nil {
-		return nil, a.unknown(img, err)
-	}
-	w, err := a.ask(ctx, img, sites)
+	var w Where
+	err = a.known(ctx, img.project.PID, func() (err error) {
+		if img, err = a.resolve(img); err == nil {
+			w, err = a.ask(ctx, img, sites)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, a.unknown(img, err)
 	}
@@ -166,6 +169,7 @@ func (a *API) wait(ctx context.Context, in *waitIn) (*waitOut, error) {
 	defer over.Stop()
 	arrives := time.NewTimer(min(slice, TagArrives))
 	defer arrives.Stop()
+	refreshed := false
 	for {
 		var out *waitOut
 		var stop <-chan time.Time
@@ -176,6 +180,12 @@ func (a *API) wait(ctx context.Context, in *waitIn) (*waitOut, error) {
 		switch {
 		case errors.Is(err, catalog.ErrNotFound):
 			stop = arrives.C
+			if !refreshed && a.cfg.Refresh != nil {
+				refreshed = true
+				if _, err := a.cfg.Refresh(ctx, img.project.PID); err == nil {
+					continue
+				}
+			}
 		case err != nil:
 			return nil, err
 		default:
@@ -200,12 +210,16 @@ func (a *API) wait(ctx context.Context, in *waitIn) (*waitOut, error) {
 	}
 }
 
+// Keeps says whether the site has all of the artifact and will keep it: a copy
+// that is there only because somebody pulled it may go at any moment.
+func (p Presence) Keeps() bool { return p.Complete && !p.Evictable }
+
 // judge says whether all sites are content, and which never will be.
 func judge(w Where) Wait {
 	out := Wait{Where: w, Done: true}
 	for _, p := range w.Sites {
-		out.Done = out.Done && p.Complete
-		if !p.Complete && !p.Covered {
+		out.Done = out.Done && p.Keeps()
+		if !p.Keeps() && !p.Covered {
 			out.Uncovered = append(out.Uncovered, p.Site)
 		}
 	}

@@ -41,6 +41,17 @@ func (a *API) listTags(ctx context.Context, in *tagsIn) (*tagsOut, error) {
 	if img.tag != "" || img.digest != "" {
 		return nil, rest.Invalid("%q names an image: give the repository alone, %s", in.Repository, img.name())
 	}
+	if in.After == "" {
+		err := a.known(ctx, img.project.PID, func() error {
+			_, err := a.cfg.Catalog.Repository(img.project.PID, img.repo)
+			return err
+		})
+		if errors.Is(err, catalog.ErrNotFound) {
+			return nil, rest.NotFound("site %s knows no repository %s: push to it first", a.cfg.Site, img.name())
+		} else if err != nil {
+			return nil, err
+		}
+	}
 	names, err := a.cfg.Catalog.Tags(img.project.PID, img.repo, in.After, in.N)
 	if err != nil {
 		return nil, err
@@ -58,14 +69,6 @@ func (a *API) listTags(ctx context.Context, in *tagsIn) (*tagsOut, error) {
 		}
 		out.Body = append(out.Body, Tag{Name: n, Digest: t.Digest, PushedAt: t.At, Actor: t.Actor, Conflicts: t.Conflicts})
 	}
-	if len(out.Body) == 0 && in.After == "" {
-		_, err := a.cfg.Catalog.Repository(img.project.PID, img.repo)
-		if errors.Is(err, catalog.ErrNotFound) {
-			return nil, rest.NotFound("site %s knows no repository %s: push to it first", a.cfg.Site, img.name())
-		} else if err != nil {
-			return nil, err
-		}
-	}
 	return out, nil
 }
 
@@ -77,9 +80,11 @@ func (a *API) deleteTag(ctx context.Context, in *tagIn) (*rest.Empty, error) {
 	if img.tag == "" || img.digest != "" {
 		return nil, rest.Invalid("%q names no tag: write %s:TAG", in.Image, img.name())
 	}
-	err = a.cfg.Catalog.DeleteTag(ctx, img.project.PID, img.repo, img.tag, rest.Actor(ctx), a.cfg.View().Index())
+	err = a.known(ctx, img.project.PID, func() error {
+		return a.cfg.Catalog.DeleteTag(ctx, img.project.PID, img.repo, img.tag, rest.Actor(ctx), a.cfg.View().Index())
+	})
 	if errors.Is(err, catalog.ErrNotFound) {
-		return nil, rest.NotFound("there is no tag %s in %s", img.tag, img.name())
+		return nil, rest.NotFound("there is no tag %s in %s: see what there is with: portolan tag list %s", img.tag, img.name(), img.name())
 	}
 	return &rest.Empty{}, err
 }

@@ -40,7 +40,7 @@ func (a *API) registerTokens() {
 		Summary: "One join token, without its secret"}, func(_ context.Context, in *tokenIn) (*tokenOut, error) {
 		t, ok := a.cfg.View().Token(in.ID)
 		if !ok {
-			return nil, rest.NotFound("there is no token %d", in.ID)
+			return nil, rest.NotFound("there is no token %d: see the ids with: portolan token list", in.ID)
 		}
 		return &tokenOut{Body: a.token(t)}, nil
 	})

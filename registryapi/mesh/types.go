@@ -146,7 +146,7 @@ type Presence struct {
 	TagDigest digest.Digest   `json:"tag_digest,omitempty" doc:"What the tag gives there; empty: it is not known there"`
 	Total     int             `json:"total" doc:"Blobs and manifests that belong to the artifact"`
 	Missing   []digest.Digest `json:"missing,omitempty" doc:"Those of them that the site does not durably hold"`
-	Evictable bool            `json:"evictable,omitempty" doc:"It holds some of it only because somebody pulled it there"`
+	Evictable bool            `json:"evictable,omitempty" doc:"It holds some of it only because somebody pulled it there, and may drop that when room is needed"`
 	Complete  bool            `json:"complete" doc:"It durably holds all of them, and the tag gives the digest"`
 	Covered   bool            `json:"covered" doc:"A rule wants the artifact there, or it was pushed there"`
 	Reason    string          `json:"reason,omitempty" doc:"Why the site's last attempt to get it ended early"`
@@ -164,6 +164,6 @@ type Where struct {
 // Wait is Where with an answer: is it where it was wanted?
 type Wait struct {
 	Where
-	Done      bool     `json:"done" doc:"All sites that were asked for have it"`
+	Done      bool     `json:"done" doc:"All sites that were asked for have it, and will keep it"`
 	Uncovered []string `json:"uncovered,omitempty" doc:"Sites that no rule will ever bring it to"`
 }
