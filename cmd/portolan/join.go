@@ -23,7 +23,7 @@ The token comes from "portolan token create --site NAME" at any node of the mesh
 Nothing is restarted or configured elsewhere. On a directory that has joined
 already the node is just started; after an error the same command may be run
 again. --advertise is what the other sites dial: it must reach this machine.`,
-		Args: cobra.MatchAll(cobra.ExactArgs(1)),
+		Args: args("TOKEN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()

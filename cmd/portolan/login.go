@@ -104,13 +104,16 @@ func newLoginCommand(a *app) *cobra.Command {
 The name and the password come from the flags, from PORTOLAN_USERNAME and
 PORTOLAN_PASSWORD, or are asked for. They are tried before they are saved, in
 ~/.config/portolan/login.json, readable by you alone.`,
-		Args: cobra.MaximumNArgs(1),
+		Args: maybe("SERVER"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			saved, err := a.loadLogins()
 			if err != nil {
 				return err
 			}
-			server := firstOf(strings.Join(args, ""), a.server, a.env(envServer), saved.Current)
+			server, err := a.which(args, saved)
+			if err != nil {
+				return err
+			}
 			if server == "" {
 				return errors.New("SERVER is missing: portolan login http://HOST:PORT")
 			}
@@ -121,6 +124,9 @@ PORTOLAN_PASSWORD, or are asked for. They are tried before they are saved, in
 				if username, err = a.prompt("User name: "); err != nil {
 					return err
 				}
+			}
+			if err := onePassword(password, stdin); err != nil {
+				return err
 			}
 			if password == "" && !stdin {
 				password = a.env(envPassword)
@@ -152,13 +158,16 @@ func newLogoutCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "logout [SERVER]",
 		Short: "Forget a saved login",
-		Args:  cobra.MaximumNArgs(1),
+		Args:  maybe("SERVER"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			saved, err := a.loadLogins()
 			if err != nil {
 				return err
 			}
-			server := firstOf(strings.Join(args, ""), a.server, saved.Current)
+			server, err := a.which(args, saved)
+			if err != nil {
+				return err
+			}
 			if server == "" {
 				a.say("no login is saved")
 				return nil
@@ -181,6 +190,23 @@ func newLogoutCommand(a *app) *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// which is the server of a login or logout: the one that all other verbs would
+// speak to, unless the argument names one.
+func (a *app) which(args []string, saved logins) (string, error) {
+	if len(args) == 1 && a.server != "" && a.server != args[0] {
+		return "", fmt.Errorf("SERVER is %s and --%s is %s: give one of them", args[0], serverFlag, a.server)
+	}
+	return firstOf(strings.Join(args, ""), a.server, a.env(envServer), saved.Current), nil
+}
+
+// onePassword refuses two sources of one password.
+func onePassword(flag string, stdin bool) error {
+	if flag != "" && stdin {
+		return errors.New("--password and --password-stdin are two passwords: give one of them")
+	}
+	return nil
 }
 
 func (a *app) prompt(what string) (string, error) {

@@ -4,5 +4,9 @@ import "github.com/spf13/cobra"
 
 // nodeCommands are the verbs that run nodes.
 func nodeCommands() []*cobra.Command {
-	return []*cobra.Command{newServeCommand(), newJoinCommand(), newDevCommand()}
+	commands := []*cobra.Command{newServeCommand(), newJoinCommand(), newDevCommand()}
+	for _, c := range commands {
+		c.Annotations = map[string]string{askNobody: "true"}
+	}
+	return commands
 }

@@ -54,8 +54,10 @@ func showWhere(w io.Writer, where mesh.Where) {
 // condition is a site's in one word.
 func condition(w mesh.Where, p mesh.Presence) string {
 	switch {
-	case p.Complete:
+	case p.Keeps():
 		return "complete"
+	case p.Complete:
+		return "cached"
 	case !p.Reachable:
 		return "unreachable"
 	case p.Total > 0 && len(p.Missing) < p.Total:
@@ -99,9 +101,11 @@ func tagAt(w mesh.Where, p mesh.Presence) string {
 func why(p mesh.Presence) string {
 	switch {
 	case p.Error != "":
-		return p.Error
+		return strings.Join(strings.Fields(p.Error), " ") // one line of the table, whatever it is
 	case p.Complete && p.Evictable:
 		return "pulled here; may go when room is needed"
+	case p.Evictable && !p.Covered:
+		return "what is here was pulled, and may go when room is needed; no rule brings the rest"
 	case !p.Covered && !p.Complete:
 		return "no rule brings it here"
 	case !p.Complete:
@@ -120,7 +124,8 @@ func newWaitCommand(a *app) *cobra.Command {
 
 The tag is resolved once, by the node that is asked; from then on it is that
 digest that is waited for. A site has it when its tag gives the digest and its
-store durably holds all that belongs to it. "all" are the sites that hold
+store durably holds all that belongs to it; a copy that is there only because
+somebody pulled it may go, and does not count. "all" are the sites that hold
 content and where the project may rest.
 
 The exit code is 0 when all of them have it, and 1 at the timeout, or at once
@@ -181,8 +186,9 @@ func (a *app) lacks(w mesh.Wait, reason string) error {
 		}
 	} else {
 		showWhere(a.err, w.Where)
+		showMissing(a.err, w.Where)
 	}
-	lacking := names(w.Sites, func(p mesh.Presence) bool { return !p.Complete })
+	lacking := names(w.Sites, func(p mesh.Presence) bool { return !p.Keeps() })
 	msg := fmt.Sprintf("%s is not at %s, %s", w.Image, strings.Join(lacking, ", "), reason)
 	if len(w.Uncovered) > 0 {
 		msg += ": make one with: portolan rule create NAME --projects " + project(w.Repository) + " --sites " + strings.Join(w.Uncovered, ",")
@@ -190,6 +196,25 @@ func (a *app) lacks(w mesh.Wait, reason string) error {
 		msg += ": wait again, or see what is away with: portolan status"
 	}
 	return errors.New(msg)
+}
+
+// maxListed bounds the digests that are listed for a site; --json has them all.
+const maxListed = 10
+
+// showMissing lists what lacks where.
+func showMissing(w io.Writer, where mesh.Where) {
+	for _, p := range where.Sites {
+		for i, d := range p.Missing {
+			if i == 0 {
+				fmt.Fprintf(w, "\n%s lacks\n", p.Site)
+			}
+			if i == maxListed {
+				fmt.Fprintf(w, "  and %d more: see them all with --json\n", len(p.Missing)-i)
+				break
+			}
+			fmt.Fprintf(w, "  %s\n", d)
+		}
+	}
 }
 
 func names(ps []mesh.Presence, which func(mesh.Presence) bool) []string {

@@ -40,8 +40,14 @@ serve, join and dev run nodes. All other commands speak to one: to the node that
 PORTOLAN_USERNAME and PORTOLAN_PASSWORD or the saved one.`,
 		SilenceErrors: true, // printed once, by main
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:          noMore,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if asksNobody(cmd) && cmd.Flags().Changed(serverFlag) {
+				return fmt.Errorf("%s speaks to no other node's API: leave out --%s", cmd.CommandPath(), serverFlag)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetIn(a.in)
 	root.SetOut(a.out)
@@ -49,7 +55,12 @@ PORTOLAN_USERNAME and PORTOLAN_PASSWORD or the saved one.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
-	root.PersistentFlags().StringVar(&a.server, "server", "", "URL of the node to speak to (default: $PORTOLAN_SERVER, then the last login)")
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		root.PersistentFlags().Lookup(serverFlag).Hidden = asksNobody(cmd)
+		help(cmd, args)
+	})
+	root.PersistentFlags().StringVar(&a.server, serverFlag, "", "URL of the node to speak to (default: $PORTOLAN_SERVER, then the last login)")
 	root.AddCommand(
 		newLoginCommand(a), newLogoutCommand(a), newVersionCommand(a), newStatusCommand(a),
 		newWhereCommand(a), newWaitCommand(a), newSiteCommand(a), newTagCommand(a),
@@ -58,18 +69,30 @@ PORTOLAN_USERNAME and PORTOLAN_PASSWORD or the saved one.`,
 	return root
 }
 
+// serverFlag names the node to speak to.
+const serverFlag = "server"
+
+// askNobody marks the commands that --server means nothing to: it is an error
+// there, since whoever gives it expects something of it.
+const askNobody = "asks-nobody"
+
+func asksNobody(cmd *cobra.Command) bool { return cmd.Annotations[askNobody] != "" }
+
+// noMore refuses words after a command that only has others below it.
+func noMore(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%s has no command %q; see %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())
+	}
+	return nil
+}
+
 // noun makes a command that only has verbs.
 func noun(use, short string, verbs ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   use,
 		Short: short,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return fmt.Errorf("%s has no command %q; see %s --help", cmd.CommandPath(), args[0], cmd.CommandPath())
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:  noMore,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(verbs...)
 	return cmd
@@ -83,6 +106,16 @@ func args(names ...string) cobra.PositionalArgs {
 			return fmt.Errorf("%s is missing: %s", names[len(got)], cmd.UseLine())
 		case len(got) > len(names):
 			return fmt.Errorf("%q is too much: %s", got[len(names)], cmd.UseLine())
+		}
+		return nil
+	}
+}
+
+// maybe wants this argument or none, named as in the verb's usage line.
+func maybe(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, got []string) error {
+		if len(got) > 1 {
+			return args(name)(cmd, got)
 		}
 		return nil
 	}
@@ -114,6 +147,9 @@ func (a *app) client() (*client.Client, error) {
 	}
 	if password := a.env(envPassword); password != "" {
 		login.Password = password
+	}
+	if login.Username == "" && login.Password != "" {
+		return nil, fmt.Errorf("%s is set, but no user name is known for %s: set %s too, or log in with: portolan login %s", envPassword, server, envUsername, server)
 	}
 	if login.Username != "" && login.Password == "" {
 		return nil, fmt.Errorf("there is no password for %s at %s: set %s, or log in with: portolan login %s", login.Username, server, envPassword, server)

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 // Beside testscript's own commands there are
 //
 //	push IMAGE TEXT            an image arrives in the catalogue
-//	presence SITE WORDS…       what the site answers of any image: reachable, complete, covered, missing=N
+//	presence SITE WORDS…       what the site answers of any image: reachable, complete, covered, evictable, missing=N, torn (an error of several lines)
 //	lose SITES… | heal         the majority is out of reach, or back
 //	settle                     the last stdout to the file got, with TIME, DIGEST, NODE… for what differs each time
 //	onedoc                     the last stdout is exactly one JSON document
@@ -154,6 +154,10 @@ func (p *placement) set(site string, words []string) {
 			s.Reachable, s.Complete, s.TagDigest = true, true, p.digest
 		case "covered":
 			s.Covered = true
+		case "evictable":
+			s.Evictable = true
+		case "torn":
+			s.Error = "dial nyc:\n  * refused\n  * timed out"
 		case "missing":
 			count, _ := strconv.Atoi(n)
 			for i := range count {
@@ -161,7 +165,7 @@ func (p *placement) set(site string, words []string) {
 			}
 		}
 	}
-	if !s.Reachable {
+	if !s.Reachable && s.Error == "" {
 		s.Error = "site " + site + " did not answer within 4s"
 	}
 	p.at[site] = s

@@ -31,7 +31,7 @@ mesh of one site and its first user, admin: the password is taken from
 PORTOLAN_ADMIN_PASSWORD, or made, printed once and kept in DIR/admin-password.
 To add a site to a mesh use "portolan join" instead. Both save their settings in
 DIR: "portolan serve --data DIR" alone starts the node again.`,
-		Args: cobra.NoArgs,
+		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()

@@ -120,6 +120,9 @@ made at random and shown this once.`,
 			if err != nil {
 				return err
 			}
+			if err := onePassword(r.Password, stdin); err != nil {
+				return err
+			}
 			r.Name = args[0]
 			made := ""
 			if stdin {
@@ -163,8 +166,11 @@ func newUserPasswdCommand(a *app) *cobra.Command {
 
 The new one comes from --password-stdin or --password, or is asked for. A saved
 login of yours is changed with it.`,
-		Args: cobra.MaximumNArgs(1),
+		Args: maybe("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := onePassword(password, stdin); err != nil {
+				return err
+			}
 			c, err := a.client()
 			if err != nil {
 				return err
@@ -179,7 +185,7 @@ login of yours is changed with it.`,
 					return err
 				}
 			}
-			if password == "" || stdin {
+			if password == "" {
 				if password, err = a.newPassword(u.Name, stdin); err != nil {
 					return err
 				}

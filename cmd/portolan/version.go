@@ -10,9 +10,10 @@ import (
 
 func newVersionCommand(a *app) *cobra.Command {
 	return a.withJSON(&cobra.Command{
-		Use:   "version",
-		Short: "Print this binary's version",
-		Args:  args(),
+		Use:         "version",
+		Annotations: map[string]string{askNobody: "true"},
+		Short:       "Print this binary's version",
+		Args:        args(),
 		RunE: func(*cobra.Command, []string) error {
 			v := struct {
 				Version string `json:"version"`
