@@ -101,6 +101,11 @@ func Load(flags *pflag.FlagSet, env []string) (cfg Config, warnings []string, er
 			return Config{}, nil, fmt.Errorf("%s: a file in the data directory cannot name another one: remove the key %q", path, optData)
 		}
 	}
+	// First: the settings of a newer version may have keys that this one takes for
+	// mistakes.
+	if _, _, err := ReadFormat(dir); err != nil {
+		return Config{}, nil, err
+	}
 	saved, err := readFile(filepath.Join(dir, SettingsName), false)
 	if err != nil {
 		return Config{}, nil, err
@@ -226,7 +231,7 @@ func envLayer(env []string) (layer map[string]any, configFile string, warnings [
 			configFile = value
 		case !slices.Contains(names, name):
 			w := fmt.Sprintf("environment variable %s is not known and is ignored", name)
-			if near := nearest(name, names); near != "" {
+			if near := nearestVariable(name, names); near != "" {
 				w += fmt.Sprintf(": did you mean %s?", near)
 			}
 			warnings = append(warnings, w)
@@ -242,7 +247,7 @@ func readFile(path string, required bool) (map[string]any, error) {
 	st, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if required {
-			return nil, fmt.Errorf("configuration file %s does not exist: correct --config", path)
+			return nil, fmt.Errorf("configuration file %s does not exist: correct --config or $%sCONFIG", path, envPrefix)
 		}
 		return nil, nil
 	}
@@ -333,6 +338,19 @@ func nearest(name string, known []string) string {
 		}
 	}
 	return best
+}
+
+// nearestVariable is nearest for variables: the prefix, which all have, makes
+// none of them alike.
+func nearestVariable(name string, known []string) string {
+	bare := make([]string, len(known))
+	for i, k := range known {
+		bare[i] = strings.TrimPrefix(k, envPrefix)
+	}
+	if near := nearest(strings.TrimPrefix(name, envPrefix), bare); near != "" {
+		return envPrefix + near
+	}
+	return ""
 }
 
 func sortedKeys(m map[string]any) []string {

@@ -129,14 +129,25 @@ func TestLoad_Refuses(t *testing.T) {
 func TestLoad_Environment(t *testing.T) {
 	_, warnings, err := load(t, []string{
 		"PORTOLAN_SERVER=x", "PORTOLAN_USERNAME=x", "PORTOLAN_PASSWORD=x", "PORTOLAN_ADMIN_PASSWORD=x",
-		"PORTOLAN_GOSIP_PORT=1", "PORTOLAN_ZZZZZZZZZZZZZZ=secret", "PATH=/bin",
+		"PORTOLAN_GOSIP_PORT=1", "PORTOLAN_ZZZZZZZZZZZZZZ=secret", "PORTOLAN_FOO=1", "PATH=/bin",
 	}, "--data", t.TempDir())
 	want := []string{
+		"environment variable PORTOLAN_FOO is not known and is ignored", // the common prefix makes nothing alike
 		"environment variable PORTOLAN_GOSIP_PORT is not known and is ignored: did you mean PORTOLAN_GOSSIP_PORT?",
 		"environment variable PORTOLAN_ZZZZZZZZZZZZZZ is not known and is ignored",
 	}
 	if err != nil || !slices.Equal(warnings, want) {
 		t.Fatalf("err %v, warnings %q", err, warnings)
+	}
+}
+
+// The settings of a newer version are not mistaken for mistakes.
+func TestLoad_OfANewerVersion(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, formatName), `{"version":99}`)
+	write(t, filepath.Join(dir, SettingsName), "site: fra\nstripes: 4\n")
+	if _, _, err := load(t, nil, "--data", dir); err == nil || !strings.Contains(err.Error(), "written by a newer Portolan") {
+		t.Errorf("err %v", err)
 	}
 }
 
