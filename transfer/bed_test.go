@@ -205,7 +205,7 @@ func (n *site) open() {
 	n.counts = prometheus.NewRegistry()
 	n.rec, err = transfer.New(transfer.Config{
 		Registerer: n.counts,
-		Self: n.id.ID, Site: n.name, Store: n.store, State: n.state, Swarm: n.swarm, Sync: n.sync, PushesTold: true, Now: n.now, Logger: log,
+		Self:       n.id.ID, Site: n.name, Store: n.store, State: n.state, Swarm: n.swarm, Sync: n.sync, PushesTold: true, Now: n.now, Logger: log,
 	})
 	must(n.t, err)
 }

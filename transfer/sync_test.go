@@ -6,10 +6,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/manifest"
 	syncer "github.com/portolan/portolan/transfer/sync"
 )
 
@@ -192,6 +199,47 @@ func TestSync_ManyEntriesInPages(t *testing.T) {
 	took := eventually(t, "equal catalogues", func() bool { return equal(pid, fra, nyc) })
 	eventually(t, "first exchange done", func() bool { return closed(nyc.sync.FirstDone()) })
 	t.Logf("600 images' entries after %s", took)
+}
+
+// The largest manifests that are taken, and an index whose children's bytes
+// exceed any message, get to a site that has nothing of them.
+func TestSync_LargestRequests(t *testing.T) {
+	b := newBed(t, []string{"fra"})
+	fra := b.site("fra")
+	pid := b.project("prod")
+	big := image{digest: digest.FromString("big")}
+	p := catalog.Put{PID: pid, Repo: "app", Digest: big.digest, Size: 4 << 20, MediaType: v1.MediaTypeImageManifest, Home: "fra", Tags: []string{"big"}}
+	for i := range manifest.MaxDescriptors {
+		p.Refs = append(p.Refs, catalog.Ref{Digest: digest.FromString(fmt.Sprint("layer", i)), Size: 1, Kind: catalog.RefBlob})
+	}
+	_, err := fra.store.Catalog().PutManifest(context.Background(), p)
+	must(t, err)
+	var children []image
+	config, err := fra.store.PutBytes(context.Background(), []byte("{}"), store.Link{PID: pid, Repo: "app"})
+	must(t, err)
+	for i := range 500 {
+		m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: v1.Descriptor{MediaType: v1.MediaTypeEmptyJSON, Digest: config.Digest, Size: config.Size}, Annotations: map[string]string{"n": fmt.Sprint(i, strings.Repeat(" ", 60<<10))}}
+		m.SchemaVersion = 2
+		children = append(children, fra.put(pid, "app", m, nil))
+	}
+	index := fra.pushIndex(pid, "app", "index", children...)
+	if len(children)*len(children[0].body) < catalog.MaxPageBytes*3/2 {
+		t.Fatal("the children fit into a page")
+	}
+
+	nyc := b.addSite("nyc")
+	eventually(t, "equal catalogues", func() bool { return equal(pid, fra, nyc) })
+	if nyc.tag(pid, "app", "index") != index.digest || nyc.tag(pid, "app", "big") != big.digest {
+		t.Error("tags are not there")
+	}
+	eventually(t, "all manifests' bytes at nyc", func() bool {
+		for _, c := range children {
+			if _, err := nyc.store.Stat(context.Background(), c.digest); err != nil {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 func TestSync_ClockOffsets(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/transfer/peer"
 )
 
@@ -19,13 +20,12 @@ const (
 )
 
 const (
-	// maxQuestion bounds a message that asks: a vector of some ten thousand
-	// incarnations, or some ten thousand digests.
-	maxQuestion = 1 << 20
+	// maxQuestion bounds a message that asks: a vector of 250,000 incarnations, one
+	// for each start of a node that wrote to the project, or the digests of askBatch.
+	maxQuestion = 4 << 20
 	// maxAnswer bounds a message that answers. A page is aimed at pageBytes, but
-	// entries of one write are never parted: an index of ten thousand manifests
-	// is a few MiB.
-	maxAnswer = 16 << 20
+	// entries of one write are never parted.
+	maxAnswer = catalog.MaxPageBytes + 1<<20
 	// pageBytes is what a page is aimed at: enough to fill a long link while the
 	// one before is applied, little enough to keep one per stream in memory.
 	pageBytes = 512 << 10
