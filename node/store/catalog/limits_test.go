@@ -159,7 +159,7 @@ func TestDelta_PagesStayBelowTheirBound(t *testing.T) {
 	top := big("top", nil, "latest")
 	for i := range 4 {
 		index := big(fmt.Sprint("index ", i), nil)
-		for j := range 200 {
+		for j := range 300 {
 			child := big(fmt.Sprint("child ", i, " ", j), refs(fmt.Sprint(i, j), 30))
 			mustPut(t, a, child)
 			index.Refs = append(index.Refs, Ref{Digest: child.Digest, Size: child.Size, Kind: RefManifest})
@@ -194,7 +194,7 @@ func TestDelta_PagesStayBelowTheirBound(t *testing.T) {
 	}); err != nil || absent > missing {
 		t.Errorf("the bytes of %d manifests are not here, %d were named: %v", absent, missing, err)
 	}
-	t.Logf("the bytes of %d of 805 manifests are left to be fetched", absent)
+	t.Logf("the bytes of %d of 1205 manifests are left to be fetched", absent)
 }
 
 // The largest manifest that is accepted, pushed at many sites before any of them
