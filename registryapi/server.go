@@ -197,6 +197,8 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		s.log.Warn("requests cut off at the end", "after", ShutdownTimeout)
 		err = srv.Close()
 	}
-	<-served
+	if serr := <-served; !errors.Is(serr, http.ErrServerClosed) {
+		err = errors.Join(err, serr)
+	}
 	return err
 }

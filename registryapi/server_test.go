@@ -280,8 +280,8 @@ func TestServer_LogsPanics(t *testing.T) {
 		out.Reset()
 		func() {
 			defer func() {
-				if p := recover(); p != http.ErrAbortHandler {
-					t.Errorf("%s: panic %v", path, p)
+				if err, ok := recover().(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
+					t.Errorf("%s: panic %v", path, err)
 				}
 			}()
 			s.Handler().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, path, nil))

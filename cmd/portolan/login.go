@@ -46,9 +46,9 @@ func (a *app) loginPath() (string, error) {
 
 func (a *app) loadLogins() (logins, error) {
 	l := logins{Logins: map[string]savedLogin{}}
-	path, err := a.loginPath()
-	if err != nil {
-		return l, nil // nobody can have logged in
+	path, _ := a.loginPath()
+	if path == "" {
+		return l, nil // no home: nobody can have logged in
 	}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

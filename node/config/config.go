@@ -57,9 +57,13 @@ type Config struct {
 	saved map[string]string
 }
 
-// Gossip, Control and Content are the addresses to listen on.
-func (c Config) Gossip() string  { return c.addr(c.GossipPort) }
+// Gossip is the address that gossip listens on.
+func (c Config) Gossip() string { return c.addr(c.GossipPort) }
+
+// Control is the address that control traffic listens on.
 func (c Config) Control() string { return c.addr(c.ControlPort) }
+
+// Content is the address that content transfer listens on.
 func (c Config) Content() string { return c.addr(c.DataPort) }
 
 func (c Config) addr(port int) string { return net.JoinHostPort(c.Bind, strconv.Itoa(port)) }

@@ -1,7 +1,6 @@
 package access
 
 import (
-	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -169,7 +168,7 @@ func parseToken(raw string, v *state.View) (*claims, error) {
 			return nil, errNotMember
 		}
 		c.node = id
-		return ed25519.PublicKey(id.PublicKey()), nil
+		return id.PublicKey(), nil
 	})
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -180,10 +181,11 @@ type Answer struct {
 // everybody's here; body is sent as JSON unless it is "".
 func Call(tb testing.TB, h http.Handler, user, method, path, body string) Answer {
 	tb.Helper()
-	r := httptest.NewRequest(method, path, strings.NewReader(body))
-	if body == "" {
-		r = httptest.NewRequest(method, path, nil)
+	var content io.Reader
+	if body != "" {
+		content = strings.NewReader(body)
 	}
+	r := httptest.NewRequestWithContext(context.Background(), method, path, content)
 	r.Header.Set("Content-Type", "application/json")
 	if user != "" {
 		r.SetBasicAuth(user, AdminPassword)

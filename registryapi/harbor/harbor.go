@@ -122,7 +122,7 @@ type ProjectPath struct {
 func (a *API) open(ctx context.Context, in ProjectPath, action access.Action) (state.Project, error) {
 	v := a.cfg.View()
 	var p state.Project
-	ok := false
+	var ok bool
 	if id, err := strconv.ParseInt(in.Project, 10, 64); err == nil && !in.IsName {
 		p, ok = v.ProjectByID(id)
 	} else {

@@ -15,9 +15,6 @@ import (
 
 type nodeID = identity.NodeID
 
-// maxImage bounds an image reference: a name of 255, a tag of 128, a digest.
-const maxImage = 512
-
 // image is a parsed image reference, its project found and readable.
 type image struct {
 	project state.Project

@@ -32,7 +32,7 @@ func parseDigest(s string) (digest.Digest, error) {
 
 func blobUnknown(d digest.Digest, name string) error {
 	e := refuse(errcode.ErrorCodeBlobUnknown, "repository %s has no blob %s", name, d)
-	e.errs[0] = e.errs[0].(errcode.Error).WithDetail(map[string]string{"digest": d.String()})
+	e = e.detail(map[string]string{"digest": d.String()})
 	return e
 }
 

@@ -37,6 +37,17 @@ func refuseStatus(status int, code errcode.ErrorCode, format string, args ...any
 	return &apiError{status: status, errs: errcode.Errors{code.WithMessage(fmt.Sprintf(format, args...))}}
 }
 
+// detail says more of the failure, for programs.
+func (e *apiError) detail(d any) *apiError {
+	for i, one := range e.errs {
+		var known errcode.Error
+		if errors.As(one, &known) {
+			e.errs[i] = known.WithDetail(d)
+		}
+	}
+	return e
+}
+
 // with adds a header to the answer.
 func (e *apiError) with(key, value string) *apiError {
 	if e.header == nil {
@@ -60,7 +71,7 @@ func (h *Handler) classify(err error) *apiError {
 		return ae
 	case errors.As(err, &gone):
 		e := refuse(errcode.ErrorCodeUnavailable, "%s", gone.Error())
-		e.errs[0] = e.errs[0].(errcode.Error).WithDetail(map[string]any{"sites": gone.Sites})
+		e = e.detail(map[string]any{"sites": gone.Sites})
 		e.retryAfter = gone.RetryAfter
 		if e.retryAfter <= 0 {
 			e.retryAfter = unreachableRetry
@@ -106,7 +117,8 @@ func (h *Handler) writeError(w http.ResponseWriter, r *http.Request, err error) 
 		e = refuse(errcode.ErrorCodeUnknown, "site %s could not do this: see the node's log", h.cfg.Site)
 	}
 	if len(e.errs) > 0 {
-		if coder, ok := e.errs[0].(errcode.ErrorCoder); ok {
+		var coder errcode.ErrorCoder
+		if errors.As(e.errs[0], &coder) {
 			h.metrics.refused.WithLabelValues(coder.ErrorCode().String()).Inc()
 		}
 	}

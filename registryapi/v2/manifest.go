@@ -30,7 +30,7 @@ func (h *Handler) manifestUnknown(q *request, unreachable []string) error {
 		detail["unreachable"] = unreachable
 	}
 	e := refuse(errcode.ErrorCodeManifestUnknown, "repository %s has no %s %s%s", q.name(), kind, clip(q.route.ref), more)
-	e.errs[0] = e.errs[0].(errcode.Error).WithDetail(detail)
+	e = e.detail(detail)
 	return e
 }
 

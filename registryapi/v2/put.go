@@ -34,7 +34,7 @@ func (h *Handler) putManifest(q *request) error {
 	d := digest.FromBytes(body)
 	if want != "" && want != d {
 		e := refuse(errcode.ErrorCodeDigestInvalid, "the manifest has digest %s, not %s as the path says", d, want)
-		e.errs[0] = e.errs[0].(errcode.Error).WithDetail(map[string]string{"digest": want.String()})
+		e = e.detail(map[string]string{"digest": want.String()})
 		return e
 	}
 	m, err := parseManifest(q.Header.Get("Content-Type"), body)

@@ -220,7 +220,9 @@ func all[T any](ctx context.Context, c *Client, path string, query url.Values) (
 			return nil, err
 		}
 		out = append(out, part...)
-		if total, err := strconv.Atoi(a.header.Get("X-Total-Count")); err != nil || len(out) >= total || len(part) == 0 {
+		// Without a total the first page is all that is known of.
+		total, _ := strconv.Atoi(a.header.Get("X-Total-Count"))
+		if len(out) >= total || len(part) == 0 {
 			return out, nil
 		}
 	}

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -64,7 +65,7 @@ func TestClient_SaysWhatIsWrong(t *testing.T) {
 	answer = func(w http.ResponseWriter) { _, _ = w.Write([]byte(`{}`)) }
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := New(srv.URL, "", "").Status(ctx); err != context.Canceled {
+	if _, err := New(srv.URL, "", "").Status(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("given up: %v", err)
 	}
 	_, err := New(strings.Replace(srv.URL, "http:", "https:", 1), "", "").Status(t.Context())
