@@ -18,9 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	corepeer "github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/core/protocol"
-	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	"github.com/multiformats/go-multiaddr"
@@ -31,20 +29,11 @@ import (
 )
 
 const (
-	// dialTimeout bounds one connection attempt, handshakes included: five round
-	// trips of the longest link there is (300 ms) with room for lost packets.
-	dialTimeout = 10 * time.Second
 	// openTimeout bounds Open when its context has no deadline.
 	openTimeout = 15 * time.Second
-	// redialAfter is how long a failed dial answers for the next ones: callers
-	// that try many holders learn at once that one is down, and a host that
-	// comes back is found again almost at once.
-	redialAfter = time.Second
 	// sweepEvery is how often connections are compared with the member list, in
 	// case a removal was not announced by CutOff.
 	sweepEvery = 5 * time.Second
-	// maxDialAddresses bounds what one host name may resolve to.
-	maxDialAddresses = 8
 )
 
 var (
@@ -89,17 +78,13 @@ type Host struct {
 
 	mu       sync.Mutex
 	closed   bool
-	failures map[identity.NodeID]dialFailure
-	handlers sync.WaitGroup
+	dials    map[identity.NodeID]*dial // under way, or failed just now
+	probes   map[identity.NodeID]*probe
+	handlers sync.WaitGroup // and dials and probes
 	closeErr error
 	closing  sync.Once
 
 	metrics *metrics
-}
-
-type dialFailure struct {
-	until time.Time
-	err   error
 }
 
 // New listens. Streams are refused until Handle names their protocol.
@@ -124,7 +109,7 @@ func New(cfg Config) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("data plane: limits: %w", err)
 	}
-	h := &Host{cfg: cfg, self: self, log: cfg.Logger, failures: map[identity.NodeID]dialFailure{}}
+	h := &Host{cfg: cfg, self: self, log: cfg.Logger, dials: map[identity.NodeID]*dial{}, probes: map[identity.NodeID]*probe{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.metrics = newMetrics(h)
 	p2p, err := libp2p.New(
@@ -260,7 +245,7 @@ func (h *Host) Open(ctx context.Context, to identity.NodeID, proto string) (*Str
 	stop := context.AfterFunc(h.ctx, cancel)
 	defer stop()
 	if err := h.connect(open, to, id); err != nil {
-		return nil, fmt.Errorf("node %s: %w", to.Short(), err)
+		return nil, err
 	}
 	ns, err := h.h.NewStream(network.WithNoDial(open, "connected by Open"), id, protocol.ID(proto))
 	if err != nil {
@@ -299,78 +284,6 @@ func (h *Host) sweep() {
 			_ = h.h.Network().ClosePeer(p)
 		}
 	}
-}
-
-// connect makes sure that there is a connection. A recent failure answers at
-// once.
-func (h *Host) connect(ctx context.Context, to identity.NodeID, id corepeer.ID) error {
-	name, port, ok := h.cfg.Members(to)
-	if !ok {
-		return ErrNotMember
-	}
-	if h.h.Network().Connectedness(id) == network.Connected {
-		return nil
-	}
-	h.mu.Lock()
-	f, failed := h.failures[to]
-	h.mu.Unlock()
-	if failed && time.Now().Before(f.until) {
-		return f.err
-	}
-	err := h.dial(ctx, id, name, port)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if err == nil {
-		delete(h.failures, to)
-		return nil
-	}
-	if ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		h.metrics.dialFailures.Inc()
-		h.failures[to] = dialFailure{until: time.Now().Add(redialAfter), err: err}
-	}
-	return err
-}
-
-func (h *Host) dial(ctx context.Context, id corepeer.ID, name string, port int) error {
-	addrs, err := resolve(ctx, name, port)
-	if err != nil {
-		return err
-	}
-	// What identify learned about the peer is what it says of itself; only the
-	// member list decides where a node is dialed.
-	ps := h.h.Peerstore()
-	ps.ClearAddrs(id)
-	ps.AddAddrs(id, addrs, peerstore.TempAddrTTL)
-	if s, ok := h.h.Network().(*swarm.Swarm); ok {
-		s.Backoff().Clear(id) // redialAfter is our back-off; libp2p's grows to minutes
-	}
-	if err := h.h.Connect(ctx, corepeer.AddrInfo{ID: id}); err != nil {
-		return fmt.Errorf("connect to %s: %w", net.JoinHostPort(name, strconv.Itoa(port)), err)
-	}
-	return nil
-}
-
-// resolve turns a member's host into addresses to dial.
-func resolve(ctx context.Context, name string, port int) ([]multiaddr.Multiaddr, error) {
-	ips, err := net.DefaultResolver.LookupIPAddr(ctx, name)
-	if err != nil {
-		return nil, fmt.Errorf("resolve %s: %w", name, err)
-	}
-	var out []multiaddr.Multiaddr
-	for _, ip := range ips {
-		if len(out) == maxDialAddresses {
-			break
-		}
-		a, err := manet.FromNetAddr(&net.TCPAddr{IP: ip.IP, Port: port, Zone: ip.Zone})
-		if err != nil {
-			continue
-		}
-		out = append(out, a)
-	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("resolve %s: no address that can be dialed", name)
-	}
-	return out, nil
 }
 
 func listenAddresses(listen string) ([]multiaddr.Multiaddr, error) {

@@ -1,0 +1,213 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// relay stands between two nodes; frozen, it takes connections and passes
+// nothing, as the kernel does for a paused process.
+type relay struct {
+	l  net.Listener
+	to string
+	wg sync.WaitGroup
+
+	mu     sync.Mutex
+	thawed chan struct{} // closed: bytes pass
+	conns  []net.Conn
+}
+
+func newRelay(t testing.TB, to string) *relay {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &relay{l: l, to: to, thawed: make(chan struct{})}
+	close(r.thawed)
+	r.wg.Go(r.accept)
+	t.Cleanup(func() {
+		_ = l.Close()
+		r.thaw()
+		r.mu.Lock()
+		for _, c := range r.conns {
+			_ = c.Close()
+		}
+		r.mu.Unlock()
+		r.wg.Wait()
+	})
+	return r
+}
+
+func (r *relay) addr() string { return r.l.Addr().String() }
+
+func (r *relay) freeze() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.thawed = make(chan struct{})
+}
+
+func (r *relay) thaw() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	select {
+	case <-r.thawed:
+	default:
+		close(r.thawed)
+	}
+}
+
+func (r *relay) accept() {
+	for {
+		in, err := r.l.Accept()
+		if err != nil {
+			return
+		}
+		out, err := net.Dial("tcp", r.to)
+		if err != nil {
+			_ = in.Close()
+			continue
+		}
+		r.mu.Lock()
+		r.conns = append(r.conns, in, out)
+		r.mu.Unlock()
+		r.wg.Go(func() { r.pass(in, out) })
+		r.wg.Go(func() { r.pass(out, in) })
+	}
+}
+
+func (r *relay) pass(to, from net.Conn) {
+	defer to.Close()
+	b := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(b)
+		if err != nil {
+			return
+		}
+		r.mu.Lock()
+		thawed := r.thawed
+		r.mu.Unlock()
+		<-thawed
+		if _, err := to.Write(b[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func TestHost_DialErrorsAreOneShortPhrase(t *testing.T) {
+	var m mesh
+	a, b, c := m.start(t), m.start(t), m.start(t)
+	at := c.Addr().String()
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	err := ping(t.Context(), a, c.ID())
+	if err == nil || err.Error() != at+": connection refused" || !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Fatalf("dead node: %v", err)
+	}
+	m.set(c.ID(), b.Addr().String())
+	eventually(t, "the address of another node is told", func() bool {
+		err := ping(t.Context(), a, c.ID())
+		return err != nil && err.Error() == b.Addr().String()+": another node answers there"
+	})
+	m.set(c.ID(), "no-such-host.invalid:1")
+	eventually(t, "a name that is unknown is told", func() bool {
+		err := ping(t.Context(), a, c.ID())
+		return err != nil && strings.HasPrefix(err.Error(), "no-such-host.invalid:1: the name can't be resolved: ")
+	})
+	// Somebody who speaks another protocol, or hangs up.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			s, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(s, "220 mail.example.org\r\n")
+			_ = s.Close()
+		}
+	})
+	defer wg.Wait()
+	defer l.Close()
+	m.set(c.ID(), l.Addr().String())
+	eventually(t, "another protocol is told", func() bool {
+		err := ping(t.Context(), a, c.ID())
+		return err != nil && strings.HasPrefix(err.Error(), l.Addr().String()+": ") &&
+			!strings.ContainsAny(err.Error(), "\n*") && len(err.Error()) < 100
+	})
+}
+
+func TestHost_AShortPatienceDoesNotSpoilADial(t *testing.T) {
+	var m mesh
+	a, b := m.start(t), m.start(t)
+	b.Handle("/test/1", echo)
+	r := newRelay(t, b.Addr().String())
+	m.set(b.ID(), r.addr())
+	r.freeze()
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := ping(short, a, b.ID()); !errors.Is(err, context.DeadlineExceeded) || !strings.HasPrefix(err.Error(), r.addr()+": no answer") {
+		t.Fatalf("within 50 ms: %v", err)
+	}
+	// The handshake goes on for whoever can wait.
+	r.thaw()
+	if err := ping(t.Context(), a, b.ID()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHost_ConcurrentOpensShareADial(t *testing.T) {
+	var m mesh
+	a, b := m.start(t), m.start(t)
+	b.Handle("/test/1", echo)
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if err := ping(t.Context(), a, b.ID()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(b.h.Network().Conns()); n != 1 {
+		t.Fatalf("%d connections, want one", n)
+	}
+}
+
+func TestHost_RespondsTellsASilentNode(t *testing.T) {
+	var m mesh
+	a, b := m.start(t), m.start(t)
+	b.Handle("/test/1", echo)
+	r := newRelay(t, b.Addr().String())
+	m.set(b.ID(), r.addr())
+	if a.Responds(t.Context(), b.ID()) {
+		t.Fatal("a sign of life without a connection")
+	}
+	if err := ping(t.Context(), a, b.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if !a.Responds(t.Context(), b.ID()) {
+		t.Fatal("no sign of life")
+	}
+	r.freeze()
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if a.Responds(short, b.ID()) {
+		t.Fatal("a sign of life of a frozen node")
+	}
+	r.thaw()
+	if !a.Responds(t.Context(), b.ID()) {
+		t.Fatal("no sign of life after the thaw")
+	}
+}
