@@ -155,7 +155,10 @@ func (a *app) wait(ctx context.Context, c *client.Client, image string, sites []
 		if left <= 0 && asked {
 			return a.lacks(last, fmt.Sprintf("after %s", timeout))
 		}
-		w, err := c.Wait(ctx, image, sites, max(min(left, mesh.MaxSlice), 0))
+		w, err := a.waitSlice(ctx, c, image, sites, left, last.Image != "")
+		if err != nil && ctx.Err() == nil && last.Image != "" && time.Until(deadline) <= 0 {
+			return a.lacks(last, fmt.Sprintf("after %s", timeout))
+		}
 		if gap, ok := client.Retryable(err); ok && last.Image != "" && left > 0 {
 			// The node went away while we waited: it may come back in time.
 			a.say("%s", err)
@@ -176,6 +179,21 @@ func (a *app) wait(ctx context.Context, c *client.Client, image string, sites []
 			return a.lacks(w, "and no rule will bring it to "+strings.Join(w.Uncovered, ", "))
 		}
 	}
+}
+
+// answerGrace is what an answer may take beyond the time that was asked for.
+const answerGrace = time.Second
+
+// waitSlice asks once. With an answer in hand it is not waited for the next one
+// much longer than for what is waited for.
+func (a *app) waitSlice(ctx context.Context, c *client.Client, image string, sites []string, left time.Duration, bounded bool) (mesh.Wait, error) {
+	left = max(left, 0)
+	if bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, left+answerGrace)
+		defer cancel()
+	}
+	return c.Wait(ctx, image, sites, min(left, mesh.MaxSlice))
 }
 
 // lacks says what is missing where, and fails.

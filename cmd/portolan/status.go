@@ -23,7 +23,7 @@ func newStatusCommand(a *app) *cobra.Command {
 				return err
 			}
 			return a.show(s, func(w io.Writer) {
-				leader := "none known: edits wait"
+				leader := "none known: edits are refused until there is one"
 				if !s.Leader.IsZero() {
 					leader = "site " + s.LeaderSite
 				}

@@ -322,6 +322,32 @@ func TestAPI_Wait_ForATagThatIsOnItsWay(t *testing.T) {
 	}
 }
 
+// hanging answers once, and then not any more.
+type hanging struct {
+	*placement
+	answers int
+}
+
+func (p *hanging) Presence(ctx context.Context, q Question) ([]Presence, error) {
+	if p.answers--; p.answers < 0 {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return p.placement.Presence(ctx, q)
+}
+
+// A site that hangs does not make a wait longer than was asked for.
+func TestAPI_Wait_EndsInTimeWhenASiteHangs(t *testing.T) {
+	f := newFixture(t)
+	d := f.mesh.Push(f.catalog, "library", "app", "one", "1.0")
+	f.placement.set("nyc", Presence{Reachable: true, TagDigest: d, Covered: true, Total: 2, Missing: []digest.Digest{d}})
+	f.api.cfg.Placement = &hanging{f.placement, 1}
+	w := decode[Wait](f, f.want(200, "admin", "GET", "/wait?image=app:1.0&sites=nyc&for=30ms", ""))
+	if w.Done || len(w.Sites) != 1 || len(w.Sites[0].Missing) != 1 {
+		t.Errorf("the last answer that there was: %+v", w)
+	}
+}
+
 // A copy that may be dropped at any moment is none that somebody may wait for.
 func TestAPI_Wait_DoesNotCountWhatMayGo(t *testing.T) {
 	f := newFixture(t)

@@ -169,15 +169,19 @@ func (a *API) wait(ctx context.Context, in *waitIn) (*waitOut, error) {
 	defer over.Stop()
 	arrives := time.NewTimer(min(slice, TagArrives))
 	defer arrives.Stop()
+	end := a.cfg.Now().Add(slice)
 	refreshed := false
+	var last *waitOut
 	for {
 		var out *waitOut
 		var stop <-chan time.Time
 		w := Where{}
 		if img, err = a.resolve(img); err == nil {
-			w, err = a.ask(ctx, img, sites)
+			w, err = a.askUntil(ctx, img, sites, end, last != nil)
 		}
 		switch {
+		case last != nil && errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+			return last, nil // a site that hangs must not make the call longer
 		case errors.Is(err, catalog.ErrNotFound):
 			stop = arrives.C
 			if !refreshed && a.cfg.Refresh != nil {
@@ -193,6 +197,7 @@ func (a *API) wait(ctx context.Context, in *waitIn) (*waitOut, error) {
 			if out.Body.Done || len(out.Body.Uncovered) > 0 {
 				return out, nil
 			}
+			last = out
 		}
 		again := time.NewTimer(a.cfg.Poll)
 		select {
@@ -208,6 +213,17 @@ func (a *API) wait(ctx context.Context, in *waitIn) (*waitOut, error) {
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// askUntil is ask; if there is an answer already, a new one is worth no more
+// time than until end.
+func (a *API) askUntil(ctx context.Context, img image, sites []string, end time.Time, bounded bool) (Where, error) {
+	if bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, end.Sub(a.cfg.Now()))
+		defer cancel()
+	}
+	return a.ask(ctx, img, sites)
 }
 
 // Keeps says whether the site has all of the artifact and will keep it: a copy

@@ -136,21 +136,27 @@ func (h *Handler) openContent(ctx context.Context, q *request, d digest.Digest, 
 // deleteManifest deletes a tag, and only that, or a manifest with all tags that
 // point to it.
 func (h *Handler) deleteManifest(q *request) error {
-	var err error
+	remove := func() error {
+		return h.catalog.DeleteTag(q.Context(), q.project.PID, q.repo, q.route.ref, q.subject.Actor(), q.aclIndex)
+	}
 	if isDigest(q.route.ref) {
-		var d digest.Digest
-		if d, err = parseDigest(q.route.ref); err != nil {
+		d, err := parseDigest(q.route.ref)
+		if err != nil {
 			return err
 		}
-		err = h.catalog.DeleteManifest(q.Context(), q.project.PID, q.repo, d, q.subject.Actor(), q.aclIndex)
-	} else {
-		if !tagRegexp.MatchString(q.route.ref) {
-			return h.manifestUnknown(q, nil)
+		remove = func() error {
+			return h.catalog.DeleteManifest(q.Context(), q.project.PID, q.repo, d, q.subject.Actor(), q.aclIndex)
 		}
-		err = h.catalog.DeleteTag(q.Context(), q.project.PID, q.repo, q.route.ref, q.subject.Actor(), q.aclIndex)
-	}
-	if errors.Is(err, catalog.ErrNotFound) {
+	} else if !tagRegexp.MatchString(q.route.ref) {
 		return h.manifestUnknown(q, nil)
+	}
+	err := remove()
+	if errors.Is(err, catalog.ErrNotFound) {
+		// As a pull does: what was pushed elsewhere a moment ago is there too.
+		unreachable := h.refresh(q)
+		if err = remove(); errors.Is(err, catalog.ErrNotFound) {
+			return h.manifestUnknown(q, unreachable)
+		}
 	}
 	if err != nil {
 		return err

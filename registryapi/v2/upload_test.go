@@ -1,6 +1,7 @@
 package v2
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
 )
@@ -116,4 +118,30 @@ func TestClassify(t *testing.T) {
 			t.Errorf("%v: %v, want %d", c.err, e, c.status)
 		}
 	}
+}
+
+// late is a mesh that brings what another site took a moment ago when asked.
+type late struct{ bring func() }
+
+func (l *late) PullProject(context.Context, identity.ProjectID) ([]string, error) {
+	l.bring()
+	return nil, nil
+}
+
+func TestDelete_AsksTheOthersFirst(t *testing.T) {
+	mesh := &late{}
+	s := newSite(t, func(c *Config) { c.Refresher = mesh })
+	config := []byte("{}")
+	s.push("prod/app", config)
+	m := image(config)
+	mesh.bring = func() {
+		if _, err := s.store.Catalog().PutManifest(t.Context(), catalog.Put{PID: s.project("prod").PID, Repo: "app", Digest: digest.FromBytes(m),
+			MediaType: imageType, Size: int64(len(m)), Bytes: m, Tags: []string{"1"}, Home: "nyc", Actor: "user:dev"}); err != nil {
+			t.Error(err)
+		}
+	}
+	s.do("admin", "DELETE", "/v2/prod/app/manifests/1", nil).want(t, 202)
+	mesh.bring = func() {}
+	s.do("admin", "DELETE", "/v2/prod/app/manifests/1", nil).want(t, 404)
+	s.do("admin", "DELETE", "/v2/prod/app/manifests/"+digest.FromBytes(m).String(), nil).want(t, 202)
 }
