@@ -77,6 +77,7 @@ func (p *Partial) Commit(ctx context.Context, class Class) error {
 	if err := p.s.commitRow(ctx, row, nil, nil); err != nil {
 		return errors.Join(err, p.s.dropOrphan(rec.Digest))
 	}
+	p.s.notePassed(rec.Digest)
 	return nil
 }
 

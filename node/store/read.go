@@ -64,7 +64,8 @@ func (s *Store) row(d digest.Digest) (catalog.BlobRow, error) {
 
 // Open opens a blob. A file that is missing or has the wrong size is put aside,
 // its row is removed, and the answer is ErrCorrupt: no wrong byte is served and
-// the next question finds ErrNotFound, so that it is fetched anew.
+// the next question finds ErrNotFound, so that it is fetched anew. Wrong bytes
+// are found while they are read: then Read and ReadAt return ErrCorrupt instead.
 func (s *Store) Open(ctx context.Context, d digest.Digest) (Blob, error) {
 	row, err := s.row(d)
 	if err != nil {
@@ -75,19 +76,12 @@ func (s *Store) Open(ctx context.Context, d digest.Digest) (Blob, error) {
 		if err != nil {
 			return nil, fmt.Errorf("blob %s: %w", d, mapCatalogError(err))
 		}
-		if ok && int64(len(b)) == row.Size {
+		if ok && digest.FromBytes(b) == d {
 			return memoryBlob{bytes.NewReader(b)}, nil
 		}
-		return nil, s.lost(ctx, row, fmt.Errorf("%w (%s: its row has no bytes)", ErrCorrupt, d))
+		return nil, s.lost(ctx, row, fmt.Errorf("%w (%s: its row does not have its bytes)", ErrCorrupt, d))
 	}
-	f, err := s.files.Open(d, row.Size)
-	if errors.Is(err, ErrCorrupt) {
-		return nil, s.lost(ctx, row, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return &fileBlob{osFile: f, size: row.Size}, nil
+	return s.openFile(ctx, row)
 }
 
 // lost corrects the row of a blob that is not what the row says, and gives the
@@ -142,11 +136,20 @@ func (s *Store) Record(ctx context.Context, d digest.Digest) (units.Record, *uni
 // relist hashes a blob again, signs what comes out and stores it. A blob that no
 // longer has its digest is lost.
 func (s *Store) relist(ctx context.Context, row catalog.BlobRow) (units.Record, *units.List, error) {
-	b, err := s.Open(ctx, row.Digest)
+	open := s.openUnchecked
+	if row.Inline {
+		open = func(ctx context.Context, row catalog.BlobRow) (Blob, error) { return s.Open(ctx, row.Digest) }
+	}
+	b, err := open(ctx, row)
 	if err != nil {
 		return units.Record{}, nil, err
 	}
 	defer func() { _ = b.Close() }()
+	return s.relistFrom(ctx, row, b)
+}
+
+// relistFrom reads the blob from where b stands, which is its beginning.
+func (s *Store) relistFrom(ctx context.Context, row catalog.BlobRow, b Blob) (units.Record, *units.List, error) {
 	h := units.NewHasher()
 	if _, err := io.Copy(h, contextReader{ctx, b}); err != nil {
 		return units.Record{}, nil, fmt.Errorf("read blob %s: %w", row.Digest, err)
@@ -169,6 +172,11 @@ func (s *Store) relist(ctx context.Context, row catalog.BlobRow) (units.Record, 
 	defer unlock()
 	if now, err := s.row(row.Digest); err != nil || now.Size != row.Size {
 		return rec, list, nil // collected meanwhile: what was read was right
+	}
+	if f := b.File(); f != nil {
+		if st, err := f.Stat(); err == nil {
+			s.checks.passed(row.Digest, st)
+		}
 	}
 	if err := s.files.PutList(list); err != nil {
 		return units.Record{}, nil, err

@@ -80,6 +80,8 @@ type Store struct {
 	files *blobs.Store
 	cat   *catalog.Catalog
 	locks keyLocks // by digest: installing and removing a blob's file and row
+
+	checks *checks // of files against their unit lists
 }
 
 // Open opens the store at cfg.Dir, or makes one there. It reads no blob: its
@@ -110,6 +112,10 @@ func Open(_ context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	seen, err := newChecks(cfg.Now)
+	if err != nil {
+		return nil, err
+	}
 	disk := newSpace(cfg.Dir, cfg.Logger)
 	if cfg.Catalog.Space == nil {
 		cfg.Catalog.Space = disk.catalog
@@ -126,7 +132,7 @@ func Open(_ context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the catalogue of the store in %s: %w", cfg.Dir, err)
 	}
-	return &Store{id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat}, nil
+	return &Store{id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, checks: seen}, nil
 }
 
 // Close closes the catalogue. Blobs that are open stay readable.

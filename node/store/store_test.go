@@ -97,7 +97,13 @@ func holds(t testing.TB, s *Store, want []byte) {
 	if got, err := io.ReadAll(b); err != nil || !bytes.Equal(got, want) {
 		t.Fatalf("read %d bytes: %v", len(got), err)
 	}
-	if inline := b.File() == nil; inline != (len(want) <= InlineMax) {
+	// Once all of it was read it needs no further check.
+	again, err := s.Open(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = again.Close() }()
+	if inline := again.File() == nil; inline != (len(want) <= InlineMax) {
 		t.Fatalf("%d bytes, inline %v", len(want), inline)
 	}
 	rec, list, err := s.Record(t.Context(), d)

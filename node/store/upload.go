@@ -155,6 +155,7 @@ func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, desc Descript
 	if err := s.commitRow(ctx, row, nil, lease); err != nil {
 		return true, errors.Join(err, s.dropOrphan(desc.Digest))
 	}
+	s.notePassed(desc.Digest)
 	return true, nil
 }
 

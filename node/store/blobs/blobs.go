@@ -145,6 +145,9 @@ func (s *Store) Has(d digest.Digest, size int64) bool {
 	return err == nil && st.Size() == size
 }
 
+// Stat gives the file of a blob.
+func (s *Store) Stat(d digest.Digest) (os.FileInfo, error) { return os.Stat(s.blobPath(d)) }
+
 // List reads the unit list that rec names. A blob of one unit has no file.
 func (s *Store) List(rec units.Record) (*units.List, error) {
 	b, err := os.ReadFile(s.listPath(rec.Digest))
