@@ -183,7 +183,7 @@ func (n *node) startContent(_ context.Context) error {
 		Store: n.store, Host: n.host, Holders: n.sync, Signer: n.id, Logger: log, Registerer: reg,
 		Access:      n.sync.Access,
 		KnownSigner: func(id identity.NodeID) bool { _, ok := n.view().Node(id); return ok },
-		SiteOf:      n.siteOf, Alive: n.gossip.Alive,
+		SiteOf:      n.siteOf,
 	}); err != nil {
 		return err
 	}

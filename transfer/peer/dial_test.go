@@ -10,96 +10,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/portolan/portolan/transfer/peer/peertest"
 )
-
-// relay stands between two nodes; frozen, it takes connections and passes
-// nothing, as the kernel does for a paused process.
-type relay struct {
-	l  net.Listener
-	to string
-	wg sync.WaitGroup
-
-	mu     sync.Mutex
-	thawed chan struct{} // closed: bytes pass
-	conns  []net.Conn
-}
-
-func newRelay(t testing.TB, to string) *relay {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &relay{l: l, to: to, thawed: make(chan struct{})}
-	close(r.thawed)
-	r.wg.Go(r.accept)
-	t.Cleanup(func() {
-		_ = l.Close()
-		r.thaw()
-		r.mu.Lock()
-		for _, c := range r.conns {
-			_ = c.Close()
-		}
-		r.mu.Unlock()
-		r.wg.Wait()
-	})
-	return r
-}
-
-func (r *relay) addr() string { return r.l.Addr().String() }
-
-func (r *relay) freeze() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.thawed = make(chan struct{})
-}
-
-func (r *relay) thaw() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	select {
-	case <-r.thawed:
-	default:
-		close(r.thawed)
-	}
-}
-
-func (r *relay) accept() {
-	for {
-		in, err := r.l.Accept()
-		if err != nil {
-			return
-		}
-		out, err := net.Dial("tcp", r.to)
-		if err != nil {
-			_ = in.Close()
-			continue
-		}
-		r.mu.Lock()
-		r.conns = append(r.conns, in, out)
-		r.mu.Unlock()
-		r.wg.Go(func() { r.pass(in, out) })
-		r.wg.Go(func() { r.pass(out, in) })
-	}
-}
-
-func (r *relay) pass(to, from net.Conn) {
-	defer to.Close()
-	b := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(b)
-		if err != nil {
-			return
-		}
-		r.mu.Lock()
-		thawed := r.thawed
-		r.mu.Unlock()
-		<-thawed
-		if _, err := to.Write(b[:n]); err != nil {
-			return
-		}
-	}
-}
 
 func TestHost_DialErrorsAreOneShortPhrase(t *testing.T) {
 	var m mesh
@@ -152,16 +65,16 @@ func TestHost_AShortPatienceDoesNotSpoilADial(t *testing.T) {
 	var m mesh
 	a, b := m.start(t), m.start(t)
 	b.Handle("/test/1", echo)
-	r := newRelay(t, b.Addr().String())
-	m.set(b.ID(), r.addr())
-	r.freeze()
+	r := peertest.NewRelay(t, b.Addr().String())
+	m.set(b.ID(), r.Addr().String())
+	r.Freeze()
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := ping(short, a, b.ID()); !errors.Is(err, context.DeadlineExceeded) || !strings.HasPrefix(err.Error(), r.addr()+": no answer") {
+	if err := ping(short, a, b.ID()); !errors.Is(err, context.DeadlineExceeded) || !strings.HasPrefix(err.Error(), r.Addr().String()+": no answer") {
 		t.Fatalf("within 50 ms: %v", err)
 	}
 	// The handshake goes on for whoever can wait.
-	r.thaw()
+	r.Thaw()
 	if err := ping(t.Context(), a, b.ID()); err != nil {
 		t.Fatal(err)
 	}
@@ -189,8 +102,8 @@ func TestHost_RespondsTellsASilentNode(t *testing.T) {
 	var m mesh
 	a, b := m.start(t), m.start(t)
 	b.Handle("/test/1", echo)
-	r := newRelay(t, b.Addr().String())
-	m.set(b.ID(), r.addr())
+	r := peertest.NewRelay(t, b.Addr().String())
+	m.set(b.ID(), r.Addr().String())
 	if a.Responds(t.Context(), b.ID()) {
 		t.Fatal("a sign of life without a connection")
 	}
@@ -200,13 +113,13 @@ func TestHost_RespondsTellsASilentNode(t *testing.T) {
 	if !a.Responds(t.Context(), b.ID()) {
 		t.Fatal("no sign of life")
 	}
-	r.freeze()
+	r.Freeze()
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if a.Responds(short, b.ID()) {
 		t.Fatal("a sign of life of a frozen node")
 	}
-	r.thaw()
+	r.Thaw()
 	if !a.Responds(t.Context(), b.ID()) {
 		t.Fatal("no sign of life after the thaw")
 	}

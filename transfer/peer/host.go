@@ -221,7 +221,7 @@ func (h *Host) Handle(proto string, handle func(ctx context.Context, from identi
 		ctx, cancel := context.WithCancel(h.ctx)
 		defer cancel()
 		s := newStream(ctx, ns)
-		defer s.Close()
+		defer func() { _ = s.Close() }()
 		handle(ctx, from, s)
 	})
 }
@@ -309,7 +309,8 @@ func listenAddresses(listen string) ([]multiaddr.Multiaddr, error) {
 
 // listenError asks the kernel again, because libp2p hands on only text.
 func listenError(listen string, err error) error {
-	l, again := net.Listen("tcp", listen)
+	var lc net.ListenConfig
+	l, again := lc.Listen(context.Background(), "tcp", listen)
 	if again == nil {
 		_ = l.Close()
 		return fmt.Errorf("data port: listen on %s: %w", listen, err)

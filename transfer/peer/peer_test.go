@@ -346,7 +346,7 @@ func TestMsg_RoundTripAndBounds(t *testing.T) {
 	if err := ReadMsg(&buf, out, 1<<20); err != nil || !bytes.Equal(in.Value, out.Value) {
 		t.Fatalf("read back: %v", err)
 	}
-	if err := ReadMsg(&buf, out, 1<<20); err != io.EOF {
+	if err := ReadMsg(&buf, out, 1<<20); !errors.Is(err, io.EOF) {
 		t.Fatalf("at the end: %v, want io.EOF", err)
 	}
 	var large *TooLargeError

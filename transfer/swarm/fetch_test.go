@@ -166,26 +166,6 @@ func TestFetch_HoldersThatAreDownAreNamed(t *testing.T) {
 
 // A holder that takes the connection and says nothing, and that gossip thinks is
 // down: the client hears within a second.
-func TestOpenBlob_SilentHolderThatIsThoughtDown(t *testing.T) {
-	l := newLab(t)
-	a, b := l.start(), l.start()
-	l.held(a)
-	w := a.put(content(odd))
-	a.bend(&faulty{read: newGate(0).read})
-	l.mu.Lock()
-	l.down[a.id.ID] = true
-	l.mu.Unlock()
-	at := time.Now()
-	var u *store.Unreachable
-	if _, err := b.swarm.OpenBlob(t.Context(), w); !errors.As(err, &u) || len(u.Sites) != 1 {
-		t.Fatalf("got %v", err)
-	}
-	if d := time.Since(at); d > 10*time.Second {
-		t.Fatalf("the client was told after %s", d)
-	}
-	eventually(t, "the flight is dropped", func() bool { return len(b.swarm.Progress()) == 0 })
-}
-
 func TestFetch_HolderKilledMidway(t *testing.T) {
 	l := newLab(t)
 	a, b, c := l.start(), l.start(), l.start()
@@ -208,24 +188,6 @@ func TestFetch_HolderKilledMidway(t *testing.T) {
 	}
 	if a.sent() == 0 || b.sent() == 0 {
 		t.Fatalf("%d+%d units sent: want some from both", a.sent(), b.sent())
-	}
-}
-
-func TestFetch_StalledHolderIsReplaced(t *testing.T) {
-	l := newLab(t)
-	l.stall = time.Second
-	a, b, c := l.start(), l.start(), l.start()
-	data := content(odd)
-	w := a.put(data)
-	b.put(data)
-	l.held(a, b)
-	a.bend(&faulty{read: newGate(3 * mib).read})
-	if err := c.swarm.Fetch(t.Context(), w); err != nil {
-		t.Fatal(err)
-	}
-	c.has(data)
-	if c.blamed(a) != 0 {
-		t.Fatal("a slow holder is no liar")
 	}
 }
 

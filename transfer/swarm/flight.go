@@ -79,6 +79,10 @@ type flight struct {
 	changed   chan struct{}
 	positions map[*reader]int // the unit that each reader stands in
 	from      identity.NodeID
+	known     []identity.NodeID       // holders that were thought of
+	asked     map[identity.NodeID]int // those that are waited for now
+
+	asking sync.WaitGroup // requests to holders
 
 	// Of the flight's goroutine alone.
 	strikes   map[identity.NodeID]int
@@ -92,7 +96,7 @@ func newFlight(s *Swarm, w Want) *flight {
 	f := &flight{
 		s: s, digest: w.Digest, since: time.Now(), priority: w.Priority,
 		urgent: make(chan struct{}), opened: make(chan struct{}), done: make(chan struct{}),
-		changed: make(chan struct{}), positions: map[*reader]int{},
+		changed: make(chan struct{}), positions: map[*reader]int{}, asked: map[identity.NodeID]int{},
 		strikes: map[identity.NodeID]int{}, failed: map[identity.NodeID]bool{},
 	}
 	f.ctx, f.cancel = context.WithCancel(s.ctx)
@@ -158,8 +162,9 @@ func (f *flight) progress() Progress {
 
 // run is the flight's goroutine.
 func (f *flight) run() {
-	defer f.cancel()
 	err := f.fly()
+	f.cancel()
+	f.asking.Wait()
 	f.mu.Lock()
 	f.over = true
 	f.broadcast()
@@ -271,67 +276,33 @@ func (f *flight) units() int {
 // round asks each holder that is left, best first. A nil error: the blob is
 // stored. Else the error says why nobody could give it.
 func (f *flight) round() (tried int, err error) {
-	var unreachable []identity.NodeID
-	var noList, noBytes error
-	asked := map[identity.NodeID]bool{}
-	for _, w := range f.wanted() {
-		for _, node := range f.s.cfg.Holders.Holders(f.ctx, f.digest, w.PID, w.Size) {
-			if node == f.s.cfg.Host.ID() || asked[node] {
-				continue
-			}
-			if f.strikes[node] >= maxStrikes {
-				noBytes = ErrBadHolders
-				continue
-			}
-			tried++
-			err := f.pull(node, w.PID)
-			if err == nil {
-				return tried, f.store()
-			}
-			if f.ctx.Err() != nil {
-				return tried, f.ctx.Err()
-			}
-			if errors.Is(err, errLocal) || errors.Is(err, errFalseList) {
-				return tried, err
-			}
-			f.s.log.Info("holder gave up for a blob", "digest", f.digest, "node", node, "error", err)
-			var refused *refusedError
-			reason := "unreachable"
-			switch {
-			case errors.Is(err, errBad):
-				reason, noBytes = "bad", ErrBadHolders
-				asked[node] = true
-			case errors.As(err, &refused) && refused.status == Status_STATUS_DENIED:
-				// Perhaps on behalf of another project; or the holder has not heard yet
-				// that the blob is in this one.
-				reason = "refused"
-				unreachable = append(unreachable, node)
-			case errors.As(err, &refused):
-				reason = "refused"
-				asked[node] = true
-				switch refused.status {
-				case Status_STATUS_NO_LIST:
-					noList = store.ErrNoRecord
-				case Status_STATUS_BUSY, Status_STATUS_UNREADABLE:
-					unreachable = append(unreachable, node)
-				}
-			default:
-				asked[node] = true
-				unreachable = append(unreachable, node)
-			}
-			f.s.metrics.failovers.WithLabelValues(reason).Inc()
+	if f.isComplete() { // all of it was kept from before
+		return 0, f.store()
+	}
+	q := &field{seen: map[candidate]bool{}, out: map[identity.NodeID]bool{}, busy: map[identity.NodeID]bool{}}
+	f.enter(q)
+	for {
+		ct := f.contact(q)
+		if ct == nil {
+			break
 		}
+		err := f.drive(ct, q)
+		ct.end(err)
+		if err == nil {
+			return q.tried, f.store()
+		}
+		if f.ctx.Err() != nil {
+			return q.tried, f.ctx.Err()
+		}
+		if errors.Is(err, errLocal) || errors.Is(err, errFalseList) {
+			return q.tried, err
+		}
+		f.setBack(q, ct.candidate, err)
 	}
-	switch {
-	case len(unreachable) > 0:
-		return tried, f.s.unreachable(unreachable)
-	case noBytes != nil:
-		f.abandoned = true // it may be the list that is wrong
-		return tried, fmt.Errorf("blob %s: %w", f.digest, noBytes)
-	case noList != nil:
-		return tried, fmt.Errorf("blob %s: %w", f.digest, noList)
+	if f.ctx.Err() != nil {
+		return q.tried, f.ctx.Err()
 	}
-	return tried, fmt.Errorf("blob %s: no holder known: %w", f.digest, store.ErrNotFound)
+	return q.tried, f.verdict(q)
 }
 
 // listed says whether units can be checked: the list is here, or not needed.

@@ -23,6 +23,7 @@ import (
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/peer/peertest"
 )
 
 func TestMain(m *testing.M) {
@@ -41,7 +42,6 @@ type lab struct {
 	mu      sync.Mutex
 	members map[identity.NodeID]*net.TCPAddr
 	holders []identity.NodeID
-	down    map[identity.NodeID]bool // as gossip would say
 	denied  map[identity.NodeID]bool // who may not have the project
 }
 
@@ -56,7 +56,7 @@ type node struct {
 }
 
 func newLab(t testing.TB) *lab {
-	return &lab{t: t, stall: time.Minute, members: map[identity.NodeID]*net.TCPAddr{}, down: map[identity.NodeID]bool{}, denied: map[identity.NodeID]bool{}}
+	return &lab{t: t, stall: time.Minute, members: map[identity.NodeID]*net.TCPAddr{}, denied: map[identity.NodeID]bool{}}
 }
 
 func (l *lab) lookup(id identity.NodeID) (string, int, bool) {
@@ -84,6 +84,15 @@ func (l *lab) held(by ...*node) {
 	for _, n := range by {
 		l.holders = append(l.holders, n.id.ID)
 	}
+}
+
+// front puts a relay before a node, for connections that are made from now on.
+func (l *lab) front(n *node) *peertest.Relay {
+	r := peertest.NewRelay(l.t, n.host.Addr().String())
+	l.mu.Lock()
+	l.members[n.id.ID] = r.Addr()
+	l.mu.Unlock()
+	return r
 }
 
 func (l *lab) remove(n *node) {
@@ -136,14 +145,9 @@ func (n *node) config(log *slog.Logger) Config {
 		},
 		KnownSigner: l.isMember,
 		SiteOf:      func(id identity.NodeID) string { return "site-" + id.Short() },
-		Alive: func(id identity.NodeID) bool {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			return !l.down[id]
-		},
-		Registerer: prometheus.NewRegistry(),
-		Stall:      l.stall,
-		Answer:     time.Minute,
+		Registerer:  prometheus.NewRegistry(),
+		Stall:       l.stall,
+		Answer:      time.Minute,
 	}
 }
 
@@ -178,6 +182,9 @@ func (n *node) put(b []byte) Want {
 
 func (n *node) sent() int { return int(testutil.ToFloat64(n.swarm.metrics.unitsSent)) }
 func (n *node) got() int  { return int(testutil.ToFloat64(n.swarm.metrics.unitsReceived)) }
+func (n *node) failovers(reason string) int {
+	return int(testutil.ToFloat64(n.swarm.metrics.failovers.WithLabelValues(reason)))
+}
 func (n *node) blamed(o *node) int {
 	return int(testutil.ToFloat64(n.swarm.metrics.badUnits.WithLabelValues(o.id.ID.String())))
 }

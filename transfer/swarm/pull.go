@@ -10,58 +10,29 @@ import (
 	"github.com/portolan/portolan/node/store/units"
 )
 
-// pull takes what is missing from one holder. nil: every unit is here.
-func (f *flight) pull(node identity.NodeID, pid identity.ProjectID) error {
-	for {
-		ss, fresh, release, err := f.s.sessions.get(f.ctx, node, f.urgent)
-		if err != nil {
-			return err
-		}
-		err = f.drive(ss, pid)
-		var refused *refusedError
-		if err == nil || errors.As(err, &refused) {
-			release(true)
-		} else {
-			release(false)
-		}
-		// A stream from the pool may be long dead: the holder deserves a fresh one.
-		stale := err != nil && !fresh && ss.answers == 0 && refused == nil
-		if stale && f.ctx.Err() == nil && !errors.Is(err, errLocal) && !errors.Is(err, errBad) {
-			continue
-		}
-		return err
-	}
-}
-
-// drive asks and takes on one session until nothing is missing.
-func (f *flight) drive(ss *session, pid identity.ProjectID) error {
-	ss.answers = 0
+// drive takes what is missing from the holder that answered. nil: every unit is
+// here.
+func (f *flight) drive(ct *contender, q *field) error {
+	ss := ct.ss
 	f.mu.Lock()
-	l := f.layout
-	f.from = ss.node
+	f.from = ct.node
 	f.mu.Unlock()
+	f.touch(ct.node, 1)
 	defer func() {
+		f.touch(ct.node, -1)
 		f.mu.Lock()
 		f.from = identity.NodeID{}
 		f.mu.Unlock()
 	}()
+	if !ct.again {
+		ss.giveUp = func() bool { return f.others(q) }
+	}
 	asked := map[int]bool{}
-	switch {
-	case l == nil:
-		if err := ss.ask(f.digest, pid, true, 0, 0); err != nil {
-			return err
-		}
-	case !f.listed():
-		n := min(firstRun, l.units())
-		if err := ss.ask(f.digest, pid, true, 0, n); err != nil {
-			return err
-		}
-		for i := range n {
-			asked[i] = true
-		}
+	for i := range ct.request.n {
+		asked[ct.request.first+i] = true
 	}
 	for {
-		if err := f.fill(ss, pid, asked); err != nil {
+		if err := f.fill(ss, ct.pid, asked); err != nil {
 			return err
 		}
 		if len(ss.pending) == 0 {
@@ -92,12 +63,8 @@ func (f *flight) step(ss *session, asked map[int]bool) error {
 	}
 	got, err := ss.receive(l, buf)
 	if err != nil {
-		if errors.Is(err, errProtocol) {
-			return f.blameList(ss.node, err)
-		}
 		return err
 	}
-	ss.answers++
 	return f.take(ss.node, got, asked)
 }
 
@@ -130,7 +97,7 @@ func (f *flight) take(node identity.NodeID, got received, asked map[int]bool) er
 // fill asks for what is missing, as long as not too much is under way.
 func (f *flight) fill(ss *session, pid identity.ProjectID, asked map[int]bool) error {
 	for {
-		first, n := f.next(ss, asked)
+		first, n := f.next(ss.outstanding(), asked)
 		if n == 0 {
 			return nil
 		}
@@ -143,9 +110,10 @@ func (f *flight) fill(ss *session, pid identity.ProjectID, asked map[int]bool) e
 	}
 }
 
-// next chooses a run of missing units: where readers wait, then what follows
-// there, then from the start.
-func (f *flight) next(ss *session, asked map[int]bool) (first, n int) {
+// next chooses a run of missing units that were not asked for: where readers
+// wait, then what follows there, then from the start. outstanding units are
+// under way.
+func (f *flight) next(outstanding int, asked map[int]bool) (first, n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	l := f.layout
@@ -153,7 +121,7 @@ func (f *flight) next(ss *session, asked map[int]bool) (first, n int) {
 	if l == nil || f.complete && !f.pass || f.vessel == nil && l.units() > 1 {
 		return 0, 0
 	}
-	room := int(max(1, inflightBytes/l.unitSize)) - ss.outstanding()
+	room := int(max(1, inflightBytes/l.unitSize)) - outstanding
 	longest := min(room, maxRun, int(max(1, runBytes/l.unitSize)))
 	if longest <= 0 {
 		return 0, 0

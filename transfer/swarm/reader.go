@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
+	"time"
 
 	"github.com/portolan/portolan/node/store"
 )
@@ -20,6 +22,49 @@ type reader struct {
 
 	local  store.Blob // after the flight's end
 	closed bool
+}
+
+// await waits for a flight's first unit and gives the reader that the caller
+// joined for.
+func (s *Swarm) await(ctx context.Context, f *flight, w Want) (Blob, error) {
+	patience := time.NewTimer(s.cfg.Answer)
+	defer patience.Stop()
+	look := time.NewTimer(lookAfter)
+	defer look.Stop()
+	looking, stop := context.WithCancel(ctx)
+	var looks sync.WaitGroup
+	defer looks.Wait()
+	defer stop()
+	signs := make(chan bool, 1) // of one look at a time
+	var err error
+	for err == nil {
+		select {
+		case <-f.opened:
+			return newReader(ctx, f), nil
+		case <-f.done:
+			if f.readable() {
+				return newReader(ctx, f), nil
+			}
+			if err = f.err; err == nil {
+				s.leave(f, true)
+				return s.cfg.Store.Open(ctx, w.Digest)
+			}
+		case <-look.C:
+			looks.Go(func() { signs <- f.alive(looking) })
+		case alive := <-signs:
+			if alive {
+				look.Reset(lookAgain)
+			} else {
+				err = s.unreachable(f.holders())
+			}
+		case <-patience.C:
+			err = s.unreachable(f.holders())
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	s.leave(f, true)
+	return nil, err
 }
 
 // newReader takes over the caller's place in the flight.
@@ -69,7 +114,7 @@ func (r *reader) Read(p []byte) (int, error) {
 			}
 			return n, err
 		}
-		n, err, wait := r.read(p)
+		n, wait, err := r.read(p)
 		if wait == nil {
 			r.off += int64(n)
 			return n, err
@@ -92,7 +137,7 @@ func (r *reader) Read(p []byte) (int, error) {
 }
 
 // read reads what is here at the position; else it gives what to wait for.
-func (r *reader) read(p []byte) (int, error, <-chan struct{}) {
+func (r *reader) read(p []byte) (int, <-chan struct{}, error) {
 	f := r.f
 	f.mu.Lock()
 	l := f.layout
@@ -109,24 +154,24 @@ func (r *reader) read(p []byte) (int, error, <-chan struct{}) {
 	if w, passing := vessel.(*window); passing {
 		w.move(i)
 		if over && kept && !w.Has(i) {
-			return 0, errPassed, nil
+			return 0, nil, errPassed
 		}
 	}
 	if !ok {
-		return 0, nil, wait
+		return 0, wait, nil
 	}
 	p = p[:min(int64(len(p)), end-r.off)]
 	switch {
 	case small != nil:
 		return copy(p, small[r.off:]), nil, nil
 	case vessel == nil || !vessel.Has(i):
-		return 0, nil, wait
+		return 0, wait, nil
 	}
 	if got, _ := vessel.ReadAt(p, r.off); got > 0 {
 		return got, nil, nil
 	}
 	// The flight closed its partial just now: how it ended tells more.
-	return 0, nil, f.done
+	return 0, f.done, nil
 }
 
 // Close leaves the flight.

@@ -62,8 +62,10 @@ func TestOpenBlob_HundredClientsCostOneCopy(t *testing.T) {
 				return
 			}
 			defer r.Close()
-			got, err := io.ReadAll(r)
-			if err == nil && !bytes.Equal(got, data) {
+			// Not kept: a hundred copies would be most of the test's memory.
+			sum := w.Digest.Algorithm().Digester()
+			_, err = io.Copy(sum.Hash(), r)
+			if err == nil && sum.Digest() != w.Digest {
 				err = errors.New("other bytes")
 			}
 			if err != nil {
@@ -131,7 +133,7 @@ func TestOpenBlob_BytesFlowBeforeTheEndButNotTheLastUnit(t *testing.T) {
 	if _, err := io.ReadFull(r, got[8*mib:]); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+	if n, err := r.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Fatalf("after the end: %d, %v", n, err)
 	}
 	if !bytes.Equal(got, data) {

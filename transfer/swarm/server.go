@@ -23,10 +23,10 @@ const (
 	requestIdle = 5 * time.Minute
 	// sendIdle is how long a receiver may take nothing.
 	sendIdle = 30 * time.Second
-	// maxSenders bounds the units being sent at one moment, over all peers; each
-	// holds one copy buffer, 32 MiB in all. Further ones wait their turn.
-	maxSenders = 128
-	copyBuffer = 256 << 10
+	// copyBuffer is what a stream that sends has in memory. The host bounds the
+	// streams (32 a peer, 1024 in all: 64 MiB); a bound here on those that send
+	// would let a few slow receivers hold up all others.
+	copyBuffer = 64 << 10
 )
 
 // source is what the server reads: the store.
@@ -45,7 +45,6 @@ type server struct {
 	log     *slog.Logger
 	metrics *metrics
 
-	slots   chan struct{}
 	buffers sync.Pool
 }
 
@@ -53,7 +52,6 @@ func newServer(cfg Config, src source, m *metrics) *server {
 	return &server{
 		src: src, access: cfg.Access, known: cfg.KnownSigner, self: cfg.Host.ID(), signer: cfg.Signer,
 		log: cfg.Logger, metrics: m,
-		slots:   make(chan struct{}, maxSenders),
 		buffers: sync.Pool{New: newBuffer},
 	}
 }
@@ -157,7 +155,7 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 	for i := int(req.FirstUnit); i < end; i++ {
 		_, n := l.span(i)
 		head.HasUnit, head.Unit, head.UnitBytes, head.Last = true, uint32(i), uint32(n), i == end-1
-		if err := s.sendUnit(ctx, st, head, list, open.blob, l, i); err != nil {
+		if err := s.sendUnit(st, head, list, open.blob, l, i); err != nil {
 			return err
 		}
 		s.metrics.unitsSent.Inc()
@@ -191,13 +189,7 @@ func (s *server) send(st stream, head *Answer, list []byte) error {
 	return err
 }
 
-func (s *server) sendUnit(ctx context.Context, st stream, head *Answer, list []byte, b store.Blob, l layout, i int) error {
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+func (s *server) sendUnit(st stream, head *Answer, list []byte, b store.Blob, l layout, i int) error {
 	off, n := l.span(i)
 	if _, err := b.Seek(off, io.SeekStart); err != nil {
 		return err

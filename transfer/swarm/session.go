@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/portolan/portolan/node/identity"
@@ -36,6 +37,7 @@ type sessions struct {
 }
 
 type peerSessions struct {
+	heard      atomic.Int64 // Unix nanoseconds: when the holder last sent a byte
 	idle       []*session
 	all        chan struct{} // a slot for each session in use
 	background chan struct{} // further, for those in use by background flights
@@ -88,7 +90,7 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, urgent <-chan 
 	p.mu.Unlock()
 	if ss == nil {
 		fresh = true
-		if ss, err = p.open(ctx, node); err != nil {
+		if ss, err = p.open(ctx, node, ps); err != nil {
 			<-ps.all
 			free()
 			return nil, false, nil, err
@@ -106,7 +108,7 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, urgent <-chan 
 }
 
 // open opens a stream that outlives ctx.
-func (p *sessions) open(ctx context.Context, node identity.NodeID) (*session, error) {
+func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessions) (*session, error) {
 	life, cancel := context.WithCancel(p.ctx)
 	// cancel is only called while opening; afterwards the stream ends by Close,
 	// Reset or with p.ctx.
@@ -122,7 +124,10 @@ func (p *sessions) open(ctx context.Context, node identity.NodeID) (*session, er
 		}
 		return nil, err
 	}
-	return &session{node: node, st: &ownedStream{Stream: st, cancel: cancel}, stall: p.stall}, nil
+	return &session{
+		node: node, st: &ownedStream{Stream: st, cancel: cancel}, stall: p.stall, quiet: min(quietFor, p.stall),
+		heard: func() { ps.heard.Store(time.Now().UnixNano()) },
+	}, nil
 }
 
 // ownedStream releases its context when it ends.
@@ -144,7 +149,8 @@ func (s *ownedStream) Reset() error {
 }
 
 func (p *sessions) put(ps *peerSessions, ss *session, reuse bool) {
-	if !reuse || len(ss.pending) > 0 {
+	ss.giveUp = nil
+	if !reuse || len(ss.pending) > 0 || ss.head != nil {
 		_ = ss.st.Reset()
 		return
 	}
@@ -179,6 +185,15 @@ func (p *sessions) oldest() *session {
 	from.idle = append([]*session(nil), from.idle[1:]...)
 	p.idle--
 	return ss
+}
+
+// heardWithin says whether a holder sent something lately, on any stream: who
+// waits for one behind others' blobs is not waiting in vain.
+func (p *sessions) heardWithin(node identity.NodeID, d time.Duration) bool {
+	p.mu.Lock()
+	ps := p.peers[node]
+	p.mu.Unlock()
+	return ps != nil && time.Since(time.Unix(0, ps.heard.Load())) < d
 }
 
 // reap closes what was not used since.

@@ -25,12 +25,17 @@ const (
 	// DefaultStall is the stall time of a Config that names none: some round
 	// trips of the worst link, or one retransmission back-off of TCP.
 	DefaultStall = 10 * time.Second
-	// DefaultAnswer is how long OpenBlob waits for the first checked unit when
-	// some holder is thought to be alive.
-	DefaultAnswer = 5 * time.Second
-	// deadAnswer is the same when every holder is thought to be down: the client
-	// is told within a second.
-	deadAnswer = 900 * time.Millisecond
+	// DefaultAnswer is how long OpenBlob waits for the first checked unit while a
+	// holder shows signs of life: a unit of 1 MiB over a link of 1 Mbit/s, three
+	// times over.
+	DefaultAnswer = 30 * time.Second
+	// lookAfter and lifeWithin: when nothing came so long after the request, those
+	// who were asked have so long for a sign of life. A client is told within a
+	// second that nobody answers.
+	lookAfter  = 400 * time.Millisecond
+	lifeWithin = 500 * time.Millisecond
+	// lookAgain is how often they are looked at from then on.
+	lookAgain = time.Second
 	// retryAfter is what clients are told when no holder can be reached: about
 	// the time in which a restarted node is back.
 	retryAfter = 5 * time.Second
@@ -86,8 +91,6 @@ type Config struct {
 	KnownSigner func(identity.NodeID) bool
 	// SiteOf names a node's site in errors.
 	SiteOf func(identity.NodeID) string
-	// Alive is a hint, for how long clients wait; nil: all are.
-	Alive func(identity.NodeID) bool
 	// Logger takes blame, failovers and ends of transfers.
 	Logger *slog.Logger
 	// Registerer takes the metrics; nil: none.
@@ -95,7 +98,8 @@ type Config struct {
 	// Stall is how long a holder may send nothing before the next one takes over;
 	// 0: DefaultStall.
 	Stall time.Duration
-	// Answer bounds OpenBlob's wait for the first unit; 0: DefaultAnswer.
+	// Answer bounds OpenBlob's wait for the first unit from holders that show
+	// signs of life; 0: DefaultAnswer.
 	Answer time.Duration
 }
 
@@ -153,9 +157,6 @@ func New(cfg Config) (*Swarm, error) {
 	}
 	if cfg.Answer == 0 {
 		cfg.Answer = DefaultAnswer
-	}
-	if cfg.Alive == nil {
-		cfg.Alive = func(identity.NodeID) bool { return true }
 	}
 	s := &Swarm{
 		cfg: cfg, log: cfg.Logger, keep: cfg.Store.BeginFetch,
@@ -223,7 +224,10 @@ func (s *Swarm) Fetch(ctx context.Context, w Want) error {
 	case <-f.done:
 		if f.err == nil && w.Class == catalog.Placed {
 			// The flight may have begun for a client.
-			_, err = s.here(ctx, w.Digest, w.Class)
+			kept, err := s.here(ctx, w.Digest, w.Class)
+			if err == nil && !kept { // a cached copy, evicted in between
+				err = fmt.Errorf("blob %s: %w", w.Digest, store.ErrNotFound)
+			}
 			return err
 		}
 		return f.err
@@ -236,8 +240,13 @@ func (s *Swarm) Fetch(ctx context.Context, w Want) error {
 // if that is asked.
 func (s *Swarm) here(ctx context.Context, d digest.Digest, class catalog.Class) (bool, error) {
 	row, err := s.cfg.Store.Catalog().Blob(d)
-	if err != nil || row.State != catalog.Present {
-		return false, nil // an error will show again when the blob is stored
+	switch {
+	case errors.Is(err, catalog.ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("%w: %w", errLocal, err)
+	case row.State != catalog.Present:
+		return false, nil
 	}
 	if class == catalog.Placed && row.Class == catalog.Cached {
 		if err := s.cfg.Store.Catalog().SetClass(ctx, d, catalog.Placed); err != nil {
@@ -250,8 +259,8 @@ func (s *Swarm) here(ctx context.Context, d digest.Digest, class catalog.Class) 
 // OpenBlob opens a blob that is here or on its way. The reader blocks until the
 // unit it stands in is checked, fails when the flight fails (the answer to the
 // client must then be aborted, never completed), and ends with ctx. Errors are
-// those of Fetch; all come within Config.Answer, and within a second if all
-// holders are thought to be down.
+// those of Fetch; all come within Config.Answer, and within a second if no holder
+// shows a sign of life.
 //
 // A reader that is closed does not stop the flight if others wait for the blob,
 // or if more than a quarter is here: then it goes on in the background, at most
@@ -273,42 +282,6 @@ func (s *Swarm) OpenBlob(ctx context.Context, w Want) (Blob, error) {
 		return s.passThrough(ctx, w)
 	}
 	return r, err
-}
-
-// await waits for a flight's first unit and gives the reader that the caller
-// joined for.
-func (s *Swarm) await(ctx context.Context, f *flight, w Want) (Blob, error) {
-	timer := time.NewTimer(s.patience(ctx, w))
-	defer timer.Stop()
-	var err error
-	select {
-	case <-f.opened:
-		return newReader(ctx, f), nil
-	case <-f.done:
-		if f.readable() {
-			return newReader(ctx, f), nil
-		}
-		err = f.err
-	case <-timer.C:
-		err = s.unreachable(s.cfg.Holders.Holders(ctx, w.Digest, w.PID, w.Size))
-	case <-ctx.Done():
-		err = ctx.Err()
-	}
-	s.leave(f, true)
-	if err != nil {
-		return nil, err
-	}
-	return s.cfg.Store.Open(ctx, w.Digest)
-}
-
-// patience is how long a client is kept waiting for the first unit.
-func (s *Swarm) patience(ctx context.Context, w Want) time.Duration {
-	for _, n := range s.cfg.Holders.Holders(ctx, w.Digest, w.PID, w.Size) {
-		if s.cfg.Alive(n) {
-			return s.cfg.Answer
-		}
-	}
-	return min(deadAnswer, s.cfg.Answer)
 }
 
 func (s *Swarm) unreachable(nodes []identity.NodeID) *store.Unreachable {

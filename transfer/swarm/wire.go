@@ -20,8 +20,6 @@ const (
 	// maxMessage bounds a request or the head of an answer: a record is under
 	// 200 bytes, a reason a sentence.
 	maxMessage = 4 << 10
-	// maxUnit is the largest unit there is (blobs above 8 GiB).
-	maxUnit = 8 << 20
 	// maxRun bounds the units of one request: 8 MiB of 1 MiB units.
 	maxRun = 8
 	// piece is what is read or written between two looks at the deadline. With a
@@ -70,10 +68,14 @@ type run struct {
 type session struct {
 	node    identity.NodeID
 	st      stream
-	stall   time.Duration // longest wait for anything to come
+	stall   time.Duration // longest wait for a head or a piece
+	quiet   time.Duration // after so long without a byte giveUp is asked
+	giveUp  func() bool   // says that others can go on with it; nil: nobody
+	heard   func()        // told of every read; may be nil
+	limit   time.Time     // of the head or piece that is read now
 	lastID  uint64
 	pending []run
-	answers int       // since it was taken from the pool
+	head    *Answer   // of the next answer, when it was read before the rest
 	used    time.Time // when it was put back into the pool
 }
 
@@ -130,33 +132,45 @@ func (l layout) span(i int) (off, n int64) {
 	return off, min(l.unitSize, l.size-off)
 }
 
+// peek reads the head of the next answer and leaves it for receive, unless it is
+// a refusal.
+func (s *session) peek() error {
+	s.limit = time.Now().Add(s.stall)
+	var a Answer
+	if err := peer.ReadMsg(patient{s}, &a, maxMessage); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF // something was asked: this is no end
+		}
+		return err
+	}
+	if want := s.pending[0].id; a.Id != want {
+		return fmt.Errorf("%w: answer to request %d instead of %d", errProtocol, a.Id, want)
+	}
+	if a.Status != Status_STATUS_OK {
+		s.pending = s.pending[1:]
+		return &refusedError{status: a.Status, reason: a.Reason}
+	}
+	s.head = &a
+	return nil
+}
+
 // receive reads the next answer. known is the blob's layout, nil as long as no
-// answer told its size. buf takes a unit: it must hold maxUnit bytes, or as many
-// as a unit of known has. The error is a *refusedError, errProtocol or the
+// answer told its size. buf takes a unit: it must hold as many bytes as a unit of
+// known has. The error is a *refusedError, errProtocol or the
 // stream's; after any but a refusal the session is of no more use.
 func (s *session) receive(known *layout, buf []byte) (received, error) {
 	got := received{unit: -1}
 	if len(s.pending) == 0 {
 		return got, fmt.Errorf("%w: nothing was asked", errProtocol)
 	}
-	if err := s.st.SetReadDeadline(time.Now().Add(s.stall)); err != nil {
-		return got, err
-	}
-	var a Answer
-	if err := peer.ReadMsg(s.st, &a, maxMessage); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF // something was asked: this is no end
+	if s.head == nil {
+		if err := s.peek(); err != nil {
+			return got, err
 		}
-		return got, err
 	}
+	a := s.head
+	s.head = nil
 	r := &s.pending[0]
-	if a.Id != r.id {
-		return got, fmt.Errorf("%w: answer to request %d instead of %d", errProtocol, a.Id, r.id)
-	}
-	if a.Status != Status_STATUS_OK {
-		s.pending = s.pending[1:]
-		return got, &refusedError{status: a.Status, reason: a.Reason}
-	}
 	got.first = !r.opened
 	if got.first {
 		if a.Size < 0 || a.Size > units.MaxSize {
@@ -219,10 +233,8 @@ func (s *session) receive(known *layout, buf []byte) (received, error) {
 func (s *session) readFull(b []byte) error {
 	for len(b) > 0 {
 		n := min(len(b), piece)
-		if err := s.st.SetReadDeadline(time.Now().Add(s.stall)); err != nil {
-			return err
-		}
-		if _, err := io.ReadFull(s.st, b[:n]); err != nil {
+		s.limit = time.Now().Add(s.stall)
+		if _, err := io.ReadFull(patient{s}, b[:n]); err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
@@ -231,4 +243,41 @@ func (s *session) readFull(b []byte) error {
 		b = b[n:]
 	}
 	return nil
+}
+
+// patient reads a session's stream until the limit, and no longer than the quiet
+// time without a byte if somebody else can go on.
+type patient struct{ s *session }
+
+func (p patient) Read(b []byte) (int, error) {
+	s := p.s
+	for {
+		until := s.limit
+		if s.giveUp != nil {
+			if q := time.Now().Add(s.quiet); q.Before(until) {
+				until = q
+			}
+		}
+		if err := s.st.SetReadDeadline(until); err != nil {
+			return 0, err
+		}
+		n, err := s.st.Read(b)
+		if n > 0 && s.heard != nil {
+			s.heard()
+		}
+		if n > 0 || err == nil || !timedOut(err) {
+			return n, err
+		}
+		if !until.Before(s.limit) {
+			return 0, fmt.Errorf("sent nothing for %s: %w", s.stall, err)
+		}
+		if s.giveUp() {
+			return 0, fmt.Errorf("for %s %w", s.quiet, errQuiet)
+		}
+	}
+}
+
+func timedOut(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
 }

@@ -84,7 +84,6 @@ func (o *oneBlob) server() *server {
 		known:   func(identity.NodeID) bool { return true },
 		log:     slog.New(slog.DiscardHandler),
 		metrics: newMetrics(&Swarm{}),
-		slots:   make(chan struct{}, 1),
 		buffers: sync.Pool{New: newBuffer},
 	}
 }
@@ -129,7 +128,7 @@ func TestServer_RequestsThatEndBadly(t *testing.T) {
 			var a Answer
 			err := peer.ReadMsg(&st.out, &a, maxMessage)
 			if c.status < 0 {
-				if err != io.EOF {
+				if !errors.Is(err, io.EOF) {
 					t.Errorf("answered %v, %v", &a, err)
 				}
 				return
@@ -212,7 +211,7 @@ func TestSession_AnswersThatAreRefused(t *testing.T) {
 			l := layoutOf(3 * mib)
 			_, err := ss.receive(&l, make([]byte, mib))
 			var refused *refusedError
-			if err == nil || errors.As(err, &refused) || err == io.EOF {
+			if err == nil || errors.As(err, &refused) || errors.Is(err, io.EOF) {
 				t.Fatalf("got %v", err)
 			}
 		})
