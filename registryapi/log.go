@@ -31,6 +31,8 @@ func (s *Server) logged(next http.Handler) http.Handler {
 		defer func() {
 			level := slog.LevelDebug
 			switch {
+			case r.URL.Path == "/readyz":
+				// Asked every second by whoever starts the node: "not yet" is no fault.
 			case rec.status >= 500:
 				level = slog.LevelWarn
 			case rec.status >= 400 && rec.status != http.StatusUnauthorized && rec.status != http.StatusNotFound:
