@@ -1,23 +1,19 @@
-// Package clients runs the real clients of a registry in tests: a docker
-// engine of the test's own, podman, skopeo, crane. A client that is not
-// installed skips the test, or fails it with CI set: see `make tools`.
+// Package clients runs the real clients of a registry in tests: a docker engine
+// and a containerd of the test's own, podman, and whatever else `make tools`
+// installs. A client that is not installed skips the test, or fails it with CI
+// set.
 package clients
 
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // commandLimit bounds one client command; a registry that hangs is a failure.
@@ -72,6 +68,26 @@ func Try(t testing.TB, env []string, program string, args ...string) (string, er
 	return stdout.String(), nil
 }
 
+// Home gives clients a home of the test's own: nobody's logins, keys, caches or
+// settings are read or written.
+func Home(t testing.TB) []string {
+	t.Helper()
+	dir := t.TempDir()
+	env := []string{"HOME=" + dir, "DOCKER_CONFIG=" + filepath.Join(dir, "docker"),
+		"REGISTRY_AUTH_FILE=" + filepath.Join(dir, "docker", "config.json")}
+	for _, name := range []string{"XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"} {
+		env = append(env, name+"="+filepath.Join(dir, strings.ToLower(name)))
+	}
+	return env
+}
+
+// Offline makes clients fail that would ask anything but this machine.
+func Offline() []string {
+	const nobody = "http://127.0.0.1:9" // the discard port: nothing listens
+	return []string{"HTTP_PROXY=" + nobody, "HTTPS_PROXY=" + nobody, "http_proxy=" + nobody, "https_proxy=" + nobody,
+		"NO_PROXY=127.0.0.1,localhost", "no_proxy=127.0.0.1,localhost"}
+}
+
 // Engine is a docker engine that this test started, with nothing in it.
 type Engine struct {
 	docker string
@@ -83,79 +99,20 @@ type Engine struct {
 func Docker(t testing.TB) *Engine {
 	t.Helper()
 	docker, dockerd := Need(t, "docker"), Need(t, "dockerd")
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("a docker engine needs root")
-		}
-		t.Skip("a docker engine needs root")
-	}
-	// Unix socket paths are short: not below t.TempDir.
-	dir, err := os.MkdirTemp("", "pd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Not t.Context: it ends before Cleanup, which stops the engine in order.
-	cmd := exec.CommandContext(context.Background(), dockerd,
-		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
-		"-H", "unix://"+filepath.Join(dir, "sock"), "-p", filepath.Join(dir, "pid"),
-		"--iptables=false", "--ip6tables=false", "--bridge=none")
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
+	needRoot(t, "a docker engine")
+	dir := shortDir(t, "pd")
 	e := &Engine{docker: docker, env: []string{
 		"DOCKER_HOST=unix://" + filepath.Join(dir, "sock"),
 		"DOCKER_CONFIG=" + filepath.Join(dir, "config"),
 	}}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case _ = <-exited:
-		case <-time.After(30 * time.Second):
-			_ = cmd.Process.Kill()
-			_ = <-exited
-		}
-		_ = unix.Unmount(filepath.Join(dir, "exec", "netns", "default"), unix.MNT_DETACH)
-		if t.Failed() {
-			b, _ := os.ReadFile(filepath.Join(dir, "log"))
-			t.Logf("the docker engine said at the end:\n%s", tail(b, 4096))
-		}
-		log.Close()
-		if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.Logf("left behind: %v", err)
-		}
-	})
-	deadline := time.After(60 * time.Second)
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if _, err := Try(t, e.env, docker, "version"); err == nil {
-			return e
-		}
-		select {
-		case err := <-exited:
-			exited <- err
-			b, _ := os.ReadFile(filepath.Join(dir, "log"))
-			t.Fatalf("the docker engine ended: %v\n%s", err, tail(b, 4096))
-		case <-deadline:
-			t.Fatal("the docker engine did not answer within a minute")
-		case <-tick.C:
-		}
-	}
-}
-
-func tail(b []byte, n int) []byte {
-	if len(b) > n {
-		return b[len(b)-n:]
-	}
-	return b
+	daemon(t, dir, func() error {
+		_, err := Try(t, e.env, docker, "version")
+		return err
+	}, []string{"exec/netns/default"}, dockerd,
+		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
+		"-H", "unix://"+filepath.Join(dir, "sock"), "-p", filepath.Join(dir, "pid"),
+		"--iptables=false", "--ip6tables=false", "--bridge=none")
+	return e
 }
 
 // Env makes any docker command speak to this engine.
@@ -179,23 +136,26 @@ func (e *Engine) Login(t testing.TB, registry, user, password string) {
 	e.Run(t, "login", "-u", user, "-p", password, registry)
 }
 
-// Load brings the image of an OCI layout into the engine under a name.
-func (e *Engine) Load(t testing.TB, layout, name string) {
+// Load brings the image of an OCI layout into the engine under a name; skopeo's
+// options choose one of several platforms.
+func (e *Engine) Load(t testing.TB, layout, name string, options ...string) {
+	t.Helper()
+	e.Run(t, "load", "-i", Archive(t, layout, name, options...))
+}
+
+// Archive makes what `docker save` would of the image of an OCI layout.
+func Archive(t testing.TB, layout, name string, options ...string) string {
 	t.Helper()
 	archive := filepath.Join(t.TempDir(), "image.tar")
-	Run(t, nil, Need(t, "skopeo"), "copy", "oci:"+layout, "docker-archive:"+archive+":"+name)
-	e.Run(t, "load", "-i", archive)
+	Run(t, nil, Need(t, "skopeo"), append(options, "copy", "oci:"+layout, "docker-archive:"+archive+":"+name)...)
+	return archive
 }
 
 // Podman gives a podman whose images live in a directory of the test's own.
 func Podman(t testing.TB) func(args ...string) string {
 	t.Helper()
 	podman := Need(t, "podman")
-	dir, err := os.MkdirTemp("", "pp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := shortDir(t, "pp")
 	auth := filepath.Join(dir, "auth.json") // nobody's logins but the test's
 	if err := os.WriteFile(auth, []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)

@@ -10,3 +10,7 @@ func TestDocker_EngineAnswers(t *testing.T) {
 func TestPodman_Answers(t *testing.T) {
 	t.Log(Podman(t)("version", "--format", "{{.Client.Version}}"))
 }
+
+func TestContainerd_Answers(t *testing.T) {
+	t.Log(StartContainerd(t).Run(t, "version"))
+}
