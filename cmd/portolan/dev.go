@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -98,7 +99,7 @@ plus 10·(i-1), and its gossip, control and data ports at the three after it.
 When all are ready the URLs and the administrator's password are printed, and
 written to DIR/dev.json. A site that is killed is not started again: the command
 that does so is printed. Ctrl-C stops all; the data stays for the next start.`,
-		Args: cobra.NoArgs,
+		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if sites < 1 || sites > maxDevSites {
 				return fmt.Errorf("--sites %d: choose between 1 and %d", sites, maxDevSites)
@@ -275,9 +276,8 @@ func (m *devMesh) ports(s *devSite) []string {
 	}
 }
 
-func (m *devMesh) command(args ...string) *exec.Cmd {
-	// No context: a site is stopped by a signal, in order, not killed.
-	cmd := exec.CommandContext(context.Background(), m.self, args...)
+func (m *devMesh) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, m.self, args...)
 	// A group of its own: Ctrl-C on the terminal reaches dev alone, which then
 	// stops the sites in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -285,7 +285,8 @@ func (m *devMesh) command(args ...string) *exec.Cmd {
 }
 
 func (m *devMesh) spawn(s *devSite, watched *os.File, extra ...string) error {
-	cmd := m.command(append(append([]string{"serve", "--exit-with-parent"}, extra...), m.ports(s)...)...)
+	// Not dev's context: a site is stopped by a signal, in order, not killed.
+	cmd := m.command(context.Background(), append(append([]string{"serve", "--exit-with-parent"}, extra...), m.ports(s)...)...)
 	cmd.ExtraFiles = []*os.File{watched}
 	lines, err := m.lines(cmd, s.Name)
 	if err != nil {
@@ -328,21 +329,14 @@ func (m *devMesh) lines(cmd *exec.Cmd, name string) (func(), error) {
 	}, nil
 }
 
+// join makes s a site of the mesh. What the command prints is of interest only
+// if it fails.
 func (m *devMesh) join(ctx context.Context, s *devSite, token string) error {
-	cmd := m.command(append([]string{"join", token, "--no-serve"}, m.ports(s)...)...)
-	lines, err := m.lines(cmd, s.Name)
-	if err != nil {
-		return err
+	cmd := m.command(ctx, append([]string{"join", token, "--no-serve"}, m.ports(s)...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s did not join (%w):\n%s", s.Name, err, bytes.TrimSpace(out))
 	}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("%s can't join: %w", s.Name, err)
-	}
-	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
-	defer stop()
-	lines()
-	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("%s did not join (%w): see its lines above", s.Name, err)
-	}
+	m.say("%-6s| joined the mesh", s.Name)
 	return nil
 }
 
