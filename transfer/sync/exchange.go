@@ -131,15 +131,8 @@ func (l *link) recount(ctx context.Context, pid identity.ProjectID, sus suspect)
 		l.s.log.Warn("a peer's catalogue differs although both have seen the same writes: the peer lost rows, or is about to find out that it did not", attrs...)
 		return nil
 	}
-	l.s.log.Error("this catalogue lost rows of a project: pulling the project anew", append(attrs, "counted", counted.Count)...)
-	if err := l.s.cat.DropVector(ctx, pid); err != nil {
-		l.s.log.Error("a project's vector could not be dropped", "pid", pid, "error", err)
+	if !l.s.lostRows(ctx, pid, append(attrs, "counted", counted.Count)) {
 		return nil
-	}
-	for _, other := range l.s.allLinks() {
-		other.mu.Lock()
-		delete(other.seen, pid)
-		other.mu.Unlock()
 	}
 	return l.request(pid)
 }

@@ -158,6 +158,7 @@ func (s *Sync) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { s.announce(ctx) })
+	wg.Go(func() { s.audit(ctx) })
 	for {
 		changed := s.cfg.State.Changed()
 		s.followMembers(ctx, &wg)

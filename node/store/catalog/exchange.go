@@ -260,33 +260,3 @@ func (c *Catalog) Adopt(ctx context.Context, pid identity.ProjectID, since, v Ve
 	}
 	return nil
 }
-
-// DropVector is for a store that lost rows: it forgets what it has seen of a
-// project, so that peers send everything again, and takes the sum of what is
-// left. What no peer has seen stays. The next write here begins a new
-// incarnation: the old one's numbers no longer stand for what is here.
-func (c *Catalog) DropVector(ctx context.Context, pid identity.ProjectID) error {
-	err := c.submitAs(ctx, jobReceived, func(b *batch) error {
-		here, err := b.vector(tabVector, pid)
-		if err != nil {
-			return err
-		}
-		for inc := range here {
-			b.del(keyVector(tabVector, pid, inc))
-		}
-		sum, err := b.recount(pid)
-		if err != nil {
-			return err
-		}
-		if err := b.setCheck(pid, sum); err != nil {
-			return err
-		}
-		b.c.inc = 0
-		b.touch(pid, change{})
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("catalog: drop the vector of project %s: %w", pid, err)
-	}
-	return nil
-}

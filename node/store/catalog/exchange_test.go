@@ -239,10 +239,19 @@ func TestDropVector_HealsAStoreThatLostRows(t *testing.T) {
 	mustPull(t, a, b, pid)
 	mustPull(t, b, a, pid)
 	own := mustPut(t, b, put(pid, "app", "unseen", "unseen")) // nobody else has it
-	lost := []entryKey{{kindTag, "app", "a1"}, {kindTag, "app", "b2"}}
+	// Entries, one with a row that follows from it; a manifest; and such rows alone.
+	gone, err := rawDigest(put(pid, "app", "a3", "a3").Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := [][]byte{
+		keyEntry(pid, entryKey{kindTag, "app", "a1"}), keyLive(pid, entryKey{kindTag, "app", "a1"}),
+		keyEntry(pid, entryKey{kindTag, "app", "b2"}), keyEntry(pid, entryKey{kindManifest, "app", string(gone)}),
+		keyLive(pid, entryKey{kindTag, "app", "b3"}), keyRepo(pid, "app"),
+	}
 	if err := b.db.Update(func(txn *badger.Txn) error {
-		for _, k := range lost {
-			if err := errors.Join(txn.Delete(keyEntry(pid, k)), txn.Delete(keyLive(pid, k))); err != nil {
+		for _, key := range lost {
+			if err := txn.Delete(key); err != nil {
 				return err
 			}
 		}
@@ -261,6 +270,10 @@ func TestDropVector_HealsAStoreThatLostRows(t *testing.T) {
 	if err := b.DropVector(t.Context(), pid); err != nil {
 		t.Fatal(err)
 	}
+	if err := auditDerived(b, pid); err != nil {
+		t.Error(err)
+	}
+	mustPull(t, openMemory(t, Options{}), b, pid) // what is left can be given out
 	if err := b.Adopt(t.Context(), pid, before, before); !errors.Is(err, ErrVectorDropped) {
 		t.Errorf("an exchange from before the drop ended with %v", err)
 	}
@@ -277,6 +290,11 @@ func TestDropVector_HealsAStoreThatLostRows(t *testing.T) {
 		}
 	}
 	same(t, pid, a, b)
+	for _, c := range []*Catalog{a, b} {
+		if err := auditDerived(c, pid); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func TestConflict_IsReportedOnceByTheLosersSite(t *testing.T) {

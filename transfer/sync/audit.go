@@ -1,0 +1,63 @@
+package sync
+
+import (
+	"context"
+	"time"
+
+	"github.com/portolan/portolan/node/identity"
+)
+
+// auditEvery is how often each project's entries are counted without a sign of
+// trouble. It reads the whole catalogue, some microseconds for each entry.
+const auditEvery = 12 * time.Hour
+
+// audit finds rows that were lost and left the sums as they were, which no
+// comparison with a peer shows: at the start, and now and then.
+func (s *Sync) audit(ctx context.Context) {
+	for {
+		s.auditAll(ctx)
+		if !pause(ctx, jitter(auditEvery), nil) {
+			return
+		}
+	}
+}
+
+func (s *Sync) auditAll(ctx context.Context) {
+	pids, err := s.cat.Projects()
+	if err != nil {
+		s.log.Error("the catalogue's projects can't be listed", "error", err)
+		return
+	}
+	for _, pid := range pids {
+		if ctx.Err() != nil {
+			return
+		}
+		stored, counted, err := s.cat.Recount(pid)
+		if err != nil {
+			s.log.Error("a project could not be recounted", "pid", pid, "error", err)
+			continue
+		}
+		if stored == counted || !s.lostRows(ctx, pid, []any{"pid", pid, "entries", stored.Count, "counted", counted.Count}) {
+			continue
+		}
+		for _, l := range s.allLinks() {
+			l.request(pid) // refused by the pull itself where it may not be asked
+		}
+	}
+}
+
+// lostRows makes the catalogue forget what it has seen of a project, so that
+// peers send what it lost.
+func (s *Sync) lostRows(ctx context.Context, pid identity.ProjectID, attrs []any) bool {
+	s.log.Error("this catalogue lost rows of a project: pulling the project anew", attrs...)
+	if err := s.cat.DropVector(ctx, pid); err != nil {
+		s.log.Error("a project's vector could not be dropped", "pid", pid, "error", err)
+		return false
+	}
+	for _, l := range s.allLinks() {
+		l.mu.Lock()
+		delete(l.seen, pid)
+		l.mu.Unlock()
+	}
+	return true
+}
