@@ -58,7 +58,7 @@ func TestSync_RowsThatWereLostComeBack(t *testing.T) {
 	}
 	nyc.open()
 	nyc.start()
-	stored, counted, err := nyc.store.Catalog().Recount(pid)
+	stored, counted, err := nyc.store.Catalog().Recount(context.Background(), pid)
 	must(t, err)
 	if stored == counted {
 		t.Log("the rows came back before they were counted")
@@ -72,7 +72,7 @@ func TestSync_RowsThatWereLostComeBack(t *testing.T) {
 					return false
 				}
 			}
-			stored, counted, err := n.store.Catalog().Recount(pid)
+			stored, counted, err := n.store.Catalog().Recount(context.Background(), pid)
 			if err != nil || stored != counted {
 				return false
 			}

@@ -36,6 +36,12 @@ func (s *Store) BeginFetch(_ context.Context, rec units.Record, list *units.List
 	return &Partial{Partial: p, s: s}, nil
 }
 
+// FetchBegan says whether an earlier fetch of a digest left units to go on with:
+// they need not be asked for together with the record.
+func (s *Store) FetchBegan(d digest.Digest) bool {
+	return units.CheckDigest(d) == nil && s.files.Began(d)
+}
+
 // Commit makes the complete partial a blob of this store. When it returns nil
 // the blob outlives a power cut. The record that it came under is kept and
 // served to others.

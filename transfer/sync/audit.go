@@ -32,9 +32,11 @@ func (s *Sync) auditAll(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		stored, counted, err := s.cat.Recount(pid)
+		stored, counted, err := s.cat.Recount(ctx, pid)
 		if err != nil {
-			s.log.Error("a project could not be recounted", "pid", pid, "error", err)
+			if ctx.Err() == nil {
+				s.log.Error("a project could not be recounted", "pid", pid, "error", err)
+			}
 			continue
 		}
 		if stored == counted || !s.lostRows(ctx, pid, []any{"pid", pid, "entries", stored.Count, "counted", counted.Count}) {

@@ -117,7 +117,7 @@ func (l *link) compare(ctx context.Context, pid identity.ProjectID, h *Head) *ca
 // own exchange.
 func (l *link) recount(ctx context.Context, pid identity.ProjectID, sus suspect) *call {
 	l.s.metrics.mismatch.Inc()
-	stored, counted, err := l.s.cat.Recount(pid)
+	stored, counted, err := l.s.cat.Recount(ctx, pid)
 	if err != nil {
 		l.s.log.Error("a project could not be recounted", "pid", pid, "error", err)
 		return nil

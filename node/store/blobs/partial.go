@@ -71,6 +71,12 @@ func (s *Store) BeginFetch(rec units.Record, list *units.List) (*Partial, error)
 	return p, nil
 }
 
+// Began says whether an earlier fetch of a digest left units to go on with.
+func (s *Store) Began(d digest.Digest) bool {
+	_, err := os.Stat(s.path("partial", d.Encoded()+extMap))
+	return err == nil
+}
+
 func (p *Partial) path(ext string) string {
 	return p.s.path("partial", p.rec.Digest.Encoded()+ext)
 }

@@ -107,7 +107,7 @@ func TestCrash(t *testing.T) {
 				t.Errorf("acknowledged blob of %s: %v", tag, err)
 			}
 		}
-		stored, counted, err := c.Recount(crashPID)
+		stored, counted, err := c.Recount(context.Background(), crashPID)
 		if err != nil || stored != counted {
 			t.Errorf("check %v, recounted %v, %v", stored, counted, err)
 		}

@@ -51,20 +51,23 @@ func (c *Catalog) Check(pid identity.ProjectID) (Check, error) {
 // Recount sums up the entries anew and gives the stored sum of the same
 // snapshot. If they differ this store lost rows: see DropVector. It reads the
 // whole project.
-func (c *Catalog) Recount(pid identity.ProjectID) (stored, counted Check, err error) {
+func (c *Catalog) Recount(ctx context.Context, pid identity.ProjectID) (stored, counted Check, err error) {
 	err = c.view(func(r reader) error {
 		if stored, err = r.check(pid); err != nil {
 			return err
 		}
-		counted, err = r.recount(pid)
+		counted, err = r.recount(ctx, pid)
 		return err
 	})
 	return stored, counted, err
 }
 
-func (r reader) recount(pid identity.ProjectID) (Check, error) {
+func (r reader) recount(ctx context.Context, pid identity.ProjectID) (Check, error) {
 	var sum Check
 	err := r.scan(prefixPID(tabEntry, pid), nil, true, func(key, value []byte) (bool, error) {
+		if sum.Count%1024 == 0 && ctx.Err() != nil {
+			return false, ctx.Err()
+		}
 		_, k, ok := parsePIDEntry(key)
 		if !ok {
 			return false, damaged(key)

@@ -107,7 +107,7 @@ func same(t *testing.T, pid identity.ProjectID, cats ...*Catalog) {
 	t.Helper()
 	var first Check
 	for i, c := range cats {
-		stored, counted, err := c.Recount(pid)
+		stored, counted, err := c.Recount(t.Context(), pid)
 		if err != nil || stored != counted {
 			t.Errorf("catalogue %d: check %v, recounted %v, %v", i, stored, counted, err)
 		}
@@ -259,7 +259,7 @@ func TestDropVector_HealsAStoreThatLostRows(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	stored, counted, err := b.Recount(pid)
+	stored, counted, err := b.Recount(t.Context(), pid)
 	if err != nil || stored == counted {
 		t.Fatalf("the loss is not seen: %v, %v, %v", stored, counted, err)
 	}

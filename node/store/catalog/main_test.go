@@ -21,6 +21,10 @@ func TestMain(m *testing.M) {
 		crashChild(dir)
 		return
 	}
+	if dir := os.Getenv(crashExchangeEnv); dir != "" {
+		crashExchangeChild(dir)
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 

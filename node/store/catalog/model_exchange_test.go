@@ -156,7 +156,7 @@ func (m *model) converge() error {
 		if err := m.compare(n); err != nil {
 			return err
 		}
-		stored, counted, err := m.cats[n].Recount(m.pid)
+		stored, counted, err := m.cats[n].Recount(m.ctx, m.pid)
 		if err != nil {
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
@@ -167,10 +168,11 @@ func (c *Catalog) DatabaseID() [16]byte { return c.id }
 
 func badgerOptions(dir string, opts Options) badger.Options {
 	o := badger.DefaultOptions(dir).
-		WithSyncWrites(true).       // what a commit acknowledged survives a power cut
-		WithDetectConflicts(false). // there is one writer
-		WithMetricsEnabled(false).  // its metrics are process-wide globals
-		WithNumVersionsToKeep(1).   // nothing reads the past
+		WithSyncWrites(true).                              // what a commit acknowledged survives a power cut
+		WithDetectConflicts(false).                        // there is one writer
+		WithMetricsEnabled(false).                         // its metrics are process-wide globals
+		WithNumVersionsToKeep(1).                          // nothing reads the past
+		WithChecksumVerificationMode(options.OnBlockRead). // rows that a disk changed are an error, not another row
 		WithMemTableSize(memTableBytes).
 		WithNumMemtables(2).
 		WithBlockCacheSize(blockCacheBytes).

@@ -28,7 +28,7 @@ func (c *Catalog) DropVector(ctx context.Context, pid identity.ProjectID) error 
 }
 
 func (c *Catalog) resum(ctx context.Context, pid identity.ProjectID) error {
-	return c.submitAs(ctx, jobReceived, func(b *batch) error { return b.resum(pid) })
+	return c.submitAs(ctx, jobReceived, func(b *batch) error { return b.resum(ctx, pid) })
 }
 
 func (c *Catalog) forget(ctx context.Context, pid identity.ProjectID) error {
@@ -181,7 +181,7 @@ func (r reader) lacks(pid identity.ProjectID, k entryKey) ([]row, error) {
 }
 
 // resum counts the entries of each repository and sums up those of the project.
-func (b *batch) resum(pid identity.ProjectID) error {
+func (b *batch) resum(ctx context.Context, pid identity.ProjectID) error {
 	count := map[string]*rowpb.Repository{}
 	err := b.scan(prefixPID(tabLive, pid), nil, false, func(key, _ []byte) (bool, error) {
 		_, k, ok := parsePIDEntry(key)
@@ -221,7 +221,7 @@ func (b *batch) resum(pid identity.ProjectID) error {
 			return err
 		}
 	}
-	sum, err := b.recount(pid)
+	sum, err := b.recount(ctx, pid)
 	if err != nil {
 		return err
 	}
