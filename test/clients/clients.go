@@ -160,7 +160,7 @@ func Podman(t testing.TB) func(args ...string) string {
 	if err := os.WriteFile(auth, []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	env := []string{"REGISTRY_AUTH_FILE=" + auth}
+	env := append(Home(t), "REGISTRY_AUTH_FILE="+auth)
 	return func(args ...string) string {
 		t.Helper()
 		return Run(t, env, podman, append([]string{

@@ -49,6 +49,9 @@ func helm(t *testing.T, b *bed, from, to int) {
 	}
 }
 
+// bundleType begins the type of what cosign attaches in the way of OCI 1.1.
+const bundleType = "application/vnd.dev.sigstore.bundle"
+
 // cosign signs at one site and verifies at another, with a key and nothing
 // else: in the way of OCI 1.1, where a signature refers to its image, and in
 // the older one, where it has a tag made of the image's digest.
@@ -68,24 +71,36 @@ func cosign(t *testing.T, b *bed, from, to int) {
 	clients.Run(t, here, program, "login", b.Sites[from].Host(), "-u", pusher, "-p", password)
 	clients.Run(t, there, program, "login", b.Sites[to].Host(), "-u", puller, "-p", password)
 
-	for repository, way := range map[string]struct{ sign, verify []string }{
-		"signed":     {},
-		"signed-tag": {[]string{"--new-bundle-format=false"}, []string{"--new-bundle-format=false"}},
+	digest := layoutRoot(t, b.set.Layout("app"))
+	for _, way := range []struct {
+		repository string
+		options    []string
+		found      func(t *testing.T) string // where the signature is, at the site where it is verified
+	}{
+		{"signed", nil, func(t *testing.T) string {
+			refs := b.referrers(t, to, "signed", digest)
+			if len(refs) != 1 || !strings.HasPrefix(refs[0].ArtifactType, bundleType) {
+				t.Fatalf("what refers to the image is %v, want one of type %s…", refs, bundleType)
+			}
+			return refs[0].Digest.String()
+		}},
+		{"signed-tag", []string{"--new-bundle-format=false"}, func(*testing.T) string {
+			return strings.Replace(digest, ":", "-", 1) + ".sig"
+		}},
 	} {
 		clients.Run(t, here, push, "copy", "--preserve-digests", "--dest-tls-verify=false",
-			"oci:"+b.set.Layout("app")+":1", "docker://"+b.name(from, repository)+":1")
-		digest := layoutRoot(t, b.set.Layout("app"))
-		signed, pulled := b.name(from, repository)+"@"+digest, b.name(to, repository)+"@"+digest
+			"oci:"+b.set.Layout("app")+":1", "docker://"+b.name(from, way.repository)+":1")
+		signed, pulled := b.name(from, way.repository)+"@"+digest, b.name(to, way.repository)+"@"+digest
 		verify := func(key string) (string, error) {
 			return clients.Try(t, there, program, append([]string{"verify", "--key", key + ".pub", "--insecure-ignore-tlog=true",
-				"--allow-http-registry", "--output", "json"}, append(way.verify, pulled)...)...)
+				"--allow-http-registry", "--output", "json"}, append(way.options, pulled)...)...)
 		}
 		if out, err := verify(ours); err == nil {
 			t.Fatalf("what nobody signed is verified: %s", out)
 		}
 		clients.Run(t, here, program, append([]string{"sign", "--key", ours + ".key", "--yes", "--use-signing-config=false",
-			"--tlog-upload=false", "--allow-http-registry"}, append(way.sign, signed)...)...)
-		// The site was asked before: that there was none is not kept.
+			"--tlog-upload=false", "--allow-http-registry"}, append(way.options, signed)...)...)
+		// That site has been asked before, and must not keep the answer.
 		cluster.Eventually(t, cluster.Patience, "the signature is at "+b.Sites[to].Name, func() error {
 			out, err := verify(ours)
 			if err == nil && !strings.Contains(out, digest) {
@@ -96,6 +111,7 @@ func cosign(t *testing.T, b *bed, from, to int) {
 		if out, err := verify(theirs); err == nil {
 			t.Errorf("a signature of ours is verified with another key: %s", out)
 		}
+		b.same(t, from, to, way.repository, way.found(t))
 	}
 }
 

@@ -101,19 +101,24 @@ func (c content) String() string {
 	return fmt.Sprintf("%s: %v", c.root, slices.Sorted(maps.Keys(c.sizes)))
 }
 
-// content reads all of an artifact from site i and hashes every byte.
-func (b *bed) content(t *testing.T, i int, repository, tag string) content {
+// content reads all of an artifact, by tag or digest, from site i and hashes
+// every byte.
+func (b *bed) content(t *testing.T, i int, repository, reference string) content {
 	t.Helper()
 	c := content{sizes: map[string]int64{}}
-	c.root = b.walk(t, i, repository, tag, -1, &c)
+	c.root = b.walk(t, i, repository, reference, unknownSize, &c)
 	return c
 }
+
+const unknownSize = -1
+
+// walk reads a manifest and what it names, and gives its digest.
 
 func (b *bed) walk(t *testing.T, i int, repository, reference string, size int64, c *content) string {
 	t.Helper()
 	body := b.fetch(t, i, "/v2/"+project+"/"+repository+"/manifests/"+reference)
 	digest := digestOf(body)
-	if strings.HasPrefix(reference, "sha256:") && (digest != reference || int64(len(body)) != size) {
+	if strings.HasPrefix(reference, "sha256:") && digest != reference || size != unknownSize && int64(len(body)) != size {
 		t.Fatalf("%s gave %d bytes %s for %s, %d bytes", b.Sites[i].Name, len(body), digest, reference, size)
 	}
 	c.sizes[digest] = int64(len(body))
@@ -154,14 +159,25 @@ func (b *bed) fetch(t *testing.T, i int, path string) []byte {
 	return body
 }
 
-// same reads a tag at two sites and fails if a byte differs.
-func (b *bed) same(t *testing.T, from, to int, repository, tag string) content {
+// same reads an artifact at two sites and fails if a byte differs.
+func (b *bed) same(t *testing.T, from, to int, repository, reference string) content {
 	t.Helper()
-	here, there := b.content(t, from, repository, tag), b.content(t, to, repository, tag)
+	here, there := b.content(t, from, repository, reference), b.content(t, to, repository, reference)
 	if here.root != there.root || !maps.Equal(here.sizes, there.sizes) {
-		t.Errorf("%s:%s is %v at %s, %v at %s", repository, tag, here, b.Sites[from].Name, there, b.Sites[to].Name)
+		t.Errorf("%s:%s is %v at %s, %v at %s", repository, reference, here, b.Sites[from].Name, there, b.Sites[to].Name)
 	}
 	return here
+}
+
+// referrers asks site i what refers to a manifest.
+func (b *bed) referrers(t *testing.T, i int, repository, digest string) []ocispec.Descriptor {
+	t.Helper()
+	var index ocispec.Index
+	body := b.fetch(t, i, "/v2/"+project+"/"+repository+"/referrers/"+digest)
+	if err := json.Unmarshal(body, &index); err != nil {
+		t.Fatalf("%v: %s", err, body)
+	}
+	return index.Manifests
 }
 
 func digestOf(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
