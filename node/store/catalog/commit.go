@@ -1,9 +1,12 @@
 package catalog
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/dgraph-io/badger/v4"
@@ -116,7 +119,7 @@ func (c *Catalog) runGroup(jobs []*job) {
 	g := c.newGroup()
 	full := c.fullDisk()
 	for _, j := range jobs {
-		if err := full(j.kind); err != nil {
+		if err := cmp.Or(c.broken, full(j.kind)); err != nil {
 			j.done <- err
 			continue
 		}
@@ -219,6 +222,7 @@ func (c *Catalog) commit(g *group) {
 // fail answers all of a group that could not be written. Whether it will be
 // there after a restart is open. No later transaction may share its incarnation,
 // or a peer could believe to have seen dots that come back then (invariant 1).
+// If its sync failed no later one is taken at all: see broken.
 func (c *Catalog) fail(g *group, err error) {
 	g.txn.Discard()
 	c.inc = 0
@@ -247,13 +251,36 @@ func (c *Catalog) commitTxn(g *group) error {
 			return err
 		}
 	}
-	if err := g.txn.Commit(); err != nil { // synced: this is the promise of every call that writes
+	// Synced: this is the promise of every call that writes.
+	if err := errors.Join(c.finish(g.txn), c.syncDir()); err != nil {
+		c.broken = fmt.Errorf("catalog: the disk did not keep a write, so that no later one can be relied on: check the disk, then restart the node: %w", err)
 		return err
 	}
 	for _, inc := range begun {
 		c.own[inc] = true
 	}
 	return nil
+}
+
+// syncDir makes the name of a log durable that Badger began with this commit:
+// it syncs files, and its directory at other times only.
+func (c *Catalog) syncDir() error {
+	if c.dir == "" {
+		return nil
+	}
+	st, err := os.Stat(c.dir)
+	if err != nil || st.ModTime().Equal(c.dirSynced) {
+		return err
+	}
+	f, err := os.Open(c.dir)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(f.Sync(), f.Close())
+	if err == nil {
+		c.dirSynced = st.ModTime()
+	}
+	return err
 }
 
 // nextDot is called by the committer only.

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/dgraph-io/badger/v4"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/node/identity"
@@ -253,5 +254,40 @@ func TestExchange_LargestManifestFromManySites(t *testing.T) {
 	}
 	if err := auditDerived(joiner, pid); err != nil {
 		t.Error(err)
+	}
+}
+
+// After a sync that failed nothing may be acknowledged any more: the log has a
+// hole that a later sync does not mend.
+func TestCommit_AFailedSyncIsFinal(t *testing.T) {
+	dir := t.TempDir()
+	c, err := Open(dir, Options{Logger: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := identity.NewProjectID()
+	before := mustPut(t, c, put(pid, "app", "one", "1.0"))
+	bad := errors.New("input/output error")
+	if err := c.submit(t.Context(), func(*batch) error {
+		c.finish = func(txn *badger.Txn) error { txn.Discard(); return bad }
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.PutManifest(t.Context(), put(pid, "app", "two", "2.0")); !errors.Is(err, bad) {
+		t.Fatal(err)
+	}
+	if err := c.DeleteTag(t.Context(), pid, "app", "1.0", "ann", 1); !errors.Is(err, bad) {
+		t.Fatalf("a write after a failed one: %v", err)
+	}
+	if _, err := c.Tag(pid, "app", "1.0"); err != nil {
+		t.Fatalf("a read after a failed write: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c = openAt(t, dir, Options{})
+	if after := mustPut(t, c, put(pid, "app", "three", "3.0")); after.Inc == before.Inc {
+		t.Error("the incarnation goes on")
 	}
 }

@@ -75,6 +75,7 @@ type Catalog struct {
 	space      func(Need) error
 	onConflict func(Conflict)
 	id         [16]byte
+	dir        string // "": in memory
 	metrics    *metrics
 
 	jobs      chan *job
@@ -93,7 +94,13 @@ type Catalog struct {
 	own       map[identity.Incarnation]bool // all incarnations of this store: is the row on disk?
 	feedN     uint64                        // of the last feed row
 	incarnate func() (identity.Incarnation, uint64)
-	merge     func(here, in *entry, purged Vector) *entry
+	finish    func(*badger.Txn) error
+	dirSynced time.Time // the directory's time when it was last synced
+	// broken is why nothing is written any more: after a sync that failed the
+	// system may call clean what it dropped, so that a later one that succeeds
+	// proves nothing, and a restart would stop reading the log before it.
+	broken error
+	merge  func(here, in *entry, purged Vector) *entry
 
 	mu       sync.Mutex
 	watchers map[*watcher]bool
@@ -119,7 +126,7 @@ func Open(dir string, opts Options) (*Catalog, error) {
 		space: opts.Space,
 		log:   opts.Logger, now: opts.Now, onConflict: opts.OnConflict, metrics: newMetrics(),
 		jobs: make(chan *job, maxQueued), committed: make(chan struct{}),
-		own: map[identity.Incarnation]bool{}, incarnate: newIncarnation, merge: merge,
+		own: map[identity.Incarnation]bool{}, incarnate: newIncarnation, merge: merge, finish: (*badger.Txn).Commit,
 		watchers: map[*watcher]bool{}, wake: make(chan struct{}, 1),
 		dirty: map[identity.ProjectID]change{},
 	}
@@ -131,6 +138,9 @@ func Open(dir string, opts Options) (*Catalog, error) {
 	}
 	if c.db, err = badger.Open(badgerOptions(dir, opts)); err != nil {
 		return nil, fmt.Errorf("catalog: open %s: %w", dir, err)
+	}
+	if !opts.InMemory {
+		c.dir = dir
 	}
 	if err := c.load(dir); err != nil {
 		return nil, errors.Join(err, c.db.Close())
