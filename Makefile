@@ -8,7 +8,7 @@ DATA     ?= data
 GOLANGCI := $(CACHE)/tools/golangci-lint
 export CACHE
 
-.PHONY: help build run check test bench lint proto tools clean
+.PHONY: help build run check test bench micro lint proto tools clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,11 @@ check: lint ## vet, linters and short tests with the race detector
 test: tools ## everything: unit tests, and whole meshes with real clients
 	test/run
 
-bench: ## measurements, as tables
+bench: build ## compare with distribution: tables, and test/bench/results (BENCH=-quick: in minutes)
+	test/tools peers
+	$(GO) run ./test/bench $(BENCH)
+
+micro: ## Go's own benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./node/... ./transfer/... ./consensus/... ./registryapi/...
 
 lint: ## golangci-lint with .golangci.yml
