@@ -130,7 +130,7 @@ func (n *Node) nextChange(view *state.View, servers []raft.Server, index uint64)
 	for _, m := range view.Nodes() {
 		id := raft.ServerID(m.ID.String())
 		if !known[id] {
-			n.log.Info("adding a member as learner", "node", m.ID, "site", m.Site)
+			n.log.Debug("adding a member as learner", "node", m.ID, "site", m.Site)
 			return n.raft.AddNonvoter(id, raft.ServerAddress(id), index, n.cfg.Profile.Election)
 		}
 	}

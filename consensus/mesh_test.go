@@ -20,6 +20,7 @@ import (
 	"github.com/hashicorp/raft"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
@@ -659,6 +660,54 @@ func TestNodeUpdate_NewPortIsTold(t *testing.T) {
 		n, ok := a.node.State().View().Node(b.id.ID)
 		return ok && n.DataPort == 9999
 	})
+}
+
+// move gives a site that is down another control port.
+func (s *site) move() {
+	s.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.port = l.Addr().(*net.TCPAddr).Port
+	_ = l.Close()
+	s.record = proto.Clone(s.record).(*command.Node)
+	s.record.ControlPort = uint32(s.port)
+	s.sites.Store(s.addr(), s.name)
+}
+
+// TestNodeUpdate_NewControlPort: the leader cannot find a node that came back at
+// another address, so the node finds the leader. Two of three may move at once.
+func TestNodeUpdate_NewControlPort(t *testing.T) {
+	_, all := three(t)
+	for _, moved := range []int{1, 2} {
+		leader, others := leaderOf(t, all)
+		// The first time a follower; then the leader and one other.
+		away := []*site{others[0]}
+		if moved == 2 {
+			away = []*site{leader, others[0]}
+		}
+		for _, s := range away {
+			if err := s.shutdown(); err != nil {
+				t.Fatal(err)
+			}
+			s.move()
+		}
+		for _, s := range away {
+			s.start(nil)
+		}
+		for _, s := range away {
+			for _, at := range all {
+				await(t, at.name+" knows where "+s.name+" is", func() bool {
+					n, ok := at.node.State().View().Node(s.id.ID)
+					return ok && n.ControlPort == s.port
+				})
+			}
+		}
+		for _, s := range all {
+			s.insist(fmt.Sprintf("from-%s-%d", s.name, moved))
+		}
+	}
 }
 
 func TestBootstrap_OfADirectoryInUse(t *testing.T) {

@@ -25,15 +25,6 @@ import (
 	"github.com/portolan/portolan/node/wire"
 )
 
-// Record fills in what a node's record says of its key and its binary; where the
-// node is and which store it has is the caller's to say.
-func Record(id *identity.Identity, n *command.Node) *command.Node {
-	n = proto.Clone(n).(*command.Node)
-	box, sig := id.BoxKey()
-	n.Id, n.BoxKey, n.BoxSignature, n.Level = id.ID[:], box[:], sig, command.Level
-	return n
-}
-
 // errStopping is internal: callers get an Unavailable.
 var errStopping = errors.New("consensus: the node is stopping")
 
@@ -64,8 +55,8 @@ type Node struct {
 
 	transferStuck atomic.Int64 // unix nanoseconds of the first refusal in a row; raft#696
 
-	mu      sync.Mutex                     // leaf lock
-	heard   map[identity.NodeID]state.Node // members by hearsay
+	mu      sync.Mutex                    // leaf lock
+	heard   map[identity.NodeID]heardNode // members by hearsay
 	heardAt time.Time
 	stopped bool
 	// committed is raft's configuration when it was last seen committed.
@@ -78,7 +69,7 @@ func Open(cfg Config) (*Node, error) {
 	if err := fill(&cfg); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, log: cfg.Logger, state: state.New(), heard: make(map[identity.NodeID]state.Node),
+	n := &Node{cfg: cfg, log: cfg.Logger, state: state.New(), heard: make(map[identity.NodeID]heardNode),
 		edits: make(chan struct{}, maxInFlight), joins: make(chan struct{}, maxJoins), ready: make(chan struct{}), fatal: make(chan error, 1)}
 	n.lifetime, n.end = context.WithCancel(context.Background())
 	n.stats.init()
@@ -282,38 +273,6 @@ func (n *Node) watch(ctx context.Context) {
 	}
 }
 
-// keepRecord proposes this node's record when the mesh has another one.
-func (n *Node) keepRecord(ctx context.Context) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-n.ready:
-	}
-	wait := n.cfg.Profile.Election
-	for {
-		m, ok := n.state.View().Node(n.cfg.Identity.ID)
-		want := n.cfg.Self
-		if !ok || proto.Equal(m.Command(), want) {
-			return
-		}
-		_, err := n.Propose(ctx, "node:"+n.cfg.Identity.ID.String(), &command.NodeUpdate{Node: want})
-		var refusal *command.Error
-		switch {
-		case err == nil:
-			n.log.Info("this node's record in the mesh was brought up to date", "host", want.GetHost(), "version", want.GetVersion())
-			return
-		case errors.As(err, &refusal):
-			n.log.Error("the mesh refuses this node's new record", "err", err)
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait):
-		}
-	}
-}
-
 // handOver gives leadership to the voter that was heard from last (or that has
 // most of the log, while nobody was asked yet), once, and waits one election
 // timeout at most: a transfer can hang for ever (raft#696).
@@ -450,7 +409,7 @@ func (n *Node) loadSeeds() error {
 		if err := KeepSeeds(n.cfg.Dir, n.cfg.Seeds); err != nil {
 			return err
 		}
-		n.hear(n.cfg.Seeds)
+		n.hear(n.cfg.Seeds, 0)
 		return nil
 	}
 	f, err := os.Open(path)
@@ -468,7 +427,7 @@ func (n *Node) loadSeeds() error {
 	if err := proto.Unmarshal(b, &s); err != nil {
 		return fmt.Errorf("consensus: %s is damaged: join again with a new token: %w", path, err)
 	}
-	n.hear(s.GetNodes())
+	n.hear(s.GetNodes(), 0)
 	return nil
 }
 

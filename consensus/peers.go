@@ -201,12 +201,15 @@ func dialControl(addr string, creds credentials.TransportCredentials, dial func(
 		}))
 }
 
-// addrOf finds where a node's control port is.
+// addrOf finds where a node's control port is: the later of what the state says
+// and of what was heard. Nodes that were away are told by others where a third
+// one has moved to, or they could not reach it to be told by itself.
 func (n *Node) addrOf(id identity.NodeID) (string, bool) {
-	if m, ok := n.state.View().Node(id); ok {
-		return controlAddr(m), true
+	view := n.state.View()
+	m, ok := view.Node(id)
+	if heard, known := n.heardOf(id); known && (!ok || heard.index > view.Index()) {
+		m, ok = heard.Node, true
 	}
-	m, ok := n.heardOf(id)
 	if !ok {
 		return "", false
 	}
@@ -228,7 +231,13 @@ func (n *Node) IsMember(id identity.NodeID) bool {
 // heardFor is how long hearsay counts at a node that has a state.
 const heardFor = 5 * time.Minute
 
-func (n *Node) heardOf(id identity.NodeID) (state.Node, bool) {
+// heardNode is a member by hearsay.
+type heardNode struct {
+	state.Node
+	index uint64 // of the state of who told; 0: the join's answer
+}
+
+func (n *Node) heardOf(id identity.NodeID) (heardNode, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.isReady() && time.Since(n.heardAt) > heardFor {
@@ -238,8 +247,8 @@ func (n *Node) heardOf(id identity.NodeID) (state.Node, bool) {
 	return m, ok
 }
 
-// hear takes the members that another member knows.
-func (n *Node) hear(nodes []*command.Node) {
+// hear takes the members that another member knows, whose state is at index.
+func (n *Node) hear(nodes []*command.Node, index uint64) {
 	if len(nodes) > maxPeekedNodes {
 		return
 	}
@@ -247,8 +256,8 @@ func (n *Node) hear(nodes []*command.Node) {
 	defer n.mu.Unlock()
 	n.heardAt = time.Now()
 	for _, m := range nodes {
-		if row, err := state.NodeOf(m); err == nil {
-			n.heard[row.ID] = row
+		if row, err := state.NodeOf(m); err == nil && index >= n.heard[row.ID].index {
+			n.heard[row.ID] = heardNode{row, index}
 		}
 	}
 }

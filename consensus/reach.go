@@ -169,7 +169,7 @@ func (n *Node) ping(ctx context.Context, id identity.NodeID) (*PingReply, error)
 		return nil, err
 	}
 	if rep.GetApplied() > have {
-		n.hear(rep.GetNodes())
+		n.hear(rep.GetNodes(), rep.GetApplied())
 	}
 	return rep, nil
 }
