@@ -45,11 +45,29 @@ func (d *delegate) NotifyMsg(b []byte) {
 		d.dropped.WithLabelValues("unreadable").Inc()
 		return
 	}
+	if h.GetKind() == kindGoodbye {
+		d.goodbye(h)
+		return
+	}
 	select {
 	case d.hints <- h:
 		d.received.Inc()
 	default:
 		d.dropped.WithLabelValues("busy").Inc()
+	}
+}
+
+// goodbye notes that a node is about to stop: memberlist tells a node that left
+// from one that was lost, and does not tell us.
+func (d *delegate) goodbye(h *Hint) {
+	id, err := identity.NodeIDFromBytes(h.GetFrom())
+	if err != nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if x := d.members[id]; x != nil {
+		x.leaving = true
 	}
 }
 
@@ -94,9 +112,10 @@ func (d *delegate) set(n *memberlist.Node, alive bool) {
 	}
 	x.ID, x.Site, x.Level, x.Draining = id, meta.GetSite(), meta.GetLevel(), meta.GetDraining()
 	x.Host, x.Alive = n.Address(), alive
+	stopped := x.leaving && !alive
 	if turned {
 		x.Since = time.Now()
-		x.pong, x.deaf = x.Since, false
+		x.pong, x.deaf, x.leaving = x.Since, false, false
 	}
 	if !alive {
 		x.rtts = nil // the way back may be another one
@@ -108,9 +127,9 @@ func (d *delegate) set(n *memberlist.Node, alive bool) {
 	}
 	e := event{msg: "a node is in reach", node: id, site: meta.GetSite(), addr: n.Address()}
 	if !alive {
-		e.msg, e.warn = "a node can't be reached", n.State != memberlist.StateLeft
-		if !e.warn {
-			e.msg = "a node has stopped"
+		e.msg, e.warn = "a node can't be reached", true
+		if stopped {
+			e.msg, e.warn = "a node has stopped", false
 		}
 	}
 	d.tell(e)

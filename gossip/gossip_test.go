@@ -176,7 +176,11 @@ func find(n *node, id identity.NodeID) Member {
 
 func TestMesh_ThreeNodes(t *testing.T) {
 	w := newWorld(t)
-	a, b, c := w.start(w.config("fra")), w.start(w.config("mum")), w.start(w.config("sgp"))
+	var log syncBuffer
+	const lost = `level=WARN msg="a node can't be reached" site=sgp`
+	cfg := w.config("fra")
+	cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	a, b, c := w.start(cfg), w.start(w.config("mum")), w.start(w.config("sgp"))
 	nodes := []*node{a, b, c}
 	for _, n := range nodes {
 		eventually(t, "all see all", sees(n, nodes...))
@@ -241,6 +245,7 @@ func TestMesh_ThreeNodes(t *testing.T) {
 		if m := find(a, c.cfg.Self); m.Alive || m.Since.Before(began) || m.RTT != 0 {
 			t.Errorf("%+v", m)
 		}
+		eventually(t, "it is told", func() bool { return strings.Count(log.String(), lost) == 1 })
 		c = w.start(c.cfg) // same key, same port
 		for _, n := range []*node{a, b} {
 			eventually(t, "found", sees(n, c))
@@ -254,6 +259,12 @@ func TestMesh_ThreeNodes(t *testing.T) {
 		eventually(t, "gone", func() bool { return !a.Alive(c.cfg.Self) && !b.Alive(c.cfg.Self) })
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("noticed after %v", took)
+		}
+		eventually(t, "it is told", func() bool {
+			return strings.Contains(log.String(), `level=INFO msg="a node has stopped" site=sgp`)
+		})
+		if n := strings.Count(log.String(), lost); n != 1 {
+			t.Errorf("%d times lost: %s", n, log.String())
 		}
 		c = w.start(c.cfg)
 		eventually(t, "found", sees(a, c))

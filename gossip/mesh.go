@@ -144,6 +144,8 @@ type member struct {
 	rtts []time.Duration
 	pong time.Time // last answer to a packet; before the first, when it came alive
 	deaf bool      // it was told that none comes
+	// leaving: it said that it is about to stop.
+	leaving bool
 }
 
 // event is something to log, from a callback that must not block.
@@ -269,6 +271,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	wg.Go(func() { m.dispatch(ctx) })
 	m.rejoinLoop(ctx)
 	wg.Wait()
+	m.send(kindGoodbye, nil)
 	if err := m.list.Leave(leaveTimeout); err != nil {
 		m.log.Debug("gossip left without a good-bye", "err", err)
 	}
@@ -347,7 +350,15 @@ func (m *Mesh) Announce(kind byte, payload []byte) {
 		m.log.Warn("announcement is too large and was not sent", "kind", kind, "bytes", len(payload), "max", MaxPayload)
 		return
 	}
-	b, err := proto.Marshal(&Hint{From: m.cfg.Self[:], Kind: uint32(kind), Payload: payload})
+	m.send(uint32(kind), payload)
+}
+
+// kindGoodbye is the kind of a node's last hint. Kinds of announcements are
+// bytes; what is above is gossip's own, and nodes that do not know it drop it.
+const kindGoodbye = 0x100
+
+func (m *Mesh) send(kind uint32, payload []byte) {
+	b, err := proto.Marshal(&Hint{From: m.cfg.Self[:], Kind: kind, Payload: payload})
 	if err != nil {
 		return // bytes and numbers always encode
 	}
