@@ -9,6 +9,6 @@
 //	reconciler                               what must be where
 //	registry and management API              what users see; opened last, drained first
 //
-// A [Node] is made by [Open] and lives in [Node.Run] until its context ends.
+// [Run] is a node's life, from its data directory to the end of its context.
 // [Join] makes an empty data directory that of a member.
 package node

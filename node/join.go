@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"time"
@@ -45,6 +46,9 @@ func Join(ctx context.Context, cfg JoinConfig) (config.Config, error) {
 	if joined {
 		if err := format.CheckMesh(settings.Data, token.Mesh); err != nil {
 			return settings, err
+		}
+		if settings.Site != "" && settings.Site != token.Site {
+			return settings, fmt.Errorf("the data directory %s is that of site %q already, and the token is for site %q: name another --data for it", settings.Data, settings.Site, token.Site)
 		}
 		cfg.Say("this directory has joined already")
 		return settings, settings.SetSite(token.Site)
