@@ -38,6 +38,7 @@ const (
 // who asked first: somebody who can wait for 400 ms only must not cut off the
 // handshake that others could wait for, nor make it look like a dead peer.
 type dial struct {
+	up    chan struct{} // closed when the handshake is done
 	done  chan struct{}
 	err   error     // after done
 	until time.Time // after done: how long err answers for further ones
@@ -60,7 +61,7 @@ func (h *Host) connect(ctx context.Context, to identity.NodeID, id corepeer.ID) 
 	}
 	d := h.dials[to]
 	if d == nil || d.stale() {
-		d = &dial{done: make(chan struct{})}
+		d = &dial{up: make(chan struct{}), done: make(chan struct{})}
 		h.dials[to] = d
 		h.handlers.Add(1)
 		go func() {
@@ -80,15 +81,34 @@ func (h *Host) connect(ctx context.Context, to identity.NodeID, id corepeer.ID) 
 	}
 }
 
-// stale says whether a new attempt is due.
-func (d *dial) stale() bool {
-	select {
-	case <-d.done:
-		return time.Now().After(d.until)
-	default:
-		return false
+// connected notes a handshake for those that wait for a sign of life.
+func (h *Host) connected(_ network.Network, c network.Conn) {
+	id, err := nodeID(c.RemotePeer())
+	if err != nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if d := h.dials[id]; d != nil {
+		select {
+		case <-d.up:
+		default:
+			close(d.up)
+		}
 	}
 }
+
+func (d *dial) underWay() bool {
+	select {
+	case <-d.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// stale says whether a new attempt is due.
+func (d *dial) stale() bool { return !d.underWay() && time.Now().After(d.until) }
 
 func (h *Host) run(d *dial, to identity.NodeID, id corepeer.ID, name string, port int) {
 	ctx, cancel := context.WithTimeout(h.ctx, dialTimeout)

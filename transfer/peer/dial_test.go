@@ -124,3 +124,33 @@ func TestHost_RespondsTellsASilentNode(t *testing.T) {
 		t.Fatal("no sign of life after the thaw")
 	}
 }
+
+func TestHost_RespondsTakesAHandshakeForASign(t *testing.T) {
+	var m mesh
+	a, b := m.start(t), m.start(t)
+	b.Handle("/test/1", echo)
+	r := peertest.NewRelay(t, b.Addr().String())
+	m.set(b.ID(), r.Addr().String())
+	r.Freeze()
+	opened := make(chan error, 1)
+	go func() { opened <- ping(t.Context(), a, b.ID()) }()
+	eventually(t, "it dials", func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.dials[b.ID()] != nil
+	})
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if a.Responds(short, b.ID()) {
+		t.Fatal("a sign of life from behind a frozen link")
+	}
+	sign := make(chan bool, 1)
+	go func() { sign <- a.Responds(t.Context(), b.ID()) }()
+	r.Thaw()
+	if !<-sign {
+		t.Fatal("the handshake is no sign of life")
+	}
+	if err := <-opened; err != nil {
+		t.Fatal(err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"strconv"
 	"sync"
@@ -138,6 +139,7 @@ func New(cfg Config) (*Host, error) {
 		return nil, fmt.Errorf("data plane: %w", err)
 	}
 	h.h = p2p
+	p2p.Network().Notify(&network.NotifyBundle{ConnectedF: h.connected})
 	if err := p2p.Network().Listen(listen...); err != nil {
 		err = listenError(cfg.Listen, err)
 		h.cancel()
@@ -278,6 +280,9 @@ func (h *Host) isMember(id identity.NodeID) bool {
 }
 
 func (h *Host) sweep() {
+	h.mu.Lock()
+	maps.DeleteFunc(h.dials, func(_ identity.NodeID, d *dial) bool { return d.stale() })
+	h.mu.Unlock()
 	for _, p := range h.h.Network().Peers() {
 		if id, err := nodeID(p); err != nil || !h.isMember(id) {
 			h.log.Info("data connection of a node that is no member cut off", "peer", p.String())

@@ -15,9 +15,10 @@ type probe struct {
 	alive bool // after done
 }
 
-// Responds asks a connected node for a sign of life, below all streams: a node
-// that is busy with its disk answers, one that is paused, hung or cut off does
-// not. It returns false when ctx ends, and at once if there is no connection.
+// Responds asks a node for a sign of life, below all streams: a node that is busy
+// with its disk answers, one that is paused, hung or cut off does not. So is the
+// handshake of a dial that is under way. It returns false when ctx ends, and at
+// once if there is neither connection nor dial.
 func (h *Host) Responds(ctx context.Context, id identity.NodeID) bool {
 	to, err := peerID(id)
 	if err != nil {
@@ -27,6 +28,17 @@ func (h *Host) Responds(ctx context.Context, id identity.NodeID) bool {
 	if h.closed {
 		h.mu.Unlock()
 		return false
+	}
+	if d := h.dials[id]; d != nil && d.underWay() {
+		h.mu.Unlock()
+		select {
+		case <-d.up:
+			return true
+		case <-d.done:
+			return d.err == nil
+		case <-ctx.Done():
+			return false
+		}
 	}
 	p := h.probes[id]
 	if p == nil {

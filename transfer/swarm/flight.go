@@ -89,6 +89,7 @@ type flight struct {
 	failed    map[identity.NodeID]bool // fell out while this list was in use
 	partial   *store.Partial           // the vessel, unless pass
 	last      time.Time                // when the last unit came
+	begun     bool                     // units of an earlier flight are here
 	abandoned bool                     // remove what came
 }
 
@@ -236,6 +237,7 @@ func (f *flight) fly() error {
 		return err
 	}
 	defer f.s.over()
+	f.begun = !f.pass && f.s.cfg.Store.FetchBegan(f.digest)
 	if size := f.wanted()[0].Size; size > 0 {
 		f.setSize(size)
 	}

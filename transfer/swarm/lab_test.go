@@ -95,6 +95,20 @@ func (l *lab) front(n *node) *peertest.Relay {
 	return r
 }
 
+// bare is a member without a store.
+func (l *lab) bare() *peer.Host {
+	l.t.Helper()
+	id, _, err := identity.LoadOrCreate(l.t.TempDir())
+	l.check(err)
+	h, err := peer.New(peer.Config{Identity: id, Listen: "127.0.0.1:0", Members: l.lookup})
+	l.check(err)
+	l.t.Cleanup(func() { _ = h.Close() })
+	l.mu.Lock()
+	l.members[id.ID] = h.Addr().(*net.TCPAddr)
+	l.mu.Unlock()
+	return h
+}
+
 func (l *lab) remove(n *node) {
 	l.mu.Lock()
 	delete(l.members, n.id.ID)

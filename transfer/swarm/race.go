@@ -181,6 +181,9 @@ func (f *flight) opening() opening {
 	case l == nil:
 		return opening{record: true}
 	case !f.listed():
+		if f.begun {
+			return opening{record: true} // what is here shows with the list
+		}
 		return opening{record: true, n: min(firstRun, l.units())}
 	}
 	first, n := f.next(0, nil)
@@ -342,14 +345,15 @@ func (f *flight) holders() []identity.NodeID {
 }
 
 // alive says whether one of those that the flight waits for shows a sign of
-// life: bytes on any stream, or an answer of its muxer within lifeWithin. Who
-// waits for nobody waits for this node.
-func (f *flight) alive(ctx context.Context) bool {
+// life: bytes on any stream, a handshake, or an answer of its muxer within
+// lifeWithin. It gives the time until the next look, 0: nobody does. Who waits for
+// nobody waits for this node.
+func (f *flight) alive(ctx context.Context) (again time.Duration) {
 	f.mu.Lock()
 	asked := slices.Collect(maps.Keys(f.asked))
 	f.mu.Unlock()
 	if len(asked) == 0 {
-		return true
+		return lookAgain / 20
 	}
 	ctx, cancel := context.WithTimeout(ctx, lifeWithin)
 	defer cancel()
@@ -359,14 +363,14 @@ func (f *flight) alive(ctx context.Context) bool {
 	defer cancel()
 	for _, node := range asked {
 		if f.s.sessions.heardWithin(node, lookAgain) {
-			return true
+			return lookAgain
 		}
 		wg.Go(func() { signs <- f.s.cfg.Host.Responds(ctx, node) })
 	}
 	for range asked {
 		if <-signs {
-			return true
+			return lookAgain
 		}
 	}
-	return false
+	return 0
 }

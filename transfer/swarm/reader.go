@@ -35,7 +35,7 @@ func (s *Swarm) await(ctx context.Context, f *flight, w Want) (Blob, error) {
 	var looks sync.WaitGroup
 	defer looks.Wait()
 	defer stop()
-	signs := make(chan bool, 1) // of one look at a time
+	signs := make(chan time.Duration, 1) // of one look at a time: until the next
 	var err error
 	for err == nil {
 		select {
@@ -51,9 +51,9 @@ func (s *Swarm) await(ctx context.Context, f *flight, w Want) (Blob, error) {
 			}
 		case <-look.C:
 			looks.Go(func() { signs <- f.alive(looking) })
-		case alive := <-signs:
-			if alive {
-				look.Reset(lookAgain)
+		case again := <-signs:
+			if again > 0 {
+				look.Reset(again)
 			} else {
 				err = s.unreachable(f.holders())
 			}
