@@ -128,8 +128,8 @@ func (b *bed) addSite(name string) *site {
 }
 
 func (n *site) record() *command.Node {
-	id, box, sig := n.id.ID, [32]byte{}, []byte(nil)
-	box, sig = n.id.BoxKey()
+	id := n.id.ID
+	box, sig := n.id.BoxKey()
 	st := n.store.ID()
 	return &command.Node{Id: id[:], BoxKey: box[:], BoxSignature: sig, StoreId: st[:], Host: "127.0.0.1",
 		GossipPort: 7946, ControlPort: 7947, DataPort: uint32(n.port), RegistryUrl: "http://127.0.0.1:5000", Level: command.Level, Version: "test"}

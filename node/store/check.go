@@ -137,7 +137,7 @@ func (b *checkedBlob) Read(p []byte) (int, error) {
 	end := (b.off/b.list.UnitSize + 1) * b.list.UnitSize
 	n, err := b.ReadAt(p[:min(int64(len(p)), end-b.off)], b.off)
 	b.off += int64(n)
-	if n > 0 && err == io.EOF {
+	if n > 0 && errors.Is(err, io.EOF) {
 		err = nil
 	}
 	return n, err
@@ -192,7 +192,7 @@ func (b *checkedBlob) verify(i int) error {
 // spoiled puts a file aside whose bytes are wrong, too few or unreadable, and
 // gives the error for whoever reads it.
 func (b *checkedBlob) spoiled(err error) error {
-	if err == nil || err == io.EOF && b.sound() || !spoils(err) {
+	if err == nil || errors.Is(err, io.EOF) && b.sound() || !spoils(err) {
 		return err
 	}
 	return b.s.spoiled(context.WithoutCancel(b.ctx), b.row, b.f, err)
@@ -211,7 +211,8 @@ func spoils(err error) bool {
 
 // spoiled is lost for an open file. A good copy that came meanwhile stays.
 func (s *Store) spoiled(ctx context.Context, row catalog.BlobRow, f *os.File, why error) error {
-	cause := fmt.Errorf("%w (%s: %v)", ErrCorrupt, row.Digest, why)
+	// The cause stays text: an io.EOF in it must not look like the end of the blob.
+	cause := fmt.Errorf("%w (%s: %s)", ErrCorrupt, row.Digest, why.Error())
 	s.checks.known.Remove(row.Digest)
 	unlock := s.locks.lock(row.Digest)
 	now, err := s.files.Stat(row.Digest)

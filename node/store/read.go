@@ -244,9 +244,9 @@ func (r *unitReader) Close() error { return r.c.Close() }
 func mapCatalogError(err error) error {
 	switch {
 	case errors.Is(err, catalog.ErrNotFound):
-		return fmt.Errorf("%w (%v)", ErrNotFound, err)
+		return fmt.Errorf("%w (%w)", ErrNotFound, err)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fmt.Errorf("%w (%v)", ErrNoSpace, err)
+		return fmt.Errorf("%w (%w)", ErrNoSpace, err)
 	}
 	return err
 }

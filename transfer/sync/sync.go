@@ -352,12 +352,6 @@ func (s *Sync) PullProject(ctx context.Context, pid identity.ProjectID) (unreach
 // It stays so over restarts.
 func (s *Sync) FirstDone() <-chan struct{} { return s.first }
 
-func (s *Sync) firstIsDone() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.firstDone
-}
-
 func (s *Sync) markerPath() string { return filepath.Join(s.cfg.Dir, "first-exchange") }
 
 // checkFirst: every peer was tried, and one at least answered with all it had;

@@ -260,7 +260,7 @@ func WriteFile(path string, b []byte) error {
 // mapError turns the system's ways of saying "full" into ErrNoSpace.
 func mapError(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w (%v)", ErrNoSpace, err)
+		return fmt.Errorf("%w (%w)", ErrNoSpace, err)
 	}
 	return err
 }

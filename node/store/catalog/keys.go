@@ -75,7 +75,10 @@ const maxNameBytes = 512
 // rawDigest gives the algorithm's byte and the digest's raw bytes.
 func rawDigest(d digest.Digest) ([]byte, error) {
 	name, enc, _ := strings.Cut(string(d), ":") // the methods of d panic when it is malformed
-	alg, want := byte(0), 0
+	var (
+		alg  byte
+		want int
+	)
 	switch digest.Algorithm(name) {
 	case digest.SHA256:
 		alg, want = algSHA256, 32

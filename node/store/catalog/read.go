@@ -243,10 +243,8 @@ func (c *Catalog) Referrers(pid identity.ProjectID, repo string, subject digest.
 	if err != nil {
 		return nil, err
 	}
-	if artifactType != "" && checkName("artifact type", artifactType) != nil {
-		return out, nil // nothing can have it
-	}
-	if n = bound(n); n == 0 {
+	possible := artifactType == "" || checkName("artifact type", artifactType) == nil
+	if n = bound(n); n == 0 || !possible {
 		return out, nil
 	}
 	prefix := prefixReferrer(pid, repo, raw, artifactType)

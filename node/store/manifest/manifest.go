@@ -133,7 +133,7 @@ func Parse(mediaType string, body []byte) (*Manifest, error) {
 	}
 	var doc document
 	if err := json.Unmarshal(body, &doc); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrInvalid, err)
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if doc.FSLayers != nil && doc.Config == nil && doc.Manifests == nil {
 		return nil, fmt.Errorf("%w: Docker schema 1 is too old, push with a client from 2017 or later", ErrUnsupported)
@@ -229,7 +229,7 @@ func (m *Manifest) check() error {
 			return nil
 		}
 		if err := d.Digest.Validate(); err != nil {
-			return fmt.Errorf("%w: %s %q: %v", ErrInvalid, what, string(d.Digest), err)
+			return fmt.Errorf("%w: %s %q: %w", ErrInvalid, what, string(d.Digest), err)
 		}
 		if d.Size < 0 {
 			return fmt.Errorf("%w: %s %s has size %d", ErrInvalid, what, d.Digest, d.Size)
