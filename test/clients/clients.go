@@ -35,9 +35,9 @@ func Need(t testing.TB, name string) string {
 		}
 	}
 	if os.Getenv("CI") != "" {
-		t.Fatalf("%s is not installed: run `make tools` as root", name)
+		t.Fatalf("%s is not installed: run `make tools`, as root for packages", name)
 	}
-	t.Skipf("%s is not installed: run `make tools` as root", name)
+	t.Skipf("%s is not installed: run `make tools`, as root for packages", name)
 	return ""
 }
 
