@@ -80,7 +80,8 @@ func TestOpenBlob_MemoryIsBoundedWhateverClientsDo(t *testing.T) {
 					defer r.Close()
 					sum := digest.SHA256.Digester()
 					buf := make([]byte, 32<<10)
-					for done, n := 0, 0; ; done += n {
+					for done := 0; ; {
+						var n int
 						n, err = r.Read(buf)
 						_, _ = sum.Hash().Write(buf[:n])
 						if i == 0 && done/(8*mib) != (done+n)/(8*mib) {
@@ -88,6 +89,7 @@ func TestOpenBlob_MemoryIsBoundedWhateverClientsDo(t *testing.T) {
 							top = max(top, heap()-before)
 							mu.Unlock()
 						}
+						done += n
 						if err != nil {
 							break
 						}
