@@ -489,7 +489,8 @@ func (x *JoinReply) GetLevel() uint32 {
 
 type PingRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // what the caller has applied
+	Self          *command.Node          `protobuf:"bytes,2,opt,name=self,proto3" json:"self,omitempty"`    // the caller's own record, while the mesh has another one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -529,6 +530,13 @@ func (x *PingRequest) GetIndex() uint64 {
 		return x.Index
 	}
 	return 0
+}
+
+func (x *PingRequest) GetSelf() *command.Node {
+	if x != nil {
+		return x.Self
+	}
+	return nil
 }
 
 type PingReply struct {
@@ -870,9 +878,10 @@ const file_consensus_control_proto_rawDesc = "" +
 	"generation\x18\x05 \x01(\fR\n" +
 	"generation\x12\x1e\n" +
 	"\vnow_unix_ns\x18\x06 \x01(\x03R\tnowUnixNs\x12\x14\n" +
-	"\x05level\x18\a \x01(\rR\x05level\"#\n" +
+	"\x05level\x18\a \x01(\rR\x05level\"R\n" +
 	"\vPingRequest\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\xc4\x02\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12-\n" +
+	"\x04self\x18\x02 \x01(\v2\x19.portolan.command.v1.NodeR\x04self\"\xc4\x02\n" +
 	"\tPingReply\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1d\n" +
 	"\n" +
@@ -938,20 +947,21 @@ var file_consensus_control_proto_depIdxs = []int32{
 	12, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
 	13, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
 	13, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
-	13, // 3: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
-	10, // 4: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
-	13, // 5: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
-	0,  // 6: portolan.consensus.v1.Control.Propose:input_type -> portolan.consensus.v1.ProposeRequest
-	5,  // 7: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
-	7,  // 8: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
-	1,  // 9: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
-	6,  // 10: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
-	8,  // 11: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
-	9,  // [9:12] is the sub-list for method output_type
-	6,  // [6:9] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	13, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
+	13, // 4: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
+	10, // 5: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
+	13, // 6: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
+	0,  // 7: portolan.consensus.v1.Control.Propose:input_type -> portolan.consensus.v1.ProposeRequest
+	5,  // 8: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
+	7,  // 9: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
+	1,  // 10: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
+	6,  // 11: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
+	8,  // 12: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
+	10, // [10:13] is the sub-list for method output_type
+	7,  // [7:10] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_consensus_control_proto_init() }

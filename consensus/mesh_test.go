@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -571,6 +572,21 @@ func TestCutOff_Leader(t *testing.T) {
 	if leader.has("refused") {
 		t.Error("an edit that was refused as not made was made")
 	}
+}
+
+// TestCutOff_FromTheLeaderAlone: one link of three is cut. The majority is in
+// reach, no election will come, and edits would wait for one for ever.
+func TestCutOff_FromTheLeaderAlone(t *testing.T) {
+	m, all := three(t)
+	leader, others := leaderOf(t, all)
+	m.net.set(leader.name, others[0].name, true)
+	refusedFast(t, others[0], leader.name)
+	if _, err := others[0].createProject("reason"); err == nil || !strings.Contains(err.Error(), "leading site") {
+		t.Errorf("the reason is %v", err)
+	}
+	others[1].mustCreateProject("elsewhere")
+	m.net.set(leader.name, others[0].name, false)
+	others[0].insist("again")
 }
 
 func TestCutOff_LearnerOfOneVoter(t *testing.T) {

@@ -20,7 +20,7 @@ type news struct {
 	leader  identity.NodeID // last one told; zero before the first
 	since   time.Time       // since when there is none
 	told    bool            // that there is none
-	lost    bool            // the majority
+	refused string          // why edits are refused; empty: they are not
 	voter   bool
 	counted bool // voter was set once
 }
@@ -41,12 +41,14 @@ func (w *news) run(ctx context.Context) {
 // look compares what is with what was told.
 func (w *news) look(now time.Time) {
 	n := w.node
-	if lost := n.lostMajority(); lost != w.lost {
-		if w.lost = lost; lost {
-			n.log.Warn("edits are refused here: the majority of the voting sites can't be reached", "sites", n.reach.unreachable())
-		} else {
-			n.log.Info("edits are taken again: the majority of the voting sites is in reach")
-		}
+	switch why := n.cutOff(); {
+	case why == w.refused:
+	case why == "":
+		w.refused = why
+		n.log.Info("edits are taken again: the majority of the voting sites is in reach")
+	default:
+		w.refused = why
+		n.log.Warn("edits are refused here", "reason", why, "sites", n.reach.unreachable())
 	}
 	w.lookAtLeader(now)
 	voters, learners := n.servers()
@@ -73,7 +75,7 @@ func (w *news) lookAtLeader(now time.Time) {
 		switch {
 		case w.since.IsZero():
 			w.since = now
-		case !w.told && !w.lost && !w.leader.IsZero() && now.Sub(w.since) >= leaderlessFor*n.cfg.Profile.Election:
+		case !w.told && w.refused == "" && !w.leader.IsZero() && now.Sub(w.since) >= leaderlessFor*n.cfg.Profile.Election:
 			w.told = true
 			n.log.Warn("the voting sites elect no leader: edits wait for one", "since", w.since.UTC().Format(time.RFC3339))
 		}

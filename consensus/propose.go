@@ -94,6 +94,7 @@ func (n *Node) unavailable(reason string, indeterminate bool) *command.Unavailab
 
 const (
 	reasonLost     = "the majority of the voting sites cannot be reached from here"
+	reasonAway     = "the leading site cannot be reached from here, though others reach it"
 	reasonNoLeader = "the voting sites have not elected a leader yet"
 	reasonSlow     = "the leading site does not answer in time"
 )
@@ -101,8 +102,8 @@ const (
 // decide tries until someone decides, within the bounds that the package's
 // comment promises.
 func (n *Node) decide(ctx context.Context, env *command.Envelope) (command.Result, error) {
-	if n.lostMajority() {
-		return command.Result{}, n.unavailable(reasonLost, false)
+	if why := n.cutOff(); why != "" {
+		return command.Result{}, n.unavailable(why, false)
 	}
 	ctx, cancel := context.WithTimeout(ctx, maxProposeFor)
 	defer cancel()
@@ -122,11 +123,12 @@ func (n *Node) decide(ctx context.Context, env *command.Envelope) (command.Resul
 		case errors.As(err, &maybe):
 			unsure = unsure || maybe.Indeterminate
 		}
+		why := n.cutOff()
 		switch {
 		case n.lifetime.Err() != nil:
 			return command.Result{}, n.stoppingError(unsure)
-		case n.lostMajority():
-			return command.Result{}, n.unavailable(reasonLost, unsure)
+		case why != "":
+			return command.Result{}, n.unavailable(why, unsure)
 		case ctx.Err() != nil:
 			return command.Result{}, n.unavailable(reasonSlow, unsure)
 		case waiting.IsZero():
@@ -142,14 +144,25 @@ func (n *Node) decide(ctx context.Context, env *command.Envelope) (command.Resul
 	}
 }
 
-// lostMajority reports whether edits are refused at once.
+// lostMajority reports whether the majority is out of reach.
 func (n *Node) lostMajority() bool {
 	return n.reach.lost()
 }
 
+// cutOff gives the reason why edits are refused at once; empty: they are not.
+func (n *Node) cutOff() string {
+	switch {
+	case n.lostMajority():
+		return reasonLost
+	case n.reach.leaderAway():
+		return reasonAway
+	}
+	return ""
+}
+
 // whileLed gives a context for a call to the leader. It ends when another node
 // leads, or none: a call to a leader that was cut off would wait for ever while
-// the others have long gone on. It also ends when the majority is lost.
+// the others have long gone on. It also ends when this node is cut off.
 func (n *Node) whileLed(ctx context.Context, leader raft.ServerID) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	finished := make(chan struct{})
@@ -165,7 +178,7 @@ func (n *Node) whileLed(ctx context.Context, leader raft.ServerID) (context.Cont
 			case <-n.lifetime.Done():
 				return
 			case <-t.C:
-				if _, now := n.raft.LeaderWithID(); now != leader || n.lostMajority() {
+				if _, now := n.raft.LeaderWithID(); now != leader || n.cutOff() != "" {
 					return
 				}
 			}

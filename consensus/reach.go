@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/node/identity"
 )
@@ -26,7 +27,14 @@ type reach struct {
 	seen     map[identity.NodeID]time.Time // start of the last ping that was answered
 	asked    map[identity.NodeID]bool      // a ping is under way
 	silent   map[identity.NodeID]int       // pings in a row without an answer in time
+	said     map[identity.NodeID]hearsay   // whom the last answer named as leader
 	evidence time.Time                     // latest proof of a majority within reach
+}
+
+// hearsay is a leader that another node hears from.
+type hearsay struct {
+	leader identity.NodeID
+	at     time.Time // start of the ping
 }
 
 // silentPings is after how many unanswered pings a connection is made anew.
@@ -34,7 +42,7 @@ const silentPings = 3
 
 func newReach(n *Node) *reach {
 	return &reach{node: n, seen: make(map[identity.NodeID]time.Time), asked: make(map[identity.NodeID]bool),
-		silent: make(map[identity.NodeID]int), evidence: time.Now()}
+		silent: make(map[identity.NodeID]int), said: make(map[identity.NodeID]hearsay), evidence: time.Now()}
 }
 
 // refresh brings the evidence up to date and gives it.
@@ -66,6 +74,25 @@ func (r *reach) refresh() time.Time {
 // lost reports whether the majority has been out of reach for an election timeout.
 func (r *reach) lost() bool {
 	return time.Since(r.refresh()) >= r.node.cfg.Profile.Election
+}
+
+// leaderAway reports whether the others have a leader that has been out of this
+// node's reach for an election timeout: a link is cut, and no election will
+// help. Nobody is asked, and so nothing said, while the leader is heard.
+func (r *reach) leaderAway() bool {
+	n := r.node
+	limit := n.cfg.Profile.Election
+	if n.raft.State() == raft.Leader || time.Since(n.raft.LastContact()) < limit {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, h := range r.said {
+		if time.Since(h.at) < limit && h.leader != n.cfg.Identity.ID && time.Since(r.seen[h.leader]) >= limit {
+			return true
+		}
+	}
+	return false
 }
 
 // unreachable gives the sites of the voters that have not answered lately.
@@ -140,13 +167,18 @@ func (r *reach) ping(ctx context.Context, id identity.NodeID) {
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, r.node.cfg.Profile.Election/2)
 	defer cancel()
-	_, err := r.node.ping(ctx, id)
+	rep, err := r.node.ping(ctx, id)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.asked[id] = false
 	if err == nil {
 		r.seen[id] = start
 		r.silent[id] = 0
+		delete(r.said, id)
+		heard := time.Duration(rep.GetLastContactMs()) * time.Millisecond
+		if leader, err := identity.NodeIDFromBytes(rep.GetLeaderId()); err == nil && heard >= 0 && heard < r.node.cfg.Profile.Election {
+			r.said[id] = hearsay{leader, start}
+		}
 		return
 	}
 	if status.Code(err) == codes.DeadlineExceeded {
@@ -157,14 +189,20 @@ func (r *reach) ping(ctx context.Context, id identity.NodeID) {
 	}
 }
 
-// ping asks a node how it is, and learns the members that it knows.
+// ping asks a node how it is, and learns the members that it knows. It tells
+// where this node is now, as long as the mesh does not know.
 func (n *Node) ping(ctx context.Context, id identity.NodeID) (*PingReply, error) {
 	c, err := n.peers.get(id)
 	if err != nil {
 		return nil, err
 	}
-	have := n.state.View().Index()
-	rep, err := c.Ping(ctx, &PingRequest{Index: have})
+	view := n.state.View()
+	have := view.Index()
+	req := &PingRequest{Index: have}
+	if m, ok := view.Node(n.cfg.Identity.ID); ok && !proto.Equal(m.Command(), n.cfg.Self) {
+		req.Self = n.cfg.Self
+	}
+	rep, err := c.Ping(ctx, req)
 	if err != nil {
 		return nil, err
 	}

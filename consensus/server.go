@@ -59,10 +59,16 @@ func (n *server) Propose(ctx context.Context, req *ProposeRequest) (*ProposeRepl
 
 // Ping implements ControlServer.
 func (n *server) Ping(ctx context.Context, req *PingRequest) (*PingReply, error) {
-	if _, err := n.member(ctx); err != nil {
+	caller, err := n.member(ctx)
+	if err != nil {
 		return nil, err
 	}
 	view := n.state.View()
+	if self := req.GetSelf(); self != nil && string(self.GetId()) == string(caller[:]) {
+		// It has moved, and may need this node's vote to say so: what it says of
+		// itself counts until the state here goes on.
+		n.hear([]*command.Node{self}, view.Index()+1)
+	}
 	mesh := view.Mesh()
 	rep := &PingReply{Term: n.raft.CurrentTerm(), LastIndex: n.raft.LastIndex(), LastTerm: n.lastTerm(), Applied: view.Index(), LastContactMs: -1,
 		NowUnixNs: n.cfg.Now().UnixNano(), MeshId: mesh.ID[:], Generation: mesh.Generation[:]}

@@ -28,7 +28,8 @@ type Status struct {
 	// committed yet might be lost with one node.
 	Voters   []identity.NodeID
 	Learners []identity.NodeID
-	// Majority is false once edits are refused because the majority is out of reach.
+	// Majority is false once edits are refused because the majority, or the leader
+	// that it has, is out of reach.
 	Majority bool
 	// Unreachable are the voters' sites that cannot be reached; empty while the
 	// leader is heard, because nobody else is asked then.
@@ -39,7 +40,7 @@ type Status struct {
 func (n *Node) Status() Status {
 	voters, learners := n.committedServers()
 	s := Status{Role: "none", Term: n.raft.CurrentTerm(), Index: n.raft.LastIndex(), Applied: n.appliedIndex(),
-		LastContact: n.lastContact(), Voters: voters, Learners: learners, Majority: !n.lostMajority()}
+		LastContact: n.lastContact(), Voters: voters, Learners: learners, Majority: n.cutOff() == ""}
 	self := n.cfg.Identity.ID
 	for _, id := range voters {
 		if id == self {
@@ -166,7 +167,7 @@ var (
 	descLeads   = prometheus.NewDesc("portolan_consensus_leader", "1 if this node leads.", nil, nil)
 	descContact = prometheus.NewDesc("portolan_consensus_leader_contact_seconds", "Time since the leader was heard; 0 at the leader, -1: never.", nil, nil)
 	descVoters  = prometheus.NewDesc("portolan_consensus_voters", "Voters in raft's configuration.", nil, nil)
-	descReach   = prometheus.NewDesc("portolan_consensus_majority", "0 once edits are refused because the majority is out of reach.", nil, nil)
+	descReach   = prometheus.NewDesc("portolan_consensus_majority", "0 once edits are refused because the majority, or its leader, is out of reach.", nil, nil)
 )
 
 func (m *metrics) init() {
