@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -130,15 +131,16 @@ func TestExpire_RemovesAllThatIsOver(t *testing.T) {
 func TestDeleteRepository_WithManyReferences(t *testing.T) {
 	c := openMemory(t, Options{})
 	pid := identity.NewProjectID()
-	for i := range deleteChunk {
-		p := put(pid, "app", fmt.Sprint(i), fmt.Sprint(i))
-		p.Refs = refs(fmt.Sprint("layer ", i, " "), 120)
+	repo := strings.Repeat("a", 255)
+	for i := range 100 {
+		p := put(pid, repo, fmt.Sprint(i), fmt.Sprint(i))
+		p.Refs = refs(fmt.Sprint("layer ", i, " "), 150)
 		mustPut(t, c, p)
 	}
-	if err := c.DeleteRepository(t.Context(), pid, "app", "ann", 1); err != nil {
+	if err := c.DeleteRepository(t.Context(), pid, repo, "ann", 1); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Repository(pid, "app"); !errors.Is(err, ErrNotFound) {
+	if _, err := c.Repository(pid, repo); !errors.Is(err, ErrNotFound) {
 		t.Error(err)
 	}
 	if err := auditDerived(c, pid); err != nil {
@@ -158,10 +160,10 @@ func TestDelta_PagesStayBelowTheirBound(t *testing.T) {
 		return p
 	}
 	top := big("top", nil, "latest")
-	for i := range 4 {
+	for i := range 2 {
 		index := big(fmt.Sprint("index ", i), nil)
 		for j := range 300 {
-			child := big(fmt.Sprint("child ", i, " ", j), refs(fmt.Sprint(i, j), 30))
+			child := big(fmt.Sprint("child ", i, " ", j), refs(fmt.Sprint(i, j), 5))
 			mustPut(t, a, child)
 			index.Refs = append(index.Refs, Ref{Digest: child.Digest, Size: child.Size, Kind: RefManifest})
 		}
@@ -195,13 +197,13 @@ func TestDelta_PagesStayBelowTheirBound(t *testing.T) {
 	}); err != nil || absent > missing {
 		t.Errorf("the bytes of %d manifests are not here, %d were named: %v", absent, missing, err)
 	}
-	t.Logf("the bytes of %d of 1205 manifests are left to be fetched", absent)
+	t.Logf("the bytes of %d of 603 manifests are left to be fetched", absent)
 }
 
 // The largest manifest that is accepted, pushed at many sites before any of them
 // heard of the others, still gets to a site that has nothing of it.
 func TestExchange_LargestManifestFromManySites(t *testing.T) {
-	const sites = 6
+	const sites = 3
 	pid := identity.NewProjectID()
 	p := put(pid, "app", "huge", "1.0")
 	p.Bytes, p.Size = nil, 4<<20
@@ -212,7 +214,7 @@ func TestExchange_LargestManifestFromManySites(t *testing.T) {
 		p.Home = fmt.Sprint("site ", i)
 		if i == 0 {
 			// Find the largest that is accepted.
-			n := 16_000
+			n := 15_000
 			for {
 				p.Refs = refs("layer", n)
 				_, err := c.PutManifest(t.Context(), p)
@@ -222,7 +224,7 @@ func TestExchange_LargestManifestFromManySites(t *testing.T) {
 				if !errors.Is(err, ErrTooLarge) {
 					t.Fatal(err)
 				}
-				n -= 400
+				n -= 800
 			}
 			t.Logf("%d references", n)
 			if n < 10_000 {
