@@ -144,44 +144,43 @@ func clientsOf(n int) string {
 	return fmt.Sprintf("%d clients", n)
 }
 
-// putBlobs uploads large blobs to registries that are new in each round, so that
-// no round finds a fuller disk than the one before.
+// putBlobs uploads large blobs. In each round each registry is alone and new, so
+// that no round finds a fuller disk than the one before, and a tmpfs has room.
 func (b *bench) putBlobs(ctx context.Context, on, medium string, throughput float64) error {
+	// Two for each client: while the last ones end, cores stand idle.
+	const each = 2
 	src := newSource(b.BlobBytes)
 	counts := []int{1, 8}
 	rate, cost := map[int]samples{1: {}, 8: {}}, map[int]samples{1: {}, 8: {}}
 	for round := range b.Rounds {
-		p, err := b.startPair(ctx, on, nil)
-		if err != nil {
-			return err
+		blobs := map[int][]blob{}
+		for _, n := range counts {
+			for range n * each {
+				blobs[n] = append(blobs[n], src.blob(b.BlobBytes))
+			}
 		}
-		err = func() error {
-			defer p.close()
+		push := func(s *server) error {
 			for _, n := range counts {
-				var blobs []blob
-				for range max(n, 2) {
-					blobs = append(blobs, src.blob(b.BlobBytes))
-				}
-				for _, s := range p.both(round) {
-					var r result
-					used, err := s.spent(func() (err error) {
-						r, err = load{Clients: n, Count: len(blobs)}.all(ctx, s, true, func(ctx context.Context, c *client, i int) error {
-							return c.pushBlob(ctx, "library/large", blobs[i])
-						})
-						return err
+				var r result
+				used, err := s.spent(func() (err error) {
+					r, err = load{Clients: n, Count: n * each}.all(ctx, s, true, func(ctx context.Context, c *client, i int) error {
+						return c.pushBlob(ctx, "library/large", blobs[n][i])
 					})
-					if err != nil {
-						return err
-					}
-					bytes := float64(b.BlobBytes) * float64(r.Done)
-					rate[n].add(s, bytes/mega/r.Elapsed.Seconds())
-					cost[n].add(s, used/(bytes/giga))
+					return err
+				})
+				if err != nil {
+					return err
 				}
+				bytes := float64(b.BlobBytes) * float64(r.Done)
+				rate[n].add(s, bytes/mega/r.Elapsed.Seconds())
+				cost[n].add(s, used/(bytes/giga))
 			}
 			return nil
-		}()
-		if err != nil {
-			return err
+		}
+		for _, who := range inTurn(round) {
+			if err := b.alone(ctx, who, on, push); err != nil {
+				return err
+			}
 		}
 	}
 	for _, n := range counts {

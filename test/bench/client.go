@@ -93,10 +93,10 @@ func (c *client) try(ctx context.Context, q request) (reply, error) {
 	if q.contentType != "" {
 		head.WriteString("Content-Type: " + q.contentType + "\r\n")
 	}
-	if strings.Contains(q.path, "/manifests/") && q.method == http.MethodGet {
+	if asks := q.method == http.MethodGet || q.method == http.MethodHead; asks && strings.Contains(q.path, "/manifests/") {
 		head.WriteString("Accept: " + mediaManifest + ", " + mediaIndex + "\r\n")
 	}
-	if q.method != http.MethodGet && q.method != http.MethodHead {
+	if length > 0 || q.method == http.MethodPost || q.method == http.MethodPut {
 		head.WriteString("Content-Length: " + strconv.Itoa(length) + "\r\n")
 	}
 	head.WriteString("\r\n")

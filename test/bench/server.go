@@ -269,12 +269,40 @@ type pair struct {
 	stopped      bool
 }
 
-// both are the servers in the order of a round: who goes first changes.
-func (p *pair) both(round int) []*server {
+// inTurn is the order of a round: who goes first changes.
+func inTurn(round int) []string {
 	if round%2 == 1 {
-		return []*server{p.theirs, p.ours}
+		return []string{theirs, ours}
 	}
-	return []*server{p.ours, p.theirs}
+	return []string{ours, theirs}
+}
+
+// both are the servers in the order of a round.
+func (p *pair) both(round int) []*server {
+	var s []*server
+	for _, who := range inTurn(round) {
+		s = append(s, map[string]*server{ours: p.ours, theirs: p.theirs}[who])
+	}
+	return s
+}
+
+// alone starts one of them on a new directory below on, for as long as do lasts.
+func (b *bench) alone(ctx context.Context, who, on string, do func(*server) error) error {
+	dir, err := os.MkdirTemp(on, "portolan-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	start := b.startOurs
+	if who == theirs {
+		start = b.startTheirs
+	}
+	s, err := start(ctx, filepath.Join(dir, who), nil)
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	return do(s)
 }
 
 // startPair starts both on new directories below on.
