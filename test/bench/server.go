@@ -158,8 +158,9 @@ func (s *server) start(ctx context.Context, ready string, cmd *exec.Cmd, env ...
 		}
 	}
 	cmd.Env = append(append(cmd.Env, "OTEL_TRACES_EXPORTER=none"), env...)
-	// Its own group: Ctrl-C reaches it through stop, in order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// Its own group: Ctrl-C reaches it through stop, in order. A bench that is
+	// killed leaves nothing running.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {
 		return err
