@@ -33,7 +33,7 @@ func (r *Reconciler) work(ctx context.Context) {
 			reason = err.Error()
 			r.metrics.failures.Inc()
 			if t.attempts == 0 || t.reason != reason {
-				r.log.Info("content that is wanted here could not be brought here: trying again", "pid", t.pid, "repository", t.repo, "digest", t.digest, "error", err)
+				r.log.Info("content that is wanted here could not be brought here: trying again", "repository", r.fullName(t.key), "digest", t.digest, "error", err)
 			}
 		}
 		r.queue.finish(t, reason)
@@ -94,7 +94,7 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 	r.isComplete(t.key, c)
 	if len(fetch)+len(promote) > 0 {
 		r.metrics.artifacts.Inc()
-		r.log.Info("brought here", "pid", t.pid, "repository", t.repo, "digest", t.digest, "blobs", len(fetch), "took", r.cfg.Now().Sub(begun).Round(time.Millisecond))
+		r.log.Info("brought here", "repository", r.fullName(t.key), "digest", t.digest, "blobs", len(fetch), "took", r.cfg.Now().Sub(begun).Round(time.Millisecond))
 	}
 	return nil
 }
@@ -172,4 +172,12 @@ func (r *Reconciler) promise(ctx context.Context, b content, k kind) error {
 		return fmt.Errorf("blob %s: %w", b.digest, err)
 	}
 	return nil
+}
+
+// fullName is how people call a task's repository.
+func (r *Reconciler) fullName(k key) string {
+	if p, ok := r.cfg.State.View().ProjectByPID(k.pid); ok {
+		return p.Name + "/" + k.repo
+	}
+	return k.pid.String() + "/" + k.repo
 }

@@ -213,6 +213,7 @@ func (l *link) exchanged(err error) {
 	l.mu.Lock()
 	first := l.status.contactAt.IsZero() && l.status.err == nil
 	before := l.status.err
+	known := !l.status.contactAt.IsZero()
 	l.status.err = err
 	if err == nil {
 		l.status.contactAt = l.s.cfg.Now()
@@ -220,6 +221,9 @@ func (l *link) exchanged(err error) {
 	l.mu.Unlock()
 	l.s.metrics.exchanges.WithLabelValues(outcome(err)).Inc()
 	switch {
+	case err != nil && before == nil && !known:
+		// It may have joined a moment ago and be starting.
+		l.s.log.Info("a site does not answer yet: trying until it does", "node", l.node, "site", l.site(), "error", err)
 	case err != nil && before == nil:
 		l.s.log.Warn("a site can't be reached for its catalogue: trying again until it can", "node", l.node, "site", l.site(), "error", err)
 	case err == nil && (first || before != nil):
