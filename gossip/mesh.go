@@ -40,6 +40,9 @@ const (
 	reclaimAfter = 30 * time.Second
 	// leaveTimeout bounds the good-bye.
 	leaveTimeout = time.Second
+	// goodbyeAhead is the head start of our word over memberlist's: its queue
+	// takes the last packet first.
+	goodbyeAhead = 50 * time.Millisecond
 )
 
 const (
@@ -272,6 +275,7 @@ func (m *Mesh) Run(ctx context.Context) error {
 	m.rejoinLoop(ctx)
 	wg.Wait()
 	m.send(kindGoodbye, nil)
+	time.Sleep(goodbyeAhead)
 	if err := m.list.Leave(leaveTimeout); err != nil {
 		m.log.Debug("gossip left without a good-bye", "err", err)
 	}
