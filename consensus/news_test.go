@@ -69,6 +69,11 @@ func TestNews_OneLineForEachThing(t *testing.T) {
 	}
 	says(t, heard, second, leads)
 	says(t, heard, follower, led)
+	for _, s := range others {
+		if heard[s] += s.lines.take(); strings.Contains(heard[s], refused) {
+			t.Errorf("%s refuses edits while a majority elects: %s", s.name, heard[s])
+		}
+	}
 	leader.start(nil)
 	says(t, heard, leader, led)
 

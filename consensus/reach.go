@@ -35,6 +35,7 @@ type reach struct {
 type hearsay struct {
 	leader identity.NodeID
 	at     time.Time // start of the ping
+	heard  time.Time // when the other node heard it last
 }
 
 // silentPings is after how many unanswered pings a connection is made anew.
@@ -82,13 +83,15 @@ func (r *reach) lost() bool {
 func (r *reach) leaderAway() bool {
 	n := r.node
 	limit := n.cfg.Profile.Election
-	if n.raft.State() == raft.Leader || time.Since(n.raft.LastContact()) < limit {
+	contact := n.raft.LastContact()
+	if n.raft.State() == raft.Leader || time.Since(contact) < limit {
 		return false
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, h := range r.said {
-		if time.Since(h.at) < limit && h.leader != n.cfg.Identity.ID && time.Since(r.seen[h.leader]) >= limit {
+		// A leader that died was heard last by all at about the same time.
+		if h.heard.Sub(contact) >= limit/2 && time.Since(h.at) < limit && h.leader != n.cfg.Identity.ID && time.Since(r.seen[h.leader]) >= limit {
 			return true
 		}
 	}
@@ -177,7 +180,7 @@ func (r *reach) ping(ctx context.Context, id identity.NodeID) {
 		delete(r.said, id)
 		heard := time.Duration(rep.GetLastContactMs()) * time.Millisecond
 		if leader, err := identity.NodeIDFromBytes(rep.GetLeaderId()); err == nil && heard >= 0 && heard < r.node.cfg.Profile.Election {
-			r.said[id] = hearsay{leader, start}
+			r.said[id] = hearsay{leader: leader, at: start, heard: start.Add(-heard)}
 		}
 		return
 	}

@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -18,6 +19,9 @@ const (
 	rejoinJitter = 0.2
 	// maxJoins bounds the seeds that are tried at once.
 	maxJoins = 8
+	// aloneAfter is when it is told that nobody is in sight: nodes that start
+	// together don't find one another at once.
+	aloneAfter = 3 * time.Second
 	// deafAfter is for how long a live node may answer no packet before that is
 	// told, beside three rounds in which each node is probed once.
 	deafAfter = 30 * time.Second
@@ -30,6 +34,7 @@ const (
 // ever call anybody (memberlist#222).
 func (m *Mesh) rejoinLoop(ctx context.Context) {
 	pause, alone := firstRejoin, false
+	company := time.Now() // when another node was last in sight
 	for {
 		err := m.rejoin(ctx)
 		m.forget()
@@ -39,9 +44,9 @@ func (m *Mesh) rejoinLoop(ctx context.Context) {
 			if alone {
 				m.log.Info("gossip reaches others again", "nodes", others)
 			}
-			pause, alone = m.cfg.RejoinEvery, false
+			pause, alone, company = m.cfg.RejoinEvery, false, time.Now()
 		default:
-			if err != nil && !alone {
+			if err != nil && !alone && time.Since(company) >= aloneAfter {
 				alone = true
 				m.log.Warn("gossip reaches no other node and keeps trying", "err", err)
 			}
@@ -125,6 +130,9 @@ func (m *Mesh) join(ctx context.Context, seed string, known map[string]bool) err
 	for _, a := range addrs {
 		if _, err = m.list.Join([]string{a}); err == nil || ctx.Err() != nil {
 			return nil
+		}
+		if first := errors.Unwrap(err); first != nil {
+			err = first // of a list, which takes several lines
 		}
 	}
 	return err
