@@ -8,7 +8,9 @@
 // It starts both registries itself and ends only what it started. Each case
 // runs in several rounds; the table and the JSON lines have the medians over
 // the rounds, and ratios of these medians. Absolute numbers say little about
-// another machine, and not much about a busy one: the ratios are the result.
+// another machine: the ratios are the result. Each row says what share of the
+// cores other processes used meanwhile; above a few percent, processor time is
+// worth more than throughput and times.
 //
 // Both are set up as their users get them. Ours is `portolan serve`, one site,
 // every acknowledged write synced; pulls are anonymous from the public project

@@ -116,7 +116,7 @@ func run(ctx context.Context, args []string) error {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "%s  %s\n", time.Now().Format(time.TimeOnly), g.name)
-		if err := g.run(b, ctx); err != nil {
+		if err := b.group(ctx, g); err != nil {
 			return fmt.Errorf("%s: %w", g.name, err)
 		}
 	}
@@ -124,6 +124,23 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	return save(*out, b.rows, *only != "")
+}
+
+// group runs one, and notes in its rows how busy the machine was.
+func (b *bench) group(ctx context.Context, g group) error {
+	m, err := newMachine()
+	if err != nil {
+		return err
+	}
+	first := len(b.rows)
+	if err := g.run(b, ctx); err != nil {
+		return err
+	}
+	busy, err := m.others()
+	for i := range b.rows[first:] {
+		b.rows[first+i].Others = round(busy, 2)
+	}
+	return err
 }
 
 // cacheDir is where test/tools puts what it builds.

@@ -42,14 +42,14 @@ func (t *target) String() string {
 // row is one line of the table and of the results.
 type row struct {
 	Name   string   `json:"name"`
-	Ours   float64  `json:"ours"`           // median over the rounds
-	Peer   *float64 `json:"peer"`           // null: there is nothing to compare with
-	Unit   string   `json:"unit"`           //
-	Ratio  *float64 `json:"ratio"`          // ours / peer
-	Target string   `json:"target"`         // empty: for information
-	Met    *bool    `json:"met,omitempty"`  // absent: for information
-	Rounds int      `json:"rounds"`         // samples that the medians are of
-	Note   string   `json:"note,omitempty"` // what makes the comparison uneven
+	Ours   float64  `json:"ours"`          // median over the rounds
+	Peer   *float64 `json:"peer"`          // null: there is nothing to compare with
+	Unit   string   `json:"unit"`          //
+	Ratio  *float64 `json:"ratio"`         // ours / peer
+	Target string   `json:"target"`        // empty: for information
+	Met    *bool    `json:"met,omitempty"` // absent: for information
+	Rounds int      `json:"rounds"`        // samples that the medians are of
+	Others float64  `json:"others"`        // share of the cores that other processes used meanwhile
 }
 
 // samples are one figure's, by server, a value for each round.
@@ -59,13 +59,13 @@ func (s samples) add(on *server, v float64) { s[on.name] = append(s[on.name], v)
 
 // newRow takes the medians and judges them.
 func newRow(name, unit string, t *target, s samples) row {
-	r := row{Name: name, Unit: unit, Ours: round(median(s[ours])), Target: t.String(), Rounds: len(s[ours])}
+	r := row{Name: name, Unit: unit, Ours: round(median(s[ours]), digits), Target: t.String(), Rounds: len(s[ours])}
 	if len(s[theirs]) > 0 {
 		peer := median(s[theirs])
-		p := round(peer)
+		p := round(peer, digits)
 		r.Peer = &p
 		if peer != 0 {
-			ratio := round(median(s[ours]) / peer)
+			ratio := round(median(s[ours])/peer, digits)
 			r.Ratio = &ratio
 		}
 	}
@@ -81,25 +81,27 @@ func newRow(name, unit string, t *target, s samples) row {
 	return r
 }
 
-// round keeps four digits: the rest is noise, and would change in every commit.
-func round(v float64) float64 {
+// digits that a figure keeps: the rest is noise.
+const digits = 4
+
+func round(v float64, keep int) float64 {
 	if v == 0 || math.IsInf(v, 0) || math.IsNaN(v) {
 		return 0
 	}
-	scale := math.Pow(10, 3-math.Floor(math.Log10(math.Abs(v))))
+	scale := math.Pow(10, float64(keep)-1-math.Floor(math.Log10(math.Abs(v))))
 	return math.Round(v*scale) / scale
 }
 
 // table prints the rows for people.
 func table(w io.Writer, rows []row) error {
 	t := tabwriter.NewWriter(w, 2, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "case\tours\ttheirs\tunit\tratio\ttarget\tmet")
+	fmt.Fprintln(t, "case\tours\ttheirs\tunit\tratio\ttarget\tmet\tothers")
 	for _, r := range rows {
 		met := ""
 		if r.Met != nil {
 			met = map[bool]string{true: "yes", false: "NO"}[*r.Met]
 		}
-		fmt.Fprintf(t, "%s\t%g\t%s\t%s\t%s\t%s\t%s\n", r.Name, r.Ours, number(r.Peer), r.Unit, number(r.Ratio), r.Target, met)
+		fmt.Fprintf(t, "%s\t%g\t%s\t%s\t%s\t%s\t%s\t%.0f%%\n", r.Name, r.Ours, number(r.Peer), r.Unit, number(r.Ratio), r.Target, met, 100*r.Others)
 	}
 	return t.Flush()
 }

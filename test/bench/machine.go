@@ -1,0 +1,71 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// machine tells how much of the cores was used by others while a group ran: a
+// busy machine moves throughput and times, in either direction, and the reader
+// of a result must know. Processor time per request stays what it is.
+type machine struct {
+	begin     time.Time
+	all, mine float64 // processor seconds
+}
+
+func newMachine() (machine, error) {
+	m := machine{begin: time.Now()}
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return m, err
+	}
+	if m.all, err = parseBusy(string(b)); err != nil {
+		return m, err
+	}
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} { // children: those that have ended
+		var u syscall.Rusage
+		if err := syscall.Getrusage(who, &u); err != nil {
+			return m, err
+		}
+		m.mine += float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
+	}
+	return m, nil
+}
+
+// others is the share of the cores, 0 to 1, that others used since m. Both of
+// our registries must have ended on both occasions.
+func (m machine) others() (float64, error) {
+	now, err := newMachine()
+	if err != nil {
+		return 0, err
+	}
+	cores := now.begin.Sub(m.begin).Seconds() * float64(runtime.NumCPU())
+	used := (now.all - m.all) - (now.mine - m.mine)
+	return min(max(used/cores, 0), 1), nil
+}
+
+// parseBusy sums what the first line of /proc/stat has, without idle and iowait,
+// and without the guests' time, which is part of the user's.
+func parseBusy(stat string) (float64, error) {
+	line, _, _ := strings.Cut(stat, "\n")
+	f := strings.Fields(line)
+	if len(f) < 9 || f[0] != "cpu" {
+		return 0, fmt.Errorf("%q is not the first line of /proc/stat", line)
+	}
+	var sum uint64
+	var errs error
+	for i, s := range f[1:9] { // user nice system idle iowait irq softirq steal
+		v, err := strconv.ParseUint(s, 10, 64)
+		errs = errors.Join(errs, err)
+		if i != 3 && i != 4 {
+			sum += v
+		}
+	}
+	return float64(sum) / ticks, errs
+}
