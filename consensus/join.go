@@ -97,7 +97,7 @@ func joinAt(ctx context.Context, cfg JoinConfig, to TokenNode) (*JoinResult, err
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", to.Addr, err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	req := &JoinRequest{MeshId: cfg.Token.Mesh[:], TokenId: cfg.Token.ID, Secret: cfg.Token.Secret[:], Site: cfg.Token.Site, Node: Record(cfg.Identity, cfg.Node),
 		NowUnixNs: cfg.Now().UnixNano(), MinLevel: minimumLevel}
 	rep, err := NewControlClient(conn).Join(ctx, req)

@@ -105,7 +105,7 @@ func replay(f *fsm, logs raft.LogStore, snaps raft.SnapshotStore, m *marker) err
 		return nil
 	}
 	var l raft.Log
-	if err := logs.GetLog(index, &l); err != nil || l.Term != term {
+	if known := logs.GetLog(index, &l) == nil && l.Term == term; !known {
 		return nil // another log than the marker's: a leader will tell
 	}
 	for i := from + 1; i <= index; i++ {

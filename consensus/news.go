@@ -41,14 +41,12 @@ func (w *news) run(ctx context.Context) {
 // look compares what is with what was told.
 func (w *news) look(now time.Time) {
 	n := w.node
-	switch why := n.cutOff(); {
-	case why == w.refused:
-	case why == "":
-		w.refused = why
-		n.log.Info("edits are taken again: the majority of the voting sites is in reach")
-	default:
-		w.refused = why
-		n.log.Warn("edits are refused here", "reason", why, "sites", n.reach.unreachable())
+	if why := n.cutOff(); why != w.refused {
+		if w.refused = why; why == "" {
+			n.log.Info("edits are taken again: the majority of the voting sites is in reach")
+		} else {
+			n.log.Warn("edits are refused here", "reason", why, "sites", n.reach.unreachable())
+		}
 	}
 	w.lookAtLeader(now)
 	voters, learners := n.servers()

@@ -46,7 +46,7 @@ func (m *Mesh) rejoinLoop(ctx context.Context) {
 			}
 			pause, alone, company = m.cfg.RejoinEvery, false, time.Now()
 		default:
-			if err != nil && !alone && time.Since(company) >= aloneAfter {
+			if err != nil && ctx.Err() == nil && !alone && time.Since(company) >= aloneAfter {
 				alone = true
 				m.log.Warn("gossip reaches no other node and keeps trying", "err", err)
 			}
@@ -128,8 +128,11 @@ func (m *Mesh) join(ctx context.Context, seed string, known map[string]bool) err
 		addrs = append(addrs, a)
 	}
 	for _, a := range addrs {
-		if _, err = m.list.Join([]string{a}); err == nil || ctx.Err() != nil {
+		if _, err = m.list.Join([]string{a}); err == nil {
 			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		if first := errors.Unwrap(err); first != nil {
 			err = first // of a list, which takes several lines

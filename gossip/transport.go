@@ -81,12 +81,13 @@ func newTransport(host string, port int) (*transport, error) {
 
 func (t *transport) bind(host string, port int) error {
 	addr := net.JoinHostPort(host, strconv.Itoa(port))
-	tcp, err := net.Listen("tcp", addr)
+	var lc net.ListenConfig
+	tcp, err := lc.Listen(t.ctx, "tcp", addr)
 	if err != nil {
 		return wire.ListenError(addr, portOption, err)
 	}
 	addr = net.JoinHostPort(host, strconv.Itoa(tcp.Addr().(*net.TCPAddr).Port))
-	udp, err := net.ListenPacket("udp", addr)
+	udp, err := lc.ListenPacket(t.ctx, "udp", addr)
 	if err != nil {
 		_ = tcp.Close()
 		return wire.ListenError(addr, portOption, err)

@@ -349,7 +349,9 @@ func TestRun_OtherPorts(t *testing.T) {
 				_, err := o.get("/v2/" + repo + "/blobs/" + d)
 				return err
 			})
-			o.await("an edit", func() error { return o.createProject("by-" + strconv.Itoa(o.ports[0]) + "-" + strconv.Itoa(m.ports[0])) })
+			o.await("an edit", func() error {
+				return o.createProject("by-" + strconv.Itoa(o.ports[0]) + "-" + strconv.Itoa(m.ports[0]))
+			})
 		}
 	}
 }

@@ -71,15 +71,19 @@ func (n *node) start(ctx context.Context, made bool, mesh identity.MeshID) error
 func (n *node) serveControl(ctx context.Context) error {
 	server := grpc.NewServer(grpc.Creds(wire.ServerCredentials()))
 	n.raft.Register(server)
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(n.control.GRPC()) }()
+	ended := make(chan struct{})
+	var err error
+	go func() {
+		defer close(ended)
+		err = server.Serve(n.control.GRPC())
+	}()
 	select {
 	case <-ctx.Done():
 		// Calls under way belong to nodes that try again elsewhere.
 		server.Stop()
 		<-ended
 		return nil
-	case err := <-ended:
+	case <-ended:
 		return err
 	}
 }

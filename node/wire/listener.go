@@ -75,7 +75,8 @@ type Listener struct {
 // Listen opens the control port at addr ("host:port"). Nothing is accepted
 // before Run. m is asked at every raft handshake, from any goroutine.
 func Listen(addr string, id *identity.Identity, m Members, log *slog.Logger) (*Listener, error) {
-	tcp, err := net.Listen("tcp", addr)
+	var lc net.ListenConfig
+	tcp, err := lc.Listen(context.Background(), "tcp", addr)
 	if err != nil {
 		return nil, ListenError(addr, controlPortOption, err)
 	}
@@ -113,7 +114,7 @@ func (l *Listener) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	defer l.wg.Wait()
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	for {
 		raw, err := l.tcp.Accept()
 		if err != nil {
