@@ -133,9 +133,7 @@ func TestTrouble_Start(t *testing.T) {
 		p := cluster.Start(t, nil, append([]string{"serve", "--site", "one"}, at(dir)...)...)
 		url := "http://127.0.0.1:" + strconv.Itoa(base)
 		cluster.Eventually(t, cluster.Patience, "ready", func() error { return ready(t, url) })
-		if !strings.Contains(p.Output(), "plain HTTP") {
-			t.Error("no warning about plain HTTP at start")
-		}
+		cluster.Eventually(t, cluster.Patience, "it warns of plain HTTP", func() error { return said(p, "plain HTTP") })
 		second := cluster.RunCLI(t, nil, append([]string{"serve"}, at(dir)...)...)
 		if second.Code == 0 || !strings.Contains(second.Stderr, "in use") {
 			t.Errorf("a second process on the same directory: %d %s", second.Code, second.Stderr)
@@ -159,6 +157,14 @@ func TestTrouble_Start(t *testing.T) {
 		}
 		refused(t, append([]string{"serve"}, at(dir)...), "newer")
 	})
+}
+
+// said: what a process printed takes a moment to arrive here.
+func said(p *cluster.Process, words string) error {
+	if out := p.Output(); !strings.Contains(out, words) {
+		return fmt.Errorf("%q is not in what it said:\n%s", words, out)
+	}
+	return nil
 }
 
 func ready(t *testing.T, url string) error {
