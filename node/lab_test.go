@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,8 +54,8 @@ func TestMain(m *testing.M) {
 type machine struct {
 	t     *testing.T
 	dir   string
-	ports [4]int // registry, gossip, control, data
-	now   func() time.Time
+	ports [4]int       // registry, gossip, control, data
+	ahead atomic.Int64 // of the true time, in nanoseconds
 	log   buffer
 
 	http *http.Client
@@ -76,7 +77,7 @@ func (b *buffer) String() string { b.mu.Lock(); defer b.mu.Unlock(); return b.b.
 
 func newMachine(t *testing.T) *machine {
 	t.Helper()
-	m := &machine{t: t, dir: filepath.Join(t.TempDir(), "data"), now: time.Now, http: &http.Client{Transport: &http.Transport{}}}
+	m := &machine{t: t, dir: filepath.Join(t.TempDir(), "data"), http: &http.Client{Transport: &http.Transport{}}}
 	m.freePorts()
 	t.Cleanup(func() {
 		if m.stop != nil {
@@ -129,6 +130,9 @@ func (m *machine) settings(args ...string) (config.Config, error) {
 	return cfg, err
 }
 
+// now is the machine's clock.
+func (m *machine) now() time.Time { return time.Now().Add(time.Duration(m.ahead.Load())) }
+
 // run runs the node until ctx ends.
 func (m *machine) run(ctx context.Context, args ...string) error {
 	s, err := m.settings(args...)
@@ -136,7 +140,7 @@ func (m *machine) run(ctx context.Context, args ...string) error {
 		return err
 	}
 	return Run(ctx, Config{Settings: s, Logger: slog.New(slog.NewTextHandler(&m.log, nil)), Version: "test",
-		AdminPassword: testPassword, Notice: io.Discard, Now: func() time.Time { return m.now() }})
+		AdminPassword: testPassword, Notice: io.Discard, Now: m.now})
 }
 
 // start runs the node and waits until it is ready.
@@ -257,7 +261,7 @@ func (m *machine) tryJoin(token string) error {
 	if err != nil {
 		return err
 	}
-	_, err = Join(m.t.Context(), JoinConfig{Settings: s, Token: token, Version: "test", Say: func(string) {}, Now: func() time.Time { return m.now() }})
+	_, err = Join(m.t.Context(), JoinConfig{Settings: s, Token: token, Version: "test", Say: func(string) {}, Now: m.now})
 	return err
 }
 

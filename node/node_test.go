@@ -158,8 +158,8 @@ func TestJoin_CutShort(t *testing.T) {
 		}
 	}
 	// Long after the token's end: the mesh knows the node again.
-	later := func() time.Time { return time.Now().Add(2 * time.Hour) }
-	a.now, b.now = later, later
+	a.ahead.Store(int64(2 * time.Hour))
+	b.ahead.Store(int64(2 * time.Hour))
 	b.join(token)
 	b.start()
 	s, err := b.status()
@@ -210,10 +210,10 @@ func TestJoin_Refused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			was := c.on.made()
-			a.now = func() time.Time { return time.Now().Add(c.mesh) }
-			c.on.now = func() time.Time { return time.Now().Add(c.node) }
+			a.ahead.Store(int64(c.mesh))
+			c.on.ahead.Store(int64(c.node))
 			err := c.on.tryJoin(c.token)
-			a.now = time.Now
+			a.ahead.Store(0)
 			if err == nil {
 				t.Fatal("it joined")
 			}
