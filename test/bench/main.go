@@ -137,10 +137,14 @@ func (b *bench) group(ctx context.Context, g group) error {
 		return err
 	}
 	busy, err := m.others()
-	for i := range b.rows[first:] {
-		b.rows[first+i].Others = round(busy, 2)
+	if err != nil {
+		return err
 	}
-	return err
+	busy = round(busy, 2)
+	for i := range b.rows[first:] {
+		b.rows[first+i].Others = &busy
+	}
+	return nil
 }
 
 // cacheDir is where test/tools puts what it builds.

@@ -101,9 +101,16 @@ func table(w io.Writer, rows []row) error {
 		if r.Met != nil {
 			met = map[bool]string{true: "yes", false: "NO"}[*r.Met]
 		}
-		fmt.Fprintf(t, "%s\t%g\t%s\t%s\t%s\t%s\t%s\t%.0f%%\n", r.Name, r.Ours, number(r.Peer), r.Unit, number(r.Ratio), r.Target, met, 100*r.Others)
+		fmt.Fprintf(t, "%s\t%g\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Name, r.Ours, number(r.Peer), r.Unit, number(r.Ratio), r.Target, met, percent(r.Others))
 	}
 	return t.Flush()
+}
+
+func percent(v *float64) string {
+	if v == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%.0f%%", 100**v)
 }
 
 func number(v *float64) string {
