@@ -42,14 +42,14 @@ func (t *target) String() string {
 // row is one line of the table and of the results.
 type row struct {
 	Name   string   `json:"name"`
-	Ours   float64  `json:"ours"`          // median over the rounds
-	Peer   *float64 `json:"peer"`          // null: there is nothing to compare with
-	Unit   string   `json:"unit"`          //
-	Ratio  *float64 `json:"ratio"`         // ours / peer
-	Target string   `json:"target"`        // empty: for information
-	Met    *bool    `json:"met,omitempty"` // absent: for information
-	Rounds int      `json:"rounds"`        // samples that the medians are of
-	Others float64  `json:"others"`        // share of the cores that other processes used meanwhile
+	Ours   float64  `json:"ours"`             // median over the rounds
+	Peer   *float64 `json:"peer"`             // null: there is nothing to compare with
+	Unit   string   `json:"unit"`             //
+	Ratio  *float64 `json:"ratio"`            // ours / peer
+	Target string   `json:"target"`           // empty: for information
+	Met    *bool    `json:"met,omitempty"`    // absent: for information
+	Rounds int      `json:"rounds"`           // samples that the medians are of
+	Others *float64 `json:"others,omitempty"` // share of the cores that other processes used meanwhile
 }
 
 // samples are one figure's, by server, a value for each round.
