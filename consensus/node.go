@@ -130,6 +130,10 @@ func (n *Node) open() error {
 	if err != nil {
 		return fmt.Errorf("consensus: open snapshots in %s: %w", n.cfg.Dir, err)
 	}
+	// An entry that was answered is in a file with a name that stays.
+	if err := syncDirs(walDir, n.cfg.Dir, filepath.Dir(n.cfg.Dir)); err != nil {
+		return fmt.Errorf("consensus: %w", err)
+	}
 	n.fsm = newFSM(n.state, n.mark)
 	if err := replay(n.fsm, n.wal, snaps, n.mark); err != nil {
 		return err
@@ -452,10 +456,19 @@ func writeFile(path string, b []byte) (err error) {
 	if err = os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
+	return syncDirs(filepath.Dir(path))
+}
+
+// syncDirs makes the names in directories durable.
+func syncDirs(dirs ...string) error {
+	for _, dir := range dirs {
+		d, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(d.Sync(), d.Close()); err != nil {
+			return fmt.Errorf("sync %s: %w", dir, err)
+		}
 	}
-	defer d.Close()
-	return d.Sync()
+	return nil
 }
