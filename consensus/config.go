@@ -76,6 +76,7 @@ type Config struct {
 
 // Limits and periods that do not follow the profile.
 const (
+	protocolVersion   = 3     // raft's
 	trailingLogs      = 20480 // entries kept behind a snapshot: more than an hour's cut
 	snapshotThreshold = 4096
 	snapshotInterval  = 2 * time.Minute

@@ -166,3 +166,20 @@ func TestStatus_IdleMesh_AppliedEqualsIndex(t *testing.T) {
 		t.Errorf("after a restart without a leader: %d applied, want %d or more", got, before)
 	}
 }
+
+// TestOnlyVoter_LeadsAtOnce: a mesh of one voter takes edits as soon as it is
+// up, also after a restart.
+func TestOnlyVoter_LeadsAtOnce(t *testing.T) {
+	m := newMesh(t)
+	a := m.site("ams")
+	a.bootstrap()
+	for i := range 3 {
+		a.kill()
+		start := time.Now()
+		a.start(nil)
+		a.mustCreateProject("at-once-" + string(rune('a'+i)))
+		if took := time.Since(start); took > LAN.Election {
+			t.Errorf("the first edit took %s", took)
+		}
+	}
+}

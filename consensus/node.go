@@ -160,7 +160,7 @@ func (n *Node) open() error {
 func (n *Node) raftConfig() *raft.Config {
 	p := n.cfg.Profile
 	c := raft.DefaultConfig()
-	c.ProtocolVersion = 3
+	c.ProtocolVersion = protocolVersion
 	c.LocalID = raft.ServerID(n.cfg.Identity.ID.String())
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout, c.CommitTimeout = p.Election, p.Election, p.Lease, p.Commit
 	c.MaxAppendEntries = maxAppendEntries
@@ -249,6 +249,7 @@ func (n *Node) Run(ctx context.Context) error {
 	wg.Go(func() { n.watch(run) })
 	wg.Go(func() { n.keepRecord(run) })
 	wg.Go(func() { (&news{node: n}).run(run) })
+	wg.Go(n.stand)
 	var err error
 	select {
 	case <-ctx.Done():
@@ -260,6 +261,22 @@ func (n *Node) Run(ctx context.Context) error {
 	stop()
 	wg.Wait()
 	return errors.Join(err, n.Close())
+}
+
+// stand makes the only voter of a mesh leader as soon as it is up again: it has
+// no other node's word to wait for, and first edits would all be refused. It
+// asks itself what a leader that hands over asks its successor. If that fails it
+// stands after one to two election timeouts, like any other.
+func (n *Node) stand() {
+	self := n.cfg.Identity.ID
+	if voters, _ := n.servers(); len(voters) != 1 || voters[0] != self || n.raft.State() != raft.Follower {
+		return
+	}
+	id, addr := raft.ServerID(self.String()), raft.ServerAddress(self.String())
+	req := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: protocolVersion, ID: []byte(id), Addr: n.trans.EncodePeer(id, addr)}}
+	if err := n.trans.TimeoutNow(id, addr, req, &raft.TimeoutNowResponse{}); err != nil {
+		n.log.Debug("the only voter stands after a time-out", "err", err)
+	}
 }
 
 // watch opens Ready.
