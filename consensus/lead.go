@@ -76,7 +76,7 @@ func (n *Node) govern(ctx context.Context) {
 	update := max(500*time.Millisecond, n.cfg.Profile.Election*2/5)
 	ap := autopilot.New(n.raft, p,
 		autopilot.WithLogger(telemetry.HCLog(n.log, "voters", repeatsAutopilot)),
-		autopilot.WithPromoter(&voters.Promoter{Sites: p.votingSites}),
+		autopilot.WithPromoter(&voters.Promoter{Sites: p.votingSites, Answers: func(id raft.ServerID) bool { return p.answers(ctx, id) }}),
 		autopilot.WithUpdateInterval(update), autopilot.WithReconcileInterval(2*update))
 	ap.Start(ctx)
 	defer func() { <-ap.Stop() }()
@@ -225,6 +225,18 @@ func (p *pilot) FetchServerStats(ctx context.Context, servers map[raft.ServerID]
 		out[id] = &s
 	}
 	return out
+}
+
+// answers asks a node that shall vote for a sign of life.
+func (p *pilot) answers(ctx context.Context, id raft.ServerID) bool {
+	node, err := identity.ParseNodeID(string(id))
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.node.cfg.Profile.Election/2)
+	defer cancel()
+	_, err = p.ask(ctx, node)
+	return err == nil
 }
 
 func (p *pilot) ask(ctx context.Context, id identity.NodeID) (autopilot.ServerStats, error) {

@@ -32,6 +32,11 @@ const (
 type Promoter struct {
 	// Sites gives the number of sites that have a node which may vote.
 	Sites func() int
+	// Answers asks a server for a sign of life, now. What is known of its health
+	// is some seconds old, and from one voter to three the mesh goes by way of
+	// two: a second one that has just died would take the majority with it. nil
+	// believes what is known.
+	Answers func(raft.ServerID) bool
 	// Now is the clock that autopilot's times are compared with; nil is time.Now.
 	Now func() time.Time
 }
@@ -70,8 +75,9 @@ func (p *Promoter) CalculatePromotionsAndDemotions(_ *autopilot.Config, s *autop
 		return one(changes)
 	}
 	target := p.target()
-	candidates := p.candidates(learners, taken, settled)
-	switch missing := target - len(kept); {
+	missing := target - len(kept)
+	candidates := p.alive(p.candidates(learners, taken, settled), missing)
+	switch {
 	case missing > 0 && len(candidates) >= missing:
 		for _, c := range candidates[:missing] {
 			changes.Promotions = append(changes.Promotions, c.Server.ID)
@@ -87,7 +93,7 @@ func (p *Promoter) CalculatePromotionsAndDemotions(_ *autopilot.Config, s *autop
 			break
 		}
 		delete(taken, siteOf(v)) // another node of the same site may take over
-		if c := p.candidates(learners, taken, settledLong); len(c) > 0 {
+		if c := p.alive(p.candidates(learners, taken, settledLong), 1); len(c) > 0 {
 			changes.Demotions = append(changes.Demotions, v.Server.ID)
 			changes.Promotions = append(changes.Promotions, c[0].Server.ID)
 		}
@@ -142,6 +148,23 @@ func (p *Promoter) candidates(learners []*autopilot.ServerState, taken map[strin
 		}
 		used[site] = true
 		out = append(out, l)
+	}
+	return out
+}
+
+// alive gives up to n of the candidates that answer.
+func (p *Promoter) alive(candidates []*autopilot.ServerState, n int) []*autopilot.ServerState {
+	if len(candidates) < n {
+		return nil // not enough of them whatever they answer
+	}
+	var out []*autopilot.ServerState
+	for _, c := range candidates {
+		if len(out) >= n {
+			break
+		}
+		if p.Answers == nil || p.Answers(c.Server.ID) {
+			out = append(out, c)
+		}
 	}
 	return out
 }

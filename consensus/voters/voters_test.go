@@ -76,6 +76,37 @@ func TestPromoter(t *testing.T) {
 	}
 }
 
+// TestPromoter_AsksBeforeItPromotes: a candidate that looks well and has died
+// since is passed over; with too few left nobody is promoted, since two voters
+// are worse than one.
+func TestPromoter_AsksBeforeItPromotes(t *testing.T) {
+	const long = 10 * time.Minute
+	learner := func(site string) srv { return srv{site, false, long} }
+	voter := func(site string) srv { return srv{site, true, long} }
+	for _, c := range []struct {
+		name    string
+		servers map[string]srv
+		dead    raft.ServerID
+		up      string
+	}{
+		{"one of two has died", map[string]srv{"a": voter("ams"), "b": learner("fra"), "c": learner("sgp")}, "c", "[]"},
+		{"a third steps in", map[string]srv{"a": voter("ams"), "b": learner("fra"), "c": learner("sgp"), "d": learner("tyo")}, "c", "[b d]"},
+		{"a successor has died", map[string]srv{"a": voter("ams"), "b": {"fra", true, -long}, "c": voter("sgp"), "d": learner("tyo")}, "d", "[]"},
+		{"nothing to do: nobody is asked", map[string]srv{"a": voter("ams"), "b": voter("fra"), "c": voter("sgp"), "d": learner("tyo")}, "", "[]"},
+	} {
+		asked := 0
+		p := &Promoter{Sites: func() int { return len(c.servers) }, Now: func() time.Time { return now },
+			Answers: func(id raft.ServerID) bool { asked++; return id != c.dead }}
+		got := p.CalculatePromotionsAndDemotions(nil, picture("a", c.servers))
+		if up := fmt.Sprint(got.Promotions); up != c.up || (up == "[]" && len(got.Demotions) > 0) {
+			t.Errorf("%s: up %s, down %v; want %s", c.name, up, got.Demotions, c.up)
+		}
+		if c.dead == "" && asked > 0 {
+			t.Errorf("%s: %d questions", c.name, asked)
+		}
+	}
+}
+
 // TestPromoter_NeverRemoves: consul#5922, raft-autopilot#17.
 func TestPromoter_NeverRemoves(t *testing.T) {
 	p := &Promoter{Sites: func() int { return 3 }}
