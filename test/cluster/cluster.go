@@ -133,7 +133,14 @@ func (l *lockedBuffer) String() string {
 func Start(t testing.TB, env []string, args ...string) *Process {
 	t.Helper()
 	// Not t.Context: it ends before Cleanup, which stops the process in order.
-	p := &Process{Cmd: exec.CommandContext(context.Background(), Binary(t), args...), exited: make(chan struct{}), out: &lockedBuffer{}}
+	return StartCommand(t, env, exec.CommandContext(context.Background(), Binary(t), args...))
+}
+
+// StartCommand is Start for a command of the caller's, say one that runs the
+// binary in a network of its own. Its context must last until Cleanup.
+func StartCommand(t testing.TB, env []string, cmd *exec.Cmd) *Process {
+	t.Helper()
+	p := &Process{Cmd: cmd, exited: make(chan struct{}), out: &lockedBuffer{}}
 	p.Cmd.Env = append(clean(os.Environ()), env...)
 	p.Cmd.Stdout, p.Cmd.Stderr = p.out, p.out
 	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
@@ -147,7 +154,7 @@ func Start(t testing.TB, env []string, args ...string) *Process {
 	t.Cleanup(func() {
 		p.Stop(t)
 		if t.Failed() {
-			t.Logf("portolan %s said:\n%s", strings.Join(args, " "), last(p.out.String(), 24<<10))
+			t.Logf("portolan %s said:\n%s", strings.Join(cmd.Args[1:], " "), last(p.out.String(), 24<<10))
 		}
 	})
 	return p
@@ -368,7 +375,12 @@ func RunCLI(t testing.TB, env []string, args ...string) Result {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*Patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, Binary(t), args...)
+	return RunCommand(t, env, exec.CommandContext(ctx, Binary(t), args...))
+}
+
+// RunCommand is RunCLI for a command of the caller's, see StartCommand.
+func RunCommand(t testing.TB, env []string, cmd *exec.Cmd) Result {
+	t.Helper()
 	// No saved login of whoever runs the tests.
 	cmd.Env = append(clean(os.Environ()), append([]string{"HOME=" + t.TempDir(), "XDG_CONFIG_HOME="}, env...)...)
 	var stdout, stderr bytes.Buffer
@@ -380,7 +392,7 @@ func RunCLI(t testing.TB, env []string, args ...string) Result {
 	case errors.As(err, &exit):
 		r.Code = exit.ExitCode()
 	case err != nil:
-		t.Fatalf("portolan %s: %v", strings.Join(args, " "), err)
+		t.Fatalf("portolan %s: %v", strings.Join(cmd.Args[1:], " "), err)
 	}
 	return r
 }
