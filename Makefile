@@ -8,10 +8,10 @@ DATA     ?= data
 GOLANGCI := $(CACHE)/tools/golangci-lint
 export CACHE
 
-.PHONY: help build run check test bench micro lint proto tools clean
+.PHONY: help build run check test bench bench-wan-figures micro lint proto tools clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build the one binary, bin/portolan
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/portolan ./cmd/portolan
@@ -29,6 +29,9 @@ test: tools ## everything: unit tests, and whole meshes with real clients
 bench: build ## compare with distribution: tables, and test/bench/results (BENCH=-quick: in minutes)
 	test/tools peers
 	$(GO) run ./test/bench $(BENCH)
+
+bench-wan-figures: ## how accurate the emulated WAN is on this machine (as root, when it is quiet)
+	$(GO) test -count=1 -run '^TestFigures$$' -v ./test/wan -wan.figures
 
 micro: ## Go's own benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./node/... ./transfer/... ./consensus/... ./registryapi/...
