@@ -34,7 +34,8 @@ const crashDir = "PORTOLAN_TEST_CRASH_DIR"
 //	blob <seed> <size>      an upload or fetch was acknowledged
 //	offset <id> <n> <seed>  an upload's offset was answered
 //
-// Contents follow from seed and size, so that the parent knows them too.
+// Contents and the algorithms of their digests follow from seed and size, so
+// that the parent knows them too.
 func crashChild(dir string) {
 	id, err := identity.Load(dir)
 	if err != nil {
@@ -67,12 +68,18 @@ func crashContent(seed uint64, size int) []byte {
 	return b
 }
 
+// crashAlgorithm is the one that a content is named by at the end.
+func crashAlgorithm(seed uint64) digest.Algorithm {
+	algs := units.Algorithms()
+	return algs[rand.New(rand.NewPCG(seed, 2)).IntN(len(algs))]
+}
+
 func crashStep(s *Store, seed uint64) error {
 	ctx := context.Background()
 	r := rand.New(rand.NewPCG(seed, 1))
 	size := []int{100, InlineMax + 1, 200_000, int(2*units.Unit) + 5}[r.IntN(4)]
 	b := crashContent(seed, size)
-	d := digest.FromBytes(b)
+	d := crashAlgorithm(seed).FromBytes(b)
 	if r.IntN(3) == 0 {
 		if err := s.PutFetched(ctx, d, b, Placed); err != nil {
 			return err
@@ -87,6 +94,11 @@ func crashStep(s *Store, seed uint64) error {
 	u, err := s.Upload(ctx, id)
 	if err != nil {
 		return err
+	}
+	if r.IntN(2) == 0 { // else it is hashed by sha256 and maybe once more
+		if err := u.Expect(d.Algorithm()); err != nil {
+			return err
+		}
 	}
 	rest := b
 	for range r.IntN(3) {
@@ -190,7 +202,7 @@ func crashCheck(t *testing.T, s *Store, said []string) (nBlobs, nOffsets int) {
 		var id string
 		var off int64
 		if _, err := fmt.Sscanf(line, "blob %d %d", &seed, &size); err == nil {
-			holds(t, s, crashContent(seed, size))
+			holdsAs(t, s, crashAlgorithm(seed), crashContent(seed, size))
 			nBlobs++
 		} else if _, err := fmt.Sscanf(line, "offset %s %d %d", &id, &off, &seed); err == nil {
 			offsets[id], seeds[id] = off, seed
@@ -211,10 +223,11 @@ func crashCheck(t *testing.T, s *Store, said []string) (nBlobs, nOffsets int) {
 		}
 		r := rand.New(rand.NewPCG(seeds[id], 1))
 		b := crashContent(seeds[id], []int{100, InlineMax + 1, 200_000, int(2*units.Unit) + 5}[r.IntN(4)])
-		if _, err := u.Finish(t.Context(), bytes.NewReader(b[u.Offset():]), digest.FromBytes(b), link); err != nil {
+		alg := crashAlgorithm(seeds[id])
+		if _, err := u.Finish(t.Context(), bytes.NewReader(b[u.Offset():]), alg.FromBytes(b), link); err != nil {
 			t.Fatalf("going on with upload %s: %v", id, err)
 		}
-		holds(t, s, b)
+		holdsAs(t, s, alg, b)
 		nOffsets++
 	}
 
@@ -222,7 +235,8 @@ func crashCheck(t *testing.T, s *Store, said []string) (nBlobs, nOffsets int) {
 	s.Sweep(t.Context())
 	err = filepath.WalkDir(filepath.Join(storeDir(s), "blobs"), func(path string, e os.DirEntry, err error) error {
 		if err == nil && !e.IsDir() {
-			_, err = s.Stat(t.Context(), digest.NewDigestFromEncoded(digest.SHA256, e.Name()))
+			alg := filepath.Base(filepath.Dir(filepath.Dir(path)))
+			_, err = s.Stat(t.Context(), digest.NewDigestFromEncoded(digest.Algorithm(alg), e.Name()))
 		}
 		return err
 	})

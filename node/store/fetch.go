@@ -92,7 +92,7 @@ func (s *Store) PutFetched(ctx context.Context, d digest.Digest, b []byte, class
 	if err := units.CheckDigest(d); err != nil {
 		return err
 	}
-	if got := digest.FromBytes(b); got != d {
+	if got := d.Algorithm().FromBytes(b); got != d {
 		return fmt.Errorf("%w: expected %s, got %d bytes of %s", ErrDigestMismatch, d, len(b), got)
 	}
 	if len(b) <= InlineMax {
@@ -100,7 +100,7 @@ func (s *Store) PutFetched(ctx context.Context, d digest.Digest, b []byte, class
 		defer unlock()
 		return s.putInline(ctx, catalog.BlobRow{Digest: d, Size: int64(len(b)), Class: class}, b, nil)
 	}
-	h := units.NewHasher()
+	h := units.NewHasher(d.Algorithm())
 	if _, err := h.Write(b); err != nil {
 		return err
 	}

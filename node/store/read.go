@@ -76,7 +76,7 @@ func (s *Store) Open(ctx context.Context, d digest.Digest) (Blob, error) {
 		if err != nil {
 			return nil, fmt.Errorf("blob %s: %w", d, mapCatalogError(err))
 		}
-		if ok && digest.FromBytes(b) == d {
+		if ok && d.Algorithm().FromBytes(b) == d {
 			return memoryBlob{bytes.NewReader(b)}, nil
 		}
 		return nil, s.lost(ctx, row, fmt.Errorf("%w (%s: its row does not have its bytes)", ErrCorrupt, d))
@@ -150,7 +150,7 @@ func (s *Store) relist(ctx context.Context, row catalog.BlobRow) (units.Record, 
 
 // relistFrom reads the blob from where b stands, which is its beginning.
 func (s *Store) relistFrom(ctx context.Context, row catalog.BlobRow, b Blob) (units.Record, *units.List, error) {
-	h := units.NewHasher()
+	h := units.NewHasher(row.Digest.Algorithm())
 	if _, err := io.Copy(h, contextReader{ctx, b}); err != nil {
 		return units.Record{}, nil, fmt.Errorf("read blob %s: %w", row.Digest, err)
 	}

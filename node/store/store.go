@@ -105,8 +105,10 @@ func Open(_ context.Context, cfg Config) (*Store, error) {
 	if cfg.Catalog.Now == nil {
 		cfg.Catalog.Now = cfg.Now
 	}
-	if err := units.Available(); err != nil {
-		cfg.Logger.Warn("blobs are stored without unit lists", "error", err)
+	for _, alg := range units.Algorithms() {
+		if err := units.Available(alg); err != nil {
+			cfg.Logger.Warn("blobs are stored without unit lists", "algorithm", alg, "error", err)
+		}
 	}
 	id, err := loadID(cfg.Dir)
 	if err != nil {

@@ -84,7 +84,12 @@ func upload(t testing.TB, s *Store) *Upload {
 // holds checks that the store has want, by every way to read it.
 func holds(t testing.TB, s *Store, want []byte) {
 	t.Helper()
-	d := digest.FromBytes(want)
+	holdsAs(t, s, digest.SHA256, want)
+}
+
+func holdsAs(t testing.TB, s *Store, alg digest.Algorithm, want []byte) {
+	t.Helper()
+	d := alg.FromBytes(want)
 	size, err := s.Stat(t.Context(), d)
 	if err != nil || size != int64(len(want)) {
 		t.Fatalf("stat: %d, %v", size, err)
@@ -194,7 +199,7 @@ func TestUpload_Refusals(t *testing.T) {
 	s := newStore(t)
 	b := content(1, 100_000)
 	u := upload(t, s)
-	for _, d := range []digest.Digest{"", "sha256:12", "md5:d41d8cd98f00b204e9800998ecf8427e", digest.SHA512.FromBytes(b)} {
+	for _, d := range []digest.Digest{"", "sha256:12", "md5:d41d8cd98f00b204e9800998ecf8427e", digest.SHA384.FromBytes(b)} {
 		if _, err := u.Finish(t.Context(), bytes.NewReader(b), d, link); !errors.Is(err, ErrUnsupportedDigest) {
 			t.Errorf("%q: %v", d, err)
 		}
@@ -297,36 +302,43 @@ func TestUpload_At(t *testing.T) {
 	holds(t, s, b)
 }
 
-func TestPutBytes_And_PutFetched(t *testing.T) {
-	s := newStore(t)
-	for i, size := range sizes {
-		b := content(byte(i), size)
-		if i%2 == 0 {
-			if _, err := s.PutBytes(t.Context(), b, link); err != nil {
-				t.Fatal(err)
+func TestPutContent_And_PutFetched(t *testing.T) {
+	each(t, func(t *testing.T, alg digest.Algorithm) {
+		s := newStore(t)
+		for i, size := range sizes {
+			b := content(byte(i), size)
+			if i%2 == 0 {
+				if _, err := s.PutContent(t.Context(), alg.FromString("x"), b, link); !errors.Is(err, ErrDigestMismatch) {
+					t.Fatal(err)
+				}
+				if _, err := s.PutContent(t.Context(), alg.FromBytes(b), b, link); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				if err := s.PutFetched(t.Context(), alg.FromString("x"), b, Cached); !errors.Is(err, ErrDigestMismatch) {
+					t.Fatal(err)
+				}
+				if err := s.PutFetched(t.Context(), alg.FromBytes(b), b, Cached); err != nil {
+					t.Fatal(err)
+				}
 			}
-		} else {
-			if err := s.PutFetched(t.Context(), digest.FromString("x"), b, Cached); !errors.Is(err, ErrDigestMismatch) {
-				t.Fatal(err)
-			}
-			if err := s.PutFetched(t.Context(), digest.FromBytes(b), b, Cached); err != nil {
-				t.Fatal(err)
-			}
+			holdsAs(t, s, alg, b)
 		}
-		holds(t, s, b)
-	}
-	tidy(t, s)
+		tidy(t, s)
+	})
 }
 
 // Bytes go from one store to another as a peer would take them.
-func TestFetch_FromAnotherStore(t *testing.T) {
+func TestFetch_FromAnotherStore(t *testing.T) { each(t, testFetchFromAnotherStore) }
+
+func testFetchFromAnotherStore(t *testing.T, alg digest.Algorithm) {
 	from, to := newStore(t), newStore(t)
 	for i, size := range sizes {
 		b := content(byte(i), size)
-		if _, err := from.PutBytes(t.Context(), b, link); err != nil {
+		d := alg.FromBytes(b)
+		if _, err := from.PutContent(t.Context(), d, b, link); err != nil {
 			t.Fatal(err)
 		}
-		d := digest.FromBytes(b)
 		rec, list, err := from.Record(t.Context(), d)
 		if err != nil {
 			t.Fatal(err)
@@ -357,7 +369,7 @@ func TestFetch_FromAnotherStore(t *testing.T) {
 		if err := p.Close(); err != nil {
 			t.Fatal(err)
 		}
-		holds(t, to, b)
+		holdsAs(t, to, alg, b)
 		if row, err := to.Catalog().Blob(d); err != nil || row.Class != Placed {
 			t.Fatalf("row %+v, %v", row, err)
 		}
@@ -409,7 +421,7 @@ func TestRestart_KeepsIDBlobsUploadsAndPartials(t *testing.T) {
 	if _, err := u.Append(t.Context(), bytes.NewReader(half[:1000])); err != nil {
 		t.Fatal(err)
 	}
-	h := units.NewHasher()
+	h := units.NewHasher(digest.SHA256)
 	_, _ = h.Write(half)
 	list, err := h.List()
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 )
 
 func fileOf(s *Store, kind string, d digest.Digest) string {
-	return filepath.Join(storeDir(s), kind, "sha256", d.Encoded()[:2], d.Encoded())
+	return filepath.Join(storeDir(s), kind, d.Algorithm().String(), d.Encoded()[:2], d.Encoded())
 }
 
 func put(t testing.TB, s *Store, b []byte) digest.Digest {

@@ -75,6 +75,21 @@ func (u *Upload) Append(ctx context.Context, r io.Reader) (n int64, err error) {
 	return u.u.Append(ctx, r, false)
 }
 
+// Expect says which algorithm the content will be named by, before its first
+// byte comes: it is then hashed by that from the start, also if the client goes
+// on after a restart. Without it sha256 is taken. Another algorithm at the end is
+// no mistake: the bytes that are here are then read once more.
+func (u *Upload) Expect(alg digest.Algorithm) error {
+	if err := units.CheckAlgorithm(alg); err != nil {
+		return err
+	}
+	if err := u.acquire(); err != nil {
+		return err
+	}
+	defer u.u.Release()
+	return u.u.Expect(alg, true)
+}
+
 // Commit makes the upload the blob want, leased to link's repository. When it
 // returns nil the blob outlives a power cut. ErrDigestMismatch and
 // ErrUnsupportedDigest are the client's; the former ends the upload.
@@ -92,18 +107,25 @@ func (u *Upload) Finish(ctx context.Context, r io.Reader, want digest.Digest, li
 		return Descriptor{}, err
 	}
 	defer u.u.Release()
+	if err := u.u.Expect(want.Algorithm(), false); err != nil {
+		return Descriptor{}, err
+	}
 	if r != nil {
 		if _, err := u.u.Append(ctx, r, true); err != nil {
 			return Descriptor{}, err
 		}
 	}
-	if got := u.u.Digest(); got != want {
+	hashed, err := u.u.Hashed(ctx, want.Algorithm())
+	if err != nil {
+		return Descriptor{}, errors.Join(err, u.u.Settle())
+	}
+	if got := hashed.Digest(); got != want {
 		return Descriptor{}, errors.Join(
 			fmt.Errorf("%w: expected %s, got %d bytes of %s", ErrDigestMismatch, want, u.u.Size(), got),
 			u.u.Discard())
 	}
 	desc := Descriptor{Digest: want, Size: u.u.Size()}
-	installed, err := u.s.commitUpload(ctx, u.u, desc, link)
+	installed, err := u.s.commitUpload(ctx, u.u, desc, hashed.List, link)
 	if err != nil {
 		if installed {
 			return Descriptor{}, errors.Join(err, u.u.Discard())
@@ -127,7 +149,8 @@ func (u *Upload) Cancel() error {
 }
 
 // commitUpload says with installed that the upload's file is no longer its own.
-func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, desc Descriptor, link Link) (installed bool, err error) {
+// The caller has compared the digest; makeList gives the list of what was hashed.
+func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, desc Descriptor, makeList func() (*units.List, error), link Link) (installed bool, err error) {
 	unlock := s.locks.lock(desc.Digest)
 	defer unlock()
 	lease := &catalog.Lease{PID: link.PID, Repo: link.Repo, Until: s.now().Add(LeaseFor)}
@@ -145,7 +168,7 @@ func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, desc Descript
 		// responsible for it. The row keeps its record.
 		return false, s.commitRow(ctx, row, nil, lease)
 	}
-	list, err := s.describe(&row, u.List)
+	list, err := s.describe(&row, makeList)
 	if err != nil {
 		return false, err
 	}
@@ -224,11 +247,22 @@ func (s *Store) dropOrphan(d digest.Digest) error {
 	return s.files.Remove(d)
 }
 
-// PutBytes stores content that is in memory, leased to link's repository: a
-// manifest too large for the catalogue, or what the node itself makes.
+// PutBytes stores content that is in memory under its sha256 digest, leased to
+// link's repository: what the node itself makes.
 func (s *Store) PutBytes(ctx context.Context, b []byte, link Link) (Descriptor, error) {
-	d := digest.FromBytes(b)
+	return s.PutContent(ctx, digest.FromBytes(b), b, link)
+}
+
+// PutContent stores content that is in memory under the digest d, which it must
+// have, leased to link's repository: a manifest too large for the catalogue.
+func (s *Store) PutContent(ctx context.Context, d digest.Digest, b []byte, link Link) (Descriptor, error) {
+	if err := units.CheckDigest(d); err != nil {
+		return Descriptor{}, err
+	}
 	if len(b) <= InlineMax {
+		if got := d.Algorithm().FromBytes(b); got != d {
+			return Descriptor{}, fmt.Errorf("%w: expected %s, got %d bytes of %s", ErrDigestMismatch, d, len(b), got)
+		}
 		desc := Descriptor{Digest: d, Size: int64(len(b))}
 		unlock := s.locks.lock(d)
 		defer unlock()

@@ -88,8 +88,12 @@ func Open(cfg Config) (*Store, error) {
 		s.cfg.Space = func(int64) error { return nil }
 	}
 	s.bufs.New = func() any { b := make([]byte, copyBuffer); return &b }
-	for _, d := range []string{"blobs/sha256", "units/sha256", "uploads", "partial", "quarantine"} {
-		if err := makeDir(filepath.Join(cfg.Dir, filepath.FromSlash(d))); err != nil {
+	dirs := []string{"uploads", "partial", "quarantine"}
+	for _, alg := range units.Algorithms() {
+		dirs = append(dirs, filepath.Join("blobs", alg.String()), filepath.Join("units", alg.String()))
+	}
+	for _, d := range dirs {
+		if err := makeDir(filepath.Join(cfg.Dir, d)); err != nil {
 			return nil, err
 		}
 	}
@@ -110,12 +114,16 @@ func (s *Store) path(parts ...string) string {
 }
 
 func (s *Store) blobPath(d digest.Digest) string {
-	return s.path("blobs", "sha256", d.Encoded()[:2], d.Encoded())
+	return s.path("blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded())
 }
 
 func (s *Store) listPath(d digest.Digest) string {
-	return s.path("units", "sha256", d.Encoded()[:2], d.Encoded())
+	return s.path("units", d.Algorithm().String(), d.Encoded()[:2], d.Encoded())
 }
+
+// stem is a digest as the name of a file that lies beside those of other
+// algorithms: sha512-<hex>.
+func stem(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }
 
 // Open opens the file of a blob that has size bytes according to its row. A file
 // that is missing or has another size is ErrCorrupt: it was acknowledged once.
@@ -151,7 +159,7 @@ func (s *Store) Stat(d digest.Digest) (os.FileInfo, error) { return os.Stat(s.bl
 // List reads the unit list that rec names. A blob of one unit has no file.
 func (s *Store) List(rec units.Record) (*units.List, error) {
 	b, err := os.ReadFile(s.listPath(rec.Digest))
-	if errors.Is(err, fs.ErrNotExist) && units.ListBytes(rec.Size) == units.ListBytes(0) {
+	if alg := rec.Digest.Algorithm(); errors.Is(err, fs.ErrNotExist) && units.ListBytes(alg, rec.Size) == units.ListBytes(alg, 0) {
 		if b, err = (&units.List{}).MarshalBinary(); err != nil {
 			return nil, err
 		}
@@ -232,7 +240,7 @@ func (s *Store) Remove(d digest.Digest) error {
 // Quarantine puts a damaged blob's file aside, for people to look at, so that
 // nobody is served from it and its name is free for a good copy.
 func (s *Store) Quarantine(d digest.Digest) error {
-	to := s.path("quarantine", fmt.Sprintf("%s.%d", d.Encoded(), s.cfg.Now().UnixNano()))
+	to := s.path("quarantine", fmt.Sprintf("%s.%d", stem(d), s.cfg.Now().UnixNano()))
 	err := os.Rename(s.blobPath(d), to)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

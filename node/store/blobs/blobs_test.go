@@ -74,18 +74,35 @@ func add(t testing.TB, u *Upload, b []byte) {
 	}
 }
 
-// install commits u as the facade does and checks what is there then.
+// each runs a test for every algorithm.
+func each(t *testing.T, f func(t *testing.T, alg digest.Algorithm)) {
+	t.Helper()
+	for _, alg := range units.Algorithms() {
+		t.Run(alg.String(), func(t *testing.T) { f(t, alg) })
+	}
+}
+
 func install(t testing.TB, s *Store, u *Upload, want []byte) {
+	t.Helper()
+	installAs(t, s, u, digest.SHA256, want)
+}
+
+// installAs commits u as the facade does and checks what is there then.
+func installAs(t testing.TB, s *Store, u *Upload, alg digest.Algorithm, want []byte) {
 	t.Helper()
 	if err := u.Acquire(); err != nil {
 		t.Fatal(err)
 	}
 	defer u.Release()
-	d := digest.FromBytes(want)
-	if u.Digest() != d {
-		t.Fatalf("digest %s of %d bytes, want %s of %d", u.Digest(), u.Size(), d, len(want))
+	d := alg.FromBytes(want)
+	h, err := u.Hashed(t.Context(), alg)
+	if err != nil {
+		t.Fatal(err)
 	}
-	list, err := u.List()
+	if h.Digest() != d {
+		t.Fatalf("digest %s of %d bytes, want %s of %d", h.Digest(), u.Size(), d, len(want))
+	}
+	list, err := h.List()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,30 +153,122 @@ func record(t testing.TB, l *units.List) units.Record {
 }
 
 func TestUpload_InPieces_SurvivesRestartsAtEveryPiece(t *testing.T) {
-	dir := t.TempDir()
-	want := content(1, int(3*units.Unit)+777)
-	s := open(t, dir)
-	u := begin(t, s)
-	for rest, i := want, 0; len(rest) > 0; i++ {
-		n := min(len(rest), []int{100, int(units.Unit), 1, 700_000}[i%4])
-		add(t, u, rest[:n])
-		rest = rest[n:]
-		if off := u.Offset(); off != int64(len(want)-len(rest)) {
-			t.Fatalf("offset %d after %d bytes", off, len(want)-len(rest))
+	each(t, func(t *testing.T, alg digest.Algorithm) {
+		dir := t.TempDir()
+		want := content(1, int(3*units.Unit)+777)
+		s := open(t, dir)
+		u := begin(t, s)
+		expect(t, u, alg)
+		restart := func() {
+			t.Helper()
+			s = open(t, dir)
+			back, err := s.Upload(u.ID())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if back.Offset() != u.Offset() || back.Algorithm() != alg {
+				t.Fatalf("offset %d of %s after a restart, was %d of %s", back.Offset(), back.Algorithm(), u.Offset(), alg)
+			}
+			u = back
 		}
-		s = open(t, dir)
-		back, err := s.Upload(u.ID())
-		if err != nil {
-			t.Fatal(err)
+		restart() // also before the first byte
+		for rest, i := want, 0; len(rest) > 0; i++ {
+			n := min(len(rest), []int{100, int(units.Unit), 1, 700_000}[i%4])
+			add(t, u, rest[:n])
+			rest = rest[n:]
+			if off := u.Offset(); off != int64(len(want)-len(rest)) {
+				t.Fatalf("offset %d after %d bytes", off, len(want)-len(rest))
+			}
+			restart()
 		}
-		if back.Offset() != u.Offset() {
-			t.Fatalf("offset %d after a restart, was %d", back.Offset(), u.Offset())
+		installAs(t, s, u, alg, want)
+		if _, err := s.Upload(u.ID()); !errors.Is(err, ErrNotFound) {
+			t.Fatalf("a finished upload: %v", err)
 		}
-		u = back
+	})
+}
+
+// expect begins u under alg, as a client that names it with the first request.
+func expect(t testing.TB, u *Upload, alg digest.Algorithm) {
+	t.Helper()
+	if err := u.Acquire(); err != nil {
+		t.Fatal(err)
 	}
-	install(t, s, u, want)
-	if _, err := s.Upload(u.ID()); !errors.Is(err, ErrNotFound) {
-		t.Fatalf("a finished upload: %v", err)
+	defer u.Release()
+	if err := u.Expect(alg, true); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Bytes that were hashed by the other algorithm become the right blob with the
+// right list, also when a restart came between, and an upload without bytes can
+// still change its mind.
+func TestUpload_EndsUnderAnotherAlgorithm(t *testing.T) {
+	want := content(6, int(2*units.Unit)+99)
+	each(t, func(t *testing.T, alg digest.Algorithm) {
+		for _, begun := range units.Algorithms() {
+			dir := t.TempDir()
+			s := open(t, dir)
+			u := begin(t, s)
+			expect(t, u, begun)
+			add(t, u, want[:units.Unit+5])
+			expect(t, u, alg) // too late: the bytes stay as they were hashed
+			if u.Algorithm() != begun {
+				t.Fatalf("hashed by %s, begun with %s", u.Algorithm(), begun)
+			}
+			s = open(t, dir)
+			u, err := s.Upload(u.ID())
+			if err != nil {
+				t.Fatal(err)
+			}
+			add(t, u, want[units.Unit+5:])
+			installAs(t, s, u, alg, want)
+
+			// Nothing came yet: the file of the first choice is not in the way.
+			u = begin(t, s)
+			for _, a := range []digest.Algorithm{begun, digest.SHA512, digest.SHA256, alg} {
+				expect(t, u, a)
+			}
+			add(t, u, want[:100])
+			s = open(t, dir)
+			if u, err = s.Upload(u.ID()); err != nil || u.Offset() != 100 || u.Algorithm() != alg {
+				t.Fatalf("offset %d of %s: %v", u.Offset(), u.Algorithm(), err)
+			}
+			add(t, u, want[100:])
+			installAs(t, s, u, alg, want)
+		}
+	})
+}
+
+// A client that leaves while the bytes are read again loses nothing.
+func TestUpload_ReadingAgainIsInterrupted(t *testing.T) {
+	s := open(t, t.TempDir())
+	want := content(6, 400_000)
+	u := begin(t, s)
+	add(t, u, want)
+	if err := u.Acquire(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := u.Hashed(ctx, digest.SHA512); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	u.Release()
+	installAs(t, s, u, digest.SHA512, want)
+
+	// A file that lost bytes meanwhile is no blob.
+	u = begin(t, s)
+	add(t, u, want)
+	if err := os.Truncate(u.path(extData), 399_999); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Acquire(); err != nil {
+		t.Fatal(err)
+	}
+	defer u.Release()
+	if _, err := u.Hashed(t.Context(), digest.SHA512); !errors.Is(err, ErrCorrupt) {
+		t.Fatal(err)
 	}
 }
 
@@ -186,6 +295,17 @@ func TestUpload_Resume_TrustsOnlyWholeCheckpoints(t *testing.T) {
 			appendTo(t, ckpt, make([]byte, 4096))
 			return half
 		},
+		"a form of nobody's": func(t *testing.T, _, ckpt string) int {
+			b, err := os.ReadFile(ckpt)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b[0] = 0
+			if err := os.WriteFile(ckpt, b, filePerm); err != nil {
+				t.Fatal(err)
+			}
+			return 0
+		},
 		"no checkpoint": func(t *testing.T, _, ckpt string) int {
 			if err := os.Remove(ckpt); err != nil {
 				t.Fatal(err)
@@ -199,28 +319,31 @@ func TestUpload_Resume_TrustsOnlyWholeCheckpoints(t *testing.T) {
 			return 0
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			s := open(t, dir)
-			u := begin(t, s)
-			add(t, u, want[:200])
-			add(t, u, want[200:half])
-			off := damage(t, u.path(extData), u.path(extCkpt))
-			for range 2 { // a resume must not spoil the next one
-				s = open(t, dir)
-				var err error
-				if u, err = s.Upload(u.ID()); err != nil {
-					t.Fatal(err)
+		for _, alg := range units.Algorithms() {
+			t.Run(name+" "+alg.String(), func(t *testing.T) {
+				dir := t.TempDir()
+				s := open(t, dir)
+				u := begin(t, s)
+				expect(t, u, alg)
+				add(t, u, want[:200])
+				add(t, u, want[200:half])
+				off := damage(t, u.path(extData), u.path(extCkpt))
+				for range 2 { // a resume must not spoil the next one
+					s = open(t, dir)
+					var err error
+					if u, err = s.Upload(u.ID()); err != nil {
+						t.Fatal(err)
+					}
+					if u.Offset() != int64(off) {
+						t.Fatalf("offset %d, want %d", u.Offset(), off)
+					}
+					add(t, u, want[off:off+150])
+					off += 150
 				}
-				if u.Offset() != int64(off) {
-					t.Fatalf("offset %d, want %d", u.Offset(), off)
-				}
-				add(t, u, want[off:off+150])
-				off += 150
-			}
-			add(t, u, want[off:])
-			install(t, s, u, want)
-		})
+				add(t, u, want[off:])
+				installAs(t, s, u, alg, want)
+			})
+		}
 	}
 }
 
@@ -421,23 +544,28 @@ func TestOpen_WrongSizeOrGone_IsCorrupt(t *testing.T) {
 	if _, err := s.Open(d, 4000); !errors.Is(err, ErrCorrupt) {
 		t.Fatalf("gone: %v", err)
 	}
-	if names, _ := filepath.Glob(s.path("quarantine", d.Encoded()+".*")); len(names) != 1 {
+	if names, _ := filepath.Glob(s.path("quarantine", "sha256-"+d.Encoded()+".*")); len(names) != 1 {
 		t.Fatalf("in quarantine: %v", names)
 	}
 }
 
 func FuzzParseEntries(f *testing.F) {
-	h := units.NewHasher()
-	_, _ = h.Write(content(1, int(2*units.Unit)))
-	f.Add(appendEntry(appendEntry(nil, 10, nil), 2*units.Unit, h.States()))
+	for _, alg := range units.Algorithms() {
+		h := units.NewHasher(alg)
+		_, _ = h.Write(content(1, int(2*units.Unit)))
+		f.Add(appendEntry(appendEntry(nil, alg, 10, nil), alg, 2*units.Unit, h.States()))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		off, states, sound := parseEntries(b)
-		if off < 0 || sound > len(b) || int64(len(states))*units.Unit > off {
-			t.Fatalf("offset %d, %d states, %d of %d bytes", off, len(states), sound, len(b))
-		}
-		again, _, s2 := parseEntries(b[:sound])
-		if again != off || s2 != sound {
-			t.Fatal("the sound part reads differently")
+		for _, alg := range units.Algorithms() {
+			off, states, sound := parseEntries(alg, b)
+			n, odd := int64(len(states)/units.StateSize(alg)), len(states)%units.StateSize(alg)
+			if off < 0 || sound > len(b) || odd != 0 || n*units.Unit > off {
+				t.Fatalf("offset %d, %d states, %d of %d bytes", off, n, sound, len(b))
+			}
+			again, _, s2 := parseEntries(alg, b[:sound])
+			if again != off || s2 != sound {
+				t.Fatal("the sound part reads differently")
+			}
 		}
 	})
 }

@@ -7,68 +7,109 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/portolan/portolan/node/store/units"
 )
 
-// A checkpoint file says how much of an upload is durable, and the hash states
-// up to there, so that a resume reads less than one unit again. It is only ever
-// appended to, and an entry is written after the data it speaks of was synced:
-// whatever entry survives a crash is true. Raw states are kept, not Go's
-// marshaled form, so that a newer build can go on with an older one's upload.
+// A checkpoint file says by which algorithm an upload is hashed, how much of it
+// is durable, and the hash states up to there, so that a resume reads less than
+// one unit again. It is only ever appended to, and an entry is written after the
+// data it speaks of was synced: whatever entry survives a crash is true. Raw
+// states are kept, not Go's marshaled form, so that a newer build can go on with
+// an older one's upload.
 //
-//	file:  version byte 1, entries
-//	entry: offset u64 | number of new states u32 | states, 32 bytes each | crc32c u32 of all before
+//	file:  form byte, entries
+//	form:  1 sha256, 2 sha512; further ones are appended, numbers never change
+//	entry: offset u64 | number of new states u32 | states, 32 or 64 bytes each | crc32c u32 of all before
 const (
-	checkpointVersion = 1
-	entryHead         = 8 + 4
-	entryTail         = 4
+	formSHA256 = 1
+	formSHA512 = 2
+	entryHead  = 8 + 4
+	entryTail  = 4
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// appendEntry adds the entry for offset with the states that are new since the
-// last one.
-func appendEntry(b []byte, offset int64, states []units.State) []byte {
+// checkpointForm is the first byte of the checkpoint file of an upload that is
+// hashed by alg.
+func checkpointForm(alg digest.Algorithm) byte {
+	if alg == digest.SHA512 {
+		return formSHA512
+	}
+	return formSHA256
+}
+
+// formAlgorithm is the other way round; a form of a newer version is not ok.
+func formAlgorithm(form byte) (alg digest.Algorithm, ok bool) {
+	switch form {
+	case formSHA256:
+		return digest.SHA256, true
+	case formSHA512:
+		return digest.SHA512, true
+	default:
+		return "", false
+	}
+}
+
+// appendEntry adds the entry for offset with the states of alg that are new
+// since the last one.
+func appendEntry(b []byte, alg digest.Algorithm, offset int64, states []byte) []byte {
 	start := len(b)
 	b = binary.BigEndian.AppendUint64(b, uint64(offset))
-	b = binary.BigEndian.AppendUint32(b, uint32(len(states)))
-	for i := range states {
-		b = append(b, states[i][:]...)
-	}
+	b = binary.BigEndian.AppendUint32(b, uint32(len(states)/units.StateSize(alg)))
+	b = append(b, states...)
 	return binary.BigEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
 }
 
-// readCheckpoint gives the last durable offset, the states up to it, and the
-// length of the file's sound part. A torn end is what a crash leaves: it is
-// ignored.
-func readCheckpoint(path string) (offset int64, states []units.State, sound int64, err error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) || (err == nil && (len(b) == 0 || b[0] != checkpointVersion)) {
-		return 0, nil, 0, nil
-	}
-	if err != nil {
-		return 0, nil, 0, err
-	}
-	offset, states, n := parseEntries(b[1:])
-	return offset, states, 1 + int64(n), nil
+// checkpoint is what a file says.
+type checkpoint struct {
+	alg    digest.Algorithm
+	offset int64  // the last durable one
+	states []byte // up to it
+	sound  int64  // length of the file's sound part; 0: nothing of it is
 }
 
-func parseEntries(b []byte) (offset int64, states []units.State, sound int) {
+// readCheckpoint reads a file. A torn end is what a crash leaves: it is ignored.
+// Without a file, or with one of no use, the upload begins anew.
+func readCheckpoint(path string) (checkpoint, error) {
+	anew := checkpoint{alg: digest.Canonical}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return anew, nil
+	}
+	if err != nil {
+		return anew, err
+	}
+	if len(b) == 0 {
+		return anew, nil
+	}
+	alg, ok := formAlgorithm(b[0])
+	if !ok {
+		return anew, nil
+	}
+	c := checkpoint{alg: alg}
+	var n int
+	c.offset, c.states, n = parseEntries(alg, b[1:])
+	c.sound = 1 + int64(n)
+	return c, nil
+}
+
+func parseEntries(alg digest.Algorithm, b []byte) (offset int64, states []byte, sound int) {
+	size := int64(units.StateSize(alg))
 	for len(b)-sound >= entryHead+entryTail {
 		e := b[sound:]
 		off := binary.BigEndian.Uint64(e)
 		n := int64(binary.BigEndian.Uint32(e[8:]))
-		length := entryHead + n*units.StateSize
+		length := entryHead + n*size
 		if length+entryTail > int64(len(e)) ||
 			crc32.Checksum(e[:length], castagnoli) != binary.BigEndian.Uint32(e[length:]) {
 			break
 		}
-		if off > uint64(units.MaxSize) || int64(off) < offset || (int64(len(states))+n)*units.Unit > int64(off) {
+		if off > uint64(units.MaxSize) || int64(off) < offset || (int64(len(states))/size+n)*units.Unit > int64(off) {
 			break
 		}
-		for i := range n {
-			states = append(states, units.State(e[entryHead+i*units.StateSize:]))
-		}
+		states = append(states, e[entryHead:length]...)
 		offset = int64(off)
 		sound += int(length) + entryTail
 	}

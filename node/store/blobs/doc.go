@@ -9,15 +9,18 @@
 //
 // Layout below the store's directory (ab is the first byte of the digest):
 //
-//	blobs/sha256/ab/<hex>     a blob
-//	units/sha256/ab/<hex>     its unit list, if it has more than one unit
-//	uploads/<uuid>.data       bytes of an upload so far
-//	uploads/<uuid>.ckpt       durable offsets and hash states of it
-//	uploads/<uuid>.commit     digest under which .data is about to be renamed
-//	partial/<hex>.data        a blob that is being fetched, units in place
-//	partial/<hex>.units       its record and list
-//	partial/<hex>.map         which units are durably in place
-//	quarantine/<hex>.<time>   files that were not what they should be
+//	blobs/<alg>/ab/<hex>            a blob
+//	units/<alg>/ab/<hex>            its unit list, if it has more than one unit
+//	uploads/<uuid>.data             bytes of an upload so far
+//	uploads/<uuid>.ckpt             its algorithm, durable offsets and hash states
+//	uploads/<uuid>.commit           digest under which .data is about to be renamed
+//	partial/<alg>-<hex>.data        a blob that is being fetched, units in place
+//	partial/<alg>-<hex>.units       its record and list
+//	partial/<alg>-<hex>.map         which units are durably in place
+//	quarantine/<alg>-<hex>.<time>   files that were not what they should be
+//
+// <alg> is sha256 or sha512. The same content under a digest of each is two
+// blobs, which share nothing.
 //
 // A [Store] is safe for concurrent use. An [Upload] has one writer at a time
 // ([Upload.Acquire]); a [Partial] has one owner who may use it from many

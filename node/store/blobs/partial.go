@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math/bits"
 	"os"
+	"strings"
 	"sync"
 
 	"encoding/binary"
@@ -73,12 +74,12 @@ func (s *Store) BeginFetch(rec units.Record, list *units.List) (*Partial, error)
 
 // Began says whether an earlier fetch of a digest left units to go on with.
 func (s *Store) Began(d digest.Digest) bool {
-	_, err := os.Stat(s.path("partial", d.Encoded()+extMap))
+	_, err := os.Stat(s.path("partial", stem(d)+extMap))
 	return err == nil
 }
 
 func (p *Partial) path(ext string) string {
-	return p.s.path("partial", p.rec.Digest.Encoded()+ext)
+	return p.s.path("partial", stem(p.rec.Digest)+ext)
 }
 
 func (p *Partial) forget() {
@@ -383,7 +384,8 @@ func (p *Partial) end(remove bool) error {
 }
 
 // partialOf is the digest that a name under partial/ belongs to.
-func partialOf(hex string) (digest.Digest, bool) {
-	d := digest.NewDigestFromEncoded(digest.SHA256, hex)
+func partialOf(stem string) (digest.Digest, bool) {
+	alg, hex, _ := strings.Cut(stem, "-")
+	d := digest.NewDigestFromEncoded(digest.Algorithm(alg), hex)
 	return d, units.CheckDigest(d) == nil
 }

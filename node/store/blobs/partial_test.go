@@ -18,7 +18,12 @@ import (
 
 func listed(t testing.TB, b []byte) (units.Record, *units.List) {
 	t.Helper()
-	h := units.NewHasher()
+	return listedAs(t, digest.SHA256, b)
+}
+
+func listedAs(t testing.TB, alg digest.Algorithm, b []byte) (units.Record, *units.List) {
+	t.Helper()
+	h := units.NewHasher(alg)
 	_, _ = h.Write(b)
 	l, err := h.List()
 	if err != nil {
@@ -34,7 +39,12 @@ func unitOf(l *units.List, b []byte, i int) []byte {
 
 func fetch(t testing.TB, s *Store, b []byte) *Partial {
 	t.Helper()
-	rec, l := listed(t, b)
+	return fetchAs(t, s, digest.SHA256, b)
+}
+
+func fetchAs(t testing.TB, s *Store, alg digest.Algorithm, b []byte) *Partial {
+	t.Helper()
+	rec, l := listedAs(t, alg, b)
 	p, err := s.BeginFetch(rec, l)
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +64,7 @@ func finish(t testing.TB, s *Store, p *Partial, want []byte) {
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
-	f, err := s.Open(digest.FromBytes(want), int64(len(want)))
+	f, err := s.Open(p.Record().Digest, int64(len(want)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,8 +85,9 @@ func TestPartial_AnyOrder_BadUnits_Restarts(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
+		alg := rapid.SampledFrom(units.Algorithms()).Draw(r, "algorithm")
 		s := open(t, dir)
-		p := fetch(t, s, want)
+		p := fetchAs(t, s, alg, want)
 		here := map[int]bool{}
 		for _, i := range rapid.Permutation([]int{0, 1, 2, 3, 4, 5}).Draw(r, "order") {
 			unit := unitOf(p.List(), want, i)
@@ -92,11 +103,11 @@ func TestPartial_AnyOrder_BadUnits_Restarts(t *testing.T) {
 					t.Fatal(err)
 				}
 				s = open(t, dir)
-				p = fetch(t, s, want)
+				p = fetchAs(t, s, alg, want)
 			case "kill": // nothing is closed: the units since the last checkpoint are lost
 				_ = p.f.Close()
 				s = open(t, dir)
-				p = fetch(t, s, want)
+				p = fetchAs(t, s, alg, want)
 				for i := range here {
 					if !p.Has(i) {
 						delete(here, i)
@@ -137,6 +148,52 @@ func TestPartial_AnyOrder_BadUnits_Restarts(t *testing.T) {
 		}
 		finish(t, s, p, want)
 	})
+}
+
+// One content under two digests is two partials and two blobs, which share no
+// file and no resume.
+func TestPartial_TwoAlgorithmsOfOneContent(t *testing.T) {
+	want := content(7, int(2*units.Unit)+1)
+	dir := t.TempDir()
+	s := open(t, dir)
+	a, b := fetchAs(t, s, digest.SHA256, want), fetchAs(t, s, digest.SHA512, want)
+	if err := a.Put(0, unitOf(a.List(), want, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(a.Close(), b.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Began(a.Record().Digest) {
+		t.Fatal("the first fetch left nothing")
+	}
+	s = open(t, dir)
+	a, b = fetchAs(t, s, digest.SHA256, want), fetchAs(t, s, digest.SHA512, want)
+	if a.Missing() != 2 || b.Missing() != 3 {
+		t.Fatalf("%d and %d units are missing", a.Missing(), b.Missing())
+	}
+	// The states of one do not pass under the record of the other.
+	raw, err := a.List().MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := units.ParseList(b.Record(), raw); !errors.Is(err, units.ErrBadList) {
+		t.Fatalf("states of the other algorithm: %v", err)
+	}
+	if _, err := s.BeginFetch(b.Record(), a.List()); !errors.Is(err, units.ErrBadList) {
+		t.Fatalf("list of the other algorithm: %v", err)
+	}
+	for i := range 3 {
+		if err := errors.Join(a.Put(i, unitOf(a.List(), want, i)), b.Put(i, unitOf(b.List(), want, i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Abandon(); err != nil {
+		t.Fatal(err)
+	}
+	finish(t, s, a, want)
+	if s.Has(b.Record().Digest, int64(len(want))) {
+		t.Fatal("the other digest is there, too")
+	}
 }
 
 func TestPartial_ManyWritersAndReaders(t *testing.T) {
@@ -275,7 +332,9 @@ func TestFullDisk(t *testing.T) {
 	install(t, s, u, big[:2*units.Unit])
 }
 
-func TestSweep(t *testing.T) {
+func TestSweep(t *testing.T) { each(t, testSweep) }
+
+func testSweep(t *testing.T, alg digest.Algorithm) {
 	dir := t.TempDir()
 	now := time.Now()
 	reopen := func() *Store {
@@ -298,7 +357,7 @@ func TestSweep(t *testing.T) {
 	s := reopen()
 	before, after := begin(t, s), content(1, 5000)
 	add(t, before, after)
-	p := fetch(t, s, content(2, int(units.Unit)*2))
+	p := fetchAs(t, s, alg, content(2, int(units.Unit)*2))
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +370,7 @@ func TestSweep(t *testing.T) {
 	if _, err := s.Upload(before.ID()); !errors.Is(err, ErrNotFound) {
 		t.Fatalf("an expired upload: %v", err)
 	}
-	open := fetch(t, s, content(3, int(units.Unit)*2))
+	open := fetchAs(t, s, alg, content(3, int(units.Unit)*2))
 	now = now.Add(61 * time.Minute)
 	if err := live.Acquire(); err != nil { // somebody is writing: not stale
 		t.Fatal(err)
@@ -327,7 +386,7 @@ func TestSweep(t *testing.T) {
 	if err := live.Acquire(); err != nil {
 		t.Fatal(err)
 	}
-	if err := live.Install(digest.FromBytes(after), nil); err != nil {
+	if err := live.Install(alg.FromBytes(after), nil); err != nil {
 		t.Fatal(err)
 	}
 	live.Release()
@@ -335,10 +394,10 @@ func TestSweep(t *testing.T) {
 	if _, err := s.Upload(live.ID()); !errors.Is(err, ErrNotFound) {
 		t.Fatalf("a committed upload: %v", err)
 	}
-	sweep(s, Swept{Orphans: 1}, digest.FromBytes(after))
+	sweep(s, Swept{Orphans: 1}, alg.FromBytes(after))
 	sweep(s, Swept{})
 	b := content(4, 100_000)
-	p = fetch(t, s, b)
+	p = fetchAs(t, s, alg, b)
 	if err := p.Put(0, b); err != nil {
 		t.Fatal(err)
 	}
@@ -347,10 +406,10 @@ func TestSweep(t *testing.T) {
 	}
 	_ = p.f.Close()
 	s = reopen()
-	sweep(s, Swept{Orphans: 1}, digest.FromBytes(b))
+	sweep(s, Swept{Orphans: 1}, alg.FromBytes(b))
 	sweep(s, Swept{})
 
-	if err := s.Quarantine(digest.FromBytes(b)); err != nil {
+	if err := s.Quarantine(alg.FromBytes(b)); err != nil {
 		t.Fatal(err)
 	}
 	sweep(s, Swept{})

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/store/units"
 )
 
 // Keep says for how long things are kept that nobody goes on with.
@@ -81,7 +83,7 @@ func (s *Store) sweepUploads(ctx context.Context, keepFor time.Duration, orphan 
 			// A crash between the rename and the end of Discard.
 			if exts[extCommit] {
 				b, err := os.ReadFile(s.path("uploads", id+extCommit))
-				if d := digest.Digest(b); err == nil && d.Validate() == nil {
+				if d := digest.Digest(b); err == nil && units.CheckDigest(d) == nil {
 					err = orphan(d)
 					did.Orphans++
 				}
@@ -133,13 +135,13 @@ func (s *Store) sweepPartials(ctx context.Context, keepFor time.Duration, orphan
 		return err
 	}
 	var errs []error
-	for hex, exts := range left {
+	for stem, exts := range left {
 		if ctx.Err() != nil {
 			break
 		}
-		d, ok := partialOf(hex)
+		d, ok := partialOf(stem)
 		if !ok {
-			errs = append(errs, fmt.Errorf("partial/%s is no file of Portolan's: move it away", hex))
+			errs = append(errs, fmt.Errorf("partial/%s is no file of Portolan's: move it away", stem))
 			continue
 		}
 		p := &Partial{s: s}

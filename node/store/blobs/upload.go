@@ -40,11 +40,11 @@ type Upload struct {
 
 	// Owned by the holder of busy.
 	hasher *units.Hasher
-	synced int // states of hasher that are in the checkpoint file
+	synced int // bytes of hasher's states that are in the checkpoint file
 	data   *os.File
 	ckpt   *os.File
 	small  []byte // the whole content, if it never went to a file
-	lost   bool   // a sync failed: nobody knows what is on the disk
+	lost   bool   // a sync failed, or the notes are in disorder: nobody knows what is on the disk
 	gone   bool
 }
 
@@ -61,7 +61,7 @@ func (s *Store) CreateUpload() (*Upload, error) {
 	s.nUploads++
 	s.mu.Unlock()
 
-	u := &Upload{s: s, id: uuid.NewString(), hasher: units.NewHasher()}
+	u := &Upload{s: s, id: uuid.NewString(), hasher: units.NewHasher(digest.Canonical)}
 	// Not synced: the file alone carries the session over a kill, and a power cut
 	// may take a session that has no bytes yet.
 	f, err := os.OpenFile(u.path(extData), os.O_WRONLY|os.O_CREATE|os.O_EXCL, filePerm)
@@ -112,36 +112,36 @@ func (u *Upload) recover() error {
 	if err != nil {
 		return err
 	}
-	offset, states, sound, err := readCheckpoint(u.path(extCkpt))
+	c, err := readCheckpoint(u.path(extCkpt))
 	if err != nil {
 		return err
 	}
-	if sound > 0 {
-		// A torn entry at the end would hide the entries added behind it.
-		if err := os.Truncate(u.path(extCkpt), sound); err != nil {
-			return err
-		}
-	}
 	// The data was synced before its entry was written, so a shorter file is
 	// damage: nothing of it can be relied on.
-	if st.Size() < offset {
-		offset, states = 0, nil
-		if err := os.Remove(u.path(extCkpt)); err != nil {
-			return err
-		}
+	if st.Size() < c.offset {
+		c = checkpoint{alg: c.alg}
 	}
-	u.synced = len(states)
+	if c.sound > 0 {
+		// A torn entry at the end would hide the entries added behind it.
+		err = os.Truncate(u.path(extCkpt), c.sound)
+	} else if err = os.Remove(u.path(extCkpt)); errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	u.synced = len(c.states)
 	u.touched.Store(st.ModTime().UnixNano())
-	return u.rewind(offset, states)
+	return u.rewind(c.alg, c.offset, c.states)
 }
 
-// rewind brings file and hash back to offset; states are those known at or
-// before it.
-func (u *Upload) rewind(offset int64, states []units.State) error {
-	full := int(offset / units.Unit)
-	h, err := units.ResumeHasher(states[:min(full, len(states))])
+// rewind brings file and hash back to offset; states are those of alg that are
+// known at or before it.
+func (u *Upload) rewind(alg digest.Algorithm, offset int64, states []byte) error {
+	full := int(offset/units.Unit) * units.StateSize(alg)
+	h, err := units.ResumeHasher(alg, states[:min(full, len(states))])
 	if errors.Is(err, units.ErrUnavailable) {
-		h, err = units.NewHasher(), nil // plain-digest mode: read it all again
+		h, err = units.NewHasher(alg), nil // plain-digest mode: read it all again
 	}
 	if err != nil {
 		return err
@@ -154,15 +154,71 @@ func (u *Upload) rewind(offset int64, states []units.State) error {
 	if err := f.Truncate(offset); err != nil {
 		return err
 	}
-	buf := u.s.bufs.Get().(*[]byte)
-	defer u.s.bufs.Put(buf)
-	r := io.NewSectionReader(f, h.Size(), offset-h.Size())
-	if n, err := io.CopyBuffer(onlyWriter{h}, onlyReader{r}, *buf); err != nil || h.Size() != offset {
-		return fmt.Errorf("read back %d bytes: %w", n, errors.Join(err, ErrCorrupt))
+	if err := u.readBack(context.Background(), h, offset); err != nil {
+		return err
 	}
 	u.hasher = h
 	u.durable.Store(offset)
 	return nil
+}
+
+// readBack hashes the file on, from where h stands to offset.
+func (u *Upload) readBack(ctx context.Context, h *units.Hasher, offset int64) error {
+	f, err := u.open()
+	if err != nil {
+		return err
+	}
+	buf := u.s.bufs.Get().(*[]byte)
+	defer u.s.bufs.Put(buf)
+	for h.Size() < offset {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		b := (*buf)[:min(int64(len(*buf)), offset-h.Size())]
+		if n, err := f.ReadAt(b, h.Size()); n < len(b) {
+			return fmt.Errorf("upload %s: read back %d bytes at %d: %w", u.id, len(b), h.Size(), errors.Join(err, ErrCorrupt))
+		}
+		if _, err := h.Write(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Expect says which algorithm the content will be named by, before its first
+// byte comes: it is then hashed by that from the start. An upload that has bytes
+// goes on as it began, and [Upload.Hashed] makes up for it. With keep set the
+// algorithm is noted, for a client that goes on after a restart; like the
+// session itself the note may be lost in a power cut, which costs reading again.
+func (u *Upload) Expect(alg digest.Algorithm, keep bool) error {
+	if u.hasher.Size() > 0 || u.hasher.Algorithm() == alg {
+		return nil
+	}
+	u.close()
+	// Left of bytes that were given up: new entries would not fit its form.
+	if err := os.Remove(u.path(extCkpt)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	u.hasher, u.synced = units.NewHasher(alg), 0
+	if !keep {
+		return nil
+	}
+	return u.note(nil)
+}
+
+// Hashed gives the hash of the bytes taken so far by alg. If they were hashed by
+// another algorithm as they came, because the client named this one only at the
+// end, they are read once more, and their unit list is made on the way.
+func (u *Upload) Hashed(ctx context.Context, alg digest.Algorithm) (*units.Hasher, error) {
+	if u.hasher.Algorithm() == alg {
+		return u.hasher, nil
+	}
+	h := units.NewHasher(alg)
+	if u.small != nil {
+		_, err := h.Write(u.small)
+		return h, err
+	}
+	return h, u.readBack(ctx, h, u.hasher.Size())
 }
 
 // back gives up what was appended after offset, notes and space included.
@@ -179,7 +235,7 @@ func (u *Upload) back(offset int64) error {
 		u.durable.Store(0)
 	}
 	known := u.durable.Load()
-	if err := u.rewind(offset, u.hasher.States()); err != nil {
+	if err := u.rewind(u.hasher.Algorithm(), offset, u.hasher.States()); err != nil {
 		return err
 	}
 	u.durable.Store(known)
@@ -203,12 +259,6 @@ func (u *Upload) Settle() error {
 	}
 	return nil
 }
-
-// onlyWriter and onlyReader keep io.CopyBuffer on the buffer it is given.
-type (
-	onlyWriter struct{ io.Writer }
-	onlyReader struct{ io.Reader }
-)
 
 func (u *Upload) open() (*os.File, error) {
 	if u.data == nil {
@@ -393,7 +443,7 @@ func (u *Upload) write(b []byte) error {
 
 // checkpoint makes the first size bytes durable and notes it. One call at a
 // time.
-func (u *Upload) checkpoint(size int64, states []units.State) error {
+func (u *Upload) checkpoint(size int64, states []byte) error {
 	if size == u.durable.Load() {
 		return nil
 	}
@@ -409,37 +459,49 @@ func (u *Upload) checkpoint(size int64, states []units.State) error {
 		u.lost = true
 		return fmt.Errorf("upload %s: %w", u.id, errors.Join(mapError(err), errUnsyncedUpload))
 	}
-	var entry []byte
-	if u.ckpt == nil {
-		c, err := os.OpenFile(u.path(extCkpt), os.O_WRONLY|os.O_CREATE|os.O_APPEND, filePerm)
-		if err != nil {
-			return mapError(err)
-		}
-		u.ckpt = c
-		if st, err := c.Stat(); err != nil {
-			return err
-		} else if st.Size() == 0 {
-			entry = append(entry, checkpointVersion)
-		}
-	}
 	// The entry itself is not synced: if a power cut takes it, the offset after
 	// the restart is an earlier one, and still true.
-	if _, err := u.ckpt.Write(appendEntry(entry, size, states[u.synced:])); err != nil {
-		return fmt.Errorf("upload %s: %w", u.id, mapError(err))
+	if err := u.note(appendEntry(nil, u.hasher.Algorithm(), size, states[u.synced:])); err != nil {
+		return err
 	}
 	u.synced = len(states)
 	u.durable.Store(size)
 	return nil
 }
 
+// note adds an entry to the checkpoint file, and begins the file with its form.
+func (u *Upload) note(entry []byte) error {
+	if u.ckpt == nil {
+		c, err := os.OpenFile(u.path(extCkpt), os.O_WRONLY|os.O_CREATE|os.O_APPEND, filePerm)
+		if err != nil {
+			return fmt.Errorf("upload %s: %w", u.id, mapError(err))
+		}
+		u.ckpt = c
+	}
+	st, err := u.ckpt.Stat()
+	if err != nil {
+		return fmt.Errorf("upload %s: %w", u.id, err)
+	}
+	if st.Size() == 0 {
+		entry = append([]byte{checkpointForm(u.hasher.Algorithm())}, entry...)
+	}
+	if _, err := u.ckpt.Write(entry); err != nil {
+		err = fmt.Errorf("upload %s: %w", u.id, mapError(err))
+		// Half an entry would hide from a restart those that come behind it.
+		if terr := u.ckpt.Truncate(st.Size()); terr != nil {
+			u.lost = true
+			err = errors.Join(err, terr)
+		}
+		return err
+	}
+	return nil
+}
+
 // Size is the number of bytes taken so far.
 func (u *Upload) Size() int64 { return u.hasher.Size() }
 
-// Digest is the digest of the bytes taken so far.
-func (u *Upload) Digest() digest.Digest { return u.hasher.Digest() }
-
-// List is the unit list of the bytes taken so far.
-func (u *Upload) List() (*units.List, error) { return u.hasher.List() }
+// Algorithm is the one by which the bytes are hashed as they come.
+func (u *Upload) Algorithm() digest.Algorithm { return u.hasher.Algorithm() }
 
 // Small gives the content of an upload of at most SmallMax bytes.
 func (u *Upload) Small() ([]byte, error) {

@@ -1,48 +1,59 @@
 package units
 
 import (
-	"crypto/sha256"
 	"fmt"
 	"hash"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// Hasher computes the SHA-256 of a stream and notes the chain state at every
-// border of [Unit] bytes on the way, which costs nothing over the plain hash.
-// It keeps 32 bytes per MiB and nothing of the data.
+// Hasher computes the digest of a stream and notes the chain state at every
+// border of [Unit] bytes on the way, which costs nothing over the plain hash. It
+// keeps a state (32 bytes for sha256, 64 for sha512) per MiB and nothing of the
+// data.
 type Hasher struct {
+	alg    *algorithm
 	h      hash.Hash
-	res    resumable // nil in plain-digest mode
+	chain  *chain // h, or nil in plain-digest mode
 	size   int64
-	states []State // after each full Unit
+	states []byte // after each full Unit, one behind another
 }
 
-// NewHasher starts at the first byte.
-func NewHasher() *Hasher {
-	h := sha256.New()
-	s := &Hasher{h: h}
-	if r, ok := h.(resumable); ok && Available() == nil {
-		s.res = r
+// NewHasher starts at the first byte. It panics for an algorithm that is not
+// supported, as digest.Algorithm.Hash does: callers have checked the digest or
+// the algorithm ([CheckDigest], [CheckAlgorithm]).
+func NewHasher(alg digest.Algorithm) *Hasher {
+	a := algorithmOf(alg)
+	if a == nil {
+		panic(fmt.Sprintf("hash algorithm %q is not supported", alg))
 	}
-	return s
+	if a.available() == nil {
+		if c, err := a.begin(); err == nil {
+			return &Hasher{alg: a, h: c, chain: c}
+		}
+	}
+	return &Hasher{alg: a, h: a.new()}
 }
 
-// ResumeHasher goes on at byte len(states)*Unit, with the states that
-// [Hasher.States] gave there.
-func ResumeHasher(states []State) (*Hasher, error) {
+// ResumeHasher goes on behind the last of the states that [Hasher.States] of a
+// Hasher of the same algorithm gave: at byte Unit times their number.
+func ResumeHasher(alg digest.Algorithm, states []byte) (*Hasher, error) {
+	a := algorithmOf(alg)
+	if a == nil || len(states)%a.size != 0 {
+		return nil, fmt.Errorf("%w: %d bytes of states for %q", ErrUnsupportedDigest, len(states), alg)
+	}
 	if len(states) == 0 {
-		return NewHasher(), nil
+		return NewHasher(alg), nil
 	}
-	if err := Available(); err != nil {
+	if err := a.available(); err != nil {
 		return nil, err
 	}
-	size := int64(len(states)) * Unit
-	h, err := at(states[len(states)-1], size)
+	size := int64(len(states)/a.size) * Unit
+	c, err := a.at(states[len(states)-a.size:], size)
 	if err != nil {
 		return nil, err
 	}
-	return &Hasher{h: h, res: h, size: size, states: append([]State(nil), states...)}, nil
+	return &Hasher{alg: a, h: c, chain: c, size: size, states: append([]byte(nil), states...)}, nil
 }
 
 // Write implements io.Writer; it fails only if the toolchain stops giving its
@@ -54,44 +65,48 @@ func (s *Hasher) Write(p []byte) (int, error) {
 		_, _ = s.h.Write(p[:k])
 		s.size += k
 		p = p[k:]
-		if s.res != nil && s.size%Unit == 0 {
-			st, err := stateOf(s.res)
+		if s.chain != nil && s.size%Unit == 0 {
+			st, err := s.chain.state()
 			if err != nil {
 				return n - len(p), err
 			}
-			s.states = append(s.states, st)
+			s.states = append(s.states, st...)
 		}
 	}
 	return n, nil
 }
 
+// Algorithm is the one that the Hasher was made with.
+func (s *Hasher) Algorithm() digest.Algorithm { return s.alg.name }
+
 // Size is the number of bytes hashed so far, those before a resume included.
 func (s *Hasher) Size() int64 { return s.size }
 
-// States gives the states noted so far: one for each full Unit. Callers may keep
-// the slice; it is never changed, only grown.
-func (s *Hasher) States() []State { return s.states[:len(s.states):len(s.states)] }
+// States gives the raw states noted so far, [StateSize] bytes for each full
+// Unit. Callers may keep the slice; it is never changed, only grown.
+func (s *Hasher) States() []byte { return s.states[:len(s.states):len(s.states)] }
 
 // Digest is the digest of the bytes so far; hashing may go on.
 func (s *Hasher) Digest() digest.Digest {
-	return digest.NewDigestFromBytes(digest.SHA256, s.h.Sum(nil))
+	return digest.NewDigestFromBytes(s.alg.name, s.h.Sum(nil))
 }
 
 // List gives the canonical unit list of the bytes so far, thinned to the unit
 // size that their number asks for. It fails with ErrUnavailable in plain-digest
 // mode and with ErrTooLarge beyond MaxSize.
 func (s *Hasher) List() (*List, error) {
-	if s.res == nil {
-		return nil, Available()
+	if s.chain == nil {
+		return nil, s.alg.available()
 	}
 	if s.size > MaxSize {
 		return nil, fmt.Errorf("%w: %d bytes", ErrTooLarge, s.size)
 	}
 	l := &List{Digest: s.Digest(), Size: s.size, UnitSize: UnitSizeFor(s.size)}
-	step := int(l.UnitSize / Unit)
-	l.states = make([]State, l.Units()-1)
-	for i := range l.states {
-		l.states[i] = s.states[(i+1)*step-1]
+	step, n := int(l.UnitSize/Unit), s.alg.size
+	l.states = make([]byte, 0, (l.Units()-1)*n)
+	for i := range l.Units() - 1 {
+		last := (i+1)*step - 1
+		l.states = append(l.states, s.states[last*n:(last+1)*n]...)
 	}
 	return l, nil
 }

@@ -1,28 +1,31 @@
 package units
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
 
 const (
 	// Unit is the length of a unit of blobs up to 2 GiB, and the border at which
-	// a Hasher notes a state. A multiple of the hash's block of 64 bytes.
+	// a Hasher notes a state. A multiple of the hash's block (64 or 128 bytes).
 	Unit int64 = 1 << 20
 
-	// Lists are thinned above these sizes, so that a list stays at 64 KiB for
-	// blobs up to 8 GiB and grows by 4 MiB a TiB beyond.
+	// Lists are thinned above these sizes, so that a list stays at 2048 states
+	// (64 KiB for sha256, 128 KiB for sha512) for blobs up to 8 GiB and grows by
+	// 131,072 a TiB beyond.
 	largeSize int64 = 2 << 30
 	hugeSize  int64 = 8 << 30
 	largeUnit       = 4 * Unit
 	hugeUnit        = 8 * Unit
 
 	// MaxSize bounds a blob, and with it the list that a receiver has to hold in
-	// memory (4 MiB).
+	// memory (4 MiB for sha256, 8 MiB for sha512).
 	MaxSize int64 = 1 << 40
 
 	// SubUnit is the grain of the sub-states that any holder may send for one
@@ -40,8 +43,8 @@ var (
 	ErrBadRecord = errors.New("blob record is not valid")
 	// ErrTooLarge is a blob above MaxSize.
 	ErrTooLarge = fmt.Errorf("blob is larger than %d bytes", MaxSize)
-	// ErrUnsupportedDigest is a digest that is not a well-formed sha256.
-	ErrUnsupportedDigest = errors.New("digest algorithm is not supported: only sha256 is")
+	// ErrUnsupportedDigest is a digest that is not a well-formed sha256 or sha512.
+	ErrUnsupportedDigest = errors.New("digest is not supported: only sha256 and sha512 are, in lower case")
 )
 
 // UnitSizeFor is the canonical unit length of a blob: a function of its size
@@ -57,15 +60,27 @@ func UnitSizeFor(size int64) int64 {
 	}
 }
 
-// CheckDigest refuses everything but a well-formed sha256 digest.
+// CheckDigest refuses everything but a well-formed sha256 or sha512 digest.
 func CheckDigest(d digest.Digest) error {
 	if err := d.Validate(); err != nil {
 		return fmt.Errorf("%w (%q: %v)", ErrUnsupportedDigest, string(d), err)
 	}
-	if d.Algorithm() != digest.SHA256 {
-		return fmt.Errorf("%w (got %s)", ErrUnsupportedDigest, d.Algorithm())
+	return CheckAlgorithm(d.Algorithm())
+}
+
+// CheckAlgorithm refuses everything but sha256 and sha512.
+func CheckAlgorithm(alg digest.Algorithm) error {
+	if algorithmOf(alg) == nil {
+		return fmt.Errorf("%w (got %q)", ErrUnsupportedDigest, string(alg))
 	}
 	return nil
+}
+
+// chainOf gives the algorithm of a digest, or nil for what CheckDigest refuses
+// by its algorithm.
+func chainOf(d digest.Digest) *algorithm {
+	name, _, _ := strings.Cut(string(d), ":") // the methods of d panic when it is malformed
+	return algorithmOf(digest.Algorithm(name))
 }
 
 // List is the chain of states of one blob at its unit borders. The state before
@@ -73,9 +88,9 @@ func CheckDigest(d digest.Digest) error {
 // a blob of n units keeps n-1 states. Immutable.
 type List struct {
 	Digest   digest.Digest
-	Size     int64 // bytes of the blob
-	UnitSize int64 // bytes of each unit but the last
-	states   []State
+	Size     int64  // bytes of the blob
+	UnitSize int64  // bytes of each unit but the last
+	states   []byte // raw, one behind another; their length follows from Digest
 }
 
 // Units is the number of units; an empty blob has one, which is empty, so that
@@ -106,26 +121,30 @@ func (l *List) Verify(i int, data []byte) error {
 	if int64(len(data)) != length {
 		return fmt.Errorf("%w: unit %d of %s has %d bytes, got %d", ErrBadUnit, i, l.Digest, length, len(data))
 	}
-	from := initial
-	if i > 0 {
-		from = l.states[i-1]
+	a := chainOf(l.Digest)
+	if a == nil {
+		return fmt.Errorf("%w: unit %d of %s: %w", ErrBadUnit, i, l.Digest, CheckDigest(l.Digest))
 	}
-	h, err := at(from, off)
+	from := a.initial
+	if i > 0 {
+		from = l.states[(i-1)*a.size : i*a.size]
+	}
+	h, err := a.at(from, off)
 	if err != nil {
 		return err
 	}
 	_, _ = h.Write(data)
 	if i == l.Units()-1 {
-		if digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil)) != l.Digest {
+		if digest.NewDigestFromBytes(a.name, h.Sum(nil)) != l.Digest {
 			return fmt.Errorf("%w: last unit %d of %s", ErrBadUnit, i, l.Digest)
 		}
 		return nil
 	}
-	got, err := stateOf(h)
+	got, err := h.state()
 	if err != nil {
 		return err
 	}
-	if got != l.states[i] {
+	if !bytes.Equal(got, l.states[i*a.size:(i+1)*a.size]) {
 		return fmt.Errorf("%w: unit %d of %s", ErrBadUnit, i, l.Digest)
 	}
 	return nil
@@ -140,22 +159,23 @@ func (l *List) Root() [32]byte {
 	h := sha256.New()
 	_, _ = h.Write([]byte(rootContext))
 	_, _ = h.Write(appendSubject(nil, l.Digest, l.Size, l.UnitSize))
-	for i := range l.states {
-		_, _ = h.Write(l.states[i][:])
-	}
+	_, _ = h.Write(l.states)
 	return [32]byte(h.Sum(nil))
 }
 
-// algSHA256 is the algorithm byte of the binary forms; further algorithms are
-// appended, numbers never change.
-const algSHA256 = 1
+// subjectSize is the length of what appendSubject adds: the algorithm's byte,
+// the raw digest, size and unit size.
+func subjectSize(a *algorithm) int { return 1 + a.size + 8 + 8 }
 
-// subjectSize is the length of what appendSubject adds.
-const subjectSize = 1 + 32 + 8 + 8
-
+// appendSubject adds what a list and its record are about. Its callers check the
+// digest, before or after: a malformed one counts as zeros.
 func appendSubject(b []byte, d digest.Digest, size, unitSize int64) []byte {
-	b = append(b, algSHA256)
-	b = append(b, rawDigest(d)...)
+	a := chainOf(d)
+	if a == nil {
+		a = sha256Chain
+	}
+	b = append(b, a.code)
+	b = append(b, a.raw(d)...)
 	b = binary.BigEndian.AppendUint64(b, uint64(size))
 	return binary.BigEndian.AppendUint64(b, uint64(unitSize))
 }
@@ -163,25 +183,23 @@ func appendSubject(b []byte, d digest.Digest, size, unitSize int64) []byte {
 // Forms of a list, its first byte. The rest is states alone: what they are
 // about stands in the record.
 //
-//	1: the raw states at the unit borders, in order (n-1 times 32 bytes)
+//	1: the raw states at the unit borders, in order (n-1 times 32 bytes for
+//	   sha256, 64 for sha512: the digest's algorithm says which)
 //
 // A form with the 64 KiB sub-states of some units would be 2.
 const formStates = 1
 
 // ListBytes is the exact length of the form that MarshalBinary gives for a blob
-// of this size: a receiver knows it before it reads.
-func ListBytes(size int64) int {
-	return 1 + (count(size, UnitSizeFor(size))-1)*StateSize
+// of this size, hashed by alg: a receiver knows it before it reads.
+func ListBytes(alg digest.Algorithm, size int64) int {
+	return 1 + (count(size, UnitSizeFor(size))-1)*StateSize(alg)
 }
 
 // MarshalBinary gives the form that ParseList reads.
 func (l *List) MarshalBinary() ([]byte, error) {
-	b := make([]byte, 0, 1+len(l.states)*StateSize)
+	b := make([]byte, 0, 1+len(l.states))
 	b = append(b, formStates)
-	for i := range l.states {
-		b = append(b, l.states[i][:]...)
-	}
-	return b, nil
+	return append(b, l.states...), nil
 }
 
 // ParseList reads a list that belongs to rec, and refuses any other with
@@ -190,17 +208,13 @@ func ParseList(rec Record, b []byte) (*List, error) {
 	if err := rec.check(); err != nil {
 		return nil, err
 	}
-	if len(b) != ListBytes(rec.Size) {
-		return nil, fmt.Errorf("%w: %d bytes for %s, expected %d", ErrBadList, len(b), rec.Digest, ListBytes(rec.Size))
+	if want := ListBytes(rec.Digest.Algorithm(), rec.Size); len(b) != want {
+		return nil, fmt.Errorf("%w: %d bytes for %s, expected %d", ErrBadList, len(b), rec.Digest, want)
 	}
 	if b[0] != formStates {
 		return nil, fmt.Errorf("%w: form %d for %s is of a newer version", ErrBadList, b[0], rec.Digest)
 	}
-	l := &List{Digest: rec.Digest, Size: rec.Size, UnitSize: rec.UnitSize}
-	l.states = make([]State, (len(b)-1)/StateSize)
-	for i := range l.states {
-		l.states[i] = State(b[1+i*StateSize:])
-	}
+	l := &List{Digest: rec.Digest, Size: rec.Size, UnitSize: rec.UnitSize, states: bytes.Clone(b[1:])}
 	if err := rec.Matches(l); err != nil {
 		return nil, err
 	}

@@ -48,7 +48,7 @@ func Sign(l *List, id identity.NodeID, s Signer) (Record, error) {
 const signContext = "portolan blob record 1\n"
 
 func (r Record) message() []byte {
-	b := append([]byte(signContext), make([]byte, 0, recordSize)...)
+	b := append([]byte(signContext), make([]byte, 0, maxRecordSize)...)
 	b = appendSubject(b, r.Digest, r.Size, r.UnitSize)
 	b = append(b, r.Root[:]...)
 	return append(b, r.Signer[:]...)
@@ -89,18 +89,24 @@ func (r Record) Matches(l *List) error {
 }
 
 // recordVersion is the first byte of a record's binary form. Version 1: the
-// algorithm, digest, size, unit size, root, signer, signature.
+// algorithm (1 sha256, 2 sha512), digest of that algorithm's length, size, unit
+// size, root, signer, signature.
 const (
 	recordVersion = 1
-	recordSize    = 1 + subjectSize + 32 + ed25519.PublicKeySize + ed25519.SignatureSize
+	maxRecordSize = 1 + 1 + maxState + 8 + 8 + 32 + ed25519.PublicKeySize + ed25519.SignatureSize
 )
+
+// recordSize is the exact length of a record about a digest of this algorithm.
+func recordSize(a *algorithm) int {
+	return 1 + subjectSize(a) + 32 + ed25519.PublicKeySize + ed25519.SignatureSize
+}
 
 // MarshalBinary gives the form that ParseRecord reads: for rows and the wire.
 func (r Record) MarshalBinary() ([]byte, error) {
 	if err := r.check(); err != nil {
 		return nil, err
 	}
-	b := make([]byte, 0, recordSize)
+	b := make([]byte, 0, maxRecordSize)
 	b = append(b, recordVersion)
 	b = appendSubject(b, r.Digest, r.Size, r.UnitSize)
 	b = append(b, r.Root[:]...)
@@ -111,12 +117,16 @@ func (r Record) MarshalBinary() ([]byte, error) {
 // ParseRecord reads a record and refuses trailing bytes and unknown versions.
 // It does not check the signature.
 func ParseRecord(b []byte) (Record, error) {
-	if len(b) != recordSize || b[0] != recordVersion || b[1] != algSHA256 {
+	var a *algorithm
+	if len(b) > 2 && b[0] == recordVersion {
+		a = algorithmByCode(b[1])
+	}
+	if a == nil || len(b) != recordSize(a) {
 		return Record{}, fmt.Errorf("%w: %d bytes of an unknown form", ErrBadRecord, len(b))
 	}
 	b = b[2:]
-	r := Record{Digest: digest.NewDigestFromBytes(digest.SHA256, b[:32])}
-	b = b[32:]
+	r := Record{Digest: digest.NewDigestFromBytes(a.name, b[:a.size])}
+	b = b[a.size:]
 	r.Size = int64(binary.BigEndian.Uint64(b))
 	r.UnitSize = int64(binary.BigEndian.Uint64(b[8:]))
 	b = b[16:]
@@ -129,13 +139,24 @@ func ParseRecord(b []byte) (Record, error) {
 	return r, nil
 }
 
-// rawDigest gives the 32 bytes of a sha256 digest, and zeros for anything else:
-// its callers check the digest, before or after.
-func rawDigest(d digest.Digest) []byte {
-	hexed, _ := strings.CutPrefix(string(d), "sha256:")
+func algorithmByCode(code byte) *algorithm {
+	switch code {
+	case sha256Chain.code:
+		return sha256Chain
+	case sha512Chain.code:
+		return sha512Chain
+	default:
+		return nil
+	}
+}
+
+// raw gives the bytes of a digest of this algorithm, and zeros for anything
+// else.
+func (a *algorithm) raw(d digest.Digest) []byte {
+	_, hexed, _ := strings.Cut(string(d), ":")
 	b, err := hex.DecodeString(hexed)
-	if err != nil || len(b) != 32 {
-		return make([]byte, 32)
+	if err != nil || len(b) != a.size {
+		return make([]byte, a.size)
 	}
 	return b
 }

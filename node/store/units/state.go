@@ -3,6 +3,7 @@ package units
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding"
 	"encoding/binary"
 	"encoding/hex"
@@ -10,117 +11,204 @@ import (
 	"fmt"
 	"hash"
 	"sync"
+
+	"github.com/opencontainers/go-digest"
 )
 
-// StateSize is the length of a raw SHA-256 chain state.
-const StateSize = 32
+// algorithm is a hash function whose chain this package knows.
+type algorithm struct {
+	name  digest.Algorithm
+	code  byte // in binary forms; further ones are appended, numbers never change
+	size  int  // bytes of a chain state and of the digest
+	block int  // bytes that one step of the chain takes
+	new   func() hash.Hash
 
-// State is the chain value of SHA-256 at a unit border.
-type State [StateSize]byte
+	// initial is the state before the first byte (FIPS 180-4, 5.3).
+	initial []byte
+	// magic begins the form that the toolchain marshals to: magic, state, pending
+	// block, length as u64.
+	magic string
+	// vectors are chain states after one block, see selfTest.
+	vectors []vector
 
-// initial is the state before the first byte (FIPS 180-4, 5.3.3).
-var initial = State{
-	0x6a, 0x09, 0xe6, 0x67, 0xbb, 0x67, 0xae, 0x85, 0x3c, 0x6e, 0xf3, 0x72, 0xa5, 0x4f, 0xf5, 0x3a,
-	0x51, 0x0e, 0x52, 0x7f, 0x9b, 0x05, 0x68, 0x8c, 0x1f, 0x83, 0xd9, 0xab, 0x5b, 0xe0, 0xcd, 0x19,
+	available func() error // the self test, run once
 }
 
-// The form that crypto/sha256 marshals to: magic, state, pending block, length.
+type vector struct {
+	fill  byte   // the block is this byte, again and again
+	after string // the state after it, in hexadecimal digits
+}
+
 const (
-	goMagic     = "sha\x03"
-	goBlockSize = 64
-	goStateSize = len(goMagic) + StateSize + goBlockSize + 8
+	maxState = sha512.Size
+	// maxMarshaled is the longest form that the toolchain marshals to.
+	maxMarshaled = 4 + maxState + sha512.BlockSize + 8
 )
 
-// ErrUnavailable says that this toolchain's SHA-256 does not give its states in
-// the known form; blobs are then checked by whole digest alone.
-var ErrUnavailable = errors.New("this build's SHA-256 does not give its inner states: blobs are checked whole")
+// The vectors were computed from the standard's definition by programs that
+// share no code with Go's.
+var (
+	sha256Chain = newAlgorithm(algorithm{
+		name: digest.SHA256, code: 1, size: sha256.Size, block: sha256.BlockSize, new: sha256.New, magic: "sha\x03",
+		initial: unhex("6a09e667bb67ae853c6ef372a54ff53a510e527f9b05688c1f83d9ab5be0cd19"),
+		vectors: []vector{
+			{0, "da5698be17b9b46962335799779fbeca8ce5d491c0d26243bafef9ea1837a9d8"},
+			{'a', "df5bb81ce81e0626fb45a8944fd40f31b25e6816d6d499c1ab90492900635e66"},
+		},
+	})
+	sha512Chain = newAlgorithm(algorithm{
+		name: digest.SHA512, code: 2, size: sha512.Size, block: sha512.BlockSize, new: sha512.New, magic: "sha\x07",
+		initial: unhex("6a09e667f3bcc908bb67ae8584caa73b3c6ef372fe94f82ba54ff53a5f1d36f1" +
+			"510e527fade682d19b05688c2b3e6c1f1f83d9abfb41bd6b5be0cd19137e2179"),
+		vectors: []vector{
+			{0, "cf7881d5774acbe8533362e0fbc780700267639d87460eda3086cb40e85931b0" +
+				"717dc95288a023a396bab2c14ce0b5e06fc4fe04eae33e0b91f4d80cbd668bee"},
+			{'a', "03bf7c6e55c11b040d48757f45285fdced46689bfc9026c0281701a1424c80f5" +
+				"ca31738befe6afee30f5fe8d4e41e2489379d57c74895af44b1e84ebc1bab8b0"},
+		},
+	})
+)
 
-// resumable is what crypto/sha256 gives besides hash.Hash.
+func newAlgorithm(a algorithm) *algorithm {
+	a.available = sync.OnceValue(a.selfTest)
+	return &a
+}
+
+func unhex(s string) []byte {
+	b, err := hex.DecodeString(s)
+	if err != nil {
+		panic(err) // a constant of this file
+	}
+	return b
+}
+
+// algorithmOf gives what is known of an algorithm; nil: nothing.
+func algorithmOf(name digest.Algorithm) *algorithm {
+	switch name {
+	case digest.SHA256:
+		return sha256Chain
+	case digest.SHA512:
+		return sha512Chain
+	default:
+		return nil
+	}
+}
+
+// Algorithms are those whose digests name blobs here, the canonical one first.
+func Algorithms() []digest.Algorithm { return []digest.Algorithm{digest.SHA256, digest.SHA512} }
+
+// StateSize is the length in bytes of a raw chain state of alg, 0 for one that
+// is not supported.
+func StateSize(alg digest.Algorithm) int {
+	if a := algorithmOf(alg); a != nil {
+		return a.size
+	}
+	return 0
+}
+
+// ErrUnavailable says that this toolchain's hash does not give its states in the
+// known form; blobs are then checked by whole digest alone.
+var ErrUnavailable = errors.New("this build's hash does not give its inner states: blobs are checked whole")
+
+// resumable is what the toolchain's hashes give besides hash.Hash.
 type resumable interface {
 	hash.Hash
 	encoding.BinaryAppender
 	encoding.BinaryUnmarshaler
 }
 
-// at gives a SHA-256 that continues from state s after length bytes. The length
-// is always the caller's own knowledge and a multiple of the block size.
-func at(s State, length int64) (resumable, error) {
-	h, ok := sha256.New().(resumable)
+// chain is a hash whose chain state can be read and set.
+type chain struct {
+	resumable
+	alg *algorithm
+	buf [maxMarshaled]byte // for the marshaled form: no state costs an allocation
+}
+
+// begin gives the chain before the first byte.
+func (a *algorithm) begin() (*chain, error) {
+	h, ok := a.new().(resumable)
 	if !ok {
-		return nil, ErrUnavailable
+		return nil, fmt.Errorf("%w (%s)", ErrUnavailable, a.name)
 	}
-	buf := make([]byte, 0, goStateSize)
-	buf = append(buf, goMagic...)
-	buf = append(buf, s[:]...)
-	buf = append(buf, make([]byte, goBlockSize)...)
-	buf = binary.BigEndian.AppendUint64(buf, uint64(length))
-	if err := h.UnmarshalBinary(buf); err != nil {
-		return nil, fmt.Errorf("%w (%v)", ErrUnavailable, err)
-	}
-	return h, nil
+	return &chain{resumable: h, alg: a}, nil
 }
 
-// stateOf reads the chain state of h, which must stand at a block border.
-func stateOf(h resumable) (State, error) {
-	var buf [goStateSize]byte
-	b, err := h.AppendBinary(buf[:0])
-	if err != nil || len(b) != goStateSize || string(b[:len(goMagic)]) != goMagic {
-		return State{}, ErrUnavailable
+// at gives the chain that continues from state s after length bytes. The length
+// is always the caller's own knowledge and a multiple of the block size.
+func (a *algorithm) at(s []byte, length int64) (*chain, error) {
+	c, err := a.begin()
+	if err != nil {
+		return nil, err
 	}
-	return State(b[len(goMagic) : len(goMagic)+StateSize]), nil
+	if len(s) != a.size {
+		return nil, fmt.Errorf("state of %d bytes for %s", len(s), a.name)
+	}
+	b := append(c.buf[:0], a.magic...)
+	b = append(b, s...)
+	b = b[:len(b)+a.block] // nothing is pending: zeros
+	b = binary.BigEndian.AppendUint64(b, uint64(length))
+	if err := c.UnmarshalBinary(b); err != nil {
+		return nil, fmt.Errorf("%w (%s: %v)", ErrUnavailable, a.name, err)
+	}
+	return c, nil
 }
 
-// Available runs the self test once and says whether unit lists can be made and
-// checked by this build.
-var Available = sync.OnceValue(selfTest)
+// state reads the chain state, which must stand at a block border. What it gives
+// is good until the next call.
+func (c *chain) state() ([]byte, error) {
+	b, err := c.AppendBinary(c.buf[:0])
+	head := len(c.alg.magic)
+	if err != nil || len(b) != head+c.alg.size+c.alg.block+8 || string(b[:head]) != c.alg.magic {
+		return nil, fmt.Errorf("%w (%s)", ErrUnavailable, c.alg.name)
+	}
+	return b[head : head+c.alg.size], nil
+}
+
+// Available runs the self test of an algorithm once and says whether unit lists
+// can be made and checked by this build.
+func Available(alg digest.Algorithm) error {
+	a := algorithmOf(alg)
+	if a == nil {
+		return fmt.Errorf("%w (got %s)", ErrUnsupportedDigest, alg)
+	}
+	return a.available()
+}
 
 // selfTest compares the toolchain's states with values computed independently
 // from the standard: a changed form must turn lists off, never let a wrong one
 // pass.
-func selfTest() error {
-	zeros := make([]byte, goBlockSize)
-	for _, v := range []struct {
-		block []byte
-		after string
-	}{
-		{zeros, zeroBlockState},
-		{bytes.Repeat([]byte{'a'}, goBlockSize), letterBlockState},
-	} {
-		h, ok := sha256.New().(resumable)
-		if !ok {
-			return ErrUnavailable
-		}
-		s, err := stateOf(h)
+func (a *algorithm) selfTest() error {
+	for _, v := range a.vectors {
+		c, err := a.begin()
 		if err != nil {
 			return err
 		}
-		if s != initial {
-			return fmt.Errorf("%w (first state differs)", ErrUnavailable)
-		}
-		_, _ = h.Write(v.block)
-		if s, err = stateOf(h); err != nil {
+		s, err := c.state()
+		if err != nil {
 			return err
 		}
-		if hex.EncodeToString(s[:]) != v.after {
-			return fmt.Errorf("%w (state after one block differs)", ErrUnavailable)
+		if !bytes.Equal(s, a.initial) {
+			return fmt.Errorf("%w (%s: first state differs)", ErrUnavailable, a.name)
+		}
+		block := bytes.Repeat([]byte{v.fill}, a.block)
+		_, _ = c.Write(block)
+		if s, err = c.state(); err != nil {
+			return err
+		}
+		if hex.EncodeToString(s) != v.after {
+			return fmt.Errorf("%w (%s: state after one block differs)", ErrUnavailable, a.name)
 		}
 		// Going on from the raw state must give what one run gives.
-		g, err := at(s, goBlockSize)
+		g, err := a.at(s, int64(a.block))
 		if err != nil {
 			return err
 		}
 		_, _ = g.Write([]byte("portolan"))
-		want := sha256.Sum256(append(append([]byte{}, v.block...), "portolan"...))
-		if !bytes.Equal(g.Sum(nil), want[:]) {
-			return fmt.Errorf("%w (a continued hash differs)", ErrUnavailable)
+		want := a.new()
+		_, _ = want.Write(append(block, "portolan"...))
+		if !bytes.Equal(g.Sum(nil), want.Sum(nil)) {
+			return fmt.Errorf("%w (%s: a continued hash differs)", ErrUnavailable, a.name)
 		}
 	}
 	return nil
 }
-
-// Chain states after one block, computed from the standard's definition by a
-// program that shares no code with Go's.
-const (
-	zeroBlockState   = "da5698be17b9b46962335799779fbeca8ce5d491c0d26243bafef9ea1837a9d8" // 64 zero bytes
-	letterBlockState = "df5bb81ce81e0626fb45a8944fd40f31b25e6816d6d499c1ab90492900635e66" // 64 times 'a'
-)

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"crypto/sha512"
 	"errors"
+	"hash"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -33,8 +36,8 @@ func content(seed uint64, size int) []byte {
 	return b
 }
 
-func listOf(t require, b []byte) *List {
-	h := NewHasher()
+func listOf(t require, alg digest.Algorithm, b []byte) *List {
+	h := NewHasher(alg)
 	_, _ = h.Write(b)
 	l, err := h.List()
 	if err != nil {
@@ -62,9 +65,20 @@ type require interface {
 func sizes() *rapid.Generator[int] {
 	return rapid.Custom(func(t *rapid.T) int {
 		n := rapid.IntRange(0, 3).Draw(t, "full units")*int(Unit) +
-			rapid.SampledFrom([]int{-65, -64, -1, 0, 1, 55, 56, 63, 64, 65, 4096}).Draw(t, "more")
+			rapid.SampledFrom([]int{-129, -128, -65, -64, -1, 0, 1, 55, 56, 63, 64, 65, 111, 112, 127, 128, 129, 4096}).Draw(t, "more")
 		return max(0, n)
 	})
+}
+
+// algorithms draws what a property must hold for.
+func algorithms() *rapid.Generator[digest.Algorithm] { return rapid.SampledFrom(Algorithms()) }
+
+// each runs a test for every algorithm.
+func each(t *testing.T, f func(t *testing.T, alg digest.Algorithm)) {
+	t.Helper()
+	for _, alg := range Algorithms() {
+		t.Run(alg.String(), func(t *testing.T) { f(t, alg) })
+	}
 }
 
 func (l *List) unit(b []byte, i int) []byte {
@@ -73,15 +87,94 @@ func (l *List) unit(b []byte, i int) []byte {
 }
 
 func TestSelfTest(t *testing.T) {
-	if err := Available(); err != nil {
-		t.Fatal(err)
+	each(t, func(t *testing.T, alg digest.Algorithm) {
+		if err := Available(alg); err != nil {
+			t.Fatal(err)
+		}
+		// A build whose hash is another one, or in another form, is found out.
+		for name, change := range map[string]func(*algorithm){
+			"another magic":       func(a *algorithm) { a.magic = "sha\x06" },
+			"another first state": func(a *algorithm) { a.initial = make([]byte, a.size) },
+			"another function":    func(a *algorithm) { a.vectors = []vector{{'b', a.vectors[1].after}} },
+			"longer states":       func(a *algorithm) { a.size += 8 },
+			"no states":           func(a *algorithm) { a.new = opaqueNew },
+		} {
+			a := *algorithmOf(alg)
+			change(&a)
+			if err := a.selfTest(); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+	if err := Available(digest.SHA384); !errors.Is(err, ErrUnsupportedDigest) {
+		t.Errorf("sha384: %v", err)
+	}
+}
+
+// opaqueNew is a hash with no chain that could be read.
+func opaqueNew() hash.Hash { return struct{ hash.Hash }{sha256.New()} }
+
+// In plain-digest mode of one algorithm the digest is right and there is no
+// list; the other algorithm goes on with lists.
+func TestPlainDigestMode_OfOneAlgorithm(t *testing.T) {
+	each(t, func(t *testing.T, alg digest.Algorithm) {
+		a := algorithmOf(alg)
+		was := a.available
+		a.available = func() error { return ErrUnavailable }
+		defer func() { a.available = was }()
+		b := content(5, int(Unit)+77)
+		for _, other := range Algorithms() {
+			h := NewHasher(other)
+			_, _ = h.Write(b)
+			if h.Digest() != other.FromBytes(b) {
+				t.Fatalf("%s: wrong digest", other)
+			}
+			l, err := h.List()
+			if other == alg {
+				if !errors.Is(err, ErrUnavailable) || len(h.States()) != 0 {
+					t.Fatalf("%s: %v, %d bytes of states", other, err, len(h.States()))
+				}
+			} else if err != nil || l.Verify(1, b[Unit:]) != nil {
+				t.Fatalf("%s: %v", other, err)
+			}
+		}
+		if _, err := ResumeHasher(alg, make([]byte, StateSize(alg))); !errors.Is(err, ErrUnavailable) {
+			t.Fatalf("resume: %v", err)
+		}
+	})
+}
+
+func TestCheckDigest(t *testing.T) {
+	for _, alg := range Algorithms() {
+		good := alg.FromString("x")
+		if err := CheckDigest(good); err != nil {
+			t.Errorf("%s: %v", good, err)
+		}
+		hexed := good.Encoded()
+		for _, bad := range []string{
+			hexed[1:], hexed + "0", hexed + "00", strings.ToUpper(hexed), "g" + hexed[1:], " " + hexed, hexed + "\n", "",
+			strings.Repeat("../", len(hexed)/3) + strings.Repeat("x", len(hexed)%3),
+		} {
+			if err := CheckDigest(digest.Digest(alg.String() + ":" + bad)); !errors.Is(err, ErrUnsupportedDigest) {
+				t.Errorf("%s:%q: %v", alg, bad, err)
+			}
+		}
+	}
+	for _, bad := range []digest.Digest{
+		"", ":", "sha256", "sha512:" + digest.Digest(digest.SHA256.FromString("x").Encoded()), "sha256:" + digest.Digest(digest.SHA512.FromString("x").Encoded()),
+		digest.SHA384.FromString("x"), "md5:d41d8cd98f00b204e9800998ecf8427e", "SHA256:" + digest.Digest(digest.FromString("x").Encoded()),
+	} {
+		if err := CheckDigest(bad); !errors.Is(err, ErrUnsupportedDigest) {
+			t.Errorf("%q: %v", bad, err)
+		}
 	}
 }
 
 func TestHasher_GivesThePlainDigest_AndTrueUnitsHold(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
+		alg := algorithms().Draw(t, "algorithm")
 		b := content(rapid.Uint64().Draw(t, "seed"), sizes().Draw(t, "size"))
-		h := NewHasher()
+		h := NewHasher(alg)
 		for rest := b; len(rest) > 0; {
 			n := min(len(rest), rapid.IntRange(1, 700_000).Draw(t, "piece"))
 			_, _ = h.Write(rest[:n])
@@ -91,7 +184,7 @@ func TestHasher_GivesThePlainDigest_AndTrueUnitsHold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := digest.FromBytes(b); l.Digest != want || h.Digest() != want || l.Size != int64(len(b)) {
+		if want := alg.FromBytes(b); l.Digest != want || h.Digest() != want || l.Size != int64(len(b)) {
 			t.Fatalf("list of %s, %d bytes; want %s, %d", l.Digest, l.Size, want, len(b))
 		}
 		order := rapid.Permutation(indexes(l.Units())).Draw(t, "order")
@@ -112,26 +205,39 @@ func indexes(n int) []int {
 }
 
 func TestHasher_ResumesAtEveryBorder(t *testing.T) {
-	b := content(7, int(3*Unit)+100)
-	want := listOf(t, b)
-	for n := range 4 {
-		h := NewHasher()
-		_, _ = h.Write(b[:int64(n)*Unit+50]) // the states do not know of the 50
-		r, err := ResumeHasher(h.States())
-		if err != nil {
-			t.Fatal(err)
+	each(t, func(t *testing.T, alg digest.Algorithm) {
+		b := content(7, int(3*Unit)+100)
+		want := listOf(t, alg, b)
+		for n := range 4 {
+			h := NewHasher(alg)
+			_, _ = h.Write(b[:int64(n)*Unit+50]) // the states do not know of the 50
+			if len(h.States()) != n*StateSize(alg) {
+				t.Fatalf("%d bytes of states after %d units", len(h.States()), n)
+			}
+			r, err := ResumeHasher(alg, h.States())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Size() != int64(n)*Unit || r.Algorithm() != alg {
+				t.Fatalf("resumed at %d with %s", r.Size(), r.Algorithm())
+			}
+			_, _ = r.Write(b[r.Size():])
+			got, err := r.List()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Root() != want.Root() || got.Digest != want.Digest {
+				t.Fatalf("resumed at unit %d: another list", n)
+			}
 		}
-		if r.Size() != int64(n)*Unit {
-			t.Fatalf("resumed at %d", r.Size())
+		for _, bad := range []int{1, StateSize(alg) - 1, StateSize(alg) + 1} {
+			if _, err := ResumeHasher(alg, make([]byte, bad)); err == nil {
+				t.Fatalf("resumed with %d bytes of states", bad)
+			}
 		}
-		_, _ = r.Write(b[r.Size():])
-		got, err := r.List()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got.Root() != want.Root() || got.Digest != want.Digest {
-			t.Fatalf("resumed at unit %d: another list", n)
-		}
+	})
+	if _, err := ResumeHasher(digest.SHA384, nil); !errors.Is(err, ErrUnsupportedDigest) {
+		t.Fatal(err)
 	}
 }
 
@@ -139,7 +245,7 @@ func TestVerify_RefusesEverythingElse(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		size := max(1, sizes().Draw(t, "size"))
 		b := content(rapid.Uint64().Draw(t, "seed"), size)
-		l := listOf(t, b)
+		l := listOf(t, algorithms().Draw(t, "algorithm"), b)
 		i := rapid.IntRange(0, l.Units()-1).Draw(t, "unit")
 		good := l.unit(b, i)
 		var bad []byte
@@ -152,7 +258,7 @@ func TestVerify_RefusesEverythingElse(t *testing.T) {
 			bad = good[:rapid.IntRange(0, len(good)-1).Draw(t, "length")]
 		case "grow":
 			// Also by the hash's own padding: the length comes from the record.
-			bad = append(bytes.Clone(good), rapid.SampledFrom([][]byte{{0}, {0x80}, make([]byte, 64)}).Draw(t, "tail")...)
+			bad = append(bytes.Clone(good), rapid.SampledFrom([][]byte{{0}, {0x80}, make([]byte, 64), make([]byte, 128)}).Draw(t, "tail")...)
 		case "other place":
 			at = rapid.IntRange(0, l.Units()-1).Draw(t, "place")
 			if at == i {
@@ -178,14 +284,16 @@ func TestVerify_RefusesEverythingElse(t *testing.T) {
 func TestParseList_TrueListsPass_FalseOnesAreRefusedByTheRecord(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := content(rapid.Uint64().Draw(t, "seed"), sizes().Draw(t, "size"))
-		l := listOf(t, b)
+		alg := algorithms().Draw(t, "algorithm")
+		n := StateSize(alg)
+		l := listOf(t, alg, b)
 		rec := recordOf(t, l)
 		raw, err := l.MarshalBinary()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(raw) != ListBytes(l.Size) {
-			t.Fatalf("%d bytes, ListBytes says %d", len(raw), ListBytes(l.Size))
+		if len(raw) != ListBytes(alg, l.Size) {
+			t.Fatalf("%d bytes, ListBytes says %d", len(raw), ListBytes(alg, l.Size))
 		}
 		back, err := ParseList(rec, raw)
 		if err != nil || back.Root() != l.Root() {
@@ -193,21 +301,30 @@ func TestParseList_TrueListsPass_FalseOnesAreRefusedByTheRecord(t *testing.T) {
 		}
 
 		var bad []byte
-		switch rapid.SampledFrom([]string{"flip", "cut", "grow", "swap", "empty"}).Draw(t, "kind") {
+		switch rapid.SampledFrom([]string{"flip", "cut", "grow", "swap", "empty", "other algorithm"}).Draw(t, "kind") {
 		case "flip":
 			bad = bytes.Clone(raw)
 			bad[rapid.IntRange(0, len(bad)-1).Draw(t, "byte")] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
 		case "cut":
 			bad = raw[:rapid.IntRange(0, len(raw)-1).Draw(t, "length")]
 		case "grow":
-			bad = append(bytes.Clone(raw), make([]byte, rapid.SampledFrom([]int{1, StateSize}).Draw(t, "by"))...)
+			bad = append(bytes.Clone(raw), make([]byte, rapid.SampledFrom([]int{1, n}).Draw(t, "by"))...)
 		case "swap":
 			if l.Units() < 3 {
 				t.Skip("one state")
 			}
 			bad = bytes.Clone(raw)
-			copy(bad[1:], raw[1+StateSize:1+2*StateSize])
-			copy(bad[1+StateSize:], raw[1:1+StateSize])
+			copy(bad[1:], raw[1+n:1+2*n])
+			copy(bad[1+n:], raw[1:1+n])
+		case "other algorithm":
+			for _, other := range Algorithms() {
+				if other != alg {
+					bad, _ = listOf(t, other, b).MarshalBinary()
+				}
+			}
+			if l.Units() == 1 {
+				t.Skip("no states")
+			}
 		}
 		if _, err := ParseList(rec, bad); !errors.Is(err, ErrBadList) {
 			t.Fatalf("false list: %v", err)
@@ -218,70 +335,76 @@ func TestParseList_TrueListsPass_FalseOnesAreRefusedByTheRecord(t *testing.T) {
 // A list from wrong bytes holds link by link until its last one: exactly the
 // attack that the signed record is for, and the last link is the second net.
 func TestFalseListOfWrongBytes(t *testing.T) {
-	good, evil := content(1, int(2*Unit)+9), content(2, int(2*Unit)+9)
-	l, e := listOf(t, good), listOf(t, evil)
-	forged := &List{Digest: l.Digest, Size: l.Size, UnitSize: l.UnitSize, states: e.states}
-	for i := range 2 {
-		if err := forged.Verify(i, forged.unit(evil, i)); err != nil {
-			t.Fatalf("unit %d of the forged list: %v", i, err)
+	each(t, func(t *testing.T, alg digest.Algorithm) {
+		good, evil := content(1, int(2*Unit)+9), content(2, int(2*Unit)+9)
+		l, e := listOf(t, alg, good), listOf(t, alg, evil)
+		forged := &List{Digest: l.Digest, Size: l.Size, UnitSize: l.UnitSize, states: e.states}
+		for i := range 2 {
+			if err := forged.Verify(i, forged.unit(evil, i)); err != nil {
+				t.Fatalf("unit %d of the forged list: %v", i, err)
+			}
 		}
-	}
-	if err := forged.Verify(2, forged.unit(evil, 2)); !errors.Is(err, ErrBadUnit) {
-		t.Fatalf("last unit: %v", err)
-	}
-	if err := recordOf(t, l).Matches(forged); !errors.Is(err, ErrBadList) {
-		t.Fatalf("record: %v", err)
-	}
+		if err := forged.Verify(2, forged.unit(evil, 2)); !errors.Is(err, ErrBadUnit) {
+			t.Fatalf("last unit: %v", err)
+		}
+		if err := recordOf(t, l).Matches(forged); !errors.Is(err, ErrBadList) {
+			t.Fatalf("record: %v", err)
+		}
+	})
 }
 
 func TestRecord_RoundTrip_AndEveryChangeIsRefused(t *testing.T) {
-	l := listOf(t, content(3, int(Unit)+1))
-	rec := recordOf(t, l)
-	raw, err := rec.MarshalBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	back, err := ParseRecord(raw)
-	if err != nil || back != rec {
-		t.Fatalf("round trip: %v", err)
-	}
-	if err := back.Verify(); err != nil {
-		t.Fatal(err)
-	}
-	for i := range raw {
-		for bit := range 8 {
-			bad := bytes.Clone(raw)
-			bad[i] ^= 1 << bit
-			r, err := ParseRecord(bad)
-			if err == nil {
-				err = r.Verify()
-			}
-			if !errors.Is(err, ErrBadRecord) {
-				t.Fatalf("byte %d, bit %d flipped: %v", i, bit, err)
+	each(t, func(t *testing.T, alg digest.Algorithm) {
+		l := listOf(t, alg, content(3, int(Unit)+1))
+		rec := recordOf(t, l)
+		raw, err := rec.MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := ParseRecord(raw)
+		if err != nil || back != rec {
+			t.Fatalf("round trip: %v", err)
+		}
+		if err := back.Verify(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range raw {
+			for bit := range 8 {
+				bad := bytes.Clone(raw)
+				bad[i] ^= 1 << bit
+				r, err := ParseRecord(bad)
+				if err == nil {
+					err = r.Verify()
+				}
+				if !errors.Is(err, ErrBadRecord) {
+					t.Fatalf("byte %d, bit %d flipped: %v", i, bit, err)
+				}
 			}
 		}
-	}
-	for _, bad := range [][]byte{nil, raw[:len(raw)-1], append(bytes.Clone(raw), 0)} {
-		if _, err := ParseRecord(bad); !errors.Is(err, ErrBadRecord) {
-			t.Fatalf("%d bytes: %v", len(bad), err)
+		otherAlg := bytes.Clone(raw)
+		otherAlg[1] ^= 3 // 1 is 2 and 2 is 1
+		for _, bad := range [][]byte{nil, {1}, raw[:2], raw[:len(raw)-1], append(bytes.Clone(raw), 0), otherAlg, append(otherAlg, make([]byte, 32)...), otherAlg[:len(raw)-32]} {
+			if _, err := ParseRecord(bad); !errors.Is(err, ErrBadRecord) {
+				t.Fatalf("%d bytes: %v", len(bad), err)
+			}
 		}
-	}
-	other := newSigner(2)
-	stolen := rec
-	stolen.Signer = other.id
-	if err := stolen.Verify(); !errors.Is(err, ErrBadRecord) {
-		t.Fatalf("another signer's name: %v", err)
-	}
+		other := newSigner(2)
+		stolen := rec
+		stolen.Signer = other.id
+		if err := stolen.Verify(); !errors.Is(err, ErrBadRecord) {
+			t.Fatalf("another signer's name: %v", err)
+		}
+	})
 }
 
 func TestRecord_MustBeCanonical(t *testing.T) {
 	s := newSigner(1)
-	l := listOf(t, content(3, 100))
+	l := listOf(t, digest.SHA256, content(3, 100))
 	for name, change := range map[string]func(*List){
 		"unit size chosen by the signer": func(l *List) { l.UnitSize = 64 },
 		"too large":                      func(l *List) { l.Size = MaxSize + 1; l.UnitSize = UnitSizeFor(l.Size) },
 		"negative":                       func(l *List) { l.Size = -1 },
-		"sha512":                         func(l *List) { l.Digest = digest.SHA512.FromString("x") },
+		"sha384":                         func(l *List) { l.Digest = digest.SHA384.FromString("x") },
 		"no digest":                      func(l *List) { l.Digest = "" },
 		"path for a digest":              func(l *List) { l.Digest = "sha256:../../../../../../../../../../../../../../../../etc/passwd/xxxxxxx" },
 	} {
@@ -312,7 +435,7 @@ func TestList_IsThinnedAboveTwoAndEightGiB(t *testing.T) {
 		if off+n != tc.size {
 			t.Errorf("%d bytes: last unit ends at %d", tc.size, off+n)
 		}
-		if tc.unit%SubUnit != 0 || tc.unit%sha256.BlockSize != 0 {
+		if tc.unit%SubUnit != 0 || tc.unit%sha256.BlockSize != 0 || tc.unit%sha512.BlockSize != 0 {
 			t.Errorf("unit of %d bytes is no multiple of sub-unit and block", tc.unit)
 		}
 	}
@@ -322,32 +445,35 @@ func TestList_Thinned_Verifies(t *testing.T) {
 	if testing.Short() {
 		t.Skip("hashes 2 GiB")
 	}
-	h := NewHasher()
-	zeros := make([]byte, Unit)
-	for range 2049 {
-		_, _ = h.Write(zeros)
-	}
-	_, _ = h.Write([]byte("end"))
-	l, err := h.List()
-	if err != nil {
-		t.Fatal(err)
-	}
-	big := make([]byte, 4*Unit)
-	for _, i := range []int{0, 1, 511} {
-		if err := l.Verify(i, big); err != nil {
+	each(t, func(t *testing.T, alg digest.Algorithm) {
+		h := NewHasher(alg)
+		zeros := make([]byte, Unit)
+		for range 2049 {
+			_, _ = h.Write(zeros)
+		}
+		_, _ = h.Write([]byte("end"))
+		l, err := h.List()
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	last := append(make([]byte, Unit), "end"...)
-	if err := l.Verify(512, last); err != nil {
-		t.Fatal(err)
-	}
+		big := make([]byte, 4*Unit)
+		for _, i := range []int{0, 1, 511} {
+			if err := l.Verify(i, big); err != nil {
+				t.Fatal(err)
+			}
+		}
+		last := append(make([]byte, Unit), "end"...)
+		if err := l.Verify(512, last); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 func FuzzParseRecord(f *testing.F) {
-	l := listOf(f, content(3, 100))
-	raw, _ := recordOf(f, l).MarshalBinary()
-	f.Add(raw)
+	for _, alg := range Algorithms() {
+		raw, _ := recordOf(f, listOf(f, alg, content(3, 100))).MarshalBinary()
+		f.Add(raw)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := ParseRecord(b)
 		if err != nil {
@@ -363,29 +489,54 @@ func FuzzParseRecord(f *testing.F) {
 
 func FuzzParseList(f *testing.F) {
 	f.Add([]byte{formStates}, int64(10))
-	f.Add(make([]byte, 1+StateSize), Unit+1)
+	for _, alg := range Algorithms() {
+		f.Add(make([]byte, 1+StateSize(alg)), Unit+1)
+	}
 	f.Fuzz(func(t *testing.T, b []byte, size int64) {
-		rec := Record{Digest: digest.FromString("x"), Size: size, UnitSize: UnitSizeFor(size)}
-		if _, err := ParseList(rec, b); err == nil {
-			t.Fatal("accepted a list that nothing names")
+		for _, alg := range Algorithms() {
+			rec := Record{Digest: alg.FromString("x"), Size: size, UnitSize: UnitSizeFor(size)}
+			if _, err := ParseList(rec, b); err == nil {
+				t.Fatal("accepted a list that nothing names")
+			}
 		}
 	})
 }
 
 func BenchmarkHasher(b *testing.B) {
 	buf := content(1, 16<<20)
-	b.Run("plain", func(b *testing.B) {
-		b.SetBytes(int64(len(buf)))
-		for b.Loop() {
-			sha256.Sum256(buf)
-		}
-	})
-	b.Run("with list", func(b *testing.B) {
-		b.SetBytes(int64(len(buf)))
-		for b.Loop() {
-			h := NewHasher()
-			_, _ = h.Write(buf)
-			h.Digest()
-		}
-	})
+	for _, alg := range Algorithms() {
+		b.Run(alg.String()+"/plain", func(b *testing.B) {
+			b.SetBytes(int64(len(buf)))
+			for b.Loop() {
+				h := alg.Hash()
+				_, _ = h.Write(buf)
+				h.Sum(nil)
+			}
+		})
+		b.Run(alg.String()+"/with list", func(b *testing.B) {
+			b.SetBytes(int64(len(buf)))
+			b.ReportAllocs()
+			for b.Loop() {
+				h := NewHasher(alg)
+				_, _ = h.Write(buf)
+				h.Digest()
+			}
+		})
+	}
+}
+
+func BenchmarkVerify(b *testing.B) {
+	buf := content(1, int(Unit)*2)
+	for _, alg := range Algorithms() {
+		l := listOf(b, alg, buf)
+		b.Run(alg.String(), func(b *testing.B) {
+			b.SetBytes(Unit)
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := l.Verify(0, buf[:Unit]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
