@@ -264,7 +264,7 @@ func TestFetch_FalseListSignedByAMember(t *testing.T) {
 	liar.put(data)
 	wrong := content(odd)
 	wrong[0] ^= 1
-	h := units.NewHasher()
+	h := units.NewHasher(digest.SHA256)
 	_, _ = h.Write(wrong)
 	other, err := h.List()
 	if err != nil {
@@ -318,7 +318,7 @@ func TestFetch_RecordsThatAreRefused(t *testing.T) {
 			return r, li
 		},
 		"list of other bytes": func(l *lab, _ *node, r units.Record, _ *units.List) (units.Record, *units.List) {
-			h := units.NewHasher()
+			h := units.NewHasher(digest.SHA256)
 			_, _ = h.Write(make([]byte, odd))
 			li, err := h.List()
 			l.check(err)

@@ -388,7 +388,7 @@ func (f *flight) open(node identity.NodeID, record, list []byte) error {
 // put keeps one unit if it holds.
 func (f *flight) put(i int, data []byte) error {
 	if f.layout.units() == 1 {
-		if digest.FromBytes(data) != f.digest {
+		if f.digest.Algorithm().FromBytes(data) != f.digest {
 			return fmt.Errorf("%w: %s", units.ErrBadUnit, f.digest)
 		}
 		f.mu.Lock()

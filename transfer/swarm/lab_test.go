@@ -182,6 +182,11 @@ func content(size int) []byte {
 // put takes a blob in as a push would.
 func (n *node) put(b []byte) Want {
 	n.lab.t.Helper()
+	return n.putAs(digest.SHA256, b)
+}
+
+func (n *node) putAs(alg digest.Algorithm, b []byte) Want {
+	n.lab.t.Helper()
 	ctx := n.lab.t.Context()
 	id, err := n.store.CreateUpload(ctx)
 	n.lab.check(err)
@@ -189,7 +194,7 @@ func (n *node) put(b []byte) Want {
 	n.lab.check(err)
 	_, err = u.Append(ctx, bytes.NewReader(b))
 	n.lab.check(err)
-	d, err := u.Commit(ctx, digest.FromBytes(b), store.Link{PID: project, Repo: "r"})
+	d, err := u.Commit(ctx, alg.FromBytes(b), store.Link{PID: project, Repo: "r"})
 	n.lab.check(err)
 	return Want{Digest: d.Digest, Size: d.Size, PID: project, Class: catalog.Cached}
 }
@@ -210,7 +215,12 @@ func (n *node) blamedList(o *node) int {
 // has checks that the store holds exactly these bytes.
 func (n *node) has(want []byte) {
 	n.lab.t.Helper()
-	b, err := n.store.Open(n.lab.t.Context(), digest.FromBytes(want))
+	n.hasAs(digest.SHA256, want)
+}
+
+func (n *node) hasAs(alg digest.Algorithm, want []byte) {
+	n.lab.t.Helper()
+	b, err := n.store.Open(n.lab.t.Context(), alg.FromBytes(want))
 	n.lab.check(err)
 	defer b.Close()
 	got, err := io.ReadAll(b)

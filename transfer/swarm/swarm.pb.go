@@ -116,7 +116,7 @@ type Request struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Echoed in every answer to this request.
 	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// "sha256:…".
+	// "sha256:…" or "sha512:…". Its algorithm says which states a list is made of.
 	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	// The project on whose behalf the blob is asked for, 16 bytes.
 	Project []byte `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`

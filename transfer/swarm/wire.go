@@ -18,7 +18,7 @@ const Protocol = "/portolan/blob/1"
 
 const (
 	// maxMessage bounds a request or the head of an answer: a record is under
-	// 200 bytes, a reason a sentence.
+	// 250 bytes, a reason a sentence.
 	maxMessage = 4 << 10
 	// maxRun bounds the units of one request: 8 MiB of 1 MiB units.
 	maxRun = 8
@@ -59,8 +59,9 @@ type run struct {
 	id     uint64
 	next   int // unit that the next answer must bring
 	end    int
-	record bool // a record was asked for and has not come
-	opened bool // the first answer came
+	alg    digest.Algorithm // of the digest: what states a list has
+	record bool             // a record was asked for and has not come
+	opened bool             // the first answer came
 }
 
 // session is one stream to a holder with the requests on their way. Answers
@@ -98,7 +99,7 @@ func (s *session) ask(d digest.Digest, project identity.ProjectID, record bool, 
 	if err != nil {
 		return err
 	}
-	s.pending = append(s.pending, run{id: s.lastID, next: first, end: first + n, record: record})
+	s.pending = append(s.pending, run{id: s.lastID, next: first, end: first + n, alg: d.Algorithm(), record: record})
 	return nil
 }
 
@@ -191,7 +192,7 @@ func (s *session) receive(known *layout, buf []byte) (received, error) {
 		return got, fmt.Errorf("%w: no size", errProtocol)
 	}
 	if len(a.Record) > 0 || a.ListBytes > 0 {
-		if !r.record || int(a.ListBytes) != units.ListBytes(known.size) {
+		if !r.record || int(a.ListBytes) != units.ListBytes(r.alg, known.size) {
 			return got, fmt.Errorf("%w: list of %d bytes", errProtocol, a.ListBytes)
 		}
 		r.record = false

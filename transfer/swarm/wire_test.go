@@ -66,7 +66,7 @@ func newOneBlob(t testing.TB, size int) (*oneBlob, *identity.Identity) {
 		t.Fatal(err)
 	}
 	o := &oneBlob{data: content(size)}
-	h := units.NewHasher()
+	h := units.NewHasher(digest.SHA256)
 	_, _ = h.Write(o.data)
 	if o.list, err = h.List(); err != nil {
 		t.Fatal(err)
@@ -188,7 +188,7 @@ func TestServer_PipelinedRequests(t *testing.T) {
 }
 
 func TestSession_AnswersThatAreRefused(t *testing.T) {
-	list := units.ListBytes(3 * mib)
+	list := units.ListBytes(digest.SHA256, 3*mib)
 	for name, c := range map[string][]byte{
 		"garbage":                  []byte("HTTP/1.1 400 Bad Request\r\n\r\n"),
 		"nothing":                  nil,
@@ -197,6 +197,7 @@ func TestSession_AnswersThatAreRefused(t *testing.T) {
 		"a size below zero":        frame(t, &Answer{Id: 1, Size: -1}),
 		"an endless list":          frame(t, &Answer{Id: 1, Size: 3 * mib, ListBytes: 1<<32 - 1}),
 		"a list too short":         frame(t, &Answer{Id: 1, Size: 3 * mib, ListBytes: uint32(list - 1)}),
+		"states of sha512":         append(frame(t, &Answer{Id: 1, Size: 3 * mib, ListBytes: uint32(units.ListBytes(digest.SHA512, 3*mib))}), make([]byte, 1<<10)...),
 		"a list cut off":           frame(t, &Answer{Id: 1, Size: 3 * mib, ListBytes: uint32(list)}),
 		"another unit":             frame(t, &Answer{Id: 1, Size: 3 * mib, HasUnit: true, Unit: 2, UnitBytes: mib}),
 		"an endless unit":          frame(t, &Answer{Id: 1, Size: 3 * mib, HasUnit: true, UnitBytes: 1<<32 - 1}),
@@ -207,7 +208,7 @@ func TestSession_AnswersThatAreRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ss := &session{stall: time.Second, st: &script{in: bytes.NewReader(c)}}
-			ss.pending = []run{{id: 1, end: 2, record: true}}
+			ss.pending = []run{{id: 1, end: 2, alg: digest.SHA256, record: true}}
 			l := layoutOf(3 * mib)
 			_, err := ss.receive(&l, make([]byte, mib))
 			var refused *refusedError
@@ -241,7 +242,7 @@ func FuzzSession(f *testing.F) {
 	buf := make([]byte, mib)
 	f.Fuzz(func(t *testing.T, in []byte, known bool) {
 		ss := &session{stall: time.Second, st: &script{in: bytes.NewReader(in)}}
-		ss.pending = []run{{id: 1, next: 2, end: 3, record: true}, {id: 2, next: 0, end: 2}}
+		ss.pending = []run{{id: 1, next: 2, end: 3, alg: digest.SHA256, record: true}, {id: 2, next: 0, end: 2, alg: digest.SHA256}}
 		var l *layout
 		if known {
 			k := layoutOf(o.rec.Size)

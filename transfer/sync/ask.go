@@ -12,11 +12,12 @@ import (
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/peer"
 )
 
 const (
-	// askBatch is how many digests go into one question: about 75 bytes each,
+	// askBatch is how many digests go into one question: at most 140 bytes each,
 	// and as many point reads at the other side.
 	askBatch = 2000
 	// pinMost bounds how long another node's pin may keep a blob here.
@@ -82,7 +83,7 @@ func (s *Sync) TagAt(ctx context.Context, node identity.NodeID, pid identity.Pro
 	if err != nil || !a.GetTag().GetFound() {
 		return "", false, err
 	}
-	d, err := digest.Parse(a.GetTag().GetDigest())
+	d, err := units.ParseDigest(a.GetTag().GetDigest())
 	return d, err == nil, err
 }
 
@@ -207,11 +208,11 @@ func (s *Sync) reply(ctx context.Context, from identity.NodeID, q *AskRequest) (
 
 func (s *Sync) replyHas(pid identity.ProjectID, q *HasRequest) (*AskResponse, error) {
 	out := new(HasResponse)
-	if root, err := digest.Parse(q.GetRoot()); err == nil && s.onExplain != nil {
+	if root, err := units.ParseDigest(q.GetRoot()); err == nil && s.onExplain != nil {
 		out.Reason = s.onExplain(pid, q.GetRepository(), root)
 	}
 	for _, text := range q.GetManifests() {
-		d, err := digest.Parse(text)
+		d, err := units.ParseDigest(text)
 		if err != nil {
 			return nil, &refusedError{Refusal_CODE_INVALID, err.Error()}
 		}
@@ -222,7 +223,7 @@ func (s *Sync) replyHas(pid identity.ProjectID, q *HasRequest) (*AskResponse, er
 		out.Manifests = append(out.Manifests, h)
 	}
 	for _, text := range q.GetBlobs() {
-		d, err := digest.Parse(text)
+		d, err := units.ParseDigest(text)
 		if err != nil {
 			return nil, &refusedError{Refusal_CODE_INVALID, err.Error()}
 		}
@@ -245,7 +246,7 @@ func (s *Sync) replyPin(ctx context.Context, view *state.View, pid identity.Proj
 	}
 	out := new(PinResponse)
 	for _, text := range q.GetBlobs() {
-		d, err := digest.Parse(text)
+		d, err := units.ParseDigest(text)
 		if err != nil {
 			return nil, &refusedError{Refusal_CODE_INVALID, err.Error()}
 		}

@@ -4,10 +4,9 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/peer"
 )
 
@@ -97,7 +96,7 @@ func (l *link) applyFeed(ctx context.Context, from identity.StoreID, after uint6
 	entries := make([]catalog.FeedEntry, 0, len(in))
 	cursor := after
 	for _, e := range in {
-		d, err := digest.Parse(e.GetDigest())
+		d, err := units.ParseDigest(e.GetDigest())
 		if err != nil {
 			return fmt.Errorf("feed of store %s: %w", from, err)
 		}

@@ -68,6 +68,14 @@ func CheckDigest(d digest.Digest) error {
 	return CheckAlgorithm(d.Algorithm())
 }
 
+// ParseDigest reads a digest that comes from outside: sha256 with 64 or sha512
+// with 128 hexadecimal digits, all in lower case. Anything else is
+// ErrUnsupportedDigest.
+func ParseDigest(s string) (digest.Digest, error) {
+	d := digest.Digest(s)
+	return d, CheckDigest(d)
+}
+
 // CheckAlgorithm refuses everything but sha256 and sha512.
 func CheckAlgorithm(alg digest.Algorithm) error {
 	if algorithmOf(alg) == nil {
