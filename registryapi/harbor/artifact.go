@@ -10,6 +10,7 @@ import (
 
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/registryapi/access"
 	"github.com/portolan/portolan/registryapi/rest"
 )
@@ -112,7 +113,7 @@ func (a *API) openArtifact(ctx context.Context, in *ArtifactPath, action access.
 		return p, catalog.ManifestInfo{}, err
 	}
 	missing := rest.NotFound("there is no artifact %s in %s/%s here", in.Reference, p.Name, repo.Name)
-	d, err := digest.Parse(in.Reference)
+	d, err := units.ParseDigest(in.Reference)
 	if err != nil {
 		t, err := a.cfg.Catalog.Tag(p.PID, repo.Name, in.Reference)
 		if errors.Is(err, catalog.ErrNotFound) || errors.Is(err, catalog.ErrInvalid) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/registryapi/access"
 	"github.com/portolan/portolan/registryapi/rest"
 )
@@ -66,7 +67,9 @@ func parse(v *state.View, s string) (project, repo, tag string, d digest.Digest,
 		tag = t.Tag()
 	}
 	if t, ok := ref.(reference.Digested); ok {
-		d = t.Digest()
+		if d = t.Digest(); units.CheckDigest(d) != nil {
+			return bad()
+		}
 	}
 	return project, repo, tag, d, nil
 }

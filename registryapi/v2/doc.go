@@ -1,6 +1,6 @@
-// Package v2 answers /v2/: the OCI distribution specification 1.1 with sha256,
-// for content that this site holds and for content that arrives from others
-// while it is served.
+// Package v2 answers /v2/: the OCI distribution specification 1.1 with sha256
+// and sha512, for content that this site holds and for content that arrives from
+// others while it is served.
 //
 // It is a thin layer of handlers over distribution's vocabulary (route names,
 // grammar, error codes). A handler returns an error and never writes half an

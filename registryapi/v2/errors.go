@@ -96,7 +96,7 @@ func (h *Handler) classify(err error) *apiError {
 	case errors.Is(err, store.ErrUploadBusy):
 		return refuseStatus(http.StatusConflict, errcode.ErrorCodeBlobUploadInvalid, "another request is writing to this upload: wait for it, then ask for its status")
 	case errors.Is(err, store.ErrUnsupportedDigest):
-		return refuse(errcode.ErrorCodeDigestInvalid, "only sha256 digests are supported")
+		return refuse(errcode.ErrorCodeDigestInvalid, "only sha256 and sha512 digests are supported")
 	case errors.Is(err, store.ErrDigestMismatch):
 		return refuse(errcode.ErrorCodeDigestInvalid, "the content does not have the digest given: send it again")
 	case absent(err):

@@ -22,7 +22,7 @@ func TestExchanges(t *testing.T) {
 	orphan := referrer([]byte("not pushed"), "application/vnd.example.sbom", config, "early")
 	d := func(b []byte) string { return digest.FromBytes(b).String() }
 	none := d([]byte("nowhere"))
-	sha512 := digest.SHA512.FromBytes(layer).String()
+	sha384 := digest.SHA384.FromBytes(layer).String()
 	long := strings.Repeat("a", 255)
 
 	for _, b := range [][]byte{config, layer, big} {
@@ -78,7 +78,12 @@ func TestExchanges(t *testing.T) {
 		{"blob head unknown", "guest", "HEAD", "/v2/prod/app/blobs/" + none, nil, nil, 404, nil, ""},
 		{"blob of another repository", "guest", "GET", "/v2/prod/other/blobs/" + d(layer), nil, nil, 404, nil, "BLOB_UNKNOWN"},
 		{"blob by no digest", "guest", "GET", "/v2/prod/app/blobs/sha256:12", nil, nil, 400, nil, "DIGEST_INVALID"},
-		{"blob by sha512", "guest", "GET", "/v2/prod/app/blobs/" + sha512, nil, nil, 400, nil, "only sha256"},
+		{"blob by sha384", "guest", "GET", "/v2/prod/app/blobs/" + sha384, nil, nil, 400, nil, "only sha256 and sha512 are supported"},
+		{"blob by md5", "guest", "GET", "/v2/prod/app/blobs/md5:d41d8cd98f00b204e9800998ecf8427e", nil, nil, 400, nil, "only sha256 and sha512 are supported"},
+		{"blob by half a sha512", "guest", "GET", "/v2/prod/app/blobs/sha512:" + d(layer)[7:], nil, nil, 400, nil, "expected sha256: and 64, or sha512: and 128 hexadecimal digits"},
+		{"blob by twice a sha256", "guest", "GET", "/v2/prod/app/blobs/" + d(layer) + d(layer)[7:], nil, nil, 400, nil, "DIGEST_INVALID"},
+		{"blob in upper case", "guest", "GET", "/v2/prod/app/blobs/sha512:" + strings.ToUpper(digest.SHA512.FromBytes(layer).Encoded()), nil, nil, 400, nil, "in lower case"},
+		{"blob by the digest that it was not pushed under", "guest", "GET", "/v2/prod/app/blobs/" + digest.SHA512.FromBytes(layer).String(), nil, nil, 404, nil, "BLOB_UNKNOWN"},
 		{"range", "guest", "GET", "/v2/prod/app/blobs/" + d(big), nil, []string{"Range", "bytes=14-17"}, 206, []string{"Content-Range", "bytes 14-17/131072", "Content-Length", "4"}, "ef01"},
 		{"range from", "guest", "GET", "/v2/prod/app/blobs/" + d(big), nil, []string{"Range", "bytes=131070-"}, 206, []string{"Content-Range", "bytes 131070-131071/131072"}, "ef"},
 		{"range of the end", "guest", "GET", "/v2/prod/app/blobs/" + d(layer), nil, []string{"Range", "bytes=-3"}, 206, []string{"Content-Range", "bytes 4-6/7"}, "yer"},
@@ -95,7 +100,11 @@ func TestExchanges(t *testing.T) {
 		{"get the empty blob", "dev", "GET", "/v2/prod/app/blobs/" + d(nil), nil, nil, 200, []string{"Content-Length", "0"}, ""},
 		{"post with a wrong digest", "dev", "POST", "/v2/prod/app/blobs/uploads/?digest=" + none, []byte("whole"), nil, 400, nil, "DIGEST_INVALID"},
 		{"post with no digest at all", "dev", "POST", "/v2/prod/app/blobs/uploads/?digest=x", []byte("whole"), nil, 400, nil, "DIGEST_INVALID"},
-		{"post with sha512", "dev", "POST", "/v2/prod/app/blobs/uploads/?digest=" + sha512, layer, nil, 400, nil, "DIGEST_INVALID"},
+		{"post with sha384", "dev", "POST", "/v2/prod/app/blobs/uploads/?digest=" + sha384, layer, nil, 400, nil, "DIGEST_INVALID"},
+		{"post with an algorithm", "dev", "POST", "/v2/prod/app/blobs/uploads/?digest-algorithm=sha512", nil, nil, 202, []string{"Location", "/v2/prod/app/blobs/uploads/*"}, ""},
+		{"post with the usual algorithm", "dev", "POST", "/v2/prod/app/blobs/uploads/?digest-algorithm=sha256", nil, nil, 202, nil, ""},
+		{"post with an algorithm that is not kept", "dev", "POST", "/v2/prod/app/blobs/uploads/?digest-algorithm=sha384", nil, nil, 400, nil, "only sha256 and sha512 are supported"},
+		{"post with no algorithm", "dev", "POST", "/v2/prod/app/blobs/uploads/?digest-algorithm=SHA512", nil, nil, 400, nil, "DIGEST_INVALID"},
 		{"upload unknown", "dev", "PATCH", "/v2/prod/app/blobs/uploads/00000000-0000-0000-0000-000000000000", layer, nil, 404, nil, "BLOB_UPLOAD_UNKNOWN"},
 		{"upload that is a path", "dev", "GET", "/v2/prod/app/blobs/uploads/..%2f..%2fx", nil, nil, 404, nil, ""},
 
@@ -119,7 +128,11 @@ func TestExchanges(t *testing.T) {
 		{"head by tag", "guest", "HEAD", "/v2/prod/app/manifests/1", nil, nil, 200, []string{"Content-Type", imageType, "Docker-Content-Digest", d(img), "Content-Length", "*"}, ""},
 		{"manifest not modified", "guest", "GET", "/v2/prod/app/manifests/1", nil, []string{"If-None-Match", `"` + d(img) + `"`}, 304, nil, ""},
 		{"manifest by another digest", "dev", "PUT", "/v2/prod/app/manifests/" + none, img, []string{"Content-Type", imageType}, 400, nil, "DIGEST_INVALID"},
-		{"manifest by sha512", "dev", "PUT", "/v2/prod/app/manifests/" + digest.SHA512.FromBytes(img).String(), img, []string{"Content-Type", imageType}, 400, nil, "DIGEST_INVALID"},
+		{"manifest by sha384", "dev", "PUT", "/v2/prod/app/manifests/" + digest.SHA384.FromBytes(img).String(), img, []string{"Content-Type", imageType}, 400, nil, "only sha256 and sha512 are supported"},
+		{"manifest by another sha512", "dev", "PUT", "/v2/prod/app/manifests/" + digest.SHA512.FromBytes(layer).String(), img, []string{"Content-Type", imageType}, 400, nil, digest.SHA512.FromBytes(img).String()},
+		{"manifest of a layer by sha384", "dev", "PUT", "/v2/prod/app/manifests/2", bytes.Replace(img, []byte(d(layer)), []byte(sha384), 1), []string{"Content-Type", imageType}, 400, nil, "only sha256 and sha512 are supported"},
+		{"index of a child by sha384", "dev", "PUT", "/v2/prod/app/manifests/2", bytes.Replace(idx, []byte(d(img)), []byte(sha384), 1), []string{"Content-Type", indexType}, 400, nil, "only sha256 and sha512 are supported"},
+		{"referrer of a subject by sha384", "dev", "PUT", "/v2/prod/app/manifests/2", bytes.Replace(sig, []byte(d(img)), []byte(sha384), 1), []string{"Content-Type", imageType}, 400, nil, "only sha256 and sha512 are supported"},
 		{"manifest by digest", "dev", "PUT", "/v2/prod/app/manifests/" + d(img2), img2, []string{"Content-Type", imageType}, 201, nil, ""},
 		{"manifest by digest with tags", "dev", "PUT", "/v2/prod/app/manifests/" + d(img2) + "?tag=a&tag=b", img2, []string{"Content-Type", imageType}, 201, []string{"Oci-Tag", "a"}, ""},
 		{"one of those tags", "dev", "HEAD", "/v2/prod/app/manifests/b", nil, nil, 200, []string{"Docker-Content-Digest", d(img2)}, ""},

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -14,6 +15,7 @@ import (
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/manifest"
+	"github.com/portolan/portolan/node/store/units"
 )
 
 // maxTagsPerPut bounds the tags that one PUT by digest may set.
@@ -31,7 +33,11 @@ func (h *Handler) putManifest(q *request) error {
 	if err != nil {
 		return err
 	}
-	d := digest.FromBytes(body)
+	alg := digest.Canonical
+	if want != "" {
+		alg = want.Algorithm()
+	}
+	d := alg.FromBytes(body)
 	if want != "" && want != d {
 		e := refuse(errcode.ErrorCodeDigestInvalid, "the manifest has digest %s, not %s as the path says", d, want)
 		e = e.detail(map[string]string{"digest": want.String()})
@@ -39,6 +45,9 @@ func (h *Handler) putManifest(q *request) error {
 	}
 	m, err := parseManifest(q.Header.Get("Content-Type"), body)
 	if err != nil {
+		return err
+	}
+	if err := named(m); err != nil {
 		return err
 	}
 	refs, err := h.complete(q, m)
@@ -56,7 +65,7 @@ func (h *Handler) putManifest(q *request) error {
 	}
 	if len(body) > catalog.MaxInlineManifest {
 		// Durable as a blob before anything names it.
-		if _, err := h.cfg.Store.PutBytes(q.Context(), body, store.Link{PID: q.project.PID, Repo: q.repo}); err != nil {
+		if _, err := h.cfg.Store.PutContent(q.Context(), d, body, store.Link{PID: q.project.PID, Repo: q.repo}); err != nil {
 			return err
 		}
 		put.Bytes = nil
@@ -144,6 +153,21 @@ func parseManifest(contentType string, body []byte) (*manifest.Manifest, error) 
 	return m, nil
 }
 
+// named refuses a manifest that names something by an algorithm that is not kept
+// here: nobody could push what it names.
+func named(m *manifest.Manifest) error {
+	all := slices.Concat(m.Blobs(), m.Manifests)
+	if m.Subject != nil {
+		all = append(all, *m.Subject)
+	}
+	for _, desc := range all {
+		if units.CheckDigest(desc.Digest) != nil {
+			return refuse(errcode.ErrorCodeManifestInvalid, "the manifest names %s: only sha256 and sha512 are supported", clip(desc.Digest.String()))
+		}
+	}
+	return nil
+}
+
 // complete checks that everything the manifest names is in this repository. The
 // subject need not be: it may be pushed later.
 func (h *Handler) complete(q *request, m *manifest.Manifest) ([]catalog.Ref, error) {
@@ -189,9 +213,6 @@ func (h *Handler) complete(q *request, m *manifest.Manifest) ([]catalog.Ref, err
 
 // holds reports whether this store has the blob and the repository has it too.
 func (h *Handler) holds(q *request, desc manifest.Descriptor) (bool, error) {
-	if desc.Digest.Algorithm() != digest.SHA256 {
-		return false, refuse(errcode.ErrorCodeManifestInvalid, "the manifest names %s: only sha256 is supported", clip(desc.Digest.String()))
-	}
 	if _, ok, err := h.catalog.Linked(q.project.PID, q.repo, desc.Digest); err != nil || !ok {
 		return false, err
 	}
@@ -225,9 +246,6 @@ func (h *Handler) claim(q *request, want []Want) (Claim, error) {
 // something that was pushed as a blob.
 func (h *Handler) children(q *request, m *manifest.Manifest) (refs []catalog.Ref, missing []digest.Digest, err error) {
 	for _, c := range m.Manifests {
-		if c.Digest.Algorithm() != digest.SHA256 {
-			return nil, nil, refuse(errcode.ErrorCodeManifestInvalid, "the index names %s: only sha256 is supported", clip(c.Digest.String()))
-		}
 		info, err := h.catalog.Manifest(q.project.PID, q.repo, c.Digest)
 		if err == nil {
 			if info.Size != c.Size {

@@ -29,11 +29,14 @@ const sessionCodeBytes = 12
 // of a session.
 func (h *Handler) startUpload(q *request) error {
 	ctx := q.Context()
+	// What the content will be named by, as far as the client says it now.
+	alg := digest.Canonical
 	if s := q.query.Get("mount"); s != "" {
 		d, err := parseDigest(s)
 		if err != nil {
 			return err
 		}
+		alg = d.Algorithm()
 		mounted, err := h.mount(q, d)
 		if err != nil {
 			return err
@@ -42,6 +45,12 @@ func (h *Handler) startUpload(q *request) error {
 			return q.created(d)
 		}
 		// Not to be had from there: the client uploads, as the specification says.
+	}
+	if s := q.query.Get("digest-algorithm"); s != "" {
+		var err error
+		if alg, err = parseAlgorithm(s); err != nil {
+			return err
+		}
 	}
 	var want digest.Digest
 	if s := q.query.Get("digest"); s != "" && q.query.Get("mount") == "" {
@@ -54,12 +63,19 @@ func (h *Handler) startUpload(q *request) error {
 	if err != nil {
 		return err
 	}
-	if want == "" {
+	if want == "" && alg == digest.Canonical {
 		return q.uploadAnswer(http.StatusAccepted, h.session(q, id), 0)
 	}
 	up, err := h.cfg.Store.Upload(ctx, id)
 	if err != nil {
 		return err
+	}
+	if want == "" {
+		if err := up.Expect(alg); err != nil {
+			h.drop(q, up)
+			return err
+		}
+		return q.uploadAnswer(http.StatusAccepted, h.session(q, id), 0)
 	}
 	if err := h.finish(q, up, want); err != nil {
 		h.drop(q, up) // the client has no URL of it
