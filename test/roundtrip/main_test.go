@@ -1,7 +1,7 @@
 // Package roundtrip pushes with every client at one site of a running mesh and
 // pulls with it at another, and compares what went in with what came out, byte
 // for byte: docker, containerd, podman, skopeo, crane, regctl, oras-go, helm,
-// cosign.
+// cosign, and plain HTTP for names by sha512.
 package roundtrip
 
 import (

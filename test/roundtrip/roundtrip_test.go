@@ -22,6 +22,7 @@ func TestRoundTrip(t *testing.T) {
 		{"oras", orasLibrary},
 		{"helm", helm},
 		{"cosign", cosign},
+		{"names by sha512", longNames},
 	} {
 		from := i % len(b.Sites)
 		to := (from + 1) % len(b.Sites)
