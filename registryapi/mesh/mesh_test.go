@@ -229,18 +229,22 @@ func TestAPI_Where(t *testing.T) {
 			t.Errorf("%s: %+v", image, w)
 		}
 	}
-	w := decode[Where](f, f.want(200, "admin", "GET", "/where?image="+url.QueryEscape("app@"+d.String())+"&sites=nyc", ""))
-	if w.Tag != "" || len(w.Sites) != 1 || w.Sites[0].Site != "nyc" {
-		t.Errorf("by digest: %+v", w)
+	long := digest.SHA512.FromString("one")
+	for _, by := range []digest.Digest{d, long} {
+		w := decode[Where](f, f.want(200, "admin", "GET", "/where?image="+url.QueryEscape("app@"+by.String())+"&sites=nyc", ""))
+		if w.Tag != "" || w.Digest != by || len(w.Sites) != 1 || w.Sites[0].Site != "nyc" {
+			t.Errorf("by digest: %+v", w)
+		}
 	}
 	for path, status := range map[string]int{
-		"/where?image=app":                    404, // there is no latest
-		"/where?image=app:2.0":                404,
-		"/where?image=nowhere/app:1.0":        404,
-		"/where?image=%21":                    400,
-		"/where?image=app:1.0&sites=mars":     404,
-		"/where":                              422,
-		"/where?image=app:1.0&sites=fra,mars": 404,
+		"/where?image=app":             404, // there is no latest
+		"/where?image=app:2.0":         404,
+		"/where?image=nowhere/app:1.0": 404,
+		"/where?image=%21":             400,
+		"/where?image=app%40" + digest.SHA384.FromString("one").String(): 400,
+		"/where?image=app:1.0&sites=mars":                                404,
+		"/where":                                                         422,
+		"/where?image=app:1.0&sites=fra,mars":                            404,
 	} {
 		f.want(status, "admin", "GET", path, "")
 	}

@@ -74,14 +74,6 @@ func add(t testing.TB, u *Upload, b []byte) {
 	}
 }
 
-// each runs a test for every algorithm.
-func each(t *testing.T, f func(t *testing.T, alg digest.Algorithm)) {
-	t.Helper()
-	for _, alg := range units.Algorithms() {
-		t.Run(alg.String(), func(t *testing.T) { f(t, alg) })
-	}
-}
-
 func install(t testing.TB, s *Store, u *Upload, want []byte) {
 	t.Helper()
 	installAs(t, s, u, digest.SHA256, want)
@@ -186,90 +178,6 @@ func TestUpload_InPieces_SurvivesRestartsAtEveryPiece(t *testing.T) {
 			t.Fatalf("a finished upload: %v", err)
 		}
 	})
-}
-
-// expect begins u under alg, as a client that names it with the first request.
-func expect(t testing.TB, u *Upload, alg digest.Algorithm) {
-	t.Helper()
-	if err := u.Acquire(); err != nil {
-		t.Fatal(err)
-	}
-	defer u.Release()
-	if err := u.Expect(alg, true); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// Bytes that were hashed by the other algorithm become the right blob with the
-// right list, also when a restart came between, and an upload without bytes can
-// still change its mind.
-func TestUpload_EndsUnderAnotherAlgorithm(t *testing.T) {
-	want := content(6, int(2*units.Unit)+99)
-	each(t, func(t *testing.T, alg digest.Algorithm) {
-		for _, begun := range units.Algorithms() {
-			dir := t.TempDir()
-			s := open(t, dir)
-			u := begin(t, s)
-			expect(t, u, begun)
-			add(t, u, want[:units.Unit+5])
-			expect(t, u, alg) // too late: the bytes stay as they were hashed
-			if u.Algorithm() != begun {
-				t.Fatalf("hashed by %s, begun with %s", u.Algorithm(), begun)
-			}
-			s = open(t, dir)
-			u, err := s.Upload(u.ID())
-			if err != nil {
-				t.Fatal(err)
-			}
-			add(t, u, want[units.Unit+5:])
-			installAs(t, s, u, alg, want)
-
-			// Nothing came yet: the file of the first choice is not in the way.
-			u = begin(t, s)
-			for _, a := range []digest.Algorithm{begun, digest.SHA512, digest.SHA256, alg} {
-				expect(t, u, a)
-			}
-			add(t, u, want[:100])
-			s = open(t, dir)
-			if u, err = s.Upload(u.ID()); err != nil || u.Offset() != 100 || u.Algorithm() != alg {
-				t.Fatalf("offset %d of %s: %v", u.Offset(), u.Algorithm(), err)
-			}
-			add(t, u, want[100:])
-			installAs(t, s, u, alg, want)
-		}
-	})
-}
-
-// A client that leaves while the bytes are read again loses nothing.
-func TestUpload_ReadingAgainIsInterrupted(t *testing.T) {
-	s := open(t, t.TempDir())
-	want := content(6, 400_000)
-	u := begin(t, s)
-	add(t, u, want)
-	if err := u.Acquire(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := u.Hashed(ctx, digest.SHA512); !errors.Is(err, context.Canceled) {
-		t.Fatal(err)
-	}
-	u.Release()
-	installAs(t, s, u, digest.SHA512, want)
-
-	// A file that lost bytes meanwhile is no blob.
-	u = begin(t, s)
-	add(t, u, want)
-	if err := os.Truncate(u.path(extData), 399_999); err != nil {
-		t.Fatal(err)
-	}
-	if err := u.Acquire(); err != nil {
-		t.Fatal(err)
-	}
-	defer u.Release()
-	if _, err := u.Hashed(t.Context(), digest.SHA512); !errors.Is(err, ErrCorrupt) {
-		t.Fatal(err)
-	}
 }
 
 // What a kill leaves behind the last checkpoint, in data and notes, is cut off.
@@ -547,25 +455,4 @@ func TestOpen_WrongSizeOrGone_IsCorrupt(t *testing.T) {
 	if names, _ := filepath.Glob(s.path("quarantine", "sha256-"+d.Encoded()+".*")); len(names) != 1 {
 		t.Fatalf("in quarantine: %v", names)
 	}
-}
-
-func FuzzParseEntries(f *testing.F) {
-	for _, alg := range units.Algorithms() {
-		h := units.NewHasher(alg)
-		_, _ = h.Write(content(1, int(2*units.Unit)))
-		f.Add(appendEntry(appendEntry(nil, alg, 10, nil), alg, 2*units.Unit, h.States()))
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		for _, alg := range units.Algorithms() {
-			off, states, sound := parseEntries(alg, b)
-			n, odd := int64(len(states)/units.StateSize(alg)), len(states)%units.StateSize(alg)
-			if off < 0 || sound > len(b) || odd != 0 || n*units.Unit > off {
-				t.Fatalf("offset %d, %d states, %d of %d bytes", off, n, sound, len(b))
-			}
-			again, _, s2 := parseEntries(alg, b[:sound])
-			if again != off || s2 != sound {
-				t.Fatal("the sound part reads differently")
-			}
-		}
-	})
 }

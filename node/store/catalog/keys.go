@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"bytes"
+	_ "crypto/sha512" // go-digest takes the algorithms that are linked in, and no others
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"

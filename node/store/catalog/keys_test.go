@@ -3,6 +3,7 @@ package catalog
 import (
 	"bytes"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -136,7 +137,10 @@ func TestKeys_SortAsNames(t *testing.T) {
 
 func TestRawDigest_RefusesWhatIsNoDigest(t *testing.T) {
 	for _, d := range []digest.Digest{"", "sha256:", "sha256:00", "md5:d41d8cd98f00b204e9800998ecf8427e", digest.FromString("x") + "00",
-		"sha256:E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855"} {
+		"sha256:E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855",
+		digest.SHA384.FromString("x"), digest.SHA512.FromString("x") + "00", "sha512:" + digest.Digest(digest.FromString("x").Encoded()),
+		"sha512:" + digest.Digest(strings.ToUpper(digest.SHA512.FromString("x").Encoded())),
+		"sha256:" + digest.Digest(digest.SHA512.FromString("x").Encoded())} {
 		if _, err := rawDigest(d); err == nil {
 			t.Errorf("%q was taken", d)
 		}

@@ -1,6 +1,8 @@
 package manifest
 
 import (
+	_ "crypto/sha256" // go-digest takes the algorithms that are linked in, and no others
+	_ "crypto/sha512"
 	"encoding/json"
 	"errors"
 	"fmt"

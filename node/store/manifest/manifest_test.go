@@ -17,6 +17,8 @@ var (
 	dA = digest.FromString("a")
 	dB = digest.FromString("b")
 	dC = digest.FromString("c")
+
+	dLong = digest.SHA512.FromString("long")
 )
 
 func desc(d digest.Digest, mediaType string) string {
@@ -75,6 +77,10 @@ func TestParse(t *testing.T) {
 		{name: "nothing says what it is", body: `{}`, err: ErrInvalid},
 		{name: "not JSON", sent: v1.MediaTypeImageManifest, body: `<html>`, err: ErrInvalid},
 		{name: "something behind the JSON", sent: v1.MediaTypeImageManifest, body: image + "x", err: ErrInvalid},
+		{name: "parts by sha512", sent: v1.MediaTypeImageManifest,
+			body: strings.Replace(strings.Replace(image, "{", `{"artifactType":"x/y","subject":`+desc(dLong, "m")+`,`, 1), dA.String(), dLong.String(), 1),
+			want: want{MediaType: v1.MediaTypeImageManifest, ArtifactType: "x/y", Blobs: []digest.Digest{dLong, dB, dC}, Subject: dLong}},
+		{name: "half a sha512", sent: v1.MediaTypeImageIndex, body: fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"digest":"sha512:%s","size":1}]}`, dA.Encoded()), err: ErrInvalid},
 		{name: "bad digest", sent: v1.MediaTypeImageIndex, body: `{"schemaVersion":2,"manifests":[{"digest":"sha256:12","size":1}]}`, err: ErrInvalid},
 		{name: "negative size", sent: v1.MediaTypeImageIndex, body: fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"digest":%q,"size":-1}]}`, dA), err: ErrInvalid},
 		{name: "bad subject", sent: v1.MediaTypeImageManifest, body: strings.Replace(image, "{", `{"subject":{"digest":""},`, 1), err: ErrInvalid},
