@@ -3,9 +3,9 @@
 //
 // It promises that what was acknowledged is there and whole after a kill or a
 // power cut, that nothing else is visible, and that bytes only become a blob
-// when their SHA-256 is the digest. Uploads survive a restart and tell the
-// offset that is truly on disk. Blobs that arrive from peers are checked unit by
-// unit ([Partial]) and resume where they stopped.
+// when their hash, SHA-256 or SHA-512, is the digest. Uploads survive a restart
+// and tell the offset that is truly on disk. Blobs that arrive from peers are
+// checked unit by unit ([Partial]) and resume where they stopped.
 //
 // Blobs up to [InlineMax] bytes are rows in the catalogue, larger ones are files
 // (package blobs). It does not decide who may see what, which blobs should be

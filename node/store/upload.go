@@ -115,6 +115,10 @@ func (u *Upload) Finish(ctx context.Context, r io.Reader, want digest.Digest, li
 			return Descriptor{}, err
 		}
 	}
+	if by := u.u.Algorithm(); by != want.Algorithm() {
+		u.s.log.Debug("an upload is read once more: its digest is of another algorithm than was expected",
+			"upload", u.ID(), "bytes", u.u.Size(), "hashed_by", by, "digest", want)
+	}
 	hashed, err := u.u.Hashed(ctx, want.Algorithm())
 	if err != nil {
 		return Descriptor{}, errors.Join(err, u.u.Settle())

@@ -90,6 +90,19 @@ func TestUpload_ReadingAgainIsInterrupted(t *testing.T) {
 	u.Release()
 	installAs(t, s, u, digest.SHA512, want)
 
+	// What never went to a file is hashed again from memory.
+	u = begin(t, s)
+	if err := u.Acquire(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Append(t.Context(), bytes.NewReader(want[:testSmall]), true); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := u.Hashed(t.Context(), digest.SHA512); err != nil || h.Digest() != digest.SHA512.FromBytes(want[:testSmall]) {
+		t.Fatalf("in memory: %v", err)
+	}
+	u.Release()
+
 	// A file that lost bytes meanwhile is no blob.
 	u = begin(t, s)
 	add(t, u, want)

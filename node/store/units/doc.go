@@ -13,10 +13,10 @@
 // canonical (the unit size follows from the blob's size, the length of a state
 // from the digest's algorithm) and bound to a [Record] {digest, size, unit size,
 // SHA-256 of the list} that the ingesting node signed. [ParseList] refuses a list
-// that its record does not name.
-// Position and length always come from the record, never from the sender: the
-// bytes of a list are states and nothing else, because a marshaled hash state
-// also carries a length and pending bytes that a liar could choose.
+// that its record does not name. Position and length always come from the record,
+// never from the sender: the bytes of a list are states and nothing else, because
+// a marshaled hash state also carries a length and pending bytes that a liar
+// could choose.
 //
 // What it does not do: it does not say whether a record's signer is a member of
 // the mesh (the caller knows that), and a record does not prove that bytes with
