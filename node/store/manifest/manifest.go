@@ -128,7 +128,11 @@ func Parse(mediaType string, body []byte) (*Manifest, error) {
 			return nil, fmt.Errorf("%w: Docker schema 1 is too old, push with a client from 2017 or later", ErrUnsupported)
 		}
 		if !generic(mediaType) {
-			// Some artifact of which we know nothing: kept as it is.
+			// Some artifact of which we know nothing: kept as it is, unless it says
+			// that it is something whose content we would have to look at.
+			if says := saysOf(body); known(says) {
+				return nil, fmt.Errorf("%w: it was sent as %s and says that it is %s", ErrInvalid, mediaType, says)
+			}
 			return &Manifest{MediaType: mediaType, ArtifactType: mediaType}, nil
 		}
 		mediaType = ""
@@ -136,6 +140,9 @@ func Parse(mediaType string, body []byte) (*Manifest, error) {
 	var doc document
 	if err := json.Unmarshal(body, &doc); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if err := strict(body); err != nil {
+		return nil, err
 	}
 	if doc.FSLayers != nil && doc.Config == nil && doc.Manifests == nil {
 		return nil, fmt.Errorf("%w: Docker schema 1 is too old, push with a client from 2017 or later", ErrUnsupported)
@@ -150,6 +157,17 @@ func Parse(mediaType string, body []byte) (*Manifest, error) {
 		return nil, fmt.Errorf("%w: neither its content type nor its mediaType field says what it is", ErrInvalid)
 	}
 	return doc.manifest(mediaType)
+}
+
+// saysOf gives the mediaType field of a body that may be anything.
+func saysOf(body []byte) string {
+	var doc struct {
+		MediaType string `json:"mediaType"`
+	}
+	if json.Unmarshal(body, &doc) != nil {
+		return ""
+	}
+	return doc.MediaType
 }
 
 func known(mediaType string) bool {
@@ -226,6 +244,7 @@ func (d *document) manifest(mediaType string) (*Manifest, error) {
 }
 
 func (m *Manifest) check() error {
+	sizes := make(map[digest.Digest]int64, 1+len(m.Layers)+len(m.Manifests))
 	one := func(what string, d *Descriptor) error {
 		if d == nil {
 			return nil
@@ -236,6 +255,10 @@ func (m *Manifest) check() error {
 		if d.Size < 0 {
 			return fmt.Errorf("%w: %s %s has size %d", ErrInvalid, what, d.Digest, d.Size)
 		}
+		if size, named := sizes[d.Digest]; named && size != d.Size {
+			return fmt.Errorf("%w: it gives %s a size of %d bytes and one of %d", ErrInvalid, d.Digest, size, d.Size)
+		}
+		sizes[d.Digest] = d.Size
 		return nil
 	}
 	if err := one("config", m.Config); err != nil {
