@@ -28,6 +28,8 @@ var (
 	ErrWrongOffset = errors.New("chunk does not begin where the upload stands: ask for the upload's offset and go on from there")
 	// ErrTooManyUploads says that the number of open uploads is at its bound.
 	ErrTooManyUploads = blobs.ErrTooManyUploads
+	// ErrUploadShare says that the number of uploads of one user is at its bound.
+	ErrUploadShare = blobs.ErrUploadShare
 	// ErrTooLarge is an upload above Config.MaxUpload.
 	ErrTooLarge = blobs.ErrTooLarge
 	// ErrCorrupt says that a blob's file is not what its row says. The file was

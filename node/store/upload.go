@@ -40,13 +40,36 @@ func (u *Upload) acquire() error {
 	return nil
 }
 
-// CreateUpload begins an upload and gives its id, a UUID.
-func (s *Store) CreateUpload(_ context.Context) (string, error) {
-	u, err := s.files.CreateUpload()
+// CreateUpload begins an upload and gives its id, a UUID. It is the node's own,
+// without a share.
+func (s *Store) CreateUpload(ctx context.Context) (string, error) { return s.CreateUploadFor(ctx, "") }
+
+// CreateUploadFor begins an upload for a user and gives its id. Upload finds it
+// by that, also after a restart. ErrUploadShare and ErrTooManyUploads say that
+// the user or the store has as many open as may be.
+func (s *Store) CreateUploadFor(ctx context.Context, user string) (string, error) {
+	u, err := s.BeginUpload(ctx, user)
 	if err != nil {
 		return "", err
 	}
+	if err := u.u.Keep(); err != nil {
+		return "", err
+	}
 	return u.ID(), nil
+}
+
+// BeginUpload is CreateUploadFor for an upload that ends in the same request, one
+// way or the other: it leaves nothing behind. Cancel it if Finish failed.
+func (s *Store) BeginUpload(_ context.Context, user string) (*Upload, error) {
+	owner := blobs.NodeOwner
+	if user != "" {
+		owner = blobs.OwnerOf(user)
+	}
+	u, err := s.files.CreateUploadFor(owner)
+	if err != nil {
+		return nil, err
+	}
+	return &Upload{s: s, u: u, at: -1}, nil
 }
 
 // Upload finds an upload that has not ended, also one from before a restart.
@@ -273,11 +296,10 @@ func (s *Store) PutContent(ctx context.Context, d digest.Digest, b []byte, link 
 		lease := &catalog.Lease{PID: link.PID, Repo: link.Repo, Until: s.now().Add(LeaseFor)}
 		return desc, s.putInline(ctx, catalog.BlobRow{Digest: d, Size: desc.Size, Class: catalog.Home}, b, lease)
 	}
-	f, err := s.files.CreateUpload()
+	u, err := s.BeginUpload(ctx, "")
 	if err != nil {
 		return Descriptor{}, err
 	}
-	u := &Upload{s: s, u: f, at: -1}
 	desc, err := u.Finish(ctx, bytes.NewReader(b), d, link)
 	if err != nil {
 		if cerr := u.Cancel(); cerr != nil && !errors.Is(cerr, ErrNotFound) {

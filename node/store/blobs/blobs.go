@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -23,6 +24,7 @@ var (
 	ErrDigestMismatch  = errors.New("content does not have the digest it was sent under: send it again")
 	ErrUploadBusy      = errors.New("another request is writing to this upload: wait for it, then ask for the offset")
 	ErrTooManyUploads  = errors.New("too many uploads are open at this store: try again later")
+	ErrUploadShare     = errors.New("this user has as many uploads open as one user may: finish or cancel some, or wait until they expire")
 	ErrTooLarge        = errors.New("content is larger than this store takes")
 	ErrCorrupt         = errors.New("stored content is damaged: it was put aside and has to be fetched or pushed again")
 	ErrFetchBusy       = errors.New("this content is being fetched already")
@@ -54,7 +56,9 @@ type Config struct {
 
 	MaxUpload  int64 // bytes of one upload, at most units.MaxSize
 	MaxUploads int   // uploads open at once
-	SmallMax   int   // up to here the last Append of an upload touches no file
+	// MaxPerOwner bounds the uploads that one Owner has open; 0: no bound.
+	MaxPerOwner int
+	SmallMax    int // up to here the last Append of an upload touches no file
 
 	// Space is asked before so many bytes are added; an error refuses them. Nil:
 	// the disk alone says when it is full.
@@ -70,7 +74,8 @@ type Store struct {
 
 	mu       sync.Mutex
 	uploads  map[string]*Upload // those touched since the start
-	nUploads int                // .data files under uploads/
+	nUploads int                // sessions open, those from before the start included
+	shares   map[Owner]int      // of them, by owner
 	partials map[digest.Digest]*Partial
 }
 
@@ -82,6 +87,7 @@ func Open(cfg Config) (*Store, error) {
 		log:      cfg.Logger,
 		sync:     syncData,
 		uploads:  make(map[string]*Upload),
+		shares:   make(map[Owner]int),
 		partials: make(map[digest.Digest]*Partial),
 	}
 	if s.cfg.Space == nil {
@@ -102,8 +108,10 @@ func Open(cfg Config) (*Store, error) {
 		return nil, err
 	}
 	for _, n := range names {
-		if filepath.Ext(n) == extData {
-			s.nUploads++
+		if id, ok := strings.CutSuffix(n, extData); ok {
+			if owner, err := parseID(id); err == nil {
+				s.count(owner, 1)
+			}
 		}
 	}
 	return s, nil

@@ -313,7 +313,9 @@ func TestUpload_Bounds(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	for range 4 {
-		begin(t, s)
+		if err := begin(t, s).Keep(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, err := s.CreateUpload(); !errors.Is(err, ErrTooManyUploads) {
 		t.Fatalf("fifth upload: %v", err)

@@ -109,6 +109,9 @@ func (s *Store) expire(id string, keepFor time.Duration) (bool, error) {
 	if u == nil {
 		// From before the restart: the file's time, without reading the file.
 		st, err := os.Stat(s.path("uploads", id+extData))
+		if err == nil && st.Size() == 0 {
+			keepFor = min(keepFor, idleSession)
+		}
 		if err != nil || now.Sub(st.ModTime()) <= keepFor {
 			return false, nil
 		}
@@ -118,6 +121,9 @@ func (s *Store) expire(id string, keepFor time.Duration) (bool, error) {
 			}
 			return false, err
 		}
+	}
+	if u.durable.Load() == 0 {
+		keepFor = min(keepFor, idleSession)
 	}
 	if u.age(now) <= keepFor || !u.busy.TryLock() {
 		return false, nil

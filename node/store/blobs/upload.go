@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/node/store/units"
@@ -37,10 +36,11 @@ type Upload struct {
 	busy    sync.Mutex   // held by the one writer
 	durable atomic.Int64 // what a crash can no longer take
 	touched atomic.Int64 // unix nanoseconds by Config.Now
+	files   atomic.Bool  // it has, or may have, files
 
 	// Owned by the holder of busy.
-	hasher *units.Hasher
-	synced int // bytes of hasher's states that are in the checkpoint file
+	hasher *units.Hasher // nil until the first writer comes
+	synced int           // bytes of hasher's states that are in the checkpoint file
 	data   *os.File
 	ckpt   *os.File
 	small  []byte // the whole content, if it never went to a file
@@ -48,42 +48,10 @@ type Upload struct {
 	gone   bool
 }
 
-// CreateUpload begins an upload.
-func (s *Store) CreateUpload() (*Upload, error) {
-	if err := s.cfg.Space(0); err != nil {
-		return nil, fmt.Errorf("begin an upload: %w", err)
-	}
-	s.mu.Lock()
-	if s.nUploads >= s.cfg.MaxUploads {
-		s.mu.Unlock()
-		return nil, ErrTooManyUploads
-	}
-	s.nUploads++
-	s.mu.Unlock()
-
-	u := &Upload{s: s, id: uuid.NewString(), hasher: units.NewHasher(digest.Canonical)}
-	// Not synced: the file alone carries the session over a kill, and a power cut
-	// may take a session that has no bytes yet.
-	f, err := os.OpenFile(u.path(extData), os.O_WRONLY|os.O_CREATE|os.O_EXCL, filePerm)
-	if err == nil {
-		err = f.Close()
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err != nil {
-		s.nUploads--
-		return nil, fmt.Errorf("begin an upload: %w", mapError(err))
-	}
-	u.touch()
-	s.uploads[u.id] = u
-	return u, nil
-}
-
 // Upload finds an upload, also one from before a restart.
 func (s *Store) Upload(id string) (*Upload, error) {
-	// Only the canonical form: the id becomes a file name.
-	if v, err := uuid.Parse(id); err != nil || v.String() != id {
-		return nil, fmt.Errorf("upload %.40q: %w", id, ErrNotFound)
+	if _, err := parseID(id); err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,6 +98,7 @@ func (u *Upload) recover() error {
 	if err != nil {
 		return err
 	}
+	u.files.Store(true)
 	u.synced = len(c.states)
 	u.touched.Store(st.ModTime().UnixNano())
 	return u.rewind(c.alg, c.offset, c.states)
@@ -226,7 +195,14 @@ func (u *Upload) Settle() error {
 
 func (u *Upload) open() (*os.File, error) {
 	if u.data == nil {
-		f, err := os.OpenFile(u.path(extData), os.O_RDWR, 0)
+		// Made here, when it is needed. Once there are bytes, a file that is gone must
+		// not come back empty.
+		flags := os.O_RDWR
+		if u.durable.Load() == 0 {
+			flags |= os.O_CREATE
+		}
+		u.files.Store(true)
+		f, err := os.OpenFile(u.path(extData), flags, filePerm)
 		if err != nil {
 			return nil, err
 		}
@@ -262,6 +238,9 @@ func (u *Upload) Acquire() error {
 	if u.gone {
 		u.busy.Unlock()
 		return fmt.Errorf("upload %s: %w", u.id, ErrNotFound)
+	}
+	if u.hasher == nil {
+		u.hasher = units.NewHasher(digest.Canonical)
 	}
 	u.touch()
 	return nil
@@ -518,17 +497,16 @@ func (u *Upload) Discard() error {
 	u.gone = true
 	u.close()
 	var errs []error
-	// .data first and .commit last: what a crash leaves in between is either a
-	// session or a commit to be looked at, never an unknown file.
-	for _, ext := range []string{extData, extList, extCkpt, extCommit} {
-		if err := os.Remove(u.path(ext)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
+	if u.files.Load() {
+		// .data first and .commit last: what a crash leaves in between is either a
+		// session or a commit to be looked at, never an unknown file.
+		for _, ext := range []string{extData, extList, extCkpt, extCommit} {
+			if err := os.Remove(u.path(ext)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
 		}
 	}
-	u.s.mu.Lock()
-	delete(u.s.uploads, u.id)
-	u.s.nUploads--
-	u.s.mu.Unlock()
+	u.s.leave(u.id)
 	return errors.Join(errs...)
 }
 
