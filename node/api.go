@@ -31,6 +31,7 @@ func (n *node) api() (registryapi.Config, error) {
 	registry, err := v2.New(v2.Config{
 		View: n.view, Access: who, Store: n.store, Site: s.Site, Logger: log, Now: n.cfg.Now,
 		Source: source{n}, Claimer: claimer{n.reconciler}, Refresher: n.sync, Metrics: n.metrics,
+		Limits: v2.Limits{Stall: s.ClientTimeout},
 	})
 	if err != nil {
 		return none, err
@@ -51,7 +52,7 @@ func (n *node) api() (registryapi.Config, error) {
 	}
 	return registryapi.Config{
 		V2: registry, Token: who.TokenHandler(), Harbor: management, Mesh: sites,
-		Metrics: telemetry.Handler(n.metrics), Ready: n.ready, Logger: log,
+		Metrics: who.Only(s.MetricsFor, telemetry.Handler(n.metrics)), Stall: s.ClientTimeout, Ready: n.ready, Logger: log,
 	}, nil
 }
 

@@ -27,12 +27,12 @@ const (
 	// ShutdownTimeout is what requests under way get at the end: enough for a
 	// layer's rest at LAN speed, short enough for a service manager's patience.
 	ShutdownTimeout = 10 * time.Second
-	// StallTimeout is how long a client may stand still within a request. Bodies
+	// DefaultStall is how long a client may stand still within a request. Bodies
 	// of any length are right for /v2/ uploads and downloads, so there is no time
 	// limit for a whole request: every write begins this one anew, and so does
 	// every read of an upload; the management APIs read their bodies under a
 	// shorter one.
-	StallTimeout = 2 * time.Minute
+	DefaultStall = 2 * time.Minute
 	// LeftoverTimeout is what the rest of a body that a handler did not want may
 	// take to arrive, before the connection is closed instead of used again.
 	LeftoverTimeout = 5 * time.Second
@@ -57,6 +57,9 @@ type Config struct {
 	// first catalogue exchange. It must not ask for a leader: a node that is
 	// cut off goes on serving. nil: it is.
 	Ready func(context.Context) error
+	// Stall is how long a client may stand still within a request; zero:
+	// DefaultStall.
+	Stall time.Duration
 	// TLS makes the listener speak HTTPS; nil: plain HTTP.
 	TLS *tls.Config
 	// Logger takes the request log (Debug for what succeeded, Info for client
@@ -72,7 +75,7 @@ type Server struct {
 	draining context.Context // ends when Run begins to
 	drain    context.CancelFunc
 
-	stall, leftover time.Duration // StallTimeout and LeftoverTimeout, but for tests
+	stall, leftover time.Duration // Config.Stall and LeftoverTimeout, but for tests
 }
 
 // New assembles the surface; it starts nothing.
@@ -80,7 +83,10 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		return nil, errors.New("registryapi: no logger")
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, stall: StallTimeout, leftover: LeftoverTimeout}
+	if cfg.Stall <= 0 {
+		cfg.Stall = DefaultStall
+	}
+	s := &Server{cfg: cfg, log: cfg.Logger, stall: cfg.Stall, leftover: LeftoverTimeout}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.handler = s.logged(s.routes())
 	return s, nil
@@ -112,15 +118,15 @@ func (s *Server) routes() http.Handler {
 			"Management: /api/v2.0/openapi.json and /api/mesh/v1/openapi.json, or the portolan command.\n")
 	})
 
-	v2 := s.cfg.V2
-	if v2 == nil {
+	registry := s.cfg.V2
+	if registry == nil {
 		return mux
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// Before the mux: it would answer a name with // or /../ in it by a
 		// redirect, where the distribution API owes a NAME_INVALID.
 		if p := r.URL.Path; p == "/v2" || strings.HasPrefix(p, "/v2/") {
-			v2.ServeHTTP(w, r)
+			registry.ServeHTTP(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)

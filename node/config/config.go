@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/agnivade/levenshtein"
 	"github.com/knadh/koanf/parsers/yaml"
@@ -50,6 +51,16 @@ type Config struct {
 	TLSCert, TLSKey     string
 	TrustedProxies      []netip.Prefix
 	LogLevel, LogFormat string
+	// MaxBlobBytes is the largest blob that is taken.
+	MaxBlobBytes int64
+	// MaxUploads may be open at once, and MaxUploadsPerUser of one user.
+	MaxUploads, MaxUploadsPerUser int
+	// UploadsKeptFor is how long an upload stays that nobody goes on with.
+	UploadsKeptFor time.Duration
+	// ClientTimeout is how long a client may stand still within a request.
+	ClientTimeout time.Duration
+	// MetricsFor says who may read /metrics: anyone, users or admins.
+	MetricsFor string
 
 	// explicit has the values that some source named, by option.
 	explicit map[string]string
@@ -141,6 +152,13 @@ func Load(flags *pflag.FlagSet, env []string) (cfg Config, warnings []string, er
 	cfg.DataPort, _ = strconv.Atoi(get("data-port"))
 	cfg.TrustedProxies, _ = parsePrefixes(get("trusted-proxies"))
 	cfg.TLSCert, cfg.TLSKey = get("tls-cert"), get("tls-key")
+	size, _ := parseSize(get("max-blob-size"))
+	cfg.MaxBlobBytes = int64(size)
+	cfg.MaxUploads, _ = strconv.Atoi(get("max-uploads"))
+	cfg.MaxUploadsPerUser, _ = strconv.Atoi(get("max-uploads-per-user"))
+	cfg.UploadsKeptFor, _ = time.ParseDuration(get("uploads-kept-for"))
+	cfg.ClientTimeout, _ = time.ParseDuration(get("client-timeout"))
+	cfg.MetricsFor = get("metrics-for")
 	cfg.LogLevel, cfg.LogFormat = get("log-level"), get("log-format")
 	if err := cfg.validate(); err != nil {
 		return Config{}, nil, err
@@ -165,6 +183,12 @@ func (c *Config) validate() error {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return errors.New("--tls-cert and --tls-key belong together: name both, or none for plain HTTP")
+	}
+	if _, named := c.explicit["max-uploads-per-user"]; !named {
+		c.MaxUploadsPerUser = min(c.MaxUploadsPerUser, c.MaxUploads)
+	}
+	if c.MaxUploadsPerUser > c.MaxUploads {
+		return fmt.Errorf("--max-uploads-per-user is %d, more than --max-uploads, %d: make it less", c.MaxUploadsPerUser, c.MaxUploads)
 	}
 	_, http, _ := net.SplitHostPort(c.HTTP)
 	httpPort, _ := strconv.Atoi(http)

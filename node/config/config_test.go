@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -108,6 +109,15 @@ func TestLoad_Refuses(t *testing.T) {
 		"a proxy by name":          {args: []string{"--trusted-proxies", "10.0.0.0/8,lb"}, want: `"lb" is not an address`},
 		"one port twice":           {args: []string{"--data-port", "7946"}, want: "--gossip-port and --data-port both name port 7946"},
 		"a bind address by name":   {args: []string{"--bind", "eth0"}, want: "is not an address"},
+		"a blob of nothing":        {args: []string{"--max-blob-size", "0"}, want: "is not a size of a blob"},
+		"a blob beyond the format": {args: []string{"--max-blob-size", "2TiB"}, want: "is not a size of a blob"},
+		"a size that is none":      {yaml: "max-blob-size: large\n", want: `max-blob-size: "large" is not a size`},
+		"no uploads":               {args: []string{"--max-uploads", "0"}, want: "is not a number of uploads"},
+		"uploads without end":      {args: []string{"--max-uploads", "1000001"}, want: "use 1 to 1000000"},
+		"uploads kept for seconds": {args: []string{"--uploads-kept-for", "10s"}, want: "is not a time from 1h to 720h"},
+		"a timeout without a unit": {args: []string{"--client-timeout", "90"}, want: "use such as 90s"},
+		"metrics for nobody":       {args: []string{"--metrics-for", "me"}, want: "is not one of anyone, users, admins"},
+		"a share above the whole":  {args: []string{"--max-uploads", "100", "--max-uploads-per-user", "200"}, want: "more than --max-uploads"},
 		"a missing file":           {args: []string{"--config", "/nowhere/p.yaml"}, want: "does not exist: correct --config"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -123,6 +133,38 @@ func TestLoad_Refuses(t *testing.T) {
 	}
 	if _, _, err := load(t, nil); err == nil || !strings.Contains(err.Error(), "use --data DIR") {
 		t.Errorf("no data directory: %v", err)
+	}
+}
+
+func TestLoad_Limits(t *testing.T) {
+	dir := t.TempDir()
+	cfg, _, err := load(t, nil, "--data", dir)
+	if err != nil || cfg.MaxBlobBytes != 1<<40 || cfg.MaxUploads != 10_000 || cfg.MaxUploadsPerUser != 1_000 ||
+		cfg.UploadsKeptFor != 24*time.Hour || cfg.ClientTimeout != 2*time.Minute || cfg.MetricsFor != "anyone" {
+		t.Fatalf("defaults: %+v, %v", cfg, err)
+	}
+	write(t, filepath.Join(dir, FileName), "max-blob-size: 20 GiB\nuploads-kept-for: 90m\nmetrics-for: Admins\n")
+	if cfg, _, err = load(t, []string{"PORTOLAN_MAX_UPLOADS=77"}, "--data", dir, "--client-timeout", "45s", "--max-uploads-per-user", "7"); err != nil {
+		t.Fatal(err)
+	}
+	if cfg.MaxBlobBytes != 20<<30 || cfg.UploadsKeptFor != 90*time.Minute || cfg.MetricsFor != "admins" || cfg.MaxUploads != 77 ||
+		cfg.ClientTimeout != 45*time.Second || cfg.MaxUploadsPerUser != 7 {
+		t.Fatalf("%+v", cfg)
+	}
+	// Few uploads need no share to be named.
+	if cfg, _, err = load(t, nil, "--data", dir, "--max-uploads", "50"); err != nil || cfg.MaxUploadsPerUser != 50 {
+		t.Fatalf("%d of 50 for one user, %v", cfg.MaxUploadsPerUser, err)
+	}
+}
+
+// The README's table is made from the options.
+func TestREADME_ListsTheOptions(t *testing.T) {
+	b, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(b), Markdown()) {
+		t.Errorf("the README's table of options is not this one:\n%s", Markdown())
 	}
 }
 

@@ -10,7 +10,9 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/pflag"
 )
 
@@ -79,6 +81,18 @@ var options = []Option{
 	{Name: "trusted-proxies", Arg: "LIST", Saved: true, check: checkPrefixes,
 		Derived: "none",
 		Help:    "addresses or networks, comma-separated, whose X-Forwarded-* headers are believed"},
+	{Name: "max-blob-size", Arg: "SIZE", Default: "1TiB", Saved: true, check: checkBlobSize,
+		Help: "largest blob that is taken, such as 20GiB (1TiB at most)"},
+	{Name: "max-uploads", Arg: "N", Default: "10000", Saved: true, check: checkUploads,
+		Help: "uploads that may be open at once"},
+	{Name: "max-uploads-per-user", Arg: "N", Default: "1000", Saved: true, check: checkUploads,
+		Help: "of them, those of one user"},
+	{Name: "uploads-kept-for", Arg: "TIME", Default: "24h", Saved: true, check: checkTime(time.Hour, 30*24*time.Hour),
+		Help: "how long an upload that nobody goes on with is kept (1h to 720h)"},
+	{Name: "client-timeout", Arg: "TIME", Default: "2m", Saved: true, check: checkTime(5*time.Second, time.Hour),
+		Help: "how long a client may stand still within a request (5s to 1h)"},
+	{Name: "metrics-for", Arg: "WHO", Default: "anyone", Saved: true, check: oneOf("anyone", "users", "admins"),
+		Help: "who may read /metrics: anyone, users who log in, or admins alone"},
 	{Name: "log-level", Arg: "LEVEL", Default: "info", check: oneOf("debug", "info", "warn", "error"),
 		Help: "least level that is logged: debug, info, warn or error"},
 	{Name: "log-format", Arg: "FORMAT", Default: "text", check: oneOf("text", "json"),
@@ -168,6 +182,65 @@ func oneOf(values ...string) func(string) (string, error) {
 		}
 		return "", fmt.Errorf("%q is not one of %s", s, strings.Join(values, ", "))
 	}
+}
+
+// mostBlobBytes is what the format of unit lists allows, see node/store/units.
+const mostBlobBytes = 1 << 40
+
+func checkBlobSize(s string) (string, error) {
+	n, err := parseSize(s)
+	if err != nil || n < 1<<20 || n > mostBlobBytes {
+		return "", fmt.Errorf("%q is not a size of a blob: use 1MiB to 1TiB, such as 20GiB", s)
+	}
+	return formatSize(n), nil
+}
+
+// parseSize reads bytes, and the units that people use: 500MB, 20GiB.
+func parseSize(s string) (uint64, error) { return humanize.ParseBytes(s) }
+
+// formatSize writes a size in the largest unit in which it is a whole number.
+func formatSize(n uint64) string {
+	for i, unit := range []string{"TiB", "GiB", "MiB", "KiB"} {
+		if one := uint64(1) << (40 - 10*i); n >= one && n%one == 0 {
+			return strconv.FormatUint(n/one, 10) + unit
+		}
+	}
+	return strconv.FormatUint(n, 10)
+}
+
+// mostUploads bounds what an operator may ask for: at some 150 bytes each and a
+// name in one directory, a million still is no harm.
+const mostUploads = 1_000_000
+
+func checkUploads(s string) (string, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil || n == 0 || n > mostUploads {
+		return "", fmt.Errorf("%q is not a number of uploads: use 1 to %d", s, mostUploads)
+	}
+	return strconv.FormatUint(n, 10), nil
+}
+
+// checkTime takes what Go's durations are written as, within bounds.
+func checkTime(least, most time.Duration) func(string) (string, error) {
+	return func(s string) (string, error) {
+		d, err := time.ParseDuration(s)
+		if err != nil || d < least || d > most {
+			return "", fmt.Errorf("%q is not a time from %s to %s: use such as 90s, 5m or 24h", s, short(least), short(most))
+		}
+		return short(d), nil
+	}
+}
+
+// short writes a duration without its zeros: 24h, not 24h0m0s.
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 func checkPort(s string) (string, error) {

@@ -27,14 +27,17 @@ const (
 	// its repository before a manifest has to name it (catalogue.md, collecting).
 	LeaseFor = 24 * time.Hour
 
-	// defaultMaxUploads bounds the sessions that clients may leave open: each
-	// costs a file and some memory.
-	defaultMaxUploads = 10_000
+	// DefaultMaxUploads bounds the sessions that clients may leave open: each
+	// costs a file and some memory, and a start lists them (10 ms).
+	DefaultMaxUploads = 10_000
+	// DefaultMaxUploadsPerUser is one user's share: a build farm under one name has
+	// some hundreds open, and ten such users still find room.
+	DefaultMaxUploadsPerUser = 1_000
 
-	// UploadsKeptFor and PartialsKeptFor bound how long what nobody goes on with
-	// takes up space. A partial is worth more: it saves WAN traffic.
-	UploadsKeptFor  = 24 * time.Hour
-	PartialsKeptFor = 7 * 24 * time.Hour
+	// DefaultUploadsKeptFor and PartialsKeptFor bound how long what nobody goes on
+	// with takes up space. A partial is worth more: it saves WAN traffic.
+	DefaultUploadsKeptFor = 24 * time.Hour
+	PartialsKeptFor       = 7 * 24 * time.Hour
 	// QuarantineKeptFor is how long people can look at a damaged file.
 	QuarantineKeptFor = 7 * 24 * time.Hour
 )
@@ -67,8 +70,11 @@ type Config struct {
 	Logger    *slog.Logger       // default slog.Default
 	Now       func() time.Time   // judges leases and the age of uploads; default time.Now
 	MaxUpload int64              // bytes of one upload; default and bound: units.MaxSize
-	Uploads   int                // open uploads; default 10,000
-	Catalog   catalog.Options    // Logger and Now are filled in if unset
+	// MaxUploads bounds the open uploads, MaxUploadsPerUser those of one user; zero:
+	// the defaults. UploadsKeptFor is how long one stays that nobody goes on with.
+	MaxUploads, MaxUploadsPerUser int
+	UploadsKeptFor                time.Duration
+	Catalog                       catalog.Options // Logger and Now are filled in if unset
 }
 
 // Store is one store. Close it after everything that uses it has stopped.
@@ -81,7 +87,8 @@ type Store struct {
 	cat   *catalog.Catalog
 	locks keyLocks // by digest: installing and removing a blob's file and row
 
-	checks *checks // of files against their unit lists
+	keep   blobs.Keep // how long leftovers stay
+	checks *checks    // of files against their unit lists
 }
 
 // Open opens the store at cfg.Dir, or makes one there. It reads no blob: its
@@ -96,8 +103,14 @@ func Open(_ context.Context, cfg Config) (*Store, error) {
 	if cfg.MaxUpload <= 0 || cfg.MaxUpload > units.MaxSize {
 		cfg.MaxUpload = units.MaxSize
 	}
-	if cfg.Uploads <= 0 {
-		cfg.Uploads = defaultMaxUploads
+	if cfg.MaxUploads <= 0 {
+		cfg.MaxUploads = DefaultMaxUploads
+	}
+	if cfg.MaxUploadsPerUser <= 0 {
+		cfg.MaxUploadsPerUser = DefaultMaxUploadsPerUser
+	}
+	if cfg.UploadsKeptFor <= 0 {
+		cfg.UploadsKeptFor = DefaultUploadsKeptFor
 	}
 	if cfg.Catalog.Logger == nil {
 		cfg.Catalog.Logger = cfg.Logger
@@ -124,7 +137,7 @@ func Open(_ context.Context, cfg Config) (*Store, error) {
 	}
 	files, err := blobs.Open(blobs.Config{
 		Dir: cfg.Dir, Logger: cfg.Logger, Now: cfg.Now,
-		MaxUpload: cfg.MaxUpload, MaxUploads: cfg.Uploads, SmallMax: InlineMax,
+		MaxUpload: cfg.MaxUpload, MaxUploads: cfg.MaxUploads, MaxPerOwner: cfg.MaxUploadsPerUser, SmallMax: InlineMax,
 		Space: disk.blobs,
 	})
 	if err != nil {
@@ -134,7 +147,10 @@ func Open(_ context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the catalogue of the store in %s: %w", cfg.Dir, err)
 	}
-	return &Store{id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, checks: seen}, nil
+	return &Store{
+		id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, checks: seen,
+		keep: blobs.Keep{Uploads: cfg.UploadsKeptFor, Partials: PartialsKeptFor, Quarantine: QuarantineKeptFor},
+	}, nil
 }
 
 // Close closes the catalogue. Blobs that are open stay readable.

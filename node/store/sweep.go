@@ -32,9 +32,7 @@ func (s *Store) Run(ctx context.Context) error {
 
 // Sweep does once what Run does. Errors are logged: the next one tries again.
 func (s *Store) Sweep(ctx context.Context) {
-	did, err := s.files.Sweep(ctx, blobs.Keep{
-		Uploads: UploadsKeptFor, Partials: PartialsKeptFor, Quarantine: QuarantineKeptFor,
-	}, func(d digest.Digest) error {
+	did, err := s.files.Sweep(ctx, s.keep, func(d digest.Digest) error {
 		unlock := s.locks.lock(d)
 		defer unlock()
 		return s.dropOrphan(d)

@@ -227,7 +227,7 @@ func TestRun_SweepsAndEnds(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	now = now.Add(UploadsKeptFor + time.Hour)
+	now = now.Add(DefaultUploadsKeptFor + time.Hour)
 	s = openAt(t, dir, func() time.Time { return now })
 	defer func() { _ = s.Close() }()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -170,7 +170,7 @@ func (h *Handler) serveContent(q *request, d digest.Digest, mediaType string, co
 	head := q.w.Header()
 	head.Set("Content-Type", mediaType)
 	setDigest(head, d)
-	w := newPaced(q.w)
+	w := newPaced(q.w, q.stall)
 	defer w.done()
 	if f, ok := content.(*os.File); ok {
 		// A file's errors need no watch: too few bytes for the Content-Length

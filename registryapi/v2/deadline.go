@@ -9,8 +9,9 @@ import (
 // Bodies may be of any length and links of any speed, so there is no time
 // limit for a whole transfer, only for standing still.
 const (
-	// stallTimeout is how long a client may take for the next piece.
-	stallTimeout = 2 * time.Minute
+	// DefaultStall is how long a client may take for the next piece: longer than
+	// TCP needs to get over a lost link, shorter than people wait.
+	DefaultStall = 2 * time.Minute
 	// pieceBytes is the piece of a download after which the limit starts anew:
 	// slower than some 9 KiB/s is taken for dead.
 	pieceBytes = 1 << 20
@@ -18,16 +19,17 @@ const (
 
 // body reads the request's body under a rolling deadline.
 type body struct {
-	r  io.Reader
-	rc *http.ResponseController
+	r     io.Reader
+	rc    *http.ResponseController
+	stall time.Duration
 }
 
 func (q *request) content() io.Reader {
-	return &body{r: q.Body, rc: http.NewResponseController(q.w)}
+	return &body{r: q.Body, rc: http.NewResponseController(q.w), stall: q.stall}
 }
 
 func (b *body) Read(p []byte) (int, error) {
-	_ = b.rc.SetReadDeadline(time.Now().Add(stallTimeout)) // recorders in tests have none
+	_ = b.rc.SetReadDeadline(time.Now().Add(b.stall)) // recorders in tests have none
 	n, err := b.r.Read(p)
 	if err != nil {
 		_ = b.rc.SetReadDeadline(time.Time{}) // the connection's next request has its own
@@ -40,15 +42,16 @@ func (b *body) Read(p []byte) (int, error) {
 // which is the shape that the net package turns into sendfile.
 type paced struct {
 	http.ResponseWriter
-	rc *http.ResponseController
+	rc    *http.ResponseController
+	stall time.Duration
 }
 
-func newPaced(w http.ResponseWriter) *paced {
-	return &paced{ResponseWriter: w, rc: http.NewResponseController(w)}
+func newPaced(w http.ResponseWriter, stall time.Duration) *paced {
+	return &paced{ResponseWriter: w, rc: http.NewResponseController(w), stall: stall}
 }
 
 func (p *paced) Write(b []byte) (int, error) {
-	_ = p.rc.SetWriteDeadline(time.Now().Add(stallTimeout))
+	_ = p.rc.SetWriteDeadline(time.Now().Add(p.stall))
 	return p.ResponseWriter.Write(b)
 }
 
@@ -63,7 +66,7 @@ func (p *paced) ReadFrom(src io.Reader) (int64, error) {
 		if limited {
 			piece = min(piece, left)
 		}
-		_ = p.rc.SetWriteDeadline(time.Now().Add(stallTimeout))
+		_ = p.rc.SetWriteDeadline(time.Now().Add(p.stall))
 		n, err := io.Copy(p.ResponseWriter, &io.LimitedReader{R: src, N: piece})
 		total += n
 		left -= n

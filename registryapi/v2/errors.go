@@ -93,6 +93,10 @@ func (h *Handler) classify(err error) *apiError {
 		e := refuse(errcode.ErrorCodeTooManyRequests, "site %s has as many uploads open as it takes: finish or cancel some", h.cfg.Site)
 		e.retryAfter = unreachableRetry
 		return e
+	case errors.Is(err, store.ErrUploadShare):
+		e := refuse(errcode.ErrorCodeTooManyRequests, "you have as many uploads open at site %s as one user may: finish or cancel some; those that stand still for an hour give way", h.cfg.Site)
+		e.retryAfter = unreachableRetry
+		return e
 	case errors.Is(err, store.ErrUploadBusy):
 		return refuseStatus(http.StatusConflict, errcode.ErrorCodeBlobUploadInvalid, "another request is writing to this upload: wait for it, then ask for its status")
 	case errors.Is(err, store.ErrUnsupportedDigest):

@@ -127,7 +127,7 @@ func (h *Handler) manifestBody(q *request) ([]byte, error) {
 	}
 	body, err := io.ReadAll(io.LimitReader(q.content(), most+1))
 	if err != nil {
-		return nil, bodyError(err)
+		return nil, q.bodyError(err)
 	}
 	if int64(len(body)) > most {
 		return nil, tooLarge

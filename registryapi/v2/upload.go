@@ -59,29 +59,38 @@ func (h *Handler) startUpload(q *request) error {
 			return err
 		}
 	}
-	id, err := h.cfg.Store.CreateUpload(ctx)
-	if err != nil {
-		return err
-	}
-	if want == "" && alg == digest.Canonical {
-		return q.uploadAnswer(http.StatusAccepted, h.session(q, id), 0)
-	}
-	up, err := h.cfg.Store.Upload(ctx, id)
-	if err != nil {
-		return err
-	}
 	if want == "" {
-		if err := up.Expect(alg); err != nil {
-			h.drop(q, up)
+		id, err := h.cfg.Store.CreateUploadFor(ctx, q.subject.Actor())
+		if err == nil && alg != digest.Canonical {
+			err = h.expect(q, id, alg)
+		}
+		if err != nil {
 			return err
 		}
 		return q.uploadAnswer(http.StatusAccepted, h.session(q, id), 0)
+	}
+	up, err := h.cfg.Store.BeginUpload(ctx, q.subject.Actor())
+	if err != nil {
+		return err
 	}
 	if err := h.finish(q, up, want); err != nil {
 		h.drop(q, up) // the client has no URL of it
 		return err
 	}
 	return q.created(want)
+}
+
+// expect notes the algorithm that a session's content will be named by.
+func (h *Handler) expect(q *request, id string, alg digest.Algorithm) error {
+	up, err := h.cfg.Store.Upload(q.Context(), id)
+	if err != nil {
+		return err
+	}
+	if err := up.Expect(alg); err != nil {
+		h.drop(q, up) // the client has no URL of it
+		return err
+	}
+	return nil
 }
 
 // mount links a blob of another repository into this one. The subject must be
@@ -336,7 +345,7 @@ func (q *request) uploadError(up *store.Upload, err error) error {
 	case errors.Is(err, errBodyGoesOn):
 		return refuse(errcode.ErrorCodeSizeInvalid, "%s: ask for the upload's status and go on from there", errBodyGoesOn)
 	}
-	return bodyError(err)
+	return q.bodyError(err)
 }
 
 // wrongOffset refuses a chunk that does not begin where the upload stands; start
@@ -350,13 +359,13 @@ func (q *request) wrongOffset(up *store.Upload, start int64) error {
 }
 
 // bodyError tells the client's fault from the node's.
-func bodyError(err error) error {
+func (q *request) bodyError(err error) error {
 	var tooLong *http.MaxBytesError
 	if errors.As(err, &tooLong) {
 		return refuseStatus(http.StatusRequestEntityTooLarge, errcode.ErrorCodeSizeInvalid, "the body is longer than %d bytes", tooLong.Limit)
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return refuseStatus(http.StatusRequestTimeout, errcode.ErrorCodeBlobUploadInvalid, "the body stood still for %s: ask for the upload's status and go on from there", stallTimeout)
+		return refuseStatus(http.StatusRequestTimeout, errcode.ErrorCodeBlobUploadInvalid, "the body stood still for %s: ask for the upload's status and go on from there", q.stall)
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return refuse(errcode.ErrorCodeSizeInvalid, "the body ended early: ask for the upload's status and go on from there")

@@ -20,6 +20,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/manifest"
 	"github.com/portolan/portolan/registryapi/access"
 )
 
@@ -76,14 +77,17 @@ type Refresher interface {
 // Limits bound what clients may ask for. Zero values mean the defaults.
 type Limits struct {
 	// ManifestBytes is the largest manifest taken: 4 MiB, which is what the
-	// specification asks registries to take at least and clients to expect.
+	// specification asks registries to take at least and clients to expect. More
+	// than that is not to be had: the mesh's other sites would refuse it.
 	ManifestBytes int64
+	// Stall is how long a client may stand still within a body.
+	Stall time.Duration
 	// PageEntries is the most entries in one page of any list.
 	PageEntries int
 }
 
 const (
-	defaultManifestBytes = 4 << 20
+	defaultManifestBytes = manifest.MaxBytes
 	defaultPageEntries   = 1000
 )
 
@@ -127,8 +131,11 @@ func New(cfg Config) (*Handler, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	if cfg.Limits.ManifestBytes <= 0 {
+	if cfg.Limits.ManifestBytes <= 0 || cfg.Limits.ManifestBytes > manifest.MaxBytes {
 		cfg.Limits.ManifestBytes = defaultManifestBytes
+	}
+	if cfg.Limits.Stall <= 0 {
+		cfg.Limits.Stall = DefaultStall
 	}
 	if cfg.Limits.PageEntries <= 0 {
 		cfg.Limits.PageEntries = defaultPageEntries
@@ -149,6 +156,7 @@ type request struct {
 	route   route
 	subject access.Subject
 	access  *access.Access
+	stall   time.Duration
 
 	// Of a repository's ends only:
 	project  state.Project
@@ -222,7 +230,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return refuse(errcode.ErrorCodeUnsupported, "this path does not take %s", r.Method).with("Allow", allowed(rt.name))
 	}
-	q := &request{Request: r, w: w, query: r.URL.Query(), route: rt, access: h.cfg.Access}
+	q := &request{Request: r, w: w, query: r.URL.Query(), route: rt, access: h.cfg.Access, stall: h.cfg.Limits.Stall}
 
 	var project string
 	var err error
