@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -78,8 +79,26 @@ type source struct{ n *node }
 
 // OpenBlob implements v2.Source.
 func (s source) OpenBlob(ctx context.Context, w v2.Want) (v2.Blob, error) {
-	return s.n.swarm.OpenBlob(ctx, swarm.Want{Digest: w.Digest, Size: w.Size, PID: w.PID, Class: catalog.Cached})
+	b, err := s.n.swarm.OpenBlob(ctx, swarm.Want{Digest: w.Digest, Size: w.Size, PID: w.PID, Class: catalog.Cached})
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return b, nil
 }
+
+// unavailable brings the swarm's own errors into the registry's words.
+func unavailable(err error) error {
+	switch {
+	case errors.Is(err, swarm.ErrBusy):
+		return &v2.Unavailable{Reason: err.Error(), RetryAfter: busyRetry, Err: err}
+	case errors.Is(err, swarm.ErrBadHolders):
+		return &v2.Unavailable{Reason: "no site in reach has sent the right bytes: try again later", RetryAfter: unreachableRetry, Err: err}
+	}
+	return err
+}
+
+// busyRetry is when a client may find a place among the transfers.
+const busyRetry = 2 * time.Second
 
 // unreachableRetry is when a client may find a lost site back.
 const unreachableRetry = 5 * time.Second

@@ -65,6 +65,7 @@ const unreachableRetry = 5 * time.Second
 func (h *Handler) classify(err error) *apiError {
 	var ae *apiError
 	var gone *store.Unreachable
+	var later *Unavailable
 	var busy *access.TooMany
 	switch {
 	case errors.As(err, &ae):
@@ -77,6 +78,11 @@ func (h *Handler) classify(err error) *apiError {
 			e.retryAfter = unreachableRetry
 		}
 		return e
+	case errors.As(err, &later):
+		return h.unavailable(err, later.Reason, later.RetryAfter)
+	case errors.Is(err, store.ErrNoRecord), errors.Is(err, store.ErrFetchBusy), errors.Is(err, store.ErrIncomplete), errors.Is(err, store.ErrCorrupt):
+		// What was here is damaged or half here: it comes from another site, soon.
+		return h.unavailable(err, "site "+h.cfg.Site+" cannot give this content at the moment: try again", 0)
 	case errors.As(err, &busy):
 		e := refuse(errcode.ErrorCodeTooManyRequests, "%s", busy.Error())
 		e.retryAfter = busy.RetryAfter
@@ -107,6 +113,16 @@ func (h *Handler) classify(err error) *apiError {
 		return refuse(errcode.ErrorCodeBlobUnknown, "blob unknown to the repository")
 	}
 	return nil
+}
+
+// unavailable answers for what a client should try again; why is for the log.
+func (h *Handler) unavailable(why error, reason string, retry time.Duration) *apiError {
+	h.log.Warn("content not to be had at the moment", slog.Any("error", why))
+	e := refuse(errcode.ErrorCodeUnavailable, "%s", reason)
+	if e.retryAfter = retry; retry <= 0 {
+		e.retryAfter = unreachableRetry
+	}
+	return e
 }
 
 // writeError is the one place where an error becomes an answer. Nothing has

@@ -113,9 +113,20 @@ func TestClassify(t *testing.T) {
 		{fmt.Errorf("commit: %w", syscall.ENOSPC), http.StatusInsufficientStorage},
 		{fmt.Errorf("delete: %w", catalog.ErrTooLarge), http.StatusRequestEntityTooLarge},
 		{fmt.Errorf("lease: %w", catalog.ErrDeleting), http.StatusNotFound},
+		{fmt.Errorf("open: %w", store.ErrNoRecord), http.StatusServiceUnavailable},
+		{fmt.Errorf("open: %w", store.ErrFetchBusy), http.StatusServiceUnavailable},
+		{fmt.Errorf("open: %w", store.ErrCorrupt), http.StatusServiceUnavailable},
+		{fmt.Errorf("open: %w", &Unavailable{Reason: "too many blobs"}), http.StatusServiceUnavailable},
+		{fmt.Errorf("begin: %w", store.ErrUploadShare), http.StatusTooManyRequests},
+		{fmt.Errorf("begin: %w", store.ErrTooManyUploads), http.StatusTooManyRequests},
 	} {
-		if e := s.v2.classify(c.err); e == nil || e.status != c.status {
+		e := s.v2.classify(c.err)
+		if e == nil || e.status != c.status {
 			t.Errorf("%v: %v, want %d", c.err, e, c.status)
+			continue
+		}
+		if again := c.status == http.StatusServiceUnavailable || c.status == http.StatusTooManyRequests; again != (e.retryAfter > 0) {
+			t.Errorf("%v: Retry-After %s", c.err, e.retryAfter)
 		}
 	}
 }

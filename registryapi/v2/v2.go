@@ -39,13 +39,28 @@ type Blob interface {
 	Size() int64
 }
 
+// Unavailable is how a Source or Claimer says that something cannot be had at
+// the moment, though it may be soon.
+type Unavailable struct {
+	Reason     string        // a sentence for the client
+	RetryAfter time.Duration // zero: some seconds
+	Err        error         // for the log; may be nil
+}
+
+// Error implements error.
+func (u *Unavailable) Error() string { return u.Reason }
+
+// Unwrap gives what is behind it.
+func (u *Unavailable) Unwrap() error { return u.Err }
+
 // Source gives content that this site does not hold.
 type Source interface {
 	// Available says whether OpenBlob can be expected to work: nil,
 	// store.ErrNotFound, or *store.Unreachable. It transfers nothing and
 	// answers within a second.
 	Available(ctx context.Context, w Want) error
-	// OpenBlob starts the transfer or joins one. No byte that it gives out is
+	// OpenBlob starts the transfer or joins one; its errors are those of Available
+	// and *Unavailable. No byte that it gives out is
 	// unchecked; the last ones come only when the whole is proven.
 	OpenBlob(ctx context.Context, w Want) (Blob, error)
 }
