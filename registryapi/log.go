@@ -76,7 +76,9 @@ func (r *recorder) begin(req *http.Request) {
 // end bounds what net/http does after the handler: it sends what is buffered,
 // and reads what the handler left of the body, to use the connection again.
 func (r *recorder) end(req *http.Request, leftover time.Duration) {
-	_ = r.rc.SetWriteDeadline(time.Now().Add(r.stall))
+	// The rest of the body is awaited before a small answer is written: it must
+	// not use up the answer's time.
+	_ = r.rc.SetWriteDeadline(time.Now().Add(leftover + r.stall))
 	if req.ContentLength != 0 {
 		_ = r.rc.SetReadDeadline(time.Now().Add(leftover))
 	}

@@ -22,6 +22,9 @@ const (
 	IdleTimeout = 120 * time.Second
 	// MaxHeaderBytes bounds a request's head. Tokens with many scopes reach 8 KiB.
 	MaxHeaderBytes = 64 << 10
+	// MaxStreams bounds the requests under way on one HTTP/2 connection: what RFC
+	// 9113 asks for at least. Clients have ten at most.
+	MaxStreams = 100
 	// MaxTokenBodyBytes bounds the form of POST /service/token.
 	MaxTokenBodyBytes = 64 << 10
 	// ShutdownTimeout is what requests under way get at the end: enough for a
@@ -75,7 +78,8 @@ type Server struct {
 	draining context.Context // ends when Run begins to
 	drain    context.CancelFunc
 
-	stall, leftover time.Duration // Config.Stall and LeftoverTimeout, but for tests
+	// Config.Stall, LeftoverTimeout and ReadHeaderTimeout, but for tests.
+	stall, leftover, head time.Duration
 }
 
 // New assembles the surface; it starts nothing.
@@ -86,7 +90,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Stall <= 0 {
 		cfg.Stall = DefaultStall
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, stall: cfg.Stall, leftover: LeftoverTimeout}
+	s := &Server{cfg: cfg, log: cfg.Logger, stall: cfg.Stall, leftover: LeftoverTimeout, head: ReadHeaderTimeout}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.handler = s.logged(s.routes())
 	return s, nil
@@ -172,9 +176,12 @@ func probe(ok func(context.Context) error) http.Handler {
 func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
 		Handler:           s.handler,
-		ReadHeaderTimeout: ReadHeaderTimeout,
+		ReadHeaderTimeout: s.head,
 		IdleTimeout:       IdleTimeout,
 		MaxHeaderBytes:    MaxHeaderBytes,
+		// Go's own bounds hold for the rest of HTTP/2: a stream that is reset is
+		// counted until its handler ends, and the control frames that wait are bounded.
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: MaxStreams, WriteByteTimeout: s.stall},
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		// Requests outlive ctx on purpose: they end by Shutdown.
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },

@@ -15,10 +15,14 @@ const (
 	// pieceBytes is the piece of a download after which the limit starts anew:
 	// slower than some 9 KiB/s is taken for dead.
 	pieceBytes = 1 << 20
+	// bodyPieceBytes is the same for an upload: slower than 1 KiB/s is taken for
+	// somebody who wants to hold a connection and a buffer, a byte at a time.
+	bodyPieceBytes = 128 << 10
 )
 
 // body reads the request's body under a rolling deadline.
 type body struct {
+	left  int // of the piece that the deadline is for
 	r     io.Reader
 	rc    *http.ResponseController
 	stall time.Duration
@@ -29,13 +33,27 @@ func (q *request) content() io.Reader {
 }
 
 func (b *body) Read(p []byte) (int, error) {
-	_ = b.rc.SetReadDeadline(time.Now().Add(b.stall)) // recorders in tests have none
+	if b.left <= 0 {
+		b.left = bodyPieceBytes
+		_ = b.rc.SetReadDeadline(time.Now().Add(b.stall)) // recorders in tests have none
+	}
 	n, err := b.r.Read(p)
+	b.left -= n
 	if err != nil {
 		_ = b.rc.SetReadDeadline(time.Time{}) // the connection's next request has its own
 	}
+	if err != nil && err != io.EOF {
+		err = &bodyFault{err}
+	}
 	return n, err
 }
+
+// bodyFault is what kept a request's body from being read: the client's doing,
+// whatever it is.
+type bodyFault struct{ err error }
+
+func (f *bodyFault) Error() string { return "read the request's body: " + f.err.Error() }
+func (f *bodyFault) Unwrap() error { return f.err }
 
 // paced writes the answer's body under a rolling deadline. It keeps ReadFrom,
 // and hands each piece on as an *io.LimitedReader around the original file,

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
+	dist "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/consensus/state"
@@ -364,11 +365,19 @@ func (q *request) bodyError(err error) error {
 	if errors.As(err, &tooLong) {
 		return refuseStatus(http.StatusRequestEntityTooLarge, errcode.ErrorCodeSizeInvalid, "the body is longer than %d bytes", tooLong.Limit)
 	}
+	goOn := "ask for the upload's status and go on from there"
+	if q.route.name == dist.RouteNameManifest {
+		goOn = "send it again"
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return refuseStatus(http.StatusRequestTimeout, errcode.ErrorCodeBlobUploadInvalid, "the body stood still for %s: ask for the upload's status and go on from there", q.stall)
+		return refuseStatus(http.StatusRequestTimeout, errcode.ErrorCodeSizeInvalid, "fewer than %d bytes of the body came in %s: %s", bodyPieceBytes, q.stall, goOn)
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return refuse(errcode.ErrorCodeSizeInvalid, "the body ended early: ask for the upload's status and go on from there")
+		return refuse(errcode.ErrorCodeSizeInvalid, "the body ended early: %s", goOn)
+	}
+	var fault *bodyFault
+	if errors.As(err, &fault) {
+		return refuse(errcode.ErrorCodeSizeInvalid, "the body cannot be read (%s): %s", clip(fault.err.Error()), goOn)
 	}
 	return err
 }

@@ -245,10 +245,15 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return refuse(errcode.ErrorCodeUnsupported, "this path does not take %s", r.Method).with("Allow", allowed(rt.name))
 	}
-	q := &request{Request: r, w: w, query: r.URL.Query(), route: rt, access: h.cfg.Access, stall: h.cfg.Limits.Stall}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		// Go would leave out what it cannot read: a tag that is not set, a page that
+		// is the first again.
+		return refuseStatus(http.StatusBadRequest, errcode.ErrorCodeUnsupported, "the query of this path cannot be read: %s", clip(err.Error()))
+	}
+	q := &request{Request: r, w: w, query: query, route: rt, access: h.cfg.Access, stall: h.cfg.Limits.Stall}
 
 	var project string
-	var err error
 	if rt.repo != "" || (rt.name != dist.RouteNameBase && rt.name != dist.RouteNameCatalog) {
 		if project, q.repo, err = h.cfg.Access.Canonical(r, rt.repo); err != nil {
 			return refuse(errcode.ErrorCodeNameInvalid, "%s", err)
