@@ -44,15 +44,24 @@ func (s *Server) logged(next http.Handler) http.Handler {
 			}
 			s.log.LogAttrs(r.Context(), level, "request",
 				slog.String("method", r.Method),
-				slog.String("path", r.URL.Path), // without the query: tokens travel there
+				slog.String("path", clip(r.URL.Path)), // without the query: tokens travel there
 				slog.Int("status", rec.Status()),
 				slog.Int64("bytes", rec.bytes),
 				slog.Duration("took", time.Since(begin)),
 				slog.String("remote", r.RemoteAddr),
-				slog.String("agent", r.UserAgent()))
+				slog.String("agent", clip(r.UserAgent())))
 		}()
 		next.ServeHTTP(rec, r)
 	})
+}
+
+// clip shortens what a client sent for the log: a head may have 64 KiB.
+func clip(s string) string {
+	const most = 512 // names, and a tag or digest, fit
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
 }
 
 // recorder notes what a handler answered.

@@ -181,8 +181,8 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		MaxHeaderBytes:    MaxHeaderBytes,
 		// Go's own bounds hold for the rest of HTTP/2: a stream that is reset is
 		// counted until its handler ends, and the control frames that wait are bounded.
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: MaxStreams, WriteByteTimeout: s.stall},
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: MaxStreams, WriteByteTimeout: s.stall},
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		// Requests outlive ctx on purpose: they end by Shutdown.
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}

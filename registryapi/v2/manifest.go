@@ -23,7 +23,7 @@ func (h *Handler) manifestUnknown(q *request, unreachable []string) error {
 	if isDigest(q.route.ref) {
 		kind = "manifest"
 	}
-	detail := map[string]any{"name": q.name(), "reference": q.route.ref}
+	detail := map[string]any{"name": q.name(), "reference": clip(q.route.ref)}
 	more := ""
 	if len(unreachable) > 0 {
 		more = ", as far as can be said while " + strings.Join(unreachable, ", ") + " cannot be reached"
