@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // certificateEvery is how often the files of the certificate are looked at. A
@@ -22,12 +25,18 @@ const certificateEvery = 5 * time.Second
 type certificate struct {
 	certFile, keyFile string
 	log               *slog.Logger
+	clock             func() time.Time
 	now               atomic.Pointer[tls.Certificate]
+	ends              prometheus.Gauge
 	cert, key         []byte // what now was made of; only load and run
 }
 
-func newCertificate(certFile, keyFile string, log *slog.Logger) (*certificate, error) {
-	c := &certificate{certFile: certFile, keyFile: keyFile, log: log}
+func newCertificate(certFile, keyFile string, log *slog.Logger, clock func() time.Time) (*certificate, error) {
+	c := &certificate{certFile: certFile, keyFile: keyFile, log: log, clock: clock,
+		ends: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "portolan_node_certificate_end_timestamp_seconds",
+			Help: "When the registry's TLS certificate, the one in use, ends; Unix seconds.",
+		})}
 	if _, err := c.load(); err != nil {
 		return nil, err
 	}
@@ -51,17 +60,49 @@ func (c *certificate) load() (changed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("%s and %s are no certificate and its key: %w: name PEM files that belong together", c.certFile, c.keyFile, err)
 	}
+	leaf, err := x509.ParseCertificate(pair.Certificate[0])
+	if err != nil {
+		return false, fmt.Errorf("%s can't be read: %w: name a PEM file with an X.509 certificate", c.certFile, err)
+	}
+	now := c.clock()
+	if old := c.now.Load(); old != nil && now.After(leaf.NotAfter) && now.Before(old.Leaf.NotAfter) {
+		return false, fmt.Errorf("the new certificate in %s ended at %s: put one there that is in force", c.certFile, leaf.NotAfter.Format(time.RFC3339))
+	}
+	pair.Leaf = leaf
 	c.now.Store(&pair)
+	c.ends.Set(float64(leaf.NotAfter.Unix()))
 	c.cert, c.key = cert, key
 	return true, nil
+}
+
+// expiryWarning is how long before its end a certificate is spoken of: what
+// renews it has tried for weeks by then.
+const expiryWarning = 14 * 24 * time.Hour
+
+// trouble says that the certificate's end is near, in words that change from day
+// to day; empty if it is not.
+func (c *certificate) trouble() string {
+	end := c.now.Load().Leaf.NotAfter
+	switch left := end.Sub(c.clock()); {
+	case left <= 0:
+		return "the registry's TLS certificate has ended: clients refuse it, put a new one into its files"
+	case left < expiryWarning:
+		return fmt.Sprintf("the registry's TLS certificate ends in %d days: put a new one into its files", int(left/(24*time.Hour)))
+	}
+	return ""
 }
 
 // run looks for new files until ctx ends.
 func (c *certificate) run(ctx context.Context) error {
 	tick := time.NewTicker(certificateEvery)
 	defer tick.Stop()
-	last := "" // trouble is told once, not every few seconds
+	last, warned := "", "" // trouble is told once, not every few seconds
 	for {
+		if w := c.trouble(); w != warned {
+			if warned = w; w != "" {
+				c.log.Warn(w, "file", c.certFile, "end", c.now.Load().Leaf.NotAfter)
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return nil

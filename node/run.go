@@ -123,11 +123,12 @@ func (n *node) open(ctx context.Context, made bool) error {
 	s := n.cfg.Settings
 	n.metrics = telemetry.NewRegistry(n.cfg.Version)
 	if s.TLSCert != "" {
-		c, err := newCertificate(s.TLSCert, s.TLSKey, n.cfg.Logger)
+		c, err := newCertificate(s.TLSCert, s.TLSKey, n.cfg.Logger, n.cfg.Now)
 		if err != nil {
 			return err
 		}
 		n.certificate = c
+		n.metrics.MustRegister(c.ends)
 	}
 	l, err := listen(ctx, s.HTTP, "--http")
 	if err != nil {
