@@ -3,6 +3,7 @@ package registryapi
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -37,6 +38,11 @@ const abuseStall = 300 * time.Millisecond
 
 func newTarget(t *testing.T, edit ...func(*store.Config)) *target {
 	t.Helper()
+	return newTargetTLS(t, nil, edit...)
+}
+
+func newTargetTLS(t *testing.T, secure *tls.Config, edit ...func(*store.Config)) *target {
+	t.Helper()
 	m := apitest.New(t)
 	pid := identity.NewProjectID()
 	if _, err := m.Propose(t.Context(), "system", &command.ProjectCreate{ProjectId: pid[:], Name: "prod"}); err != nil {
@@ -62,7 +68,7 @@ func newTarget(t *testing.T, edit ...func(*store.Config)) *target {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newServer(t, Config{V2: registry, Token: m.Access.TokenHandler(), Stall: abuseStall})
+	s := newServer(t, Config{V2: registry, Token: m.Access.TokenHandler(), Stall: abuseStall, TLS: secure})
 	s.leftover, s.head = abuseStall, abuseStall
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

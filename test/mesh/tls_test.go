@@ -161,6 +161,18 @@ func TestTLS_ClientsVerify(t *testing.T) {
 	}
 	docker := clients.Docker(t)
 	docker.Run(t, "pull", host+"/library/app:1")
+	// A round trip over TLS with a login: what one engine pushed another has by the
+	// same id. (Engines trust any certificate on 127.0.0.0/8; who verifies this one
+	// is skopeo above.)
+	docker.Login(t, host, "admin", password)
+	docker.Run(t, "tag", host+"/library/app:1", host+"/library/pushed:1")
+	docker.Run(t, "push", host+"/library/pushed:1")
+	id := strings.TrimSpace(docker.Run(t, "image", "inspect", "--format", "{{.Id}}", host+"/library/pushed:1"))
+	other := clients.Docker(t)
+	other.Run(t, "pull", host+"/library/pushed:1")
+	if got := strings.TrimSpace(other.Run(t, "image", "inspect", "--format", "{{.Id}}", host+"/library/pushed:1")); got != id {
+		t.Errorf("docker pushed %s over TLS and pulled %s", id, got)
+	}
 
 	// A connection from before the renewal goes on; new ones get the new certificate.
 	old, err := (&tls.Dialer{Config: &tls.Config{RootCAs: pool}}).DialContext(t.Context(), "tcp", host)
