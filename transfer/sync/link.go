@@ -45,10 +45,35 @@ type link struct {
 	queue   []identity.ProjectID
 	waiting map[identity.ProjectID]*call // asked for and not begun
 	running map[identity.ProjectID]bool
+	hung    map[identity.ProjectID]bool    // somebody waited for its pull as long as anybody does
 	seen    map[identity.ProjectID]uint64  // hash of the vector that was last taken over from this peer
 	suspect map[identity.ProjectID]suspect // equal vectors, unequal checks
 
 	status peerState
+}
+
+// hangs reports whether somebody has waited in vain for the project's pull, and
+// neither that nor any exchange of heads has ended since.
+func (l *link) hangs(pid identity.ProjectID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hung[pid]
+}
+
+func (l *link) setHung(pid identity.ProjectID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hung[pid] = true
+}
+
+// ended reports whether err may be read.
+func (c *call) ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // call is one pull that others may wait for.
@@ -74,7 +99,7 @@ func newLink(s *Sync, node identity.NodeID) *link {
 	l := &link{
 		s: s, node: node,
 		headsDue: make(chan struct{}, 1), feedDue: make(chan struct{}, 1),
-		waiting: map[identity.ProjectID]*call{}, running: map[identity.ProjectID]bool{}, seen: map[identity.ProjectID]uint64{},
+		waiting: map[identity.ProjectID]*call{}, running: map[identity.ProjectID]bool{}, hung: map[identity.ProjectID]bool{}, seen: map[identity.ProjectID]uint64{},
 		suspect: map[identity.ProjectID]suspect{},
 	}
 	l.more = sync.NewCond(&l.mu)
@@ -147,6 +172,7 @@ func (l *link) next() (identity.ProjectID, *call) {
 
 func (l *link) finish(pid identity.ProjectID, c *call, err error) {
 	l.mu.Lock()
+	delete(l.hung, pid)
 	delete(l.running, pid)
 	if _, again := l.waiting[pid]; again {
 		l.queue = append(l.queue, pid)
@@ -211,6 +237,9 @@ func (l *link) followHeads(ctx context.Context) {
 // exchanged notes whether the peer answered, and says so when that changed.
 func (l *link) exchanged(err error) {
 	l.mu.Lock()
+	if err == nil {
+		clear(l.hung)
+	}
 	first := l.status.contactAt.IsZero() && l.status.err == nil
 	before := l.status.err
 	known := !l.status.contactAt.IsZero()

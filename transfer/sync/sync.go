@@ -28,6 +28,10 @@ const (
 	DefaultPoll = 6 * time.Second
 	// pullProjectWithin bounds PullProject: a client's push waits for it.
 	pullProjectWithin = 2 * time.Second
+	// hungGrace is what a site gets of it that used all of it up the last time and
+	// has not answered anything since: enough for the round trip of a link that
+	// has just come back.
+	hungGrace = 300 * time.Millisecond
 )
 
 var (
@@ -323,28 +327,54 @@ func (s *Sync) holdersChanged() {
 }
 
 // PullProject asks all peers that may hold the project for what is new in it
-// and waits, two seconds at most. Calls at the same time share the work. It
-// returns the names of the sites that did not answer.
+// and waits, two seconds at most, and less for a site that has let the last call
+// wait for nothing. Calls at the same time share the work. It returns the names of
+// the sites that did not answer: of what they have, nothing can be said.
 func (s *Sync) PullProject(ctx context.Context, pid identity.ProjectID) (unreachable []string, err error) {
 	view := s.cfg.State.View()
 	if !s.mayRestHere(view, pid) {
 		return nil, ErrUnknownProject
 	}
-	ctx, cancel := context.WithTimeout(ctx, pullProjectWithin)
-	defer cancel()
 	calls := map[*link]*call{}
 	for _, l := range s.allLinks() {
 		if s.shared(view, pid, l.node) == nil {
 			calls[l] = l.request(pid)
 		}
 	}
-	for l, c := range calls {
-		if waitAll(ctx, []*call{c}) != nil {
-			unreachable = append(unreachable, l.site())
-		}
+	for _, l := range awaitLinks(ctx, pid, calls) {
+		unreachable = append(unreachable, l.site())
 	}
 	slices.Sort(unreachable)
 	return slices.Compact(unreachable), nil
+}
+
+// awaitLinks waits for calls and gives the links whose call did not end well in
+// time. A site that hangs is not worth two seconds of every client that asks for
+// a tag which is not there: it has them once for a project, and then only a grace,
+// until that pull ends or the peer answers anything else. The calls themselves go
+// on; nothing that they bring is lost.
+func awaitLinks(ctx context.Context, pid identity.ProjectID, calls map[*link]*call) (late []*link) {
+	long, cancel := context.WithTimeout(ctx, pullProjectWithin)
+	defer cancel()
+	grace, cancelGrace := context.WithTimeout(ctx, hungGrace)
+	defer cancelGrace()
+	for l, c := range calls {
+		within := long
+		if l.hangs(pid) {
+			within = grace
+		}
+		err := waitAll(within, []*call{c})
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && !c.ended() {
+			l.setHung(pid)
+		}
+		if !c.ended() || c.err != nil {
+			late = append(late, l)
+		}
+	}
+	return late
 }
 
 // FirstDone is closed when this store has once had everything that the peers in

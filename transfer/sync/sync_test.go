@@ -113,6 +113,45 @@ func TestSync_Courtesy(t *testing.T) {
 	})
 }
 
+// A site that hangs costs one client two seconds, and the next ones a grace, until
+// it answers; those who answer are waited for all the same.
+func TestSync_AHangingSiteIsWaitedForOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		good, bad := newLink(nil, identity.NodeID{1}), newLink(nil, identity.NodeID{2})
+		pid := identity.NewProjectID()
+		ask := func(ctx context.Context) (late []*link, took time.Duration) {
+			begun := time.Now()
+			calls := map[*link]*call{good: good.request(pid), bad: bad.request(pid)}
+			if _, c := good.next(); c != nil {
+				time.AfterFunc(time.Second, func() { good.finish(pid, c, nil) })
+			}
+			late = awaitLinks(ctx, pid, calls)
+			return late, time.Since(begun)
+		}
+		want := func(when string, late []*link, took, most time.Duration) {
+			t.Helper()
+			if len(late) != 1 || late[0] != bad || took != most {
+				t.Errorf("%s: late %v after %s, want the one that hangs after %s", when, late, took, most)
+			}
+		}
+		impatient, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+		defer cancel()
+		late, took := ask(impatient)
+		want("a client that leaves before", late, took, 1500*time.Millisecond)
+		late, took = ask(t.Context())
+		want("the first", late, took, pullProjectWithin)
+		late, took = ask(t.Context())
+		want("the next", late, took, time.Second) // as long as the good one takes
+		if other := identity.NewProjectID(); bad.hangs(other) {
+			t.Error("another project has nothing to do with it")
+		}
+		_, c := bad.next()
+		bad.finish(pid, c, nil)
+		late, took = ask(t.Context())
+		want("after it has answered", late, took, pullProjectWithin)
+	})
+}
+
 func TestHints_WrittenGoesBeforeLearned(t *testing.T) {
 	var h hints
 	h.init()
