@@ -79,10 +79,12 @@ func (h *Handler) classify(err error) *apiError {
 		}
 		return e
 	case errors.As(err, &later):
-		return h.unavailable(err, later.Reason, later.RetryAfter)
+		h.log.Debug("content not to be had at the moment", slog.Any("error", later.Err))
+		return unavailable(later.Reason, later.RetryAfter)
 	case errors.Is(err, store.ErrNoRecord), errors.Is(err, store.ErrFetchBusy), errors.Is(err, store.ErrIncomplete), errors.Is(err, store.ErrCorrupt):
 		// What was here is damaged or half here: it comes from another site, soon.
-		return h.unavailable(err, "site "+h.cfg.Site+" cannot give this content at the moment: try again", 0)
+		h.log.Warn("content is not whole here", slog.Any("error", err))
+		return unavailable("site "+h.cfg.Site+" cannot give this content at the moment: try again", 0)
 	case errors.As(err, &busy):
 		e := refuse(errcode.ErrorCodeTooManyRequests, "%s", busy.Error())
 		e.retryAfter = busy.RetryAfter
@@ -115,9 +117,8 @@ func (h *Handler) classify(err error) *apiError {
 	return nil
 }
 
-// unavailable answers for what a client should try again; why is for the log.
-func (h *Handler) unavailable(why error, reason string, retry time.Duration) *apiError {
-	h.log.Warn("content not to be had at the moment", slog.Any("error", why))
+// unavailable answers for what a client should try again.
+func unavailable(reason string, retry time.Duration) *apiError {
 	e := refuse(errcode.ErrorCodeUnavailable, "%s", reason)
 	if e.retryAfter = retry; retry <= 0 {
 		e.retryAfter = unreachableRetry

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -114,9 +115,10 @@ func (s *Store) count(owner Owner, n int) {
 // enough: what a crashed client left open does not shut its owner out.
 func (s *Store) giveWay(owner Owner) bool {
 	var oldest *Upload
+	his := fmt.Sprintf("%08x", uint32(owner)) // how an id of his ends
 	s.mu.Lock()
 	for id, u := range s.uploads {
-		if o, err := parseID(id); err == nil && o == owner && (oldest == nil || u.touched.Load() < oldest.touched.Load()) {
+		if strings.HasSuffix(id, his) && (oldest == nil || u.touched.Load() < oldest.touched.Load()) {
 			oldest = u
 		}
 	}

@@ -65,6 +65,13 @@ func (s *Store) sweepUploads(ctx context.Context, keepFor time.Duration, orphan 
 		return err
 	}
 	var errs []error
+	s.mu.Lock()
+	for id := range s.uploads {
+		if left[id] == nil {
+			left[id] = nil // without a file: of a request that was cut short
+		}
+	}
+	s.mu.Unlock()
 	for id, exts := range left {
 		if ctx.Err() != nil {
 			break
