@@ -29,7 +29,7 @@ func (s *site) serve(r *http.Request, user string) *httptest.ResponseRecorder {
 	return w
 }
 
-// request makes one whose target may be anything that a client can write; nil
+// rawRequest makes one whose target may be anything that a client can write; nil
 // where net/http would not have let it through.
 func rawRequest(method, path, query string, body io.Reader) *http.Request {
 	r := httptest.NewRequest(method, "/v2/", body)
@@ -261,12 +261,12 @@ func FuzzDigest(f *testing.F) {
 func FuzzSession(f *testing.F) {
 	s := newSite(f)
 	w := s.serve(httptest.NewRequest(http.MethodPost, "/v2/prod/app/blobs/uploads/", nil), "dev")
-	real := strings.TrimPrefix(w.Header().Get("Location"), "/v2/prod/app/blobs/uploads/")
-	if w.Code != http.StatusAccepted || real == "" {
+	given := strings.TrimPrefix(w.Header().Get("Location"), "/v2/prod/app/blobs/uploads/")
+	if w.Code != http.StatusAccepted || given == "" {
 		f.Fatalf("%d %s", w.Code, w.Body)
 	}
-	id, code, _ := strings.Cut(real, ".")
-	for _, try := range []string{real, id, code, id + ".", "." + code, strings.ToUpper(real), real + "0", real[:len(real)-1], id + "." + strings.Repeat("0", len(code)), real + "." + code, "..", strings.Repeat("a", 200)} {
+	id, code, _ := strings.Cut(given, ".")
+	for _, try := range []string{given, id, code, id + ".", "." + code, strings.ToUpper(given), given + "0", given[:len(given)-1], id + "." + strings.Repeat("0", len(code)), given + "." + code, "..", strings.Repeat("a", 200)} {
 		f.Add(try)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
@@ -276,7 +276,7 @@ func FuzzSession(f *testing.F) {
 		}
 		w := s.serve(r, "dev")
 		refusal(t, w)
-		if (w.Code == http.StatusNoContent) != (name == real) {
+		if (w.Code == http.StatusNoContent) != (name == given) {
 			t.Fatalf("%q: %d %s", name, w.Code, w.Body)
 		}
 	})
