@@ -53,12 +53,12 @@ func ListOf[T any](p *Page, page []T, total int) *List[T] {
 	}
 	var links []string
 	link := func(n int, rel string) {
-		u := url.URL{Path: p.url.Path, RawPath: p.url.RawPath}
+		// One slash: what begins with two names another host.
+		path := "/" + strings.TrimLeft(p.url.EscapedPath(), "/")
 		q := p.url.Query()
 		q.Set("page", strconv.Itoa(n))
 		q.Set("page_size", strconv.Itoa(p.PageSize))
-		u.RawQuery = q.Encode()
-		links = append(links, fmt.Sprintf("<%s>; rel=%q", u.String(), rel))
+		links = append(links, fmt.Sprintf("<%s?%s>; rel=%q", path, q.Encode(), rel))
 	}
 	if p.Page > 1 {
 		link(p.Page-1, "prev")
