@@ -34,7 +34,7 @@ type target struct {
 }
 
 // abuseStall is how long the target is patient.
-const abuseStall = 300 * time.Millisecond
+const abuseStall = 1500 * time.Millisecond
 
 func newTarget(t *testing.T, edit ...func(*store.Config)) *target {
 	t.Helper()

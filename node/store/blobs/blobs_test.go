@@ -150,6 +150,9 @@ func TestUpload_InPieces_SurvivesRestartsAtEveryPiece(t *testing.T) {
 		want := content(1, int(3*units.Unit)+777)
 		s := open(t, dir)
 		u := begin(t, s)
+		if err := u.Keep(); err != nil {
+			t.Fatal(err)
+		}
 		expect(t, u, alg)
 		restart := func() {
 			t.Helper()
