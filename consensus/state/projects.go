@@ -197,6 +197,7 @@ func (v *View) putProject(p Project) {
 	v.projects, _, _ = v.projects.Insert(idKey(p.ID), p)
 	v.projNames, _, _ = v.projNames.Insert([]byte(p.Name), p.ID)
 	v.pids, _, _ = v.pids.Insert(p.PID[:], p.ID)
+	v.indexProject(p)
 }
 
 // putMember fills in the user's name.
@@ -205,11 +206,13 @@ func (v *View) putMember(m Member) {
 	m.UserName = u.Name
 	v.members, _, _ = v.members.Insert(pairKey(m.ProjectID, m.UserID), m)
 	v.memberIDs, _, _ = v.memberIDs.Insert(pairKey(m.ProjectID, m.ID), m.UserID)
+	v.indexMember(m)
 }
 
 func (v *View) dropMember(m Member) {
 	v.members, _, _ = v.members.Delete(pairKey(m.ProjectID, m.UserID))
 	v.memberIDs, _, _ = v.memberIDs.Delete(pairKey(m.ProjectID, m.ID))
+	v.unindexMember(m)
 }
 
 func (v *View) putRule(r Rule) {

@@ -29,17 +29,23 @@ type View struct {
 	lastID int64
 	clock  int64 // unix nanoseconds, the latest time seen
 
-	sites      *iradix.Tree[Site]  // by id
-	siteNames  *iradix.Tree[int64] // by name
-	nodes      *iradix.Tree[Node]  // by node id
-	stores     *iradix.Tree[identity.NodeID]
-	projects   *iradix.Tree[Project]
-	projNames  *iradix.Tree[int64] // deleted ones too: their names are taken
-	pids       *iradix.Tree[int64]
-	users      *iradix.Tree[User]
-	userNames  *iradix.Tree[int64]  // by name in lower case
-	members    *iradix.Tree[Member] // by project id, user id
-	memberIDs  *iradix.Tree[int64]  // by project id, member id -> user id
+	sites     *iradix.Tree[Site]  // by id
+	siteNames *iradix.Tree[int64] // by name
+	nodes     *iradix.Tree[Node]  // by node id
+	stores    *iradix.Tree[identity.NodeID]
+	projects  *iradix.Tree[Project]
+	projNames *iradix.Tree[int64] // deleted ones too: their names are taken
+	pids      *iradix.Tree[int64]
+	users     *iradix.Tree[User]
+	userNames *iradix.Tree[int64]  // by name in lower case
+	members   *iradix.Tree[Member] // by project id, user id
+	memberIDs *iradix.Tree[int64]  // by project id, member id -> user id
+
+	// Derived, see visible.go:
+	paths       *iradix.Tree[int64] // by path
+	publicPaths *iradix.Tree[int64] // by path
+	memberPaths *iradix.Tree[int64] // by user id, path
+
 	rules      *iradix.Tree[Rule]
 	ruleNames  *iradix.Tree[int64]
 	tokens     *iradix.Tree[Token]
@@ -54,6 +60,7 @@ func newView() *View {
 		projects: iradix.New[Project](), projNames: iradix.New[int64](), pids: iradix.New[int64](),
 		users: iradix.New[User](), userNames: iradix.New[int64](),
 		members: iradix.New[Member](), memberIDs: iradix.New[int64](),
+		paths: iradix.New[int64](), publicPaths: iradix.New[int64](), memberPaths: iradix.New[int64](),
 		rules: iradix.New[Rule](), ruleNames: iradix.New[int64](),
 		tokens: iradix.New[Token](), requests: iradix.New[request](), requestAge: iradix.New[string](),
 	}

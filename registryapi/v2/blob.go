@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -63,8 +64,12 @@ func (h *Handler) getBlob(q *request) error {
 		return blobUnknown(d, q.name())
 	}
 	want := Want{PID: q.project.PID, Repo: q.repo, Digest: d, Size: size}
+	q.w.Header().Set("Cache-Control", keepForGood)
 	if q.Method == http.MethodHead {
 		return h.headBlob(q, want)
+	}
+	if notModified(q.Request, d) {
+		return q.unchanged(d)
 	}
 	b, err := h.cfg.Store.Open(ctx, d)
 	if err == nil {
@@ -134,8 +139,8 @@ func (h *Handler) headBlob(q *request, want Want) error {
 	setDigest(head, want.Digest)
 	if notModified(q.Request, want.Digest) {
 		head.Del("Content-Length")
-		q.w.WriteHeader(http.StatusNotModified)
-		return nil
+		head.Del("Content-Type")
+		return q.unchanged(want.Digest)
 	}
 	q.w.WriteHeader(http.StatusOK)
 	return nil
@@ -158,9 +163,32 @@ func setDigest(head http.Header, d digest.Digest) {
 	head.Set("ETag", `"`+d.String()+`"`)
 }
 
+// What an answer says to caches. A digest's bytes never change, but who may see
+// them does, so only the client's own cache may keep them.
+const (
+	keepForGood = "private, max-age=31536000, immutable"
+	askAgain    = "no-cache"
+	keepNever   = "no-store"
+)
+
+// notModified reports whether the client has d already. Some clients leave out
+// the quotes.
 func notModified(r *http.Request, d digest.Digest) bool {
-	v := r.Header.Get("If-None-Match")
-	return v == "*" || v == `"`+d.String()+`"` || v == `W/"`+d.String()+`"`
+	for _, v := range r.Header.Values("If-None-Match") {
+		for tag := range strings.SplitSeq(v, ",") {
+			tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
+			if tag == "*" || strings.Trim(tag, `"`) == d.String() {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (q *request) unchanged(d digest.Digest) error {
+	setDigest(q.w.Header(), d)
+	q.w.WriteHeader(http.StatusNotModified)
+	return nil
 }
 
 // serveContent sends content with ranges and conditions. Once the head is out

@@ -154,6 +154,7 @@ func (h *Handler) writeError(w http.ResponseWriter, r *http.Request, err error) 
 		body = []byte(`{"errors":[{"code":"UNKNOWN","message":"unknown error"}]}`)
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("Cache-Control", keepNever)
 	w.WriteHeader(e.status)
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(append(body, '\n'))

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
@@ -25,6 +26,7 @@ func writeJSON(q *request, mediaType string, v any) error {
 		return err
 	}
 	q.w.Header().Set("Content-Type", mediaType)
+	q.w.Header().Set("Cache-Control", askAgain)
 	q.w.WriteHeader(http.StatusOK)
 	if q.Method != http.MethodHead {
 		_, _ = q.w.Write(b) // an error is the client's leaving
@@ -77,8 +79,8 @@ func (h *Handler) hasRepository(q *request) (bool, error) {
 	return err == nil && info.Tags+info.Manifests > 0, err
 }
 
-// listRepositories answers _catalog: what the subject may pull, by project and
-// then by name.
+// listRepositories answers _catalog: what the subject may pull, in the order of
+// bytes. Projects that the subject does not see cost nothing.
 func (h *Handler) listRepositories(q *request) error {
 	if q.subject.Scope != nil && !q.subject.Scope.Catalog {
 		return h.unauthorised(q, "insufficient_scope", "the token is not for the list of repositories: ask the token service for one", access.CatalogScope)
@@ -91,11 +93,15 @@ func (h *Handler) listRepositories(q *request) error {
 	lastProject, lastRepo, _ := strings.Cut(q.query.Get("last"), "/")
 	subject := scopeless(q.subject)
 	v := h.cfg.View()
-	for p := range v.Projects() {
+	visible := v.ProjectsOf(subject.UserID, lastProject)
+	if subject.Admin {
+		visible = v.ProjectsFrom(lastProject)
+	}
+	for p := range visible {
 		if len(names) > n || n == 0 {
 			break
 		}
-		if p.Deleted() || p.Name < lastProject || !h.cfg.Access.Can(subject, p, access.Pull) || !v.MayRest(p, h.cfg.Site) {
+		if !h.cfg.Access.Can(subject, p, access.Pull) || !v.MayRest(p, h.cfg.Site) {
 			continue
 		}
 		after := ""
@@ -148,18 +154,23 @@ func (h *Handler) listReferrers(q *request) error {
 		}
 	}
 	artifactType := q.query.Get("artifactType")
-	infos, err := h.catalog.Referrers(q.project.PID, q.repo, subject, artifactType, last, n+1)
+	own, err := h.catalog.Referrers(q.project.PID, q.repo, subject, artifactType, last, n+1)
 	if err != nil {
 		return err
 	}
-	more := len(infos) > n
+	others, err := h.fallback(q, subject, artifactType, last, n+1)
+	if err != nil {
+		return err
+	}
+	found := merge(own, others)
+	more := len(found) > n
 	if more {
-		infos = infos[:n]
+		found = found[:n]
 	}
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
 	size := 0
-	for i, info := range infos {
-		desc := h.referrer(q, info)
+	for i, r := range found {
+		desc := h.referrer(q, r)
 		b, err := json.Marshal(desc)
 		if err != nil {
 			return err
@@ -183,13 +194,18 @@ func (h *Handler) listReferrers(q *request) error {
 
 // referrer describes a manifest with its annotations, where its bytes are here
 // or can be had.
-func (h *Handler) referrer(q *request, info catalog.ManifestInfo) ocispec.Descriptor {
-	desc := ocispec.Descriptor{MediaType: info.MediaType, Digest: info.Digest, Size: info.Size, ArtifactType: info.ArtifactType}
-	b, err := h.manifestBytes(q.Context(), q, info)
-	if err != nil {
+func (h *Handler) referrer(q *request, r listed) ocispec.Descriptor {
+	desc := ocispec.Descriptor{MediaType: r.MediaType, Digest: r.Digest, Size: r.Size, ArtifactType: r.ArtifactType, Annotations: r.annotations}
+	if desc.Annotations != nil {
 		return desc
 	}
-	if m, err := manifest.Parse(info.MediaType, b); err == nil {
+	b, err := h.manifestBytes(q.Context(), q, r.ManifestInfo)
+	if err != nil {
+		h.log.Warn("referrer listed without its annotations", slog.String("repository", q.name()), slog.String("digest", r.Digest.String()), slog.Any("error", err))
+		q.warn("%s cannot be read now: its annotations are missing here", r.Digest)
+		return desc
+	}
+	if m, err := manifest.Parse(r.MediaType, b); err == nil {
 		desc.Annotations = m.Annotations
 	}
 	return desc

@@ -81,22 +81,31 @@ func (h *Handler) refresh(q *request) []string {
 	return unreachable
 }
 
-// getManifest answers GET and HEAD. What is stored is what is served, whatever
-// the client says it accepts: a digest names bytes, and converting them would
-// need another name.
+// getManifest answers GET and HEAD. What is stored is what is served: a digest
+// names bytes, and converting them would need another name. Which of the stored
+// manifests a tag means may depend on the client, see negotiate.
 func (h *Handler) getManifest(q *request) error {
 	info, err := h.find(q)
 	if err != nil {
 		return err
 	}
-	if q.Method == http.MethodHead {
-		head := q.w.Header()
-		head.Set("Content-Type", info.MediaType)
-		setDigest(head, info.Digest)
-		if notModified(q.Request, info.Digest) {
-			q.w.WriteHeader(http.StatusNotModified)
-			return nil
+	head := q.w.Header()
+	if isDigest(q.route.ref) {
+		head.Set("Cache-Control", keepForGood)
+	} else {
+		head.Set("Cache-Control", askAgain)
+		head.Set("Vary", "Accept")
+		if info, err = h.negotiate(q, info); err != nil {
+			return err
 		}
+	}
+	if notModified(q.Request, info.Digest) {
+		return q.unchanged(info.Digest)
+	}
+	if q.Method == http.MethodHead {
+		head.Set("Content-Type", info.MediaType)
+		head.Set("Accept-Ranges", "bytes")
+		setDigest(head, info.Digest)
 		head.Set("Content-Length", strconv.FormatInt(info.Size, 10))
 		q.w.WriteHeader(http.StatusOK)
 		return nil

@@ -91,6 +91,7 @@ func (h *Handler) putManifest(q *request) error {
 	for _, t := range q.query["tag"] {
 		head.Add("Oci-Tag", t)
 	}
+	q.advise(m, tags)
 	head.Set("Content-Length", "0")
 	q.w.WriteHeader(http.StatusCreated)
 	return nil

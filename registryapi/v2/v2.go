@@ -172,6 +172,7 @@ type request struct {
 	subject access.Subject
 	access  *access.Access
 	stall   time.Duration
+	warned  int // bytes of warnings in the answer so far
 
 	// Of a repository's ends only:
 	project  state.Project

@@ -1,0 +1,100 @@
+package state
+
+import (
+	"bytes"
+	"iter"
+
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
+)
+
+// The indexes below say which projects a user sees, so that a list of
+// repositories costs what it shows and not what the mesh has. They are derived:
+// snapshots do not hold them. Their keys are names with a slash behind, which
+// puts repositories' full names in the order of their bytes: "a-b/x" comes
+// before "a/x", although "a" comes before "a-b".
+
+func pathKey(name string) []byte { return append([]byte(name), '/') }
+
+func memberPathKey(userID int64, name string) []byte {
+	return append(append(idKey(userID), name...), '/')
+}
+
+func (v *View) indexProject(p Project) {
+	key := pathKey(p.Name)
+	v.paths, _, _ = v.paths.Insert(key, p.ID)
+	if p.Public {
+		v.publicPaths, _, _ = v.publicPaths.Insert(key, p.ID)
+	} else {
+		v.publicPaths, _, _ = v.publicPaths.Delete(key)
+	}
+}
+
+func (v *View) indexMember(m Member) {
+	if p, ok := v.projects.Get(idKey(m.ProjectID)); ok {
+		v.memberPaths, _, _ = v.memberPaths.Insert(memberPathKey(m.UserID, p.Name), p.ID)
+	}
+}
+
+func (v *View) unindexMember(m Member) {
+	if p, ok := v.projects.Get(idKey(m.ProjectID)); ok {
+		v.memberPaths, _, _ = v.memberPaths.Delete(memberPathKey(m.UserID, p.Name))
+	}
+}
+
+// ProjectsFrom yields the projects from the one named from on, in the order of
+// their repositories' full names. Deleted ones are left out.
+func (v *View) ProjectsFrom(from string) iter.Seq[Project] {
+	return v.existing(seek(v.paths, nil, pathKey(from)))
+}
+
+// ProjectsOf is ProjectsFrom for the projects that are public or have the user
+// as a member. Nobody is user 0.
+func (v *View) ProjectsOf(userID int64, from string) iter.Seq[Project] {
+	return v.existing(func(yield func([]byte, int64) bool) {
+		public, stop := iter.Pull2(seek(v.publicPaths, nil, pathKey(from)))
+		defer stop()
+		pubKey, pubID, more := public()
+		for key, id := range seek(v.memberPaths, idKey(userID), pathKey(from)) {
+			for more && bytes.Compare(pubKey, key) < 0 {
+				if !yield(pubKey, pubID) {
+					return
+				}
+				pubKey, pubID, more = public()
+			}
+			if more && bytes.Equal(pubKey, key) {
+				pubKey, pubID, more = public()
+			}
+			if !yield(key, id) {
+				return
+			}
+		}
+		for more && yield(pubKey, pubID) {
+			pubKey, pubID, more = public()
+		}
+	})
+}
+
+func (v *View) existing(paths iter.Seq2[[]byte, int64]) iter.Seq[Project] {
+	return func(yield func(Project) bool) {
+		for _, id := range paths {
+			if p, ok := v.ProjectByID(id); ok && !yield(p) {
+				return
+			}
+		}
+	}
+}
+
+// seek yields the rows whose keys have the prefix, from the first that is not
+// before from; keys come without the prefix.
+func seek(t *iradix.Tree[int64], prefix, from []byte) iter.Seq2[[]byte, int64] {
+	return func(yield func([]byte, int64) bool) {
+		it := t.Root().Iterator()
+		it.SeekLowerBound(append(bytes.Clone(prefix), from...))
+		for {
+			key, id, ok := it.Next()
+			if !ok || !bytes.HasPrefix(key, prefix) || !yield(key[len(prefix):], id) {
+				return
+			}
+		}
+	}
+}
