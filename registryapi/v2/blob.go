@@ -112,13 +112,14 @@ func (h *Handler) headBlob(q *request, want Want) error {
 	size, err := h.cfg.Store.Stat(ctx, want.Digest)
 	switch {
 	case err == nil:
-		if err = h.lease(ctx, q, want.Digest); err == nil {
+		// Renewed, not given: a blob that was deleted in between stays deleted.
+		if err = h.catalog.RenewLease(ctx, want.Digest, h.newLease(q)); err == nil {
 			break
 		}
 		if !absent(err) {
 			return err
 		}
-		fallthrough // collected in between
+		fallthrough // collected or deleted in between
 	case errors.Is(err, store.ErrNotFound):
 		if h.cfg.Source == nil {
 			return blobUnknown(want.Digest, q.name())
@@ -147,10 +148,14 @@ func (h *Handler) headBlob(q *request, want Want) error {
 }
 
 // lease keeps the blob for this repository for as long as a client may rely on
-// what it learned from a HEAD, a mount or an upload's end; an absent error says that the store
-// does not have it.
+// what it learned from a mount; an absent error says that the store does not have
+// it.
 func (h *Handler) lease(ctx context.Context, q *request, d digest.Digest) error {
-	return h.catalog.Lease(ctx, d, catalog.Lease{PID: q.project.PID, Repo: q.repo, Until: h.cfg.Now().Add(store.LeaseFor)})
+	return h.catalog.Lease(ctx, d, h.newLease(q))
+}
+
+func (h *Handler) newLease(q *request) catalog.Lease {
+	return catalog.Lease{PID: q.project.PID, Repo: q.repo, Until: h.cfg.Now().Add(store.LeaseFor)}
 }
 
 // absent reports whether err says that this store does not have it.

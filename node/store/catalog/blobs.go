@@ -214,6 +214,25 @@ func (c *Catalog) Lease(ctx context.Context, d digest.Digest, l Lease) error {
 	return c.onBlob(ctx, jobRequest, "lease", d, func(b *batch, raw []byte, row BlobRow) error { return b.lease(raw, row.Size, l) })
 }
 
+// RenewLease is Lease for a blob that the repository has: ErrNotFound if it was
+// taken out of it meanwhile, so that asking for a blob can't bring it back.
+func (c *Catalog) RenewLease(ctx context.Context, d digest.Digest, l Lease) error {
+	if err := checkName("repository", l.Repo); err != nil {
+		return err
+	}
+	if long, err := c.leasedFor(d, l); err != nil || long {
+		return err
+	}
+	return c.onBlob(ctx, jobRequest, "lease", d, func(b *batch, raw []byte, row BlobRow) error {
+		if _, ok, err := c.linked(b.reader, raw, l.PID, l.Repo); err != nil {
+			return err
+		} else if !ok {
+			return ErrNotFound
+		}
+		return b.lease(raw, row.Size, l)
+	})
+}
+
 // leasedFor reports whether a blob that is present has a lease which is as good
 // as the one asked for.
 func (c *Catalog) leasedFor(d digest.Digest, l Lease) (bool, error) {

@@ -220,3 +220,37 @@ func TestFeed_SaysTheLatestOfEachDigest(t *testing.T) {
 		t.Errorf("holders %v, %v", got, err)
 	}
 }
+
+// A question about a blob prolongs its stay in a repository, and never begins it.
+func TestRenewLease(t *testing.T) {
+	clk := newClock()
+	c := openMemory(t, Options{Now: clk.now})
+	ctx, pid, d := t.Context(), identity.NewProjectID(), digest.FromString("layer")
+	lease := func(repo string, in time.Duration) Lease {
+		return Lease{PID: pid, Repo: repo, Until: clk.at.Add(in)}
+	}
+	if err := c.RenewLease(ctx, d, lease("app", time.Hour)); !errors.Is(err, ErrNotFound) {
+		t.Errorf("no blob: %v", err)
+	}
+	first := lease("app", 2*time.Hour)
+	putBlob(t, c, d, Home, &first)
+	if err := c.RenewLease(ctx, d, lease("app", 10*time.Hour)); err != nil {
+		t.Error(err)
+	}
+	clk.at = clk.at.Add(5 * time.Hour)
+	if _, ok, err := c.Linked(pid, "app", d); err != nil || !ok {
+		t.Errorf("the lease was not renewed: %v, %v", ok, err)
+	}
+	if err := c.RenewLease(ctx, d, lease("other", time.Hour)); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a repository that never had it: %v", err)
+	}
+	if err := c.EndLease(ctx, d, pid, "app"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.RenewLease(ctx, d, lease("app", time.Hour)); !errors.Is(err, ErrNotFound) {
+		t.Errorf("after its end: %v", err)
+	}
+	if _, ok, _ := c.Linked(pid, "app", d); ok {
+		t.Error("a lease that was ended came back")
+	}
+}

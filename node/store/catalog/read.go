@@ -325,18 +325,22 @@ func (c *Catalog) Linked(pid identity.ProjectID, repo string, d digest.Digest) (
 		return 0, false, err
 	}
 	err = c.view(func(r reader) error {
-		size, ok, err = r.firstRef(prefixRefRepo(raw, pid, repo), nil)
-		if err != nil || ok {
-			return err
-		}
-		value, err := r.get(keyLease(raw, pid, repo))
-		if err != nil || value == nil {
-			return err
-		}
-		size, ok, err = c.leaseHolds(value)
+		size, ok, err = c.linked(r, raw, pid, repo)
 		return err
 	})
 	return size, ok, err
+}
+
+func (c *Catalog) linked(r reader, raw []byte, pid identity.ProjectID, repo string) (size int64, ok bool, err error) {
+	size, ok, err = r.firstRef(prefixRefRepo(raw, pid, repo), nil)
+	if err != nil || ok {
+		return size, ok, err
+	}
+	value, err := r.get(keyLease(raw, pid, repo))
+	if err != nil || value == nil {
+		return 0, false, err
+	}
+	return c.leaseHolds(value)
 }
 
 // LinkedIn is Linked for any repository of the project, and says which.

@@ -259,6 +259,10 @@ func (m *Manifest) check() error {
 			return fmt.Errorf("%w: it gives %s a size of %d bytes and one of %d", ErrInvalid, d.Digest, size, d.Size)
 		}
 		sizes[d.Digest] = d.Size
+		// What is given beside the digest is what clients will take for the content.
+		if len(d.Data) > 0 && (int64(len(d.Data)) != d.Size || d.Digest.Algorithm().FromBytes(d.Data) != d.Digest) {
+			return fmt.Errorf("%w: the data of %s %s is not what its digest and size say", ErrInvalid, what, d.Digest)
+		}
 		return nil
 	}
 	if err := one("config", m.Config); err != nil {
