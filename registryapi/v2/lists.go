@@ -153,7 +153,8 @@ func (h *Handler) listReferrers(q *request) error {
 			return err
 		}
 	}
-	artifactType := q.query.Get("artifactType")
+	// No media type has a space in it: it is a plus sign that was not escaped.
+	artifactType := strings.ReplaceAll(q.query.Get("artifactType"), " ", "+")
 	own, err := h.catalog.Referrers(q.project.PID, q.repo, subject, artifactType, last, n+1)
 	if err != nil {
 		return err

@@ -205,6 +205,9 @@ func (h *Handler) complete(q *request, m *manifest.Manifest) ([]catalog.Ref, err
 		}
 		missing = append(missing, claim.Missing...)
 		unreachable = claim.Unreachable
+		if err := h.checkSizes(q, elsewhere); err != nil {
+			return nil, err
+		}
 	}
 	if len(missing) > 0 {
 		return nil, blobsMissing(q, missing, unreachable)
@@ -225,6 +228,21 @@ func (h *Handler) holds(q *request, desc manifest.Descriptor) (bool, error) {
 		return false, wrongSize(desc, size)
 	}
 	return err == nil, err
+}
+
+// checkSizes compares sizes with those of what is here now: of blobs that another
+// repository of the project has.
+func (h *Handler) checkSizes(q *request, claimed []Want) error {
+	for _, w := range claimed {
+		size, err := h.cfg.Store.Stat(q.Context(), w.Digest)
+		if err == nil && size != w.Size {
+			return wrongSize(manifest.Descriptor{Digest: w.Digest, Size: w.Size}, size)
+		}
+		if err != nil && !absent(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // wrongSize refuses a manifest that no client could pull: they check sizes.

@@ -2,6 +2,7 @@ package oci
 
 import (
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -91,7 +92,9 @@ func (c *content) exchanges(k *kit) []exchange {
 				continue
 			}
 			same := slices.DeleteFunc(slices.Clone(list), func(o v1.Descriptor) bool { return o.ArtifactType != d.ArtifactType })
-			out = append(out, exchange{name: "referrers of a type", do: "GET " + at + "?artifactType=" + d.ArtifactType, code: 200, exact: whole(k.index(same)), want: []string{"Oci-Filters-Applied", "artifactType"}})
+			for _, query := range []string{d.ArtifactType, url.QueryEscape(d.ArtifactType)} { // a plus sign is escaped or not
+				out = append(out, exchange{name: "referrers of a type", do: "GET " + at + "?artifactType=" + query, code: 200, exact: whole(k.index(same)), want: []string{"Oci-Filters-Applied", "artifactType"}})
+			}
 		}
 	}
 	for i, m := range c.manifests {

@@ -90,7 +90,10 @@ var manifestScenarios = []scenario{
 			exchange{name: "too large", do: "PUT " + k.at("manifests/1"), body: slices.Concat(m, []byte(strings.Repeat(" ", 4<<20))), header: []string{"Content-Type", v1.MediaTypeImageManifest}, code: 413, text: "SIZE_INVALID"},
 			exchange{name: "too large, and nobody says so", do: "PUT " + k.at("manifests/1"), stream: true, body: slices.Concat(m, []byte(strings.Repeat(" ", 4<<20))), header: []string{"Content-Type", v1.MediaTypeImageManifest}, code: 413, text: "SIZE_INVALID"},
 			k.put("the largest", slices.Concat(m, []byte(strings.Repeat(" ", 4<<20-len(m)))), "large"),
-			exchange{name: "blobs of another repository are not here", do: "PUT /v2/" + k.other + "/manifests/1", body: m, header: []string{"Content-Type", v1.MediaTypeImageManifest}, code: 400, text: "MANIFEST_BLOB_UNKNOWN"},
+			exchange{name: "blobs of another project are not here", do: "PUT /v2/" + k.shut + "/manifests/1", body: m, header: []string{"Content-Type", v1.MediaTypeImageManifest}, code: 400, text: "MANIFEST_BLOB_UNKNOWN"},
+			exchange{name: "blobs of the project, of a wrong size", do: "PUT /v2/" + k.other + "/manifests/1", body: image(func(m *v1.Manifest) { m.Layers[0].Size++ }), header: []string{"Content-Type", v1.MediaTypeImageManifest}, code: 400, text: "MANIFEST_INVALID"},
+			exchange{name: "blobs of the project are", do: "PUT /v2/" + k.other + "/manifests/1", body: m, header: []string{"Content-Type", v1.MediaTypeImageManifest}, code: 201},
+			exchange{name: "and become the repository's", do: "GET /v2/" + k.other + "/blobs/" + k.d(layer), code: 200, exact: whole(layer)},
 		))
 	}},
 	{name: "artifacts", rows: func(k *kit) []exchange {
