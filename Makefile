@@ -9,6 +9,7 @@ GOLANGCI := $(CACHE)/tools/golangci-lint
 export CACHE
 
 .PHONY: help build run check test bench bench-wan-figures micro lint proto tools clean
+.PHONY: help build run check test oracle bench micro lint proto tools clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +26,9 @@ check: lint ## vet, linters and short tests with the race detector
 
 test: tools ## everything: unit tests, and whole meshes with real clients
 	test/run
+
+oracle: ## compare answers with those of distribution's handlers, each difference explained
+	cd test/oracle && $(GO) vet ./... && $(GO) test -count=1 -v ./...
 
 bench: build ## compare with distribution: tables, and test/bench/results (BENCH=-quick: in minutes)
 	test/tools peers

@@ -88,7 +88,7 @@ func (m *manifests) Put(ctx context.Context, sent distribution.Manifest, options
 func (m *manifests) Delete(ctx context.Context, d digest.Digest) error {
 	err := m.catalog().DeleteManifest(ctx, m.pid, m.path, d, "user:admin", 0)
 	if errors.Is(err, catalog.ErrNotFound) {
-		return distribution.ErrManifestUnknownRevision{Name: m.name.Name(), Revision: d}
+		return distribution.ErrBlobUnknown // which is what the handler looks for
 	}
 	return err
 }
