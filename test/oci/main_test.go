@@ -102,7 +102,7 @@ func startNode(t *testing.T) *node {
 }
 
 // algorithms are those that the table is run with.
-var algorithms = []digest.Algorithm{digest.SHA256}
+var algorithms = []digest.Algorithm{digest.SHA256, digest.SHA512}
 
 func TestSpecification(t *testing.T) {
 	n := startNode(t)
