@@ -450,7 +450,7 @@ func TestTokenHandler(t *testing.T) {
 
 func TestChallengeAndProxies(t *testing.T) {
 	m := newMesh(t)
-	a := m.access("10.0.0.0/8")
+	a := m.access("10.0.0.0/8", "fd00::/16")
 	challenge := func(r *http.Request) string {
 		w := httptest.NewRecorder()
 		a.Challenge(w, r, "insufficient_scope", RepositoryScope("x/y", Pull, Push))
@@ -476,6 +476,29 @@ func TestChallengeAndProxies(t *testing.T) {
 	}
 	if got := a.ClientAddr(proxied).String(); got != "203.0.113.9" {
 		t.Errorf("client behind proxies %s", got)
+	}
+	for _, c := range []struct{ from, host, proto, want string }{
+		{"10.1.2.3:4567", "hub.example.com:8443", "https", "https://hub.example.com:8443"},
+		{"10.1.2.3:4567", "[2001:db8::7]:8443", "https", "https://[2001:db8::7]:8443"},
+		{"10.1.2.3:4567", "hub.example.com, inner.example.com", "HTTPS, http", "https://hub.example.com"}, // proxies append
+		{"10.1.2.3:4567", "", "https", "https://reg.example.com:5000"},
+		{"10.1.2.3:4567", "hub.example.com", "", "http://hub.example.com"},
+		{"10.1.2.3:4567", "hub.example.com", "gopher", "http://hub.example.com"},
+		{"10.1.2.3:4567", "hub.example.com/registry", "https", "https://reg.example.com:5000"}, // a path is no host
+		{"[fd00:1::2]:4567", "hub.example.com", "https", "https://hub.example.com"},
+		{"[fd00:1::2%eth0]:4567", "hub.example.com", "https", "https://hub.example.com"},
+		{"[::ffff:10.1.2.3]:4567", "hub.example.com", "https", "https://hub.example.com"}, // IPv4 on a socket of both
+		{"[fd01::2]:4567", "hub.example.com", "https", "http://reg.example.com:5000"},
+		{"11.1.2.3:4567", "hub.example.com", "https", "http://reg.example.com:5000"},
+		{"", "hub.example.com", "https", "http://reg.example.com:5000"},
+	} {
+		r := get("/v2/", "", "")
+		r.RemoteAddr = c.from
+		r.Header.Set("X-Forwarded-Host", c.host)
+		r.Header.Set("X-Forwarded-Proto", c.proto)
+		if got := a.ExternalURL(r); got != c.want {
+			t.Errorf("from %q, host %q, proto %q: %s, want %s", c.from, c.host, c.proto, got, c.want)
+		}
 	}
 	proxied.Header.Set("X-Forwarded-Host", `x",realm="y`)
 	if got := challenge(proxied); strings.Contains(got, "y") && strings.Contains(got, `x"`) {

@@ -54,7 +54,7 @@ func newAuthority(t *testing.T, dir string) *authority {
 	return a
 }
 
-// issue writes a certificate for 127.0.0.1 and its key, key first: for a moment
+// issue writes a certificate for the loopback addresses and its key, key first: for a moment
 // they do not fit together, as when people replace them.
 func (a *authority) issue(t *testing.T, certFile, keyFile string, serial int64) {
 	t.Helper()
@@ -64,7 +64,7 @@ func (a *authority) issue(t *testing.T, certFile, keyFile string, serial int64) 
 	}
 	template := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "registry"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature}
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, KeyUsage: x509.KeyUsageDigitalSignature}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
 	if err != nil {
 		t.Fatal(err)
