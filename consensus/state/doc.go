@@ -8,7 +8,8 @@
 //
 // Readers take a [View]: an immutable picture of the state at one index, cheap
 // to get, safe for any number of goroutines, for as long as they like. Values in
-// a View share their slices with it: read them, never write to them.
+// a View share their slices with it: read them, never write to them. What of it
+// somebody sees, and no more, is what [View.ProjectsOf] walks.
 //
 //	changed := s.Changed() // before View, or a change in between is missed
 //	v := s.View()

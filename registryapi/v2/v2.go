@@ -67,7 +67,7 @@ type Source interface {
 
 // Claim is what became of the blobs that a manifest needs.
 type Claim struct {
-	// Missing are those that no site in reach has for this repository.
+	// Missing are those that no site in reach has for this project.
 	Missing []digest.Digest
 	// Unreachable names the sites that could not be asked.
 	Unreachable []string
