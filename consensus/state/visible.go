@@ -41,20 +41,21 @@ func (v *View) unindexMember(m Member) {
 	}
 }
 
-// ProjectsFrom yields the projects from the one named from on, in the order of
-// their repositories' full names. Deleted ones are left out.
+// ProjectsFrom yields the projects whose names with a slash behind are not before
+// from, in that order: "prod/" begins with the project prod. Deleted ones are left
+// out.
 func (v *View) ProjectsFrom(from string) iter.Seq[Project] {
-	return v.existing(seek(v.paths, nil, pathKey(from)))
+	return v.existing(seek(v.paths, nil, from))
 }
 
 // ProjectsOf is ProjectsFrom for the projects that are public or have the user
 // as a member. Nobody is user 0.
 func (v *View) ProjectsOf(userID int64, from string) iter.Seq[Project] {
 	return v.existing(func(yield func([]byte, int64) bool) {
-		public, stop := iter.Pull2(seek(v.publicPaths, nil, pathKey(from)))
+		public, stop := iter.Pull2(seek(v.publicPaths, nil, from))
 		defer stop()
 		pubKey, pubID, more := public()
-		for key, id := range seek(v.memberPaths, idKey(userID), pathKey(from)) {
+		for key, id := range seek(v.memberPaths, idKey(userID), from) {
 			for more && bytes.Compare(pubKey, key) < 0 {
 				if !yield(pubKey, pubID) {
 					return
@@ -86,7 +87,7 @@ func (v *View) existing(paths iter.Seq2[[]byte, int64]) iter.Seq[Project] {
 
 // seek yields the rows whose keys have the prefix, from the first that is not
 // before from; keys come without the prefix.
-func seek(t *iradix.Tree[int64], prefix, from []byte) iter.Seq2[[]byte, int64] {
+func seek(t *iradix.Tree[int64], prefix []byte, from string) iter.Seq2[[]byte, int64] {
 	return func(yield func([]byte, int64) bool) {
 		it := t.Root().Iterator()
 		it.SeekLowerBound(append(bytes.Clone(prefix), from...))

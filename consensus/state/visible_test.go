@@ -37,12 +37,14 @@ func TestProjectsOf(t *testing.T) {
 	}
 	v := m.View()
 	check("a member", v, ann, "", "a-b a.b a library open")
-	check("from the middle", v, ann, "a.b", "a.b a library open")
-	check("from one that is not there", v, ann, "b", "library open")
+	check("from the middle", v, ann, "a.b/", "a.b a library open")
+	check("from one on", v, ann, "a/", "a library open")
+	check("from the names that begin so", v, ann, "a", "a-b a.b a library open")
+	check("from one that is not there", v, ann, "b/", "library open")
 	check("no member", v, bob, "", "library open")
 	check("nobody", v, 0, "", "library open")
 	var all []string
-	for p := range v.ProjectsFrom("a.b") {
+	for p := range v.ProjectsFrom("a.b/") {
 		all = append(all, p.Name)
 	}
 	if want := []string{"a.b", "a", "library", "open", "shut", "zoo"}; !slices.Equal(all, want) {

@@ -90,12 +90,16 @@ func (h *Handler) listRepositories(q *request) error {
 		return err
 	}
 	names := []string{}
-	lastProject, lastRepo, _ := strings.Cut(q.query.Get("last"), "/")
+	from := q.query.Get("last")
+	lastProject, lastRepo, inProject := strings.Cut(from, "/")
+	if inProject {
+		from = lastProject + "/"
+	}
 	subject := scopeless(q.subject)
 	v := h.cfg.View()
-	visible := v.ProjectsOf(subject.UserID, lastProject)
+	visible := v.ProjectsOf(subject.UserID, from)
 	if subject.Admin {
-		visible = v.ProjectsFrom(lastProject)
+		visible = v.ProjectsFrom(from)
 	}
 	for p := range visible {
 		if len(names) > n || n == 0 {

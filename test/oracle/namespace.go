@@ -45,9 +45,12 @@ func (n *Namespace) Repository(_ context.Context, name reference.Named) (distrib
 
 // Repositories implements distribution.Namespace.
 func (n *Namespace) Repositories(_ context.Context, repos []string, last string) (int, error) {
-	project, path, _ := strings.Cut(last, "/")
+	project, path, inProject := strings.Cut(last, "/")
+	if inProject {
+		last = project + "/"
+	}
 	filled := 0
-	for p := range n.View().ProjectsFrom(project) {
+	for p := range n.View().ProjectsFrom(last) {
 		after := ""
 		if p.Name == project {
 			after = path
