@@ -8,8 +8,7 @@ DATA     ?= data
 GOLANGCI := $(CACHE)/tools/golangci-lint
 export CACHE
 
-.PHONY: help build run check test bench bench-wan-figures micro lint proto tools clean
-.PHONY: help build run check test oracle bench micro lint proto tools clean
+.PHONY: help build run check test oracle bench bench-wan-figures micro lint proto tools clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
