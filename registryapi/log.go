@@ -16,7 +16,7 @@ import (
 func (s *Server) logged(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begin := time.Now()
-		rec := &recorder{ResponseWriter: w, rc: http.NewResponseController(w), stall: s.stall}
+		rec := &recorder{ResponseWriter: w, rc: http.NewResponseController(w), stall: s.stall, tls: r.TLS != nil, cork: corkOf(r)}
 		rec.begin(r)
 		defer func() {
 			if p := recover(); p != nil {
@@ -69,6 +69,8 @@ type recorder struct {
 	http.ResponseWriter
 	rc     *http.ResponseController // recorders in tests have no deadlines: its errors mean nothing
 	stall  time.Duration
+	tls    bool        // no sendfile
+	cork   *corkedConn // below TLS; nil: there is none
 	status int
 	bytes  int64
 }
@@ -118,15 +120,22 @@ func (r *recorder) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// ReadFrom lets io.Copy reach the connection's sendfile.
+// ReadFrom lets io.Copy reach the connection's sendfile; over TLS it takes large
+// pieces instead.
 func (r *recorder) ReadFrom(src io.Reader) (n int64, err error) {
 	if r.status == 0 {
 		r.status = http.StatusOK
 	}
-	if rf, ok := r.ResponseWriter.(io.ReaderFrom); ok {
+	switch rf, ok := r.ResponseWriter.(io.ReaderFrom); {
+	case r.cork != nil:
+		r.cork.cork()
+		n, err = copyPieces(r.ResponseWriter, src)
+		// What net/http itself still holds of the body follows uncorked.
+		err = errors.Join(err, r.cork.uncork())
+	case ok && !r.tls:
 		n, err = rf.ReadFrom(src)
-	} else {
-		n, err = io.Copy(writerOnly{r.ResponseWriter}, src)
+	default:
+		n, err = copyPieces(r.ResponseWriter, src)
 	}
 	r.bytes += n
 	return n, err

@@ -189,8 +189,9 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	serve := srv.Serve
 	if s.cfg.TLS != nil {
 		srv.TLSConfig = s.cfg.TLS
+		srv.ConnContext = withCork
 		// Of all ways this one sets HTTP/2 up.
-		serve = func(l net.Listener) error { return srv.ServeTLS(l, "", "") }
+		serve = func(l net.Listener) error { return srv.ServeTLS(corkedListener{l}, "", "") }
 	}
 	served := make(chan error, 1)
 	go func() { served <- serve(l) }()

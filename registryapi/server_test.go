@@ -119,12 +119,18 @@ func start(t *testing.T, cfg Config) (url string, stop func() error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	addr, stop := startOn(t, l, cfg)
+	return "http://" + addr, stop
+}
+
+func startOn(t *testing.T, l net.Listener, cfg Config) (addr string, stop func() error) {
+	t.Helper()
 	s := newServer(t, cfg)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx, l) }()
 	t.Cleanup(cancel)
-	return "http://" + l.Addr().String(), func() error { cancel(); return <-done }
+	return l.Addr().String(), func() error { cancel(); return <-done }
 }
 
 func TestServer_EndsQuestionsAndFinishesEdits(t *testing.T) {

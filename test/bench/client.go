@@ -139,7 +139,7 @@ func (c *client) dial(ctx context.Context) error {
 		return err
 	}
 	if c.server.roots != nil {
-		t := tls.Client(conn, &tls.Config{RootCAs: c.server.roots, ServerName: "127.0.0.1", NextProtos: []string{"http/1.1"}})
+		t := tls.Client(&tlsInput{conn, bufio.NewReaderSize(conn, readBuffer)}, &tls.Config{RootCAs: c.server.roots, ServerName: "127.0.0.1", NextProtos: []string{"http/1.1"}})
 		if err := t.HandshakeContext(ctx); err != nil {
 			_ = conn.Close()
 			return err
@@ -153,6 +153,15 @@ func (c *client) dial(ctx context.Context) error {
 	c.in.Reset(conn)
 	return nil
 }
+
+// tlsInput takes what has arrived in one system call: crypto/tls asks for a
+// record or less at a time, and the client's time would hide the servers'.
+type tlsInput struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+func (t *tlsInput) Read(p []byte) (int, error) { return t.in.Read(p) }
 
 // discard counts the bytes of r. Reads as large as its buffer go past the
 // bufio.Reader.
