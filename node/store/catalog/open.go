@@ -29,8 +29,12 @@ const (
 	// of rows) and is about what a busy catalogue holds in memory.
 	memTableBytes   = 32 << 20
 	blockCacheBytes = 16 << 20
-	indexCacheBytes = 8 << 20
 	valueLogBytes   = 64 << 20
+	// tableBytes is the size of a table of the first level below the memtables; each
+	// further level doubles it. A compaction builds up to a dozen at a time, and each
+	// is on the heap with all that it unpacks to, seven times as much (DESIGN.md,
+	// Memory).
+	tableBytes = 512 << 10
 	// upkeepEvery is how often expired leases, pins and reports go and the value
 	// log is collected.
 	upkeepEvery = time.Hour
@@ -186,7 +190,8 @@ func badgerOptions(dir string, opts Options) badger.Options {
 		WithMemTableSize(memTableBytes).
 		WithNumMemtables(2).
 		WithBlockCacheSize(blockCacheBytes).
-		WithIndexCacheSize(indexCacheBytes).
+		WithIndexCacheSize(0). // only encrypted tables have one: others' are mapped
+		WithBaseTableSize(tableBytes).
 		WithValueLogFileSize(valueLogBytes).
 		WithNumCompactors(2).
 		WithNumLevelZeroTables(3). // bounds what one compaction writes, see Space
