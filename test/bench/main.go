@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string) error {
 		}
 	}
 	f := flag.NewFlagSet("bench", flag.ExitOnError)
-	f.Bool("quick", false, "small sizes, minutes instead of an hour")
+	f.Bool("quick", false, "small sizes, minutes instead of half an hour")
 	only := f.String("run", "", "only the groups of cases whose name matches this regular `expression`")
 	f.StringVar(&b.portolan, "portolan", "bin/portolan", "our `binary`")
 	f.StringVar(&b.registry, "registry", "", "distribution's `binary` (default: the one that test/tools peers installs)")
@@ -111,14 +111,17 @@ func run(ctx context.Context, args []string) error {
 	if !onMemory(b.memory) {
 		b.memory = ""
 	}
+	begin := time.Now()
 	for _, g := range groups {
 		if !match.MatchString(g.name) {
 			continue
 		}
-		fmt.Fprintf(os.Stderr, "%s  %s\n", time.Now().Format(time.TimeOnly), g.name)
+		now := time.Now()
+		fmt.Fprintf(os.Stderr, "%s  %s\n", now.Format(time.TimeOnly), g.name)
 		if err := b.group(ctx, g); err != nil {
 			return fmt.Errorf("%s: %w", g.name, err)
 		}
+		fmt.Fprintf(os.Stderr, "          took %s, %s so far\n", time.Since(now).Round(time.Second), time.Since(begin).Round(time.Second))
 	}
 	if err := table(os.Stdout, b.rows); err != nil {
 		return err

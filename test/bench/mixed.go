@@ -76,9 +76,9 @@ func (b *bench) mixed(ctx context.Context) error {
 	}
 	defer p.close()
 	rate, failed, peak := samples{}, samples{}, samples{}
-	p50, tail := make([]samples, len(kinds)), make([]samples, len(kinds))
+	p50, p99, tail := make([]samples, len(kinds)), make([]samples, len(kinds)), make([]samples, len(kinds))
 	for k := range kinds {
-		p50[k], tail[k] = samples{}, samples{}
+		p50[k], p99[k], tail[k] = samples{}, samples{}, samples{}
 	}
 	for round := range 1 + b.Rounds/5 { // long enough each
 		for _, s := range p.both(round) {
@@ -99,6 +99,7 @@ func (b *bench) mixed(ctx context.Context) error {
 				slices.Sort(m.took[k])
 				q := result{Took: m.took[k]}
 				p50[k].add(s, q.quantile(0.5))
+				p99[k].add(s, q.quantile(0.99))
 				tail[k].add(s, q.quantile(0.99)/max(q.quantile(0.5), 1e-6))
 			}
 		}
@@ -106,13 +107,18 @@ func (b *bench) mixed(ctx context.Context) error {
 	name := fmt.Sprintf("mixed, %d clients", b.MixedClients)
 	b.report(name, "1/s", nil, rate)
 	b.report(name+", errors", "", ownAtMost(0), failed)
-	b.report(name+", peak RssAnon", "MiB", nil, peak)
+	b.report(name+", peak RssAnon", "MiB", ownAtMost(mixedMiB*float64(b.MixedClients)), peak)
 	for k := range kinds {
 		b.report(name+", "+kinds[k].name+" p50", "ms", nil, p50[k])
+		b.report(name+", "+kinds[k].name+" p99", "ms", nil, p99[k])
 		b.report(name+", "+kinds[k].name+" p99 over p50", "times", ownAtMost(10), tail[k])
 	}
 	return nil
 }
+
+// mixedMiB is what each client of the mixed load may cost in memory, all told:
+// memory is bounded by their number, not by what they do.
+const mixedMiB = 2
 
 // memoryEvery is how often the mixed load looks at the server's memory.
 const memoryEvery = 200 * time.Millisecond
