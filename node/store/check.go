@@ -31,7 +31,8 @@ const (
 
 // check is what is known of one file. It is shared by all that read it.
 type check struct {
-	file os.FileInfo
+	file os.FileInfo // nil: an object of a bucket
+	size int64       // of the object
 	at   time.Time
 
 	mu   sync.Mutex
@@ -82,18 +83,40 @@ func newChecks(now func() time.Time) (*checks, error) {
 // of gives the check of a file, a new one if the file is not the one that was
 // checked or if that was long ago.
 func (c *checks) of(d digest.Digest, file os.FileInfo) *check {
-	if k, ok := c.known.Get(d); ok && sameFile(k.file, file) && c.now().Sub(k.at) < checkedFor {
+	if k, ok := c.known.Get(d); ok && k.file != nil && sameFile(k.file, file) && c.now().Sub(k.at) < checkedFor {
 		return k
 	}
-	n := int((file.Size() + units.UnitSizeFor(file.Size()) - 1) / units.UnitSizeFor(file.Size()))
-	k := &check{file: file, at: c.now(), good: make([]uint64, (n+63)/64), left: n}
+	k := newCheck(file.Size())
+	k.file, k.at = file, c.now()
 	c.known.Add(d, k)
 	return k
+}
+
+func newCheck(size int64) *check {
+	n := int((size + units.UnitSizeFor(size) - 1) / units.UnitSizeFor(size))
+	return &check{size: size, good: make([]uint64, (n+63)/64), left: n}
 }
 
 // passed notes that a file was just written by somebody who hashed all of it.
 func (c *checks) passed(d digest.Digest, file os.FileInfo) {
 	c.known.Add(d, &check{file: file, at: c.now()})
+}
+
+// ofObject is of for an object of a bucket. Objects do not change: the digest is
+// all there is to tell them apart by.
+func (c *checks) ofObject(d digest.Digest, size int64) *check {
+	if k, ok := c.known.Get(d); ok && k.file == nil && k.size == size && c.now().Sub(k.at) < checkedFor {
+		return k
+	}
+	k := newCheck(size)
+	k.at = c.now()
+	c.known.Add(d, k)
+	return k
+}
+
+// passedObject is passed for an object.
+func (c *checks) passedObject(d digest.Digest, size int64) {
+	c.known.Add(d, &check{size: size, at: c.now()})
 }
 
 func sameFile(a, b os.FileInfo) bool {
@@ -234,6 +257,9 @@ func (s *Store) spoiled(ctx context.Context, row catalog.BlobRow, f *os.File, wh
 
 // openUnchecked opens the file of a blob; only its size is known to be right.
 func (s *Store) openUnchecked(ctx context.Context, row catalog.BlobRow) (Blob, error) {
+	if s.files.Remote() {
+		return s.newObjectBlob(ctx, row, nil), nil
+	}
 	f, err := s.files.Open(row.Digest, row.Size)
 	if errors.Is(err, ErrCorrupt) {
 		return nil, s.lost(ctx, row, err)
@@ -246,6 +272,9 @@ func (s *Store) openUnchecked(ctx context.Context, row catalog.BlobRow) (Blob, e
 
 // openFile opens a blob that is a file, to be served.
 func (s *Store) openFile(ctx context.Context, row catalog.BlobRow) (Blob, error) {
+	if s.files.Remote() {
+		return s.openObject(ctx, row)
+	}
 	plain, err := s.openUnchecked(ctx, row)
 	if err != nil {
 		return nil, err
@@ -262,7 +291,7 @@ func (s *Store) openFile(ctx context.Context, row catalog.BlobRow) (Blob, error)
 	rec, err := units.ParseRecord(row.Record)
 	var list *units.List
 	if err == nil {
-		list, err = s.files.List(rec)
+		list, err = s.files.List(ctx, rec)
 	}
 	if err != nil {
 		// The sidecar is gone or damaged: it is made anew from the blob, which checks
@@ -285,9 +314,13 @@ func (s *Store) remake(ctx context.Context, row catalog.BlobRow, b Blob) error {
 	return err
 }
 
-// notePassed remembers that the blob's file was hashed while it was written.
-func (s *Store) notePassed(d digest.Digest) {
-	if st, err := s.files.Stat(d); err == nil {
-		s.checks.passed(d, st)
+// installed ends a commit: the blob's row is there, and its bytes were hashed
+// while they were written.
+func (s *Store) installed(desc Descriptor) {
+	s.files.Settled(desc.Digest)
+	if s.files.Remote() {
+		s.checks.passedObject(desc.Digest, desc.Size)
+	} else if st, err := s.files.Stat(desc.Digest); err == nil {
+		s.checks.passed(desc.Digest, st)
 	}
 }

@@ -8,7 +8,8 @@
 // checked unit by unit ([Partial]) and resume where they stopped.
 //
 // Blobs up to [InlineMax] bytes are rows in the catalogue, larger ones are files
-// (package blobs). It does not decide who may see what, which blobs should be
+// or, with Config.Bucket, objects of a bucket (package blobs). A bucket that does
+// not do what it is asked is [ErrUnavailable], and says nothing of a blob. It does not decide who may see what, which blobs should be
 // here, or when one may go.
 //
 // All methods are safe for concurrent use; see the types for their owners.

@@ -42,10 +42,17 @@ var (
 	// ErrIncomplete says that units are missing: from a fetch that was to be
 	// committed, or from the range that was to be read.
 	ErrIncomplete = blobs.ErrIncomplete
+	// ErrUnavailable says that the bucket in which this store keeps its blobs does
+	// not do what it is asked; errors.As gives the [*Unavailable]. Nothing is said
+	// of the blob, and what was being stored can be committed again.
+	ErrUnavailable = blobs.ErrUnavailable
 	// ErrNoRecord says that a blob has no signed record and list here: it can
 	// only be checked whole.
 	ErrNoRecord = errors.New("blob has no signed unit list at this store")
 )
+
+// Unavailable is an ErrUnavailable: which bucket, and why.
+type Unavailable = blobs.Unavailable
 
 // Unreachable says that a blob is known to exist, but that none of its holders
 // can be reached.

@@ -47,7 +47,7 @@ func (s *Store) FetchBegan(d digest.Digest) bool {
 // served to others.
 func (p *Partial) Commit(ctx context.Context, class Class) error {
 	if !p.Complete() {
-		return p.Install() // which says what is missing
+		return p.Install(ctx) // which says what is missing
 	}
 	rec := p.Record()
 	raw, err := rec.MarshalBinary()
@@ -69,7 +69,9 @@ func (p *Partial) Commit(ctx context.Context, class Class) error {
 		p.Drop()
 		return nil
 	}
-	if p.s.present(rec.Digest) {
+	if here, err := p.s.present(ctx, rec.Digest); err != nil {
+		return err
+	} else if here {
 		row.Record = nil // the row keeps the one whose list is here
 		if err := p.s.commitRow(ctx, row, nil, nil); err != nil {
 			return err
@@ -77,13 +79,16 @@ func (p *Partial) Commit(ctx context.Context, class Class) error {
 		p.Drop()
 		return nil
 	}
-	if err := p.Install(); err != nil {
+	if err := p.Install(ctx); err != nil {
 		return err
 	}
 	if err := p.s.commitRow(ctx, row, nil, nil); err != nil {
-		return errors.Join(err, p.s.dropOrphan(rec.Digest))
+		return errors.Join(err, p.s.dropOrphan(ctx, rec.Digest))
 	}
-	p.s.notePassed(rec.Digest)
+	p.s.installed(Descriptor{Digest: rec.Digest, Size: rec.Size})
+	if p.s.files.Remote() {
+		p.Drop() // what was staged is in the bucket now
+	}
 	return nil
 }
 

@@ -87,13 +87,29 @@ func (s *Store) Open(ctx context.Context, d digest.Digest) (Blob, error) {
 // lost corrects the row of a blob that is not what the row says, and gives the
 // error for whoever asked.
 func (s *Store) lost(ctx context.Context, row catalog.BlobRow, cause error) error {
+	return s.lostUnless(ctx, row, cause, func(now catalog.BlobRow) (bool, error) {
+		if now.Inline {
+			return false, nil
+		}
+		return s.files.Has(ctx, row.Digest, now.Size)
+	})
+}
+
+// lostUnless is lost, unless the blob was repaired since somebody found it
+// damaged: repaired is asked under the digest's lock, with the row as it is. Its
+// error says that nobody knows: the row stays.
+func (s *Store) lostUnless(ctx context.Context, row catalog.BlobRow, cause error, repaired func(catalog.BlobRow) (bool, error)) error {
 	unlock := s.locks.lock(row.Digest)
 	defer unlock()
 	now, err := s.row(row.Digest)
 	if err != nil {
 		return err // somebody else was faster, or it is being deleted
 	}
-	if !now.Inline && s.files.Has(row.Digest, now.Size) {
+	good, err := repaired(now)
+	if err != nil {
+		return err
+	}
+	if good {
 		// Replaced by a good copy in the meantime.
 		return fmt.Errorf("blob %s was repaired just now, ask again: %w", row.Digest, ErrNotFound)
 	}
@@ -123,9 +139,12 @@ func (s *Store) Record(ctx context.Context, d digest.Digest) (units.Record, *uni
 		if err != nil {
 			return units.Record{}, nil, err
 		}
-		list, err := s.files.List(rec)
+		list, err := s.files.List(ctx, rec)
 		if err == nil {
 			return rec, list, nil
+		}
+		if errors.Is(err, ErrUnavailable) {
+			return units.Record{}, nil, err
 		}
 		// The sidecar is gone or damaged. It can be made from the blob.
 		s.log.Warn("the unit list of a blob is made anew", "digest", d, "error", err)
@@ -177,8 +196,10 @@ func (s *Store) relistFrom(ctx context.Context, row catalog.BlobRow, b Blob) (un
 		if st, err := f.Stat(); err == nil {
 			s.checks.passed(row.Digest, st)
 		}
+	} else {
+		s.checks.passedObject(row.Digest, row.Size)
 	}
-	if err := s.files.PutList(list); err != nil {
+	if err := s.files.PutList(ctx, list); err != nil {
 		return units.Record{}, nil, err
 	}
 	return rec, list, s.commitRow(ctx, row, nil, nil)
@@ -186,6 +207,9 @@ func (s *Store) relistFrom(ctx context.Context, row catalog.BlobRow, b Blob) (un
 
 // rotten is lost for a file of the right size and the wrong bytes.
 func (s *Store) rotten(ctx context.Context, row catalog.BlobRow) error {
+	if s.files.Remote() {
+		return s.rottenObject(ctx, row)
+	}
 	unlock := s.locks.lock(row.Digest)
 	err := s.files.Quarantine(row.Digest)
 	unlock()
@@ -229,6 +253,13 @@ func (s *Store) ReadUnits(ctx context.Context, d digest.Digest, first, n int) (r
 	var src io.Reader = b
 	if f := b.File(); f != nil {
 		src = f // io.Copy to a TCP connection can then use sendfile
+	}
+	if o, ok := b.(*objectBlob); ok {
+		// While there is still a way to say that the bucket is away.
+		if err := o.begin(); err != nil {
+			_ = b.Close()
+			return nil, 0, err
+		}
 	}
 	return &unitReader{LimitedReader: io.LimitedReader{R: src, N: length}, c: b}, length, nil
 }

@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/blobs"
@@ -75,6 +73,11 @@ type Config struct {
 	MaxUploads, MaxUploadsPerUser int
 	UploadsKeptFor                time.Duration
 	Catalog                       catalog.Options // Logger and Now are filled in if unset
+	// Bucket is where blobs above InlineMax are kept; nil: in Dir. A store stays
+	// where it was made.
+	Bucket *blobs.Backend
+	// Metrics takes those of a store on a bucket; nil: none are published.
+	Metrics prometheus.Registerer
 }
 
 // Store is one store. Close it after everything that uses it has stopped.
@@ -89,11 +92,17 @@ type Store struct {
 
 	keep   blobs.Keep // how long leftovers stay
 	checks *checks    // of files against their unit lists
+	memory *memory    // for units of a bucket's blobs while they are checked
 }
 
 // Open opens the store at cfg.Dir, or makes one there. It reads no blob: its
 // cost does not grow with what is stored.
-func Open(_ context.Context, cfg Config) (*Store, error) {
+//
+// A store on a bucket proves first that the bucket is its own and can be written,
+// read and deleted from. If a store that was there before cannot reach its bucket
+// it is opened nevertheless: what is inline is served, and blobs are
+// ErrUnavailable until the bucket answers. A bucket that answers no is an error.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
@@ -123,7 +132,7 @@ func Open(_ context.Context, cfg Config) (*Store, error) {
 			cfg.Logger.Warn("blobs are stored without unit lists", "algorithm", alg, "error", err)
 		}
 	}
-	id, err := loadID(cfg.Dir)
+	id, made, err := loadID(cfg.Dir, placeOf(cfg.Bucket))
 	if err != nil {
 		return nil, err
 	}
@@ -138,17 +147,28 @@ func Open(_ context.Context, cfg Config) (*Store, error) {
 	files, err := blobs.Open(blobs.Config{
 		Dir: cfg.Dir, Logger: cfg.Logger, Now: cfg.Now,
 		MaxUpload: cfg.MaxUpload, MaxUploads: cfg.MaxUploads, MaxPerOwner: cfg.MaxUploadsPerUser, SmallMax: InlineMax,
-		Space: disk.blobs,
+		Space: disk.blobs, Backend: cfg.Bucket, StoreID: id.String(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the store in %s: %w", cfg.Dir, err)
+	}
+	if err := files.Prove(ctx, !made); err != nil {
+		var u *Unavailable
+		if !made || !errors.As(err, &u) || u.Refused {
+			return nil, fmt.Errorf("open the store in %s: %w", cfg.Dir, err)
+		}
+		cfg.Logger.Error("the store's bucket cannot be reached: pulls of small content go on, blobs are unavailable until it answers", "error", err)
 	}
 	cat, err := catalog.Open(filepath.Join(cfg.Dir, "catalog"), cfg.Catalog)
 	if err != nil {
 		return nil, fmt.Errorf("open the catalogue of the store in %s: %w", cfg.Dir, err)
 	}
+	held := newMemory(heldBytes)
+	if cfg.Bucket != nil && cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(held.metric(), files)
+	}
 	return &Store{
-		id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, checks: seen,
+		id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, checks: seen, memory: held,
 		keep: blobs.Keep{Uploads: cfg.UploadsKeptFor, Partials: PartialsKeptFor, Quarantine: QuarantineKeptFor},
 	}, nil
 }
@@ -161,44 +181,3 @@ func (s *Store) ID() identity.StoreID { return s.id }
 
 // Catalog is the catalogue of this store.
 func (s *Store) Catalog() *catalog.Catalog { return s.cat }
-
-// idFile holds the version of the layout and the id, one line each:
-//
-//	portolan store 1
-//	<uuid>
-//
-// History: 1, the first.
-const (
-	idFile   = "store.id"
-	idPrefix = "portolan store "
-	idHeader = idPrefix + "1"
-)
-
-// loadID reads the store's id, or makes one, durably: holders' hints at other
-// sites name it.
-func loadID(dir string) (identity.StoreID, error) {
-	path := filepath.Join(dir, idFile)
-	b, err := os.ReadFile(path)
-	if err == nil {
-		head, rest, _ := strings.Cut(string(b), "\n")
-		if head != idHeader {
-			if strings.HasPrefix(head, idPrefix) {
-				return identity.StoreID{}, fmt.Errorf("the store in %s was written by a newer version of Portolan: start that version", dir)
-			}
-			return identity.StoreID{}, fmt.Errorf("%s is damaged: put it back from a backup, or move the store's directory away to start with an empty one", path)
-		}
-		return identity.ParseStoreID(strings.TrimSpace(rest))
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return identity.StoreID{}, fmt.Errorf("open the store: %w", err)
-	}
-	// Without an id a directory with blobs is one that lost a file, not a new one.
-	if _, err := os.Stat(filepath.Join(dir, "catalog")); err == nil {
-		return identity.StoreID{}, fmt.Errorf("the store in %s has content but no %s: put the file back from a backup", dir, idFile)
-	}
-	id := identity.NewStoreID()
-	if err := blobs.WriteFile(path, []byte(idHeader+"\n"+id.String()+"\n")); err != nil {
-		return identity.StoreID{}, fmt.Errorf("make a store in %s: %w", dir, err)
-	}
-	return id, nil
-}

@@ -481,7 +481,8 @@ func TestOpen_OtherStores(t *testing.T) {
 		t.Fatal(err)
 	}
 	for text, want := range map[string]string{
-		strings.Replace(string(good), idHeader, idPrefix+"2", 1): "newer version",
+		strings.Replace(string(good), idHeader, idPrefix+"3", 1):   "newer version",
+		strings.Replace(string(good), idHeader, idHeaderBucket, 1): "damaged",
 		"": "damaged",
 		strings.Replace(string(good), "-", "", 2) + "x": "not a store ID",
 	} {

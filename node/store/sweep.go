@@ -32,10 +32,13 @@ func (s *Store) Run(ctx context.Context) error {
 
 // Sweep does once what Run does. Errors are logged: the next one tries again.
 func (s *Store) Sweep(ctx context.Context) {
-	did, err := s.files.Sweep(ctx, s.keep, func(d digest.Digest) error {
+	did, err := s.files.Sweep(ctx, s.keep, func(d digest.Digest, also func() error) error {
 		unlock := s.locks.lock(d)
 		defer unlock()
-		return s.dropOrphan(d)
+		if err := s.ifOrphan(ctx, d, s.files.Remove); err != nil || also == nil {
+			return err
+		}
+		return also()
 	})
 	if err != nil {
 		s.log.Warn("leftovers of the store are still there", "error", err)
@@ -55,7 +58,7 @@ func (s *Store) Collect(ctx context.Context, d digest.Digest) error {
 	if err := s.cat.MarkDeleting(ctx, d); err != nil {
 		return fmt.Errorf("collect blob %s: %w", d, mapCatalogError(err))
 	}
-	if err := s.files.Remove(d); err != nil {
+	if err := s.files.Remove(ctx, d); err != nil {
 		return err
 	}
 	if err := s.cat.RemoveBlob(ctx, d); err != nil {

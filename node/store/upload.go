@@ -190,7 +190,9 @@ func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, desc Descript
 		}
 		return false, s.putInline(ctx, row, b, lease)
 	}
-	if s.present(desc.Digest) {
+	if here, err := s.present(ctx, desc.Digest); err != nil {
+		return false, err
+	} else if here {
 		// Here already: the row's commit renews the lease and makes this site
 		// responsible for it. The row keeps its record.
 		return false, s.commitRow(ctx, row, nil, lease)
@@ -199,14 +201,14 @@ func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, desc Descript
 	if err != nil {
 		return false, err
 	}
-	if err := u.Install(desc.Digest, list); err != nil {
-		return false, err
+	if err := u.Install(ctx, desc.Digest, list); err != nil {
+		return u.Moved(), err
 	}
 	if err := s.commitRow(ctx, row, nil, lease); err != nil {
-		return true, errors.Join(err, s.dropOrphan(desc.Digest))
+		return u.Moved(), errors.Join(err, s.dropOrphan(ctx, desc.Digest))
 	}
-	s.notePassed(desc.Digest)
-	return true, nil
+	s.installed(desc)
+	return u.Moved(), nil
 }
 
 // describe signs the list of a blob that was verified here and puts the record
@@ -228,13 +230,29 @@ func (s *Store) describe(row *catalog.BlobRow, list func() (*units.List, error))
 }
 
 // present says whether the blob is here: as a row with its bytes (also a small
-// manifest), or as a file that is whole by its size.
-func (s *Store) present(d digest.Digest) bool {
+// manifest), or as a file or object that is whole by its size.
+func (s *Store) present(ctx context.Context, d digest.Digest) (bool, error) {
 	row, err := s.cat.Blob(d)
-	if err != nil || row.State != catalog.Present {
-		return false
+	switch {
+	case errors.Is(err, catalog.ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("blob %s: %w", d, mapCatalogError(err))
+	case row.State != catalog.Present:
+		return false, nil
 	}
-	return row.Inline || s.files.Has(d, row.Size)
+	if row.Inline {
+		return true, nil
+	}
+	if !s.files.Remote() {
+		return s.files.Has(ctx, d, row.Size)
+	}
+	// Not into a bucket that is no longer this store's.
+	err = s.files.Confirm(ctx, d, row.Size)
+	if errors.Is(err, ErrCorrupt) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 func (s *Store) putInline(ctx context.Context, row catalog.BlobRow, b []byte, lease *catalog.Lease) error {
@@ -265,13 +283,18 @@ func (s *Store) commitRow(ctx context.Context, row catalog.BlobRow, inline []byt
 	return nil
 }
 
-// dropOrphan removes a file whose row was not committed. The caller has d's lock.
-func (s *Store) dropOrphan(d digest.Digest) error {
+// dropOrphan removes what was installed of a blob whose row was not committed.
+// The caller has d's lock.
+func (s *Store) dropOrphan(ctx context.Context, d digest.Digest) error {
+	return s.ifOrphan(context.WithoutCancel(ctx), d, s.files.Drop)
+}
+
+func (s *Store) ifOrphan(ctx context.Context, d digest.Digest, remove func(context.Context, digest.Digest) error) error {
 	_, err := s.cat.Blob(d)
 	if !errors.Is(err, catalog.ErrNotFound) {
 		return nil // another one committed it, or we cannot know: the file stays
 	}
-	return s.files.Remove(d)
+	return remove(ctx, d)
 }
 
 // PutBytes stores content that is in memory under its sha256 digest, leased to

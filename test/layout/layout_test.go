@@ -65,6 +65,10 @@ var fences = []struct{ imported, only, why string }{
 	{"github.com/hashicorp/memberlist", "gossip", "gossip is hints; no one else may take it for truth"},
 	{"github.com/libp2p/go-libp2p", "transfer/peer", "the scheduler knows the data plane by a small interface, so that it can be replaced"},
 	{"github.com/dgraph-io/badger", "node/store/catalog", "typed keys live in one package, so that no two rooms write the same row"},
+	{"github.com/distribution/distribution/v3/registry/storage", "node/store/blobs", "blobs and nothing else go to a bucket, by one interface"},
+	{"github.com/aws/aws-sdk-go", "node/store/blobs/drivers", "the clouds' SDKs come in at one place"},
+	{"github.com/Azure/azure-sdk-for-go", "node/store/blobs/drivers", "the clouds' SDKs come in at one place"},
+	{"google.golang.org/api", "node/store/blobs/drivers", "the clouds' SDKs come in at one place"},
 }
 
 func TestFences_ThirdParty(t *testing.T) {

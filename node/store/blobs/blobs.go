@@ -1,6 +1,7 @@
 package blobs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -63,12 +64,21 @@ type Config struct {
 	// Space is asked before so many bytes are added; an error refuses them. Nil:
 	// the disk alone says when it is full.
 	Space func(bytes int64) error
+
+	// Backend is where finished blobs go; nil: the disk. The caller of Open calls
+	// Prove before anything else.
+	Backend *Backend
+	StoreID string // whose objects those of the backend are
 }
 
 // Store is the files of one store.
 type Store struct {
-	cfg  Config
-	log  *slog.Logger
+	cfg     Config
+	log     *slog.Logger
+	place   place    // of finished blobs: disk or objects
+	disk    *disk    // also where it is not the place: uploads are below its dir
+	objects *objects // nil: finished blobs are on the disk
+
 	bufs sync.Pool            // of *[]byte, copyBuffer long
 	sync func(*os.File) error // syncData; tests let it fail
 
@@ -90,13 +100,24 @@ func Open(cfg Config) (*Store, error) {
 		shares:   make(map[Owner]int),
 		partials: make(map[digest.Digest]*Partial),
 	}
+	s.disk = &disk{dir: cfg.Dir, now: func() time.Time { return s.cfg.Now() }}
+	s.place = s.disk
 	if s.cfg.Space == nil {
 		s.cfg.Space = func(int64) error { return nil }
 	}
 	s.bufs.New = func() any { b := make([]byte, copyBuffer); return &b }
 	dirs := []string{"uploads", "partial", "quarantine"}
-	for _, alg := range units.Algorithms() {
-		dirs = append(dirs, filepath.Join("blobs", alg.String()), filepath.Join("units", alg.String()))
+	if cfg.Backend != nil {
+		s.objects = newObjects(cfg)
+		s.place = s.objects
+		dirs = append(dirs, dirDoubtful)
+		if most := cfg.Backend.MaxObject; most > 0 && most < s.cfg.MaxUpload {
+			s.cfg.MaxUpload = most
+		}
+	} else {
+		for _, alg := range units.Algorithms() {
+			dirs = append(dirs, filepath.Join("blobs", alg.String()), filepath.Join("units", alg.String()))
+		}
 	}
 	for _, d := range dirs {
 		if err := makeDir(filepath.Join(cfg.Dir, d)); err != nil {
@@ -121,57 +142,33 @@ func (s *Store) path(parts ...string) string {
 	return filepath.Join(append([]string{s.cfg.Dir}, parts...)...)
 }
 
-func (s *Store) blobPath(d digest.Digest) string {
-	return s.path("blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded())
-}
-
-func (s *Store) listPath(d digest.Digest) string {
-	return s.path("units", d.Algorithm().String(), d.Encoded()[:2], d.Encoded())
-}
-
 // stem is a digest as the name of a file that lies beside those of other
 // algorithms: sha512-<hex>.
 func stem(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }
 
 // Open opens the file of a blob that has size bytes according to its row. A file
 // that is missing or has another size is ErrCorrupt: it was acknowledged once.
-func (s *Store) Open(d digest.Digest, size int64) (*os.File, error) {
-	f, err := os.Open(s.blobPath(d))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w (%s: its file is gone)", ErrCorrupt, d)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open blob %s: %w", d, err)
-	}
-	st, err := f.Stat()
-	if err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("open blob %s: %w", d, err)
-	}
-	if st.Size() != size {
-		_ = f.Close()
-		return nil, fmt.Errorf("%w (%s: its file has %d bytes instead of %d)", ErrCorrupt, d, st.Size(), size)
-	}
-	return f, nil
+// Where Remote says yes there are no files: use OpenAt.
+func (s *Store) Open(d digest.Digest, size int64) (*os.File, error) { return s.disk.open(d, size) }
+
+// Has says whether a blob of this size is there, without opening it.
+func (s *Store) Has(ctx context.Context, d digest.Digest, size int64) (bool, error) {
+	return s.place.has(ctx, d, size)
 }
 
-// Has says whether a file of this size is there, without opening it.
-func (s *Store) Has(d digest.Digest, size int64) bool {
-	st, err := os.Stat(s.blobPath(d))
-	return err == nil && st.Size() == size
-}
-
-// Stat gives the file of a blob.
-func (s *Store) Stat(d digest.Digest) (os.FileInfo, error) { return os.Stat(s.blobPath(d)) }
+// Stat gives the file of a blob; not where Remote says yes.
+func (s *Store) Stat(d digest.Digest) (os.FileInfo, error) { return os.Stat(s.disk.blobPath(d)) }
 
 // List reads the unit list that rec names. A blob of one unit has no file.
-func (s *Store) List(rec units.Record) (*units.List, error) {
-	b, err := os.ReadFile(s.listPath(rec.Digest))
-	if alg := rec.Digest.Algorithm(); errors.Is(err, fs.ErrNotExist) && units.ListBytes(alg, rec.Size) == units.ListBytes(alg, 0) {
-		if b, err = (&units.List{}).MarshalBinary(); err != nil {
+func (s *Store) List(ctx context.Context, rec units.Record) (*units.List, error) {
+	if alg := rec.Digest.Algorithm(); units.ListBytes(alg, rec.Size) == units.ListBytes(alg, 0) {
+		b, err := (&units.List{}).MarshalBinary()
+		if err != nil {
 			return nil, err
 		}
+		return units.ParseList(rec, b)
 	}
+	b, err := s.place.list(ctx, rec.Digest)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("unit list of %s: %w", rec.Digest, ErrNotFound)
 	}
@@ -182,82 +179,34 @@ func (s *Store) List(rec units.Record) (*units.List, error) {
 }
 
 // PutList stores a list that was made anew for a blob that is here.
-func (s *Store) PutList(l *units.List) error {
-	final := s.listPath(l.Digest)
-	if err := makeDir(filepath.Dir(final)); err != nil {
+func (s *Store) PutList(ctx context.Context, l *units.List) error {
+	b, err := marshalList(l)
+	if err != nil || b == nil {
 		return err
 	}
-	return s.installList(l, final+extTmp)
-}
-
-// installList makes the list durable. It comes before the blob's own rename, so
-// that a blob with a row never lacks the list that its record names.
-func (s *Store) installList(l *units.List, tmp string) error {
-	if l == nil || l.Units() == 1 {
-		return nil
-	}
-	b, err := l.MarshalBinary()
-	if err != nil {
-		return err
-	}
-	if err := writeFileSync(tmp, b); err != nil {
-		return fmt.Errorf("write the unit list of %s: %w", l.Digest, err)
-	}
-	if err := s.moveInto(tmp, s.listPath(l.Digest)); err != nil {
-		return fmt.Errorf("store the unit list of %s: %w", l.Digest, err)
-	}
-	return nil
-}
-
-// moveInto renames a synced file to its final name and makes the name durable.
-func (s *Store) moveInto(tmp, final string) error {
-	err := os.Rename(tmp, final)
-	if errors.Is(err, fs.ErrNotExist) {
-		// The first blob of this first byte.
+	final := s.disk.listPath(l.Digest)
+	if s.objects == nil {
 		if err := makeDir(filepath.Dir(final)); err != nil {
 			return err
 		}
-		err = os.Rename(tmp, final)
 	}
-	if err != nil {
-		return mapError(err)
-	}
-	// Promise: the name survives a power cut. Without this the bytes are on the
-	// disk and nothing points at them.
-	return syncDir(filepath.Dir(final))
+	return s.place.putList(ctx, l.Digest, b, final+extTmp)
 }
 
-// Remove unlinks a blob and its list, durably: the caller removes the row after.
-func (s *Store) Remove(d digest.Digest) error {
-	for _, p := range []string{s.blobPath(d), s.listPath(d)} {
-		err := os.Remove(p)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("remove blob %s: %w", d, err)
-		}
-		// Promise: no file without a row comes back after a power cut.
-		if err := syncDir(filepath.Dir(p)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+// Remove takes away a blob and its list, durably: the caller removes the row
+// after. It is not for requests that a client waits for.
+func (s *Store) Remove(ctx context.Context, d digest.Digest) error { return s.place.remove(ctx, d) }
 
-// Quarantine puts a damaged blob's file aside, for people to look at, so that
-// nobody is served from it and its name is free for a good copy.
-func (s *Store) Quarantine(d digest.Digest) error {
-	to := s.path("quarantine", fmt.Sprintf("%s.%d", stem(d), s.cfg.Now().UnixNano()))
-	err := os.Rename(s.blobPath(d), to)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("put blob %s aside: %w", d, err)
-	}
-	return syncDir(filepath.Dir(s.blobPath(d)))
-}
+// Drop removes what Install made of a blob whose row was not committed, now or
+// by the next sweep.
+func (s *Store) Drop(ctx context.Context, d digest.Digest) error { return s.place.drop(ctx, d) }
+
+// Settled says that the row of an installed blob is committed.
+func (s *Store) Settled(d digest.Digest) { s.place.settled(d) }
+
+// Quarantine puts a damaged blob aside, for people to look at, so that nobody is
+// served from it and its name is free for a good copy.
+func (s *Store) Quarantine(d digest.Digest) error { return s.place.quarantine(d) }
 
 // WriteFile writes a small file by rename, durably, and makes its directory.
 func WriteFile(path string, b []byte) error {

@@ -98,7 +98,7 @@ func installAs(t testing.TB, s *Store, u *Upload, alg digest.Algorithm, want []b
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := u.Install(d, list); err != nil {
+	if err := u.Install(t.Context(), d, list); err != nil {
 		t.Fatal(err)
 	}
 	if err := u.Discard(); err != nil {
@@ -113,7 +113,7 @@ func installAs(t testing.TB, s *Store, u *Upload, alg digest.Algorithm, want []b
 	if err != nil || !bytes.Equal(got, want) {
 		t.Fatalf("stored blob differs: %v", err)
 	}
-	back, err := s.List(record(t, list))
+	back, err := s.List(t.Context(), record(t, list))
 	if err != nil || back.Root() != list.Root() {
 		t.Fatalf("stored list: %v", err)
 	}
@@ -411,14 +411,14 @@ func TestSyncFails_NothingIsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	once()
-	if err := u.Install(digest.FromBytes(b), nil); !errors.Is(err, syscall.EIO) {
+	if err := u.Install(t.Context(), digest.FromBytes(b), nil); !errors.Is(err, syscall.EIO) {
 		t.Fatal(err)
 	}
 	if err := u.Settle(); err != nil {
 		t.Fatal(err)
 	}
 	u.Release()
-	if s.Has(digest.FromBytes(b), int64(len(b))) {
+	if here, err := s.Has(t.Context(), digest.FromBytes(b), int64(len(b))); err != nil || here {
 		t.Fatal("the blob is there")
 	}
 
@@ -428,7 +428,7 @@ func TestSyncFails_NothingIsKept(t *testing.T) {
 	}
 	once()
 	for range 2 {
-		if err := p.Install(); !errors.Is(err, errUnsyncedPartial) {
+		if err := p.Install(t.Context()); !errors.Is(err, errUnsyncedPartial) {
 			t.Fatal(err)
 		}
 	}
@@ -445,7 +445,7 @@ func TestOpen_WrongSizeOrGone_IsCorrupt(t *testing.T) {
 	u := begin(t, s)
 	add(t, u, b)
 	install(t, s, u, b)
-	if err := os.Truncate(s.blobPath(d), 3999); err != nil {
+	if err := os.Truncate(s.disk.blobPath(d), 3999); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Open(d, 4000); !errors.Is(err, ErrCorrupt) {

@@ -19,6 +19,16 @@
 //	partial/<alg>-<hex>.map         which units are durably in place
 //	quarantine/<alg>-<hex>.<time>   files that were not what they should be
 //
+// With Config.Backend finished blobs and their lists are not files but objects of
+// a bucket, under the same keys below the backend's root; all else stays on the
+// disk, and one directory joins:
+//
+//	doubtful/<alg>-<hex>            an object may be in the bucket without a row
+//
+// [Upload.Install] and [Partial.Install] then return when the bucket has
+// acknowledged the whole object, and leave the staged file where it is. Errors of
+// the bucket are [*Unavailable]. Package drivers makes backends.
+//
 // <alg> is sha256 or sha512. The same content under a digest of each is two
 // blobs, which share nothing.
 //

@@ -2,6 +2,7 @@ package blobs
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -54,6 +55,9 @@ type Partial struct {
 func (s *Store) BeginFetch(rec units.Record, list *units.List) (*Partial, error) {
 	if err := rec.Matches(list); err != nil {
 		return nil, err
+	}
+	if o := s.objects; o != nil && o.MaxObject > 0 && rec.Size > o.MaxObject {
+		return nil, fmt.Errorf("fetch %s: %w: %s takes at most %d bytes in parts of %d", rec.Digest, ErrTooLarge, o.Name, o.MaxObject, o.Part)
 	}
 	p := &Partial{s: s, rec: rec, list: list, missing: list.Units()}
 	p.have = make([]uint64, (list.Units()+63)/64)
@@ -317,31 +321,53 @@ func (p *Partial) ReadAt(b []byte, off int64) (int, error) {
 }
 
 // Install makes the complete partial the blob, durably. Its notes stay until
-// Close, so that a crash before the row's commit is found and cleaned up.
-func (p *Partial) Install() error {
-	p.saving.Lock()
+// Close, so that a crash before the row's commit is found and cleaned up. If the
+// place of blobs is [*Unavailable] the partial keeps all its units.
+func (p *Partial) Install(ctx context.Context) error {
+	p.saving.Lock() // keeps Close, and with it the end of p.f, out
 	defer p.saving.Unlock()
+	if p.s.objects != nil {
+		return p.send(ctx)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case p.f == nil || p.moved:
-		return fmt.Errorf("fetch %s: %w", p.rec.Digest, errClosed)
-	case p.missing > 0:
-		return fmt.Errorf("fetch %s: %w: %d of %d are missing", p.rec.Digest, ErrIncomplete, p.missing, p.list.Units())
-	}
-	if err := p.s.installList(p.list, p.path(extList)); err != nil {
+	b, err := p.staged()
+	if err != nil {
 		return err
 	}
 	// Promise: the bytes are on the disk before a name says that they are.
 	if err := p.sync(); err != nil {
 		return err
 	}
-	// Promise: from here on the name exists with all bytes or not at all.
-	if err := p.s.moveInto(p.path(extData), p.s.blobPath(p.rec.Digest)); err != nil {
-		return fmt.Errorf("store blob %s: %w", p.rec.Digest, err)
+	err = p.s.place.install(ctx, b)
+	p.moved = b.moved
+	return err
+}
+
+// send is Install to a bucket, which takes a while: readers of the partial go on
+// meanwhile.
+func (p *Partial) send(ctx context.Context) error {
+	p.mu.RLock()
+	b, err := p.staged()
+	p.mu.RUnlock()
+	if err != nil {
+		return err
 	}
-	p.moved = true
-	return nil
+	if err := p.sync(); err != nil {
+		return err
+	}
+	return p.s.place.install(ctx, b)
+}
+
+// staged is the complete file. The caller has mu.
+func (p *Partial) staged() (*staged, error) {
+	switch {
+	case p.f == nil || p.moved:
+		return nil, fmt.Errorf("fetch %s: %w", p.rec.Digest, errClosed)
+	case p.missing > 0:
+		return nil, fmt.Errorf("fetch %s: %w: %d of %d are missing", p.rec.Digest, ErrIncomplete, p.missing, p.list.Units())
+	}
+	return &staged{digest: p.rec.Digest, size: p.rec.Size, f: p.f, path: p.path(extData), list: p.list, tmp: p.path(extList)}, nil
 }
 
 // Drop says that the blob got into the store another way: Close removes what is

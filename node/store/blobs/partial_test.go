@@ -54,7 +54,7 @@ func fetchAs(t testing.TB, s *Store, alg digest.Algorithm, b []byte) *Partial {
 
 func finish(t testing.TB, s *Store, p *Partial, want []byte) {
 	t.Helper()
-	if err := p.Install(); err != nil {
+	if err := p.Install(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	got := make([]byte, len(want))
@@ -191,7 +191,7 @@ func TestPartial_TwoAlgorithmsOfOneContent(t *testing.T) {
 		t.Fatal(err)
 	}
 	finish(t, s, a, want)
-	if s.Has(b.Record().Digest, int64(len(want))) {
+	if here, err := s.Has(t.Context(), b.Record().Digest, int64(len(want))); err != nil || here {
 		t.Fatal("the other digest is there, too")
 	}
 }
@@ -229,7 +229,7 @@ func TestPartial_Exclusive_Incomplete_Abandoned(t *testing.T) {
 	if err := p.Put(1, unitOf(l, want, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Install(); !errors.Is(err, ErrIncomplete) {
+	if err := p.Install(t.Context()); !errors.Is(err, ErrIncomplete) {
 		t.Fatalf("half a blob: %v", err)
 	}
 	if err := p.Abandon(); err != nil {
@@ -346,7 +346,7 @@ func testSweep(t *testing.T, alg digest.Algorithm) {
 	sweep := func(s *Store, want Swept, orphans ...digest.Digest) {
 		t.Helper()
 		var got []digest.Digest
-		did, err := s.Sweep(t.Context(), keep, func(d digest.Digest) error { got = append(got, d); return nil })
+		did, err := s.Sweep(t.Context(), keep, func(d digest.Digest, _ func() error) error { got = append(got, d); return nil })
 		if err != nil || did != want {
 			t.Fatalf("swept %+v, want %+v: %v", did, want, err)
 		}
@@ -386,7 +386,7 @@ func testSweep(t *testing.T, alg digest.Algorithm) {
 	if err := live.Acquire(); err != nil {
 		t.Fatal(err)
 	}
-	if err := live.Install(alg.FromBytes(after), nil); err != nil {
+	if err := live.Install(t.Context(), alg.FromBytes(after), nil); err != nil {
 		t.Fatal(err)
 	}
 	live.Release()
@@ -401,7 +401,7 @@ func testSweep(t *testing.T, alg digest.Algorithm) {
 	if err := p.Put(0, b); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Install(); err != nil {
+	if err := p.Install(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	_ = p.f.Close()

@@ -26,17 +26,22 @@ type Swept struct {
 	Uploads, Partials, Orphans, Quarantined int
 }
 
+// Orphan removes a blob that has no row, then calls also, which may be nil. Both
+// happen under the digest's lock.
+type Orphan func(d digest.Digest, also func() error) error
+
 // Sweep removes what was left behind: old uploads, old partial blobs, old
 // quarantined files, and the notes of commits that a crash cut short. For each of
 // the latter it calls orphan with the digest, which removes the blob's file if
-// it has no row. Its cost is that of three directory listings, none of which
+// it has no row. Its cost is that of four directory listings, none of which
 // grows with the number of blobs.
-func (s *Store) Sweep(ctx context.Context, keep Keep, orphan func(digest.Digest) error) (Swept, error) {
+func (s *Store) Sweep(ctx context.Context, keep Keep, orphan Orphan) (Swept, error) {
 	var did Swept
 	err := errors.Join(
 		s.sweepUploads(ctx, keep.Uploads, orphan, &did),
 		s.sweepPartials(ctx, keep.Partials, orphan, &did),
-		s.sweepQuarantine(keep.Quarantine, &did),
+		s.sweepQuarantine(keep.Quarantine, orphan, &did),
+		s.sweepDoubts(ctx, orphan, &did),
 	)
 	return did, err
 }
@@ -59,7 +64,7 @@ func byStem(dir string) (map[string]map[string]bool, error) {
 	return out, nil
 }
 
-func (s *Store) sweepUploads(ctx context.Context, keepFor time.Duration, orphan func(digest.Digest) error, did *Swept) error {
+func (s *Store) sweepUploads(ctx context.Context, keepFor time.Duration, orphan Orphan, did *Swept) error {
 	left, err := byStem(s.path("uploads"))
 	if err != nil {
 		return err
@@ -91,7 +96,7 @@ func (s *Store) sweepUploads(ctx context.Context, keepFor time.Duration, orphan 
 			if exts[extCommit] {
 				b, err := os.ReadFile(s.path("uploads", id+extCommit))
 				if d := digest.Digest(b); err == nil && units.CheckDigest(d) == nil {
-					err = orphan(d)
+					err = orphan(d, nil)
 					did.Orphans++
 				}
 				if err != nil {
@@ -142,7 +147,7 @@ func (s *Store) expire(id string, keepFor time.Duration) (bool, error) {
 	return true, u.Discard()
 }
 
-func (s *Store) sweepPartials(ctx context.Context, keepFor time.Duration, orphan func(digest.Digest) error, did *Swept) error {
+func (s *Store) sweepPartials(ctx context.Context, keepFor time.Duration, orphan Orphan, did *Swept) error {
 	left, err := byStem(s.path("partial"))
 	if err != nil {
 		return err
@@ -174,7 +179,7 @@ func (s *Store) sweepPartials(ctx context.Context, keepFor time.Duration, orphan
 	return errors.Join(errs...)
 }
 
-func (s *Store) sweepPartial(p *Partial, exts map[string]bool, keepFor time.Duration, orphan func(digest.Digest) error, did *Swept) error {
+func (s *Store) sweepPartial(p *Partial, exts map[string]bool, keepFor time.Duration, orphan Orphan, did *Swept) error {
 	st, err := os.Stat(p.path(extData))
 	switch {
 	case err == nil:
@@ -185,7 +190,7 @@ func (s *Store) sweepPartial(p *Partial, exts map[string]bool, keepFor time.Dura
 	case errors.Is(err, fs.ErrNotExist) && exts[extUnits]:
 		// A crash between the rename and Close.
 		did.Orphans++
-		if err := orphan(p.rec.Digest); err != nil {
+		if err := orphan(p.rec.Digest, nil); err != nil {
 			return err
 		}
 	case !errors.Is(err, fs.ErrNotExist):
@@ -200,7 +205,7 @@ func (s *Store) sweepPartial(p *Partial, exts map[string]bool, keepFor time.Dura
 	return errors.Join(errs...)
 }
 
-func (s *Store) sweepQuarantine(keepFor time.Duration, did *Swept) error {
+func (s *Store) sweepQuarantine(keepFor time.Duration, orphan Orphan, did *Swept) error {
 	names, err := readNames(s.path("quarantine"))
 	if err != nil {
 		return err
@@ -210,6 +215,13 @@ func (s *Store) sweepQuarantine(keepFor time.Duration, did *Swept) error {
 		at, err := strconv.ParseInt(strings.TrimPrefix(filepath.Ext(n), "."), 10, 64)
 		if err != nil || s.cfg.Now().Sub(time.Unix(0, at)) <= keepFor {
 			continue
+		}
+		if d, ok := partialOf(strings.TrimSuffix(n, filepath.Ext(n))); ok && s.objects != nil {
+			// Only the note is here. A good copy may have taken the object's place.
+			if err := orphan(d, nil); err != nil {
+				errs = append(errs, err)
+				continue
+			}
 		}
 		did.Quarantined++
 		errs = append(errs, os.Remove(s.path("quarantine", n)))

@@ -45,6 +45,7 @@ type Upload struct {
 	ckpt   *os.File
 	small  []byte // the whole content, if it never went to a file
 	lost   bool   // a sync failed, or the notes are in disorder: nobody knows what is on the disk
+	moved  bool   // the file is a blob now
 	gone   bool
 }
 
@@ -465,29 +466,33 @@ func (u *Upload) Small() ([]byte, error) {
 
 // Install makes the upload's file the blob d, whose digest the caller has
 // compared, durably: list may be nil. The session's notes stay until Discard, so
-// that a crash before the row's commit is found and cleaned up.
-func (u *Upload) Install(d digest.Digest, list *units.List) error {
+// that a crash before the row's commit is found and cleaned up. If the place of
+// blobs is [*Unavailable], or the row is not committed afterwards and Moved says
+// no, the upload keeps all its bytes.
+func (u *Upload) Install(ctx context.Context, d digest.Digest, list *units.List) error {
 	f, err := u.open()
 	if err != nil {
 		return err
 	}
-	if err := u.s.installList(list, u.path(extList)); err != nil {
-		return err
-	}
-	if err := os.WriteFile(u.path(extCommit), []byte(d), filePerm); err != nil {
-		return mapError(err)
+	if u.s.objects == nil {
+		if err := os.WriteFile(u.path(extCommit), []byte(d), filePerm); err != nil {
+			return mapError(err)
+		}
 	}
 	// Promise: the bytes are on the disk before a name says that they are.
 	if err := u.s.sync(f); err != nil {
 		u.lost = true
 		return fmt.Errorf("sync blob %s: %w", d, errors.Join(mapError(err), errUnsyncedUpload))
 	}
-	// Promise: from here on the name exists with all bytes or not at all.
-	if err := u.s.moveInto(u.path(extData), u.s.blobPath(d)); err != nil {
-		return fmt.Errorf("store blob %s: %w", d, err)
-	}
-	return nil
+	b := &staged{digest: d, size: u.hasher.Size(), f: f, path: u.path(extData), list: list, tmp: u.path(extList)}
+	err = u.s.place.install(ctx, b)
+	u.moved = b.moved
+	return err
 }
+
+// Moved says that Install took the upload's file away: nothing is left to go on
+// with.
+func (u *Upload) Moved() bool { return u.moved }
 
 // Discard ends the upload and removes what is left of its files.
 func (u *Upload) Discard() error {
