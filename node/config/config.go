@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -61,6 +62,13 @@ type Config struct {
 	ClientTimeout time.Duration
 	// MetricsFor says who may read /metrics: anyone, users or admins.
 	MetricsFor string
+
+	// StoreDriver names where blobs are kept: disk, or a storage driver with
+	// StoreParameters, which hold secrets and are never saved.
+	StoreDriver     string
+	StoreParameters map[string]string
+	// StoreRedirect: GETs of blobs in a bucket are answered with presigned URLs.
+	StoreRedirect bool
 
 	// explicit has the values that some source named, by option.
 	explicit map[string]string
@@ -127,7 +135,8 @@ func Load(flags *pflag.FlagSet, env []string) (cfg Config, warnings []string, er
 	}
 
 	k := koanf.New(".")
-	for _, layer := range []map[string]any{saved, fromFile, fromEnv, fromFlags} {
+	layers := []map[string]any{saved, fromFile, fromEnv, fromFlags}
+	for _, layer := range layers {
 		if err := k.Load(confmap.Provider(layer, ""), nil); err != nil {
 			return Config{}, nil, fmt.Errorf("settings: %w", err)
 		}
@@ -160,6 +169,13 @@ func Load(flags *pflag.FlagSet, env []string) (cfg Config, warnings []string, er
 	cfg.ClientTimeout, _ = time.ParseDuration(get("client-timeout"))
 	cfg.MetricsFor = get("metrics-for")
 	cfg.LogLevel, cfg.LogFormat = get("log-level"), get("log-format")
+	cfg.StoreDriver, cfg.StoreRedirect = get(optStoreDriver), get("store-redirect") == "true"
+	cfg.StoreParameters = make(map[string]string)
+	for _, layer := range layers {
+		text, _ := layer[optStoreParameters].(string)
+		pairs, _ := parsePairs(text)
+		maps.Copy(cfg.StoreParameters, pairs)
+	}
 	if err := cfg.validate(); err != nil {
 		return Config{}, nil, err
 	}
@@ -189,6 +205,12 @@ func (c *Config) validate() error {
 	}
 	if c.MaxUploadsPerUser > c.MaxUploads {
 		return fmt.Errorf("--max-uploads-per-user is %d, more than --max-uploads, %d: make it less", c.MaxUploadsPerUser, c.MaxUploads)
+	}
+	if c.StoreDriver == "disk" && len(c.StoreParameters) > 0 {
+		return errors.New("--store-parameters are those of a storage driver: name one with --store-driver")
+	}
+	if c.StoreDriver == "disk" && c.StoreRedirect {
+		return errors.New("--store-redirect needs a bucket to redirect to: name one with --store-driver")
 	}
 	_, http, _ := net.SplitHostPort(c.HTTP)
 	httpPort, _ := strconv.Atoi(http)
@@ -309,7 +331,12 @@ func readFile(path string, required bool) (map[string]any, error) {
 			}
 			continue
 		}
-		text, err := yamlText(raw[key])
+		var text string
+		if below, isMap := raw[key].(map[string]any); isMap && o.Map {
+			text, err = yamlPairs(below)
+		} else {
+			text, err = yamlText(raw[key])
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %s: %w", path, key, err))
 			continue

@@ -12,6 +12,10 @@
 //  4. what an earlier start saved     settings.yaml in the data directory
 //  5. the default
 //
+// The parameters of a storage driver are keys below one option: each is taken from
+// the first source that names it, so that secrets can come from the environment
+// and the rest from the file. They are never saved.
+//
 // A key that the file should not have is an error, since a typing mistake in it
 // would go unnoticed for months; an unknown PORTOLAN_ variable is a warning,
 // since an environment has many owners.

@@ -31,6 +31,9 @@ type Option struct {
 	Help string
 	// Saved options are kept in settings.yaml.
 	Saved bool
+	// Map options have keys of their own: the flag may be given several times, a
+	// file may have them as keys below, and sources add to one another.
+	Map bool
 	// check refuses bad values and brings good ones into one form.
 	check func(string) (string, error)
 }
@@ -48,6 +51,9 @@ const (
 	optConfig = "config"
 	optData   = "data"
 	optSite   = "site"
+
+	optStoreDriver     = "store-driver"
+	optStoreParameters = "store-parameters"
 )
 
 // options is the one place where options are defined.
@@ -93,6 +99,13 @@ var options = []Option{
 		Help: "how long a client may stand still within a request (5s to 1h)"},
 	{Name: "metrics-for", Arg: "WHO", Default: "anyone", Saved: true, check: oneOf("anyone", "users", "admins"),
 		Help: "who may read /metrics: anyone, users who log in, or admins alone"},
+	{Name: optStoreDriver, Arg: "NAME", Default: "disk", check: oneOf("disk", "s3", "gcs", "azure"),
+		Help: "where blobs are kept: disk (below the data directory), or a bucket: s3, gcs or azure"},
+	{Name: optStoreParameters, Arg: "KEY=VALUE", Map: true, check: checkPairs,
+		Derived: "none",
+		Help:    "parameters of the storage driver, comma-separated or the flag several times; each may come from another source"},
+	{Name: "store-redirect", Arg: "BOOL", Default: "false", check: oneOf("true", "false"),
+		Help: "answer GETs of blobs that are in a bucket with a redirect to a presigned URL"},
 	{Name: "log-level", Arg: "LEVEL", Default: "info", check: oneOf("debug", "info", "warn", "error"),
 		Help: "least level that is logged: debug, info, warn or error"},
 	{Name: "log-format", Arg: "FORMAT", Default: "text", check: oneOf("text", "json"),
@@ -133,11 +146,18 @@ func AddFlags(fs *pflag.FlagSet) {
 type flagValue struct {
 	o    Option
 	text string
+	set  bool
 }
 
-func (v *flagValue) String() string     { return v.text }
-func (v *flagValue) Set(s string) error { v.text = s; return nil }
-func (v *flagValue) Type() string       { return v.o.Arg }
+func (v *flagValue) String() string { return v.text }
+func (v *flagValue) Type() string   { return v.o.Arg }
+func (v *flagValue) Set(s string) error {
+	if v.o.Map && v.set {
+		s = v.text + "," + s
+	}
+	v.text, v.set = s, true
+	return nil
+}
 
 // Markdown is the README's table of options.
 func Markdown() string {
