@@ -32,7 +32,7 @@ func (n *node) api() (registryapi.Config, error) {
 	registry, err := v2.New(v2.Config{
 		View: n.view, Access: who, Store: n.store, Site: s.Site, Logger: log, Now: n.cfg.Now,
 		Source: source{n}, Claimer: claimer{n.reconciler}, Refresher: n.sync, Metrics: n.metrics,
-		Limits: v2.Limits{Stall: s.ClientTimeout},
+		Limits: v2.Limits{Stall: s.ClientTimeout}, Redirect: s.StoreRedirect,
 	})
 	if err != nil {
 		return none, err

@@ -17,6 +17,8 @@ import (
 	"github.com/portolan/portolan/node/config"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/blobs"
+	"github.com/portolan/portolan/node/store/blobs/drivers"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/telemetry"
 	"github.com/portolan/portolan/node/wire"
@@ -147,8 +149,14 @@ func (n *node) open(ctx context.Context, made bool) error {
 			return err
 		}
 	}
+	var bucket *blobs.Backend
+	if s.StoreDriver != "disk" && s.StoreDriver != "" {
+		if bucket, err = drivers.New(ctx, s.StoreDriver, s.StoreParameters); err != nil {
+			return fmt.Errorf("--store-driver, --store-parameters: %w", err)
+		}
+	}
 	if n.store, err = store.Open(ctx, store.Config{
-		Dir: filepath.Join(n.dir, storeDir), Identity: n.id, Logger: n.cfg.Logger, Now: n.cfg.Now,
+		Dir: filepath.Join(n.dir, storeDir), Identity: n.id, Logger: n.cfg.Logger, Now: n.cfg.Now, Bucket: bucket, Metrics: n.metrics,
 		MaxUpload: s.MaxBlobBytes, MaxUploads: s.MaxUploads, MaxUploadsPerUser: s.MaxUploadsPerUser, UploadsKeptFor: s.UploadsKeptFor,
 		Catalog: catalog.Options{Metrics: n.metrics, OnConflict: n.conflict},
 	}); err != nil {

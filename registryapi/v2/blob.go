@@ -71,16 +71,24 @@ func (h *Handler) getBlob(q *request) error {
 	if notModified(q.Request, d) {
 		return q.unchanged(d)
 	}
+	if h.cfg.Redirect {
+		if u, err := h.cfg.Store.URL(q.Request, d); err != nil {
+			h.log.Warn("blob is served instead of redirected", slog.String("digest", d.String()), slog.Any("error", err))
+		} else if u != "" {
+			return h.redirect(q, d, u)
+		}
+	}
 	b, err := h.cfg.Store.Open(ctx, d)
 	if err == nil {
 		defer func() { _ = b.Close() }()
-		h.metrics.served.WithLabelValues(fromStore).Inc()
 		var content io.ReadSeeker = b
 		if f := b.File(); f != nil {
 			content = f // sendfile
 		}
-		h.serveContent(q, d, "application/octet-stream", content)
-		return nil
+		if err = h.serveContent(q, d, "application/octet-stream", content); err == nil {
+			h.metrics.served.WithLabelValues(fromStore).Inc()
+			return nil
+		}
 	}
 	if !absent(err) && !errors.Is(err, store.ErrCorrupt) {
 		return err
@@ -94,7 +102,19 @@ func (h *Handler) getBlob(q *request) error {
 	}
 	defer func() { _ = arriving.Close() }()
 	h.metrics.served.WithLabelValues(fromMesh).Inc()
-	h.serveContent(q, d, "application/octet-stream", arriving)
+	return h.serveContent(q, d, "application/octet-stream", arriving)
+}
+
+// redirect sends the client to the bucket. Who it is has been decided: the URL
+// itself opens the blob, for some minutes, so that nobody may keep the answer.
+func (h *Handler) redirect(q *request, d digest.Digest, to string) error {
+	head := q.w.Header()
+	setDigest(head, d)
+	h.metrics.served.WithLabelValues(fromBucket).Inc()
+	head.Set("Cache-Control", keepNever)
+	head.Set("Location", to)
+	head.Set("Content-Length", "0")
+	q.w.WriteHeader(http.StatusTemporaryRedirect)
 	return nil
 }
 
@@ -196,10 +216,11 @@ func (q *request) unchanged(d digest.Digest) error {
 	return nil
 }
 
-// serveContent sends content with ranges and conditions. Once the head is out
-// there is no way to say that something went wrong but to cut the connection:
-// a client must never take half a blob for a whole one.
-func (h *Handler) serveContent(q *request, d digest.Digest, mediaType string, content io.ReadSeeker) {
+// serveContent sends content with ranges and conditions. An error is one of the
+// first read: nothing was written, and there is another answer to give. Once the
+// head is out there is no way to say that something went wrong but to cut the
+// connection: a client must never take half a blob for a whole one.
+func (h *Handler) serveContent(q *request, d digest.Digest, mediaType string, content io.ReadSeeker) error {
 	head := q.w.Header()
 	head.Set("Content-Type", mediaType)
 	setDigest(head, d)
@@ -209,14 +230,44 @@ func (h *Handler) serveContent(q *request, d digest.Digest, mediaType string, co
 		// A file's errors need no watch: too few bytes for the Content-Length
 		// make net/http cut the connection.
 		http.ServeContent(w, q.Request, "", time.Time{}, f)
-		return
+		return nil
 	}
 	watched := &watchedReader{ReadSeeker: content}
-	http.ServeContent(w, q.Request, "", time.Time{}, watched)
-	if watched.err != nil {
-		h.log.Warn("content cut off", slog.String("repository", q.name()), slog.String("digest", d.String()), slog.Any("error", watched.err))
-		panic(http.ErrAbortHandler)
+	late := &lateHead{ResponseWriter: w}
+	http.ServeContent(late, q.Request, "", time.Time{}, watched)
+	if watched.err == nil {
+		late.flush()
+		return nil
 	}
+	if !late.out {
+		for _, name := range []string{"Content-Type", "Content-Length", "Content-Range", "Accept-Ranges", "Docker-Content-Digest", "ETag"} {
+			head.Del(name)
+		}
+		return watched.err
+	}
+	h.log.Warn("content cut off", slog.String("repository", q.name()), slog.String("digest", d.String()), slog.Any("error", watched.err))
+	panic(http.ErrAbortHandler)
+}
+
+// lateHead keeps the status back until the first byte is there.
+type lateHead struct {
+	http.ResponseWriter
+	status int
+	out    bool
+}
+
+func (w *lateHead) WriteHeader(status int) { w.status = status }
+
+func (w *lateHead) Write(b []byte) (int, error) {
+	w.flush()
+	return w.ResponseWriter.Write(b)
+}
+
+func (w *lateHead) flush() {
+	if !w.out && w.status != 0 {
+		w.ResponseWriter.WriteHeader(w.status)
+	}
+	w.out = true
 }
 
 // watchedReader remembers why reading ended early; http.ServeContent does not
@@ -235,7 +286,12 @@ func (r *watchedReader) Read(p []byte) (int, error) {
 }
 
 func (h *Handler) serveBytes(q *request, d digest.Digest, mediaType string, b []byte) {
-	h.serveContent(q, d, mediaType, bytes.NewReader(b))
+	head := q.w.Header()
+	head.Set("Content-Type", mediaType)
+	setDigest(head, d)
+	w := newPaced(q.w, q.stall)
+	defer w.done()
+	http.ServeContent(w, q.Request, "", time.Time{}, bytes.NewReader(b))
 }
 
 // deleteBlob takes the blob out of this repository: what has been given to it

@@ -61,12 +61,16 @@ func (e *apiError) with(key, value string) *apiError {
 // gave no better figure.
 const unreachableRetry = 5 * time.Second
 
+// bucketRetry is when a bucket that is away may be back.
+const bucketRetry = 10 * time.Second
+
 // classify turns the errors of the layers below into answers.
 func (h *Handler) classify(err error) *apiError {
 	var ae *apiError
 	var gone *store.Unreachable
 	var later *Unavailable
 	var busy *access.TooMany
+	var bucket *store.Unavailable
 	switch {
 	case errors.As(err, &ae):
 		return ae
@@ -88,6 +92,11 @@ func (h *Handler) classify(err error) *apiError {
 	case errors.As(err, &busy):
 		e := refuse(errcode.ErrorCodeTooManyRequests, "%s", busy.Error())
 		e.retryAfter = busy.RetryAfter
+		return e
+	case errors.As(err, &bucket):
+		h.log.Error("the bucket of this site's blobs is unavailable", slog.String("bucket", bucket.Place), slog.String("cause", bucket.Cause))
+		e := refuse(errcode.ErrorCodeUnavailable, "site %s keeps this in %s, which is unavailable: try again later", h.cfg.Site, bucket.Error())
+		e.retryAfter = bucketRetry
 		return e
 	case errors.Is(err, store.ErrNoSpace), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT): // the catalogue's are bare
 		return refuseStatus(http.StatusInsufficientStorage, errcode.ErrorCodeUnavailable,

@@ -118,6 +118,15 @@ func (h *Handler) getManifest(q *request) error {
 		h.serveBytes(q, info.Digest, info.MediaType, b)
 		return nil
 	}
+	err = h.serveStored(q, info)
+	if errors.Is(err, store.ErrCorrupt) {
+		err = h.serveStored(q, info) // what was damaged is gone now: from elsewhere
+	}
+	return err
+}
+
+// serveStored serves a manifest that is too large for the catalogue.
+func (h *Handler) serveStored(q *request, info catalog.ManifestInfo) error {
 	content, err := h.openContent(q.Context(), q, info.Digest, info.Size)
 	if errors.Is(err, store.ErrNotFound) {
 		return h.manifestUnknown(q, nil)
@@ -126,8 +135,7 @@ func (h *Handler) getManifest(q *request) error {
 		return err
 	}
 	defer func() { _ = content.Close() }()
-	h.serveContent(q, info.Digest, info.MediaType, content)
-	return nil
+	return h.serveContent(q, info.Digest, info.MediaType, content)
 }
 
 // openContent opens what this repository is known to name, here or elsewhere.

@@ -14,8 +14,9 @@ type metrics struct {
 
 // Values of labels.
 const (
-	fromStore = "store" // held here
-	fromMesh  = "mesh"  // arriving while it was served
+	fromStore  = "store"  // held here
+	fromMesh   = "mesh"   // arriving while it was served
+	fromBucket = "bucket" // by the bucket, after a redirect
 
 	pushedBlob     = "blob"
 	pushedMount    = "mount"
@@ -28,7 +29,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "portolan_registryapi_refused_total", Help: "Requests to /v2/ answered with an error, by the specification's code.",
 		}, []string{"code"}),
 		served: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "portolan_registryapi_blobs_served_total", Help: "Blobs served, by where they came from: this site's store, or the mesh while the client waited.",
+			Name: "portolan_registryapi_blobs_served_total", Help: "Blobs served, by where they came from: this site's store, the mesh while the client waited, or a redirect to this site's bucket.",
 		}, []string{"source"}),
 		pushed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "portolan_registryapi_pushed_total", Help: "Blobs, mounts and manifests accepted.",

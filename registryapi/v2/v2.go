@@ -118,8 +118,11 @@ type Config struct {
 	// Site is this site's name, for messages and as home of what is pushed.
 	Site   string
 	Limits Limits
-	Logger *slog.Logger
-	Now    func() time.Time // judges leases; nil is time.Now
+	// Redirect: a GET of a blob that is in a bucket is answered with a presigned
+	// URL. HEAD is not.
+	Redirect bool
+	Logger   *slog.Logger
+	Now      func() time.Time // judges leases; nil is time.Now
 	// Metrics takes the counters; nil: none are published.
 	Metrics prometheus.Registerer
 }
