@@ -52,7 +52,7 @@ func (h *hall) begin(t testing.TB, name string) *Upload {
 func (h *hall) sweep(t testing.TB) Swept {
 	t.Helper()
 	did, err := h.Sweep(context.Background(), Keep{Uploads: 24 * time.Hour, Partials: time.Hour, Quarantine: time.Hour},
-		func(digest.Digest) error { return nil })
+		func(digest.Digest, func() error) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
