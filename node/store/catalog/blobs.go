@@ -52,6 +52,9 @@ func (c *Catalog) PutBlob(ctx context.Context, row BlobRow, inline []byte, lease
 		new := row
 		new.State, new.Inline = Present, inline != nil || old.Inline
 		changed := !found || old.State != Present
+		if found && old.State == Deleting {
+			b.del(prefixDigest(tabDeleting, raw))
+		}
 		if found && old.State == Present {
 			if new.Class = min(new.Class, old.Class); new.Class != old.Class {
 				changed = true
@@ -94,6 +97,9 @@ func (b *batch) putContent(raw, bytes []byte, class Class) error {
 	}
 	if found && old.State == Present {
 		class = min(class, old.Class)
+	}
+	if found && old.State == Deleting {
+		b.del(prefixDigest(tabDeleting, raw))
 	}
 	b.set(prefixDigest(tabContent, raw), bytes)
 	return b.setBlob(raw, BlobRow{Size: int64(len(bytes)), State: Present, Class: class, Record: old.Record, Inline: true})
@@ -183,8 +189,7 @@ func (r reader) content(raw []byte) ([]byte, error) {
 	return r.get(prefixDigest(tabContent, raw))
 }
 
-// EachBlob calls fn for every row, also those in state Deleting: what a crash
-// interrupted is finished from here.
+// EachBlob calls fn for every row, also those in state Deleting.
 func (c *Catalog) EachBlob(fn func(BlobRow) error) error {
 	return c.walk([]byte{tabBlob}, true, func(_ reader, key, value []byte) (func() error, error) {
 		d, ok := parseDigestKey(key)
@@ -334,6 +339,7 @@ func (c *Catalog) MarkDeleting(ctx context.Context, d digest.Digest) error {
 			return err
 		}
 		row.State = Deleting
+		b.set(prefixDigest(tabDeleting, raw), []byte{})
 		if err := b.addFeed(raw, Gone); err != nil {
 			return err
 		}
@@ -361,6 +367,39 @@ func (b *batch) used(raw []byte) (bool, error) {
 	return used, err
 }
 
+// Deletings gives up to n blobs whose collection has begun and not ended: what a
+// crash interrupted is finished from here, without a walk over all blobs.
+func (c *Catalog) Deletings(n int) ([]digest.Digest, error) {
+	var out []digest.Digest
+	err := c.view(func(r reader) error {
+		return r.scan([]byte{tabDeleting}, nil, false, func(key, _ []byte) (bool, error) {
+			d, ok := parseDigestKey(key)
+			if !ok {
+				return false, damaged(key)
+			}
+			out = append(out, d)
+			return len(out) < n, nil
+		})
+	})
+	return out, err
+}
+
+// IsDeleting reports whether the collection of a blob has begun and not ended.
+func (c *Catalog) IsDeleting(d digest.Digest) (bool, error) {
+	raw, err := rawDigest(d)
+	if err != nil {
+		return false, err
+	}
+	is := false
+	err = c.view(func(r reader) error {
+		pb := &rowpb.Blob{}
+		ok, err := r.message(prefixDigest(tabBlob, raw), pb)
+		is = ok && BlobState(pb.State) == Deleting
+		return err
+	})
+	return is, err
+}
+
 // RemoveBlob ends a collection, once the file is gone.
 func (c *Catalog) RemoveBlob(ctx context.Context, d digest.Digest) error {
 	raw, err := rawDigest(d)
@@ -375,6 +414,7 @@ func (c *Catalog) RemoveBlob(ctx context.Context, d digest.Digest) error {
 		if row.State != Deleting {
 			return fmt.Errorf("catalog: remove blob %s: %w: it was put again", d, ErrInUse)
 		}
+		b.del(prefixDigest(tabDeleting, raw))
 		b.removeBlob(raw)
 		return nil
 	})

@@ -14,9 +14,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/test/faultfs"
 )
 
 func TestMain(m *testing.M) {
+	faultfs.ServeWorker(servePower)
 	if dir := os.Getenv(crashDirEnv); dir != "" {
 		crashChild(dir)
 		return

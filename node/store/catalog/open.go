@@ -140,6 +140,11 @@ func Open(dir string, opts Options) (*Catalog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("catalog: open %s: %w", dir, err)
 	}
+	if !opts.InMemory {
+		if err := prepareDir(dir); err != nil {
+			return nil, fmt.Errorf("catalog: open %s: %w", dir, err)
+		}
+	}
 	if c.db, err = badger.Open(badgerOptions(dir, opts)); err != nil {
 		return nil, fmt.Errorf("catalog: open %s: %w", dir, err)
 	}
