@@ -83,7 +83,11 @@ func (p *Partial) Commit(ctx context.Context, class Class) error {
 		return err
 	}
 	if err := p.s.commitRow(ctx, row, nil, nil); err != nil {
-		return errors.Join(err, p.s.dropOrphan(ctx, rec.Digest))
+		derr := p.s.dropOrphan(ctx, rec.Digest)
+		if derr != nil {
+			p.Leave()
+		}
+		return errors.Join(err, derr)
 	}
 	p.s.installed(Descriptor{Digest: rec.Digest, Size: rec.Size})
 	if p.s.files.Remote() {

@@ -19,9 +19,11 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
+	"github.com/portolan/portolan/test/faultfs"
 )
 
 func TestMain(m *testing.M) {
+	faultfs.ServeWorker(servePower)
 	if dir := os.Getenv(crashDir); dir != "" {
 		crashChild(dir) // until it is killed
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -43,6 +44,9 @@ func (s *Store) Sweep(ctx context.Context) {
 	if err != nil {
 		s.log.Warn("leftovers of the store are still there", "error", err)
 	}
+	if err := s.finishCollections(ctx); err != nil {
+		s.log.Warn("collections that were cut short are not finished", "error", err)
+	}
 	if did != (blobs.Swept{}) {
 		s.log.Info("removed leftovers of the store", "uploads", did.Uploads, "partials", did.Partials,
 			"interrupted_commits", did.Orphans, "quarantined", did.Quarantined)
@@ -58,11 +62,45 @@ func (s *Store) Collect(ctx context.Context, d digest.Digest) error {
 	if err := s.cat.MarkDeleting(ctx, d); err != nil {
 		return fmt.Errorf("collect blob %s: %w", d, mapCatalogError(err))
 	}
+	return s.finishCollection(ctx, d)
+}
+
+// finishCollection removes what is marked. Promise: the row goes last, so that
+// a file without one is never left. The caller has d's lock.
+func (s *Store) finishCollection(ctx context.Context, d digest.Digest) error {
 	if err := s.files.Remove(ctx, d); err != nil {
 		return err
 	}
-	if err := s.cat.RemoveBlob(ctx, d); err != nil {
+	// A caller that leaves now must not keep the row.
+	if err := s.cat.RemoveBlob(context.WithoutCancel(ctx), d); err != nil {
 		return fmt.Errorf("collect blob %s: %w", d, mapCatalogError(err))
 	}
 	return nil
+}
+
+// maxFinished bounds the collections that one sweep finishes: as many as can have
+// been under way at a crash, many times over.
+const maxFinished = 1000
+
+// finishCollections ends the collections that a crash or an error cut short.
+func (s *Store) finishCollections(ctx context.Context) error {
+	left, err := s.cat.Deletings(maxFinished)
+	errs := []error{err}
+	for _, d := range left {
+		if ctx.Err() != nil {
+			break
+		}
+		errs = append(errs, s.finishIfDeleting(ctx, d))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Store) finishIfDeleting(ctx context.Context, d digest.Digest) error {
+	unlock := s.locks.lock(d)
+	defer unlock()
+	// It may have ended, or the blob come again, before we had the lock.
+	if is, err := s.cat.IsDeleting(d); err != nil || !is {
+		return err
+	}
+	return s.finishCollection(ctx, d)
 }

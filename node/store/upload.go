@@ -205,7 +205,11 @@ func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, desc Descript
 		return u.Moved(), err
 	}
 	if err := s.commitRow(ctx, row, nil, lease); err != nil {
-		return u.Moved(), errors.Join(err, s.dropOrphan(ctx, desc.Digest))
+		derr := s.dropOrphan(ctx, desc.Digest)
+		if derr != nil && u.Moved() {
+			u.Leave()
+		}
+		return u.Moved(), errors.Join(err, derr)
 	}
 	s.installed(desc)
 	return u.Moved(), nil
@@ -284,17 +288,25 @@ func (s *Store) commitRow(ctx context.Context, row catalog.BlobRow, inline []byt
 }
 
 // dropOrphan removes what was installed of a blob whose row was not committed.
-// The caller has d's lock.
+// With an error it is still there, and so must be the note that leads the sweep
+// to it. The caller has d's lock.
 func (s *Store) dropOrphan(ctx context.Context, d digest.Digest) error {
 	return s.ifOrphan(context.WithoutCancel(ctx), d, s.files.Drop)
 }
 
 func (s *Store) ifOrphan(ctx context.Context, d digest.Digest, remove func(context.Context, digest.Digest) error) error {
-	_, err := s.cat.Blob(d)
-	if !errors.Is(err, catalog.ErrNotFound) {
-		return nil // another one committed it, or we cannot know: the file stays
+	if err := s.cat.Sound(ctx); err != nil {
+		// A row that is seen may go with the restart, and one that is not may come.
+		return fmt.Errorf("whether blob %s is here is not known yet: %w", d, err)
 	}
-	return remove(ctx, d)
+	_, err := s.cat.Blob(d)
+	switch {
+	case errors.Is(err, catalog.ErrNotFound):
+		return remove(ctx, d)
+	case err != nil:
+		return fmt.Errorf("blob %s: %w", d, mapCatalogError(err))
+	}
+	return nil // another one committed it
 }
 
 // PutBytes stores content that is in memory under its sha256 digest, leased to

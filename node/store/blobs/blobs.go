@@ -100,7 +100,7 @@ func Open(cfg Config) (*Store, error) {
 		shares:   make(map[Owner]int),
 		partials: make(map[digest.Digest]*Partial),
 	}
-	s.disk = &disk{dir: cfg.Dir, now: func() time.Time { return s.cfg.Now() }}
+	s.disk = &disk{dir: cfg.Dir, dirs: newDirs(cfg.Dir), now: func() time.Time { return s.cfg.Now() }}
 	s.place = s.disk
 	if s.cfg.Space == nil {
 		s.cfg.Space = func(int64) error { return nil }
@@ -120,7 +120,7 @@ func Open(cfg Config) (*Store, error) {
 		}
 	}
 	for _, d := range dirs {
-		if err := makeDir(filepath.Join(cfg.Dir, d)); err != nil {
+		if err := s.disk.dirs.keep(filepath.Join(cfg.Dir, d)); err != nil {
 			return nil, err
 		}
 	}
@@ -186,7 +186,7 @@ func (s *Store) PutList(ctx context.Context, l *units.List) error {
 	}
 	final := s.disk.listPath(l.Digest)
 	if s.objects == nil {
-		if err := makeDir(filepath.Dir(final)); err != nil {
+		if err := s.disk.dirs.keep(filepath.Dir(final)); err != nil {
 			return err
 		}
 	}
@@ -219,6 +219,7 @@ func WriteFile(path string, b []byte) error {
 	if err := os.Rename(path+extTmp, path); err != nil {
 		return mapError(err)
 	}
+	// Promise: the file is there after a power cut.
 	return syncDir(filepath.Dir(path))
 }
 
@@ -228,24 +229,6 @@ func mapError(err error) error {
 		return fmt.Errorf("%w (%w)", ErrNoSpace, err)
 	}
 	return err
-}
-
-// makeDir makes a directory and its parents durable.
-func makeDir(dir string) error {
-	if st, err := os.Stat(dir); err == nil && st.IsDir() {
-		return nil
-	}
-	parent := filepath.Dir(dir)
-	if parent != dir {
-		if err := makeDir(parent); err != nil {
-			return err
-		}
-	}
-	if err := os.Mkdir(dir, dirPerm); err != nil && !errors.Is(err, fs.ErrExist) {
-		return mapError(err)
-	}
-	// Promise: what is renamed into the new directory is found after a power cut.
-	return syncDir(parent)
 }
 
 func syncDir(dir string) error {
@@ -272,6 +255,7 @@ func writeFileSync(path string, b []byte) error {
 	}
 	_, err = f.Write(b)
 	if err == nil {
+		// Promise: once it gets its name it is whole.
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {

@@ -14,8 +14,9 @@ import (
 
 // disk keeps finished blobs as files of the store's directory.
 type disk struct {
-	dir string
-	now func() time.Time
+	dir  string
+	dirs *dirs
+	now  func() time.Time
 }
 
 func (k *disk) blobPath(d digest.Digest) string { return filepath.Join(k.dir, "blobs", keyOf(d)) }
@@ -40,10 +41,9 @@ func (k *disk) install(ctx context.Context, b *staged) error {
 		}
 	}
 	// Promise: from here on the name exists with all bytes or not at all.
-	if err := moveInto(b.path, k.blobPath(b.digest)); err != nil {
+	if b.moved, err = k.moveInto(b.path, k.blobPath(b.digest)); err != nil {
 		return fmt.Errorf("store blob %s: %w", b.digest, err)
 	}
-	b.moved = true
 	return nil
 }
 
@@ -81,32 +81,28 @@ func (k *disk) putList(_ context.Context, d digest.Digest, b []byte, tmp string)
 	if err := writeFileSync(tmp, b); err != nil {
 		return fmt.Errorf("write the unit list of %s: %w", d, err)
 	}
-	if err := moveInto(tmp, k.listPath(d)); err != nil {
+	if _, err := k.moveInto(tmp, k.listPath(d)); err != nil {
 		return fmt.Errorf("store the unit list of %s: %w", d, err)
 	}
 	return nil
 }
 
 // moveInto renames a synced file to its final name and makes the name durable.
-func moveInto(tmp, final string) error {
-	err := os.Rename(tmp, final)
-	if errors.Is(err, fs.ErrNotExist) {
-		// The first blob of this first byte.
-		if err := makeDir(filepath.Dir(final)); err != nil {
-			return err
-		}
-		err = os.Rename(tmp, final)
+// With moved and an error the file has its new name, which may not stay.
+func (k *disk) moveInto(tmp, final string) (moved bool, err error) {
+	if err := k.dirs.keep(filepath.Dir(final)); err != nil {
+		return false, err
 	}
-	if err != nil {
-		return mapError(err)
+	if err := os.Rename(tmp, final); err != nil {
+		return false, mapError(err)
 	}
 	// Promise: the name survives a power cut. Without this the bytes are on the
 	// disk and nothing points at them.
-	return syncDir(filepath.Dir(final))
+	return true, syncDir(filepath.Dir(final))
 }
 
 func (k *disk) remove(_ context.Context, d digest.Digest) error {
-	for _, p := range []string{k.blobPath(d), k.listPath(d)} {
+	for _, p := range []string{k.blobPath(d), k.listPath(d), k.listPath(d) + extTmp} {
 		err := os.Remove(p)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -136,5 +132,6 @@ func (k *disk) quarantine(d digest.Digest) error {
 	if err != nil {
 		return fmt.Errorf("put blob %s aside: %w", d, err)
 	}
+	// Promise: the damaged file does not come back under its name.
 	return syncDir(filepath.Dir(k.blobPath(d)))
 }

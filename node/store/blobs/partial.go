@@ -47,6 +47,7 @@ type Partial struct {
 	unsynced int64        // bytes written since the last checkpoint
 	moved    bool         // Install has renamed the file
 	useless  bool         // nothing here is worth keeping, see Drop
+	left     bool         // the notes stay, see Leave
 }
 
 // BeginFetch opens the partial blob of rec, which the caller has verified, and
@@ -341,6 +342,8 @@ func (p *Partial) Install(ctx context.Context) error {
 	}
 	err = p.s.place.install(ctx, b)
 	p.moved = b.moved
+	// The name may not stay: what it belongs to must be found again.
+	p.left = err != nil && b.moved
 	return err
 }
 
@@ -378,6 +381,14 @@ func (p *Partial) Drop() {
 	p.useless = true
 }
 
+// Leave says that the file was installed and that its row may be there or not:
+// the notes stay for the sweep after a restart, which knows.
+func (p *Partial) Leave() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left = true
+}
+
 // Close lets go of the partial. What was fetched is kept for a resume, unless it
 // was installed. Close is idempotent.
 func (p *Partial) Close() error {
@@ -402,6 +413,10 @@ func (p *Partial) end(remove bool) error {
 	}
 	err := p.f.Close()
 	p.f = nil
+	if p.left {
+		p.forget()
+		return err
+	}
 	if remove || p.moved || p.useless || p.lost {
 		err = errors.Join(err, p.remove())
 	}

@@ -126,7 +126,7 @@ func (s *Store) giveWay(owner Owner) bool {
 	if oldest == nil {
 		return false
 	}
-	gone, err := s.expire(oldest.id, idleSession)
+	gone, err := s.expire(oldest.id, idleSession, nil)
 	return gone && err == nil
 }
 

@@ -86,7 +86,7 @@ func (s *Store) sweepUploads(ctx context.Context, keepFor time.Duration, orphan 
 		s.mu.Unlock()
 		switch {
 		case live || exts[extData]:
-			gone, err := s.expire(id, keepFor)
+			gone, err := s.expire(id, keepFor, orphan)
 			if gone {
 				did.Uploads++
 			}
@@ -94,12 +94,8 @@ func (s *Store) sweepUploads(ctx context.Context, keepFor time.Duration, orphan 
 		default:
 			// A crash between the rename and the end of Discard.
 			if exts[extCommit] {
-				b, err := os.ReadFile(s.path("uploads", id+extCommit))
-				if d := digest.Digest(b); err == nil && units.CheckDigest(d) == nil {
-					err = orphan(d, nil)
-					did.Orphans++
-				}
-				if err != nil {
+				did.Orphans++
+				if err := s.dropNoted(id, orphan); err != nil {
 					errs = append(errs, err)
 					continue // looked at again by the next sweep
 				}
@@ -112,8 +108,25 @@ func (s *Store) sweepUploads(ctx context.Context, keepFor time.Duration, orphan 
 	return errors.Join(errs...)
 }
 
-// expire discards an upload that nobody touched for a while.
-func (s *Store) expire(id string, keepFor time.Duration) (bool, error) {
+// dropNoted lets go of what the commit of an upload left, if one began. A note
+// without a digest is from before its sync, and so before any other file.
+func (s *Store) dropNoted(id string, orphan Orphan) error {
+	b, err := os.ReadFile(s.path("uploads", id+extCommit))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if d := digest.Digest(b); units.CheckDigest(d) == nil {
+		return orphan(d, nil)
+	}
+	return nil
+}
+
+// expire discards an upload that nobody touched for a while. Without orphan one
+// whose commit was cut short stays for the sweep.
+func (s *Store) expire(id string, keepFor time.Duration, orphan Orphan) (bool, error) {
 	now := s.cfg.Now()
 	s.mu.Lock()
 	u := s.uploads[id]
@@ -143,6 +156,15 @@ func (s *Store) expire(id string, keepFor time.Duration) (bool, error) {
 	defer u.busy.Unlock()
 	if u.gone || u.age(now) <= keepFor {
 		return false, nil
+	}
+	// The unit list of a commit that a crash cut short, before the note that
+	// names it.
+	if orphan == nil {
+		if _, err := os.Stat(u.path(extCommit)); !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+	} else if err := s.dropNoted(id, orphan); err != nil {
+		return false, err
 	}
 	return true, u.Discard()
 }
@@ -187,6 +209,12 @@ func (s *Store) sweepPartial(p *Partial, exts map[string]bool, keepFor time.Dura
 			return nil
 		}
 		did.Partials++
+		if _, err := os.Stat(s.disk.listPath(p.rec.Digest)); err == nil {
+			// Of a commit that a crash cut short, perhaps: before the files that name it.
+			if err := orphan(p.rec.Digest, nil); err != nil {
+				return err
+			}
+		}
 	case errors.Is(err, fs.ErrNotExist) && exts[extUnits]:
 		// A crash between the rename and Close.
 		did.Orphans++

@@ -41,6 +41,7 @@ type Upload struct {
 	// Owned by the holder of busy.
 	hasher *units.Hasher // nil until the first writer comes
 	synced int           // bytes of hasher's states that are in the checkpoint file
+	kept   int64         // offset of the last entry that a power cut cannot take
 	data   *os.File
 	ckpt   *os.File
 	small  []byte // the whole content, if it never went to a file
@@ -165,7 +166,11 @@ func (u *Upload) back(offset int64) error {
 		if err := os.Remove(u.path(extCkpt)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		u.synced = 0
+		// Promise: the old entries do not come back: they speak of other bytes.
+		if err := syncDir(u.s.path("uploads")); err != nil {
+			return err
+		}
+		u.synced, u.kept = 0, 0
 		u.durable.Store(0)
 	}
 	known := u.durable.Load()
@@ -179,6 +184,9 @@ func (u *Upload) back(offset int64) error {
 // Settle brings an upload whose commit came to nothing back to a state from
 // which its client can go on or try again.
 func (u *Upload) Settle() error {
+	if u.gone {
+		return nil
+	}
 	if u.lost {
 		return u.Discard()
 	}
@@ -403,14 +411,34 @@ func (u *Upload) checkpoint(size int64, states []byte) error {
 		u.lost = true
 		return fmt.Errorf("upload %s: %w", u.id, errors.Join(mapError(err), errUnsyncedUpload))
 	}
-	// The entry itself is not synced: if a power cut takes it, the offset after
-	// the restart is an earlier one, and still true.
 	if err := u.note(appendEntry(nil, u.hasher.Algorithm(), size, states[u.synced:])); err != nil {
 		return err
 	}
 	u.synced = len(states)
+	// An entry is not always synced: if a power cut takes it, the offset after the
+	// restart is an earlier one, and still true.
+	if size-u.kept >= units.Unit {
+		if err := u.keep(); err != nil {
+			u.lost = true
+			return fmt.Errorf("upload %s: %w", u.id, errors.Join(mapError(err), errUnsyncedUpload))
+		}
+		u.kept = size
+	}
 	u.durable.Store(size)
 	return nil
+}
+
+// keep makes the entries durable. Promise: a power cut takes the session back by
+// less than one unit.
+func (u *Upload) keep() error {
+	if err := u.s.sync(u.ckpt); err != nil {
+		return err
+	}
+	if u.kept > 0 {
+		return nil
+	}
+	// The first time its names as well.
+	return syncDir(u.s.path("uploads"))
 }
 
 // note adds an entry to the checkpoint file, and begins the file with its form.
@@ -474,19 +502,30 @@ func (u *Upload) Install(ctx context.Context, d digest.Digest, list *units.List)
 	if err != nil {
 		return err
 	}
+	noted := make(chan error, 1)
 	if u.s.objects == nil {
-		if err := os.WriteFile(u.path(extCommit), []byte(d), filePerm); err != nil {
-			return mapError(err)
-		}
+		// Promise: whatever a crash leaves of the steps below, the sweep finds which
+		// digest it belongs to. Beside the bytes: the disk syncs both at once.
+		go func() { noted <- writeFileSync(u.path(extCommit), []byte(d)) }()
+	} else {
+		noted <- nil // a bucket has notes of its own
 	}
 	// Promise: the bytes are on the disk before a name says that they are.
-	if err := u.s.sync(f); err != nil {
+	err = u.s.sync(f)
+	nerr := <-noted
+	if err != nil {
 		u.lost = true
 		return fmt.Errorf("sync blob %s: %w", d, errors.Join(mapError(err), errUnsyncedUpload))
 	}
+	if nerr != nil {
+		return nerr
+	}
 	b := &staged{digest: d, size: u.hasher.Size(), f: f, path: u.path(extData), list: list, tmp: u.path(extList)}
 	err = u.s.place.install(ctx, b)
-	u.moved = b.moved
+	if u.moved = b.moved; err != nil && u.moved {
+		// The name may not stay: there is no upload to go on with.
+		u.Leave()
+	}
 	return err
 }
 
@@ -494,12 +533,27 @@ func (u *Upload) Install(ctx context.Context, d digest.Digest, list *units.List)
 // with.
 func (u *Upload) Moved() bool { return u.moved }
 
+// Leave ends an upload whose file was installed and whose name or row may be
+// there or not: the notes stay for the sweep that can know.
+func (u *Upload) Leave() {
+	if !u.gone {
+		u.end()
+	}
+}
+
+// end makes the upload one that is no longer known.
+func (u *Upload) end() {
+	u.gone = true
+	u.close()
+	u.s.leave(u.id)
+}
+
 // Discard ends the upload and removes what is left of its files.
 func (u *Upload) Discard() error {
 	if u.gone {
 		return nil
 	}
-	u.gone = true
+	defer u.end()
 	u.close()
 	var errs []error
 	if u.files.Load() {
@@ -511,7 +565,6 @@ func (u *Upload) Discard() error {
 			}
 		}
 	}
-	u.s.leave(u.id)
 	return errors.Join(errs...)
 }
 
