@@ -2,12 +2,12 @@ package consensus
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/identity"
 )
 
 // KeepSeeds writes the members that a join named into dir, the Config.Dir of
@@ -18,7 +18,7 @@ func KeepSeeds(dir string, nodes []*command.Node) error {
 	if err != nil {
 		return fmt.Errorf("consensus: keep seeds: %w", err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := identity.MakeDir(dir); err != nil {
 		return fmt.Errorf("consensus: keep seeds: %w", err)
 	}
 	if err := writeFile(filepath.Join(dir, seedsFile), b); err != nil {

@@ -91,7 +91,7 @@ func (f Format) CheckNode(dir string, node identity.NodeID) error {
 // Lock makes this process the only one that runs on dir, until the result is
 // closed or the process ends. It makes dir if it is not there.
 func Lock(dir string) (io.Closer, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := identity.MakeDir(dir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
@@ -111,7 +111,7 @@ func Lock(dir string) (io.Closer, error) {
 // WriteFile replaces path by rename, 0600, durable before it returns.
 func WriteFile(path string, b []byte) (err error) {
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := identity.MakeDir(dir); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(dir, filepath.Base(path)+".tmp-*") // 0600
@@ -127,6 +127,7 @@ func WriteFile(path string, b []byte) (err error) {
 	if _, err = f.Write(b); err != nil {
 		return err
 	}
+	// Promise: what the name shows is the whole content, or what was there before.
 	if err = f.Sync(); err != nil {
 		return err
 	}
@@ -136,6 +137,7 @@ func WriteFile(path string, b []byte) (err error) {
 	if err = os.Rename(f.Name(), path); err != nil {
 		return err
 	}
+	// Promise: a power cut does not bring the old content back.
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

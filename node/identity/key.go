@@ -148,7 +148,7 @@ func (id *Identity) save(dir string) (err error) {
 		}
 		b = append(b, pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der})...)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := MakeDir(dir); err != nil {
 		return fmt.Errorf("make the data directory: %w", err)
 	}
 	f, err := os.CreateTemp(dir, KeyFile+".tmp-*") // 0600
@@ -164,6 +164,7 @@ func (id *Identity) save(dir string) (err error) {
 	if _, err = f.Write(b); err != nil {
 		return fmt.Errorf("write the node key: %w", err)
 	}
+	// Promise: the name shows a whole key.
 	if err = f.Sync(); err != nil {
 		return fmt.Errorf("write the node key: %w", err)
 	}
@@ -176,6 +177,7 @@ func (id *Identity) save(dir string) (err error) {
 		return fmt.Errorf("write the node key: %w", err)
 	}
 	_ = os.Remove(f.Name())
+	// Promise: a node that has said its name is the same one after a power cut.
 	d, err := os.Open(dir)
 	if err != nil {
 		return fmt.Errorf("write the node key: %w", err)
@@ -185,6 +187,28 @@ func (id *Identity) save(dir string) (err error) {
 		return fmt.Errorf("write the node key: %w", err)
 	}
 	return nil
+}
+
+// MakeDir makes a data directory and its parents, unless it is there. Promise: what is
+// kept in a new data directory is found after a power cut.
+func MakeDir(dir string) error {
+	if st, err := os.Stat(dir); err == nil && st.IsDir() {
+		return nil
+	}
+	parent := filepath.Dir(dir)
+	if parent != dir {
+		if err := MakeDir(parent); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	d, err := os.Open(parent)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // Sign signs msg. Callers begin msg with a context string of their own that
