@@ -3,6 +3,7 @@ package store
 import (
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 
 	"github.com/portolan/portolan/node/store/blobs"
@@ -14,7 +15,7 @@ import (
 // missing page is a signal that no code can handle. Blobs stop first.
 const (
 	// keptForCatalog is room for two memtables that are flushed and a compaction
-	// at its usual size.
+	// at its usual size. What a close or a start flushes has a ballast of its own.
 	keptForCatalog = 256 << 20
 	// keptShare of a small disk is kept instead if that is less.
 	keptShare = 4 // a quarter
@@ -23,6 +24,8 @@ const (
 	keptForBlobs = 150
 	// Deletes may use half of what is kept, a start all but an eighth.
 	keptFromDeletes, keptFromStart = 2, 8
+	// keptToFlush times what is kept is free where flushes are not waited for.
+	keptToFlush = 2
 )
 
 // space watches the disk under one store.
@@ -31,25 +34,55 @@ type space struct {
 	log  *slog.Logger
 	free func(dir string) (free, total int64, err error) // blobs.Free; tests lie
 	full atomic.Bool                                     // said already
+
+	mu   sync.Mutex
+	held bool // the ballast
 }
 
 // catalog is asked before the database writes.
 func (s *space) catalog(need catalog.Need) error {
-	return s.ask(0, func(kept int64) int64 {
-		switch need {
-		case catalog.ToOpen:
-			return kept / keptFromStart
-		case catalog.ToShrink:
-			return kept / keptFromDeletes
-		case catalog.ToGrow:
+	switch need {
+	case catalog.ToOpen:
+		left, err := s.unflushed()
+		if err != nil {
+			return err
 		}
-		return kept
-	})
+		if left > 0 {
+			if err := s.release(ballastBytes); err != nil {
+				return err
+			}
+		}
+		return s.ask(left, func(kept int64) int64 { return kept / keptFromStart })
+	case catalog.ToShrink:
+		// A memtable may be full now.
+		return s.ask(0, func(kept int64) int64 { return max(kept/keptFromDeletes, min(ballastBytes, kept)) })
+	case catalog.ToClose:
+		return s.release(ballastBytes)
+	case catalog.ToFlush:
+		free, total, err := s.free(s.dir)
+		if err == nil && free < keptToFlush*keptOf(total) {
+			err = ErrNoSpace
+		}
+		return err
+	case catalog.ToGrow:
+	}
+	return s.grow(0, 100)
 }
 
 // blobs is asked before files grow.
-func (s *space) blobs(bytes int64) error {
-	return s.ask(bytes, func(kept int64) int64 { return kept * keptForBlobs / 100 })
+func (s *space) blobs(bytes int64) error { return s.grow(bytes, keptForBlobs) }
+
+// grow asks for more than percent of what is kept, and for the ballast.
+func (s *space) grow(bytes, percent int64) error {
+	keep := func(kept int64) int64 { return kept * percent / 100 }
+	if err := s.ask(bytes, keep); err != nil || s.holds() {
+		return err
+	}
+	_, total, err := s.free(s.dir)
+	if err != nil {
+		return err
+	}
+	return s.hold(keep(keptOf(total)) + bytes)
 }
 
 func (s *space) ask(bytes int64, keep func(kept int64) int64) error {
@@ -57,10 +90,7 @@ func (s *space) ask(bytes int64, keep func(kept int64) int64) error {
 	if err != nil {
 		return err
 	}
-	kept := int64(keptForCatalog)
-	if total/keptShare < kept {
-		kept = total / keptShare
-	}
+	kept := keptOf(total)
 	if missing := keep(kept) + bytes - free; missing > 0 {
 		if !s.full.Swap(true) {
 			s.log.Error("the store's disk is full: pushes are refused and pulls go on, free some space", "store", s.dir, "free_bytes", free, "kept_bytes", keep(kept))
@@ -73,6 +103,10 @@ func (s *space) ask(bytes int64, keep func(kept int64) int64) error {
 	return nil
 }
 
+func keptOf(total int64) int64 { return min(keptForCatalog, total/keptShare) }
+
 func newSpace(dir string, log *slog.Logger) *space {
-	return &space{dir: dir, log: log, free: blobs.Free}
+	s := &space{dir: dir, log: log, free: blobs.Free}
+	s.held = s.findBallast()
+	return s
 }

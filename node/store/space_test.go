@@ -59,6 +59,81 @@ func fill(t *testing.T, dir, name string, leave int64) (undo func()) {
 	}
 }
 
+// noise makes the n-th manifest of 60 KiB that can't be packed.
+func noise(n int) catalog.Put {
+	b := append(fmt.Appendf(nil, "%d", n), content(byte(n), 60<<10)...)
+	p := manifestPut(n)
+	p.Digest, p.Bytes, p.Size = digest.FromBytes(b), b, int64(len(b))
+	return p
+}
+
+// Others may take the whole disk at any time between two commits: what the
+// memtable holds has its room, for a close and for the start after a crash.
+func TestFullDisk_OthersTakeAll(t *testing.T) {
+	const n = 500 // a memtable takes some 530
+	begin := func(dir string) *Store {
+		s := openAt(t, dir, time.Now)
+		for i := range n {
+			if _, err := s.Catalog().PutManifest(t.Context(), noise(i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return s
+	}
+	check := func(s *Store) {
+		t.Helper()
+		for i := range n {
+			if got, ok, err := s.Catalog().Content(noise(i).Digest); err != nil || !ok || !bytes.Equal(got, noise(i).Bytes) {
+				t.Fatalf("manifest %d: %v, %v", i, ok, err)
+			}
+		}
+		if _, err := s.Catalog().PutManifest(t.Context(), noise(n)); !errors.Is(err, ErrNoSpace) {
+			t.Errorf("a manifest more: %v", err)
+		}
+	}
+	again := func(dir string, s *Store) {
+		t.Helper()
+		check(s)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(dir, "others")); err != nil {
+			t.Fatal(err)
+		}
+		s = openAt(t, dir, time.Now)
+		if _, err := s.Catalog().PutManifest(t.Context(), noise(n)); err != nil {
+			t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	dir, crashed := smallDisk(t), smallDisk(t)
+	s := begin(dir)
+	// What a power cut would leave.
+	if out, err := exec.Command("cp", "-r", "--sparse=always", filepath.Join(dir, "store"), filepath.Join(dir, "identity.key"), crashed).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %s", out)
+	}
+	if out, err := exec.Command("fallocate", "-l", fmt.Sprint(ballastBytes), filepath.Join(crashed, "store", ballastFile)).CombinedOutput(); err != nil {
+		t.Fatalf("fallocate: %s", out)
+	}
+	fill(t, dir, "others", 0)
+	check(s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// A start needs a little for itself.
+	if err := os.Remove(filepath.Join(dir, "others")); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, dir, "others", 9<<20)
+	again(dir, openAt(t, dir, time.Now))
+
+	fill(t, crashed, "others", 0)
+	again(crashed, openAt(t, crashed, time.Now))
+}
+
 // manifestPut makes the n-th manifest of 60 KiB.
 func manifestPut(n int) catalog.Put {
 	b := append(fmt.Appendf(nil, "%d", n), bytes.Repeat([]byte{' '}, 60<<10)...)

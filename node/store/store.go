@@ -88,6 +88,7 @@ type Store struct {
 	now   func() time.Time
 	files *blobs.Store
 	cat   *catalog.Catalog
+	disk  *space
 	locks keyLocks // by digest: installing and removing a blob's file and row
 
 	keep   blobs.Keep // how long leftovers stay
@@ -159,22 +160,33 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		}
 		cfg.Logger.Error("the store's bucket cannot be reached: pulls of small content go on, blobs are unavailable until it answers", "error", err)
 	}
-	cat, err := catalog.Open(filepath.Join(cfg.Dir, "catalog"), cfg.Catalog)
+	cat, err := catalog.Open(filepath.Join(cfg.Dir, catalogDir), cfg.Catalog)
 	if err != nil {
 		return nil, fmt.Errorf("open the catalogue of the store in %s: %w", cfg.Dir, err)
+	}
+	// What the start has still to flush keeps its room; whatever grows asks again.
+	if err := disk.hold(ballastBytes); err != nil && !errors.Is(err, ErrNoSpace) {
+		return nil, errors.Join(fmt.Errorf("open the store in %s: %w", cfg.Dir, err), cat.Close())
 	}
 	held := newMemory(heldBytes)
 	if cfg.Bucket != nil && cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(held.metric(), files)
 	}
 	return &Store{
-		id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, checks: seen, memory: held,
+		id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, disk: disk, checks: seen, memory: held,
 		keep: blobs.Keep{Uploads: cfg.UploadsKeptFor, Partials: PartialsKeptFor, Quarantine: QuarantineKeptFor},
 	}, nil
 }
 
 // Close closes the catalogue. Blobs that are open stay readable.
-func (s *Store) Close() error { return s.cat.Close() }
+func (s *Store) Close() error {
+	err := s.cat.Close()
+	if err == nil {
+		// For the next start, before others take it; if they have, that one sees.
+		_ = s.disk.hold(0)
+	}
+	return err
+}
 
 // ID is the store's own id: it stays with the disk when the node's key changes.
 func (s *Store) ID() identity.StoreID { return s.id }

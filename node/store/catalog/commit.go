@@ -6,8 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -219,6 +222,7 @@ func (c *Catalog) commit(g *group) {
 		c.fail(g, err)
 		return
 	}
+	c.settle()
 	for _, j := range g.waiting {
 		j.done <- nil
 	}
@@ -284,11 +288,57 @@ func (c *Catalog) syncDir() error {
 		return err
 	}
 	age := time.Since(st.ModTime()) // by the clock of files, whatever ours is
-	err = syncPath(c.dir)
-	if err == nil && age > dirTick {
+	if err = syncPath(c.dir); err != nil {
+		return err
+	}
+	c.flushing = true
+	if age > dirTick {
 		c.dirSynced = st.ModTime()
 	}
 	return err
+}
+
+const (
+	// settleFor bounds how long answers wait for a flush, and settlePoll is how often
+	// the directory is looked at: a flush takes a tenth of a second.
+	settleFor  = 30 * time.Second
+	settlePoll = 5 * time.Millisecond
+)
+
+// Logs gives the paths of the logs in a catalogue's directory: of the memtable and
+// of those that are not tables yet. A log goes when its table is there.
+func Logs(dir string) ([]string, error) {
+	names, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var logs []string
+	for _, n := range names {
+		if strings.HasSuffix(n.Name(), ".mem") {
+			logs = append(logs, filepath.Join(dir, n.Name()))
+		}
+	}
+	return logs, err
+}
+
+// settle waits, where space is short, until all memtables but the newest are
+// tables. So whatever others do to the disk between two commits, only the newest
+// has still to be flushed, and Space sets room for that aside.
+func (c *Catalog) settle() {
+	if !c.flushing {
+		return
+	}
+	for end := time.Now().Add(settleFor); time.Now().Before(end); {
+		logs, err := Logs(c.dir)
+		if err != nil || len(logs) <= 1 {
+			c.flushing = false
+			return
+		}
+		if c.space(ToFlush) == nil {
+			return // looked at again by the next commit
+		}
+		time.Sleep(settlePoll)
+	}
 }
 
 // nextDot is called by the committer only.

@@ -27,14 +27,12 @@ const schemaVersion = 1
 const (
 	// memTableBytes bounds one transaction to 15 % of it (4.8 MiB: tens of thousands
 	// of rows) and is about what a busy catalogue holds in memory.
-	memTableBytes   = 32 << 20
-	blockCacheBytes = 16 << 20
-	valueLogBytes   = 64 << 20
+	memTableBytes = 32 << 20
+	valueLogBytes = 64 << 20
 	// tableBytes is the size of a table of the first level below the memtables; each
-	// further level doubles it. A compaction builds up to a dozen at a time, and each
-	// is on the heap with all that it unpacks to, seven times as much (DESIGN.md,
-	// Memory).
-	tableBytes = 512 << 10
+	// further level doubles it. A compaction builds up to a dozen at a time on the
+	// heap (DESIGN.md, Memory).
+	tableBytes = 2 << 20
 	// upkeepEvery is how often expired leases, pins and reports go and the value
 	// log is collected.
 	upkeepEvery = time.Hour
@@ -52,8 +50,14 @@ const (
 	// what is kept free.
 	ToShrink
 	// ToOpen is for a start, so that a node whose disk is full can be started again
-	// and serves what it has.
+	// and serves what it has. It flushes the memtables that a crash left as logs.
 	ToOpen
+	// ToClose is for the end, which flushes the memtable and can't be refused.
+	ToClose
+	// ToFlush is for a memtable that was filled and is being written to a table. An
+	// error says that others may take what it needs: the commit is answered when that
+	// is done.
+	ToFlush
 )
 
 // Options of Open. The zero value of each field has a sensible meaning.
@@ -63,8 +67,8 @@ type Options struct {
 	OnConflict func(Conflict)        // called for each conflict that a write of this store lost; again only after a crash
 	Metrics    prometheus.Registerer // nil: no metrics
 	InMemory   bool                  // nothing is kept after Close; for tests
-	// Space is asked before each transaction and before Open touches the disk: an
-	// error refuses what was asked for. Badger writes through memory maps, and a disk
+	// Space is asked before each transaction, before Open touches the disk and before
+	// Close flushes to it: an error refuses what was asked for, but for a close. Badger writes through memory maps, and a disk
 	// that fills up under one ends the process, so this must say no while there is
 	// still room for a transaction, for memtables that are flushed and for a
 	// compaction. Nil: never refuses.
@@ -100,6 +104,7 @@ type Catalog struct {
 	incarnate func() (identity.Incarnation, uint64)
 	finish    func(*badger.Txn) error
 	dirSynced time.Time // the directory's time when it was last synced
+	flushing  bool      // a memtable may be on its way to a table
 	// broken is why nothing is written any more: after a sync that failed the
 	// system may call clean what it dropped, so that a later one that succeeds
 	// proves nothing, and a restart would stop reading the log before it.
@@ -176,6 +181,9 @@ func (c *Catalog) Close() error {
 		c.metrics.unregister()
 		c.reading.Lock()
 		defer c.reading.Unlock()
+		if err := c.space(ToClose); err != nil {
+			c.log.Warn("there may not be space to close the catalogue", "error", err)
+		}
 		c.closeErr = c.db.Close()
 	})
 	return c.closeErr
@@ -194,14 +202,15 @@ func badgerOptions(dir string, opts Options) badger.Options {
 		WithChecksumVerificationMode(options.OnBlockRead). // rows that a disk changed are an error, not another row
 		WithMemTableSize(memTableBytes).
 		WithNumMemtables(2).
-		WithBlockCacheSize(blockCacheBytes).
-		WithIndexCacheSize(0). // only encrypted tables have one: others' are mapped
+		WithCompression(options.None). // read from the page cache as they are: nothing is unpacked
+		WithBlockCacheSize(0).         // only packed or encrypted tables need one
+		WithIndexCacheSize(0).         // only encrypted tables have one: others' are mapped
 		WithBaseTableSize(tableBytes).
 		WithValueLogFileSize(valueLogBytes).
 		WithNumCompactors(2).
 		WithNumLevelZeroTables(3). // bounds what one compaction writes, see Space
 		WithNumLevelZeroTablesStall(9).
-		WithCompactL0OnClose(true).
+		WithCompactL0OnClose(false). // it would need as much of the disk again as it compacts
 		WithLogger(logger{opts.Logger})
 	if opts.InMemory {
 		// Badger refuses directories in memory mode.
