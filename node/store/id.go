@@ -42,7 +42,7 @@ func placeOf(b *blobs.Backend) string {
 // before, and then stays where it was made.
 func loadID(dir, place string) (id identity.StoreID, made bool, err error) {
 	path := filepath.Join(dir, idFile)
-	_, err = os.Stat(filepath.Join(dir, "catalog"))
+	_, err = os.Stat(filepath.Join(dir, catalogDir))
 	made = err == nil
 	b, err := os.ReadFile(path)
 	switch {

@@ -87,8 +87,36 @@ func auditDerived(c *Catalog, pid identity.ProjectID) error {
 		for key := range want {
 			return fmt.Errorf("row %x is not there", key)
 		}
-		return nil
+		return auditContent(r)
 	})
+}
+
+// auditContent holds the bytes that are rows against the blob rows: they are
+// there if a blob is present and inline, and only then.
+func auditContent(r reader) error {
+	want := map[string]bool{}
+	err := r.scan([]byte{tabBlob}, nil, true, func(key, value []byte) (bool, error) {
+		pb := &rowpb.Blob{}
+		err := proto.Unmarshal(value, pb)
+		if BlobState(pb.State) == Present && pb.Inline {
+			want[string(key[1:])] = true
+		}
+		return true, err
+	})
+	if err != nil {
+		return err
+	}
+	err = r.scan([]byte{tabContent}, nil, false, func(key, _ []byte) (bool, error) {
+		if !want[string(key[1:])] {
+			return false, fmt.Errorf("content %x is of no present blob", key)
+		}
+		delete(want, string(key[1:]))
+		return true, nil
+	})
+	if err == nil && len(want) > 0 {
+		err = fmt.Errorf("%d inline blobs have no content", len(want))
+	}
+	return err
 }
 
 func sameRepo(a, b []byte) bool {

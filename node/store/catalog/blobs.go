@@ -50,7 +50,8 @@ func (c *Catalog) PutBlob(ctx context.Context, row BlobRow, inline []byte, lease
 			return ErrDeleting
 		}
 		new := row
-		new.State, new.Inline = Present, inline != nil || old.Inline
+		// The content of one that is being deleted is gone.
+		new.State, new.Inline = Present, inline != nil || old.Inline && old.State == Present
 		changed := !found || old.State != Present
 		if found && old.State == Deleting {
 			b.del(prefixDigest(tabDeleting, raw))
@@ -166,7 +167,9 @@ func (c *Catalog) Blob(d digest.Digest) (BlobRow, error) {
 	return row, err
 }
 
-// Content gives bytes that are kept in the catalogue: small manifests and blobs.
+// Content gives bytes that are kept in the catalogue, small manifests and blobs:
+// one point read, since the bytes are there while the blob is present and no
+// longer.
 func (c *Catalog) Content(d digest.Digest) ([]byte, bool, error) {
 	raw, err := rawDigest(d)
 	if err != nil {
@@ -181,11 +184,6 @@ func (c *Catalog) Content(d digest.Digest) ([]byte, bool, error) {
 }
 
 func (r reader) content(raw []byte) ([]byte, error) {
-	pb := &rowpb.Blob{}
-	ok, err := r.message(prefixDigest(tabBlob, raw), pb)
-	if err != nil || !ok || !pb.Inline || BlobState(pb.State) != Present {
-		return nil, err
-	}
 	return r.get(prefixDigest(tabContent, raw))
 }
 
@@ -340,6 +338,9 @@ func (c *Catalog) MarkDeleting(ctx context.Context, d digest.Digest) error {
 		}
 		row.State = Deleting
 		b.set(prefixDigest(tabDeleting, raw), []byte{})
+		if row.Inline {
+			b.del(prefixDigest(tabContent, raw))
+		}
 		if err := b.addFeed(raw, Gone); err != nil {
 			return err
 		}

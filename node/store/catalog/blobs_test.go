@@ -123,6 +123,45 @@ func TestBlob_PinEndsWhenItsPutIsSeen(t *testing.T) {
 	}
 }
 
+// Content is read without its blob's row, so it goes and comes with it.
+func TestBlob_ContentGoesWithItsBlob(t *testing.T) {
+	c := openMemory(t, Options{})
+	small := []byte("small blob")
+	d := digest.FromBytes(small)
+	row := BlobRow{Digest: d, Size: int64(len(small)), Class: Placed}
+	expect := func(inline bool) {
+		t.Helper()
+		b, ok, err := c.Content(d)
+		if err != nil || ok != inline || inline && string(b) != string(small) {
+			t.Errorf("content %q, %v, %v", b, ok, err)
+		}
+		if err := c.view(auditContent); err != nil {
+			t.Error(err)
+		}
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(c.PutBlob(t.Context(), row, small, nil))
+	expect(true)
+	must(c.PutBlob(t.Context(), row, nil, nil)) // its list is made anew
+	expect(true)
+	must(c.MarkDeleting(t.Context(), d))
+	expect(false)
+	must(c.PutBlob(t.Context(), row, small, nil))
+	expect(true)
+	must(c.MarkDeleting(t.Context(), d))
+	must(c.PutBlob(t.Context(), row, nil, nil)) // as a file
+	expect(false)
+	must(c.PutBlob(t.Context(), row, small, nil))
+	expect(true)
+	must(c.LostBlob(t.Context(), d))
+	expect(false)
+}
+
 func TestBlob_Inline(t *testing.T) {
 	c := openMemory(t, Options{})
 	small := []byte("small blob")
