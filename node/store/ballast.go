@@ -37,7 +37,7 @@ func (s *space) findBallast() bool {
 		return false
 	}
 	_, total, err := s.free(s.dir)
-	return err == nil && st.Size() >= ballastSize(total)
+	return err == nil && allocated(st) >= ballastSize(total)
 }
 
 // hold sets the space aside if leave bytes are free then.
