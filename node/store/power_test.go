@@ -321,7 +321,7 @@ func (p *powerNode) leavesNothing() error {
 			return err
 		}
 		switch top, _, _ := bytes.Cut([]byte(rel), []byte("/")); string(top) {
-		case "catalog", idFile:
+		case catalogDir, idFile, ballastFile:
 			return nil
 		case "blobs", "units":
 			if _, err := p.Stat(p.ctx, digest.NewDigestFromEncoded(digest.Algorithm(strings.Split(rel, "/")[1]), d.Name())); err != nil {
