@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
@@ -229,13 +230,14 @@ func (h *Handler) serveContent(q *request, d digest.Digest, mediaType string, co
 	if f, ok := content.(*os.File); ok {
 		// A file's errors need no watch: too few bytes for the Content-Length
 		// make net/http cut the connection.
-		http.ServeContent(w, q.Request, "", time.Time{}, f)
+		http.ServeContent(w, asked(q.Request), "", time.Time{}, f)
 		return nil
 	}
 	watched := &watchedReader{ReadSeeker: content}
 	late := &lateHead{ResponseWriter: w}
-	http.ServeContent(late, q.Request, "", time.Time{}, watched)
-	if watched.err == nil {
+	http.ServeContent(late, asked(q.Request), "", time.Time{}, watched)
+	err := watched.end()
+	if err == nil {
 		late.flush()
 		return nil
 	}
@@ -243,10 +245,24 @@ func (h *Handler) serveContent(q *request, d digest.Digest, mediaType string, co
 		for _, name := range []string{"Content-Type", "Content-Length", "Content-Range", "Accept-Ranges", "Docker-Content-Digest", "ETag"} {
 			head.Del(name)
 		}
-		return watched.err
+		return err
 	}
-	h.log.Warn("content cut off", slog.String("repository", q.name()), slog.String("digest", d.String()), slog.Any("error", watched.err))
+	h.log.Warn("content cut off", slog.String("repository", q.name()), slog.String("digest", d.String()), slog.Any("error", err))
 	panic(http.ErrAbortHandler)
+}
+
+// mostRanges is how many ranges of one blob are given in one answer: each may be a
+// request to a bucket. RFC 9110 has servers ignore what asks for more than makes sense.
+const mostRanges = 16
+
+// asked is the request, without its ranges if they are too many.
+func asked(r *http.Request) *http.Request {
+	if strings.Count(r.Header.Get("Range"), ",") < mostRanges {
+		return r
+	}
+	r = r.Clone(r.Context())
+	r.Header.Del("Range")
+	return r
 }
 
 // lateHead keeps the status back until the first byte is there.
@@ -271,18 +287,44 @@ func (w *lateHead) flush() {
 }
 
 // watchedReader remembers why reading ended early; http.ServeContent does not
-// tell.
+// tell. Several ranges it reads in a goroutine that can outlive it, when the client
+// goes: end makes sure that nobody reads what is about to be closed.
 type watchedReader struct {
 	io.ReadSeeker
-	err error
+
+	mu    sync.Mutex
+	ended bool
+	err   error
 }
 
 func (r *watchedReader) Read(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
+		return 0, os.ErrClosed
+	}
 	n, err := r.ReadSeeker.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
 		r.err = err
 	}
 	return n, err
+}
+
+func (r *watchedReader) Seek(offset int64, whence int) (int64, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
+		return 0, os.ErrClosed
+	}
+	return r.ReadSeeker.Seek(offset, whence)
+}
+
+// end waits for a call under way, lets no other through, and gives what went wrong.
+func (r *watchedReader) end() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ended = true
+	return r.err
 }
 
 func (h *Handler) serveBytes(q *request, d digest.Digest, mediaType string, b []byte) {
@@ -291,7 +333,7 @@ func (h *Handler) serveBytes(q *request, d digest.Digest, mediaType string, b []
 	setDigest(head, d)
 	w := newPaced(q.w, q.stall)
 	defer w.done()
-	http.ServeContent(w, q.Request, "", time.Time{}, bytes.NewReader(b))
+	http.ServeContent(w, asked(q.Request), "", time.Time{}, bytes.NewReader(b))
 }
 
 // deleteBlob takes the blob out of this repository: what has been given to it

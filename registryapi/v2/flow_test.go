@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -132,6 +133,50 @@ type cutReader struct{}
 
 func (cutReader) Read([]byte) (int, error) { return 0, errors.New("cut") }
 
+// net/http leaves a goroutine behind that reads ranges, when the client goes: what
+// it reads is closed only when it can't read any more.
+func TestWatchedReader_End(t *testing.T) {
+	begun, more := make(chan struct{}), make(chan struct{})
+	r := &watchedReader{ReadSeeker: &slowReader{begun, more}}
+	read := make(chan error, 1)
+	go func() {
+		_, err := r.Read(make([]byte, 1))
+		read <- err
+	}()
+	<-begun
+	ended := make(chan error, 1)
+	go func() { ended <- r.end() }()
+	select {
+	case <-ended:
+		t.Error("it ended during a read")
+	default:
+	}
+	close(more)
+	if err := <-ended; !errors.Is(err, errLink) {
+		t.Errorf("the end: %v", err)
+	}
+	if err := <-read; !errors.Is(err, errLink) {
+		t.Errorf("the read under way: %v", err)
+	}
+	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a read behind the end: %v", err)
+	}
+	if _, err := r.Seek(0, io.SeekStart); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a seek behind the end: %v", err)
+	}
+}
+
+// slowReader says that a read has begun and waits.
+type slowReader struct{ begun, more chan struct{} }
+
+func (r *slowReader) Read([]byte) (int, error) {
+	close(r.begun)
+	<-r.more
+	return 0, errLink
+}
+
+func (r *slowReader) Seek(int64, int) (int64, error) { return 0, nil }
+
 // What the client hears about content that is at other sites.
 func TestElsewhere(t *testing.T) {
 	mesh := &elsewhere{content: map[digest.Digest][]byte{}, broken: map[digest.Digest]int{}}
@@ -153,6 +198,12 @@ func TestElsewhere(t *testing.T) {
 	}
 	if e := s.do("guest", "GET", path, nil, "Range", "bytes=450-458").want(t, 206); string(e.body) != "far away " {
 		t.Errorf("a range of a blob that arrives: %q", e.body)
+	}
+	if e := s.do("guest", "GET", path, nil, "Range", "bytes=0-3,4-7").want(t, 206); !bytes.Contains(e.body, []byte("\r\n\r\nfar \r\n")) || !bytes.Contains(e.body, []byte("\r\n\r\naway\r\n")) {
+		t.Errorf("two ranges of it: %q", e.body)
+	}
+	if e := s.do("guest", "GET", path, nil, "Range", "bytes=0-0"+strings.Repeat(",2-2", mostRanges)).want(t, 200); !bytes.Equal(e.body, far) {
+		t.Errorf("too many ranges of it: %d bytes", len(e.body))
 	}
 	if e := s.do("guest", "HEAD", path, nil).want(t, 200); e.ContentLength != int64(len(far)) {
 		t.Errorf("its head: %v", e.Header)

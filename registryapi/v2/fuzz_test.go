@@ -283,7 +283,7 @@ func FuzzSession(f *testing.F) {
 }
 
 // FuzzRange_LikeServeContent: ranges and conditions are answered as net/http
-// answers them for the same bytes.
+// answers them for the same bytes, but that too many ranges are as none.
 func FuzzRange_LikeServeContent(f *testing.F) {
 	s := newSite(f)
 	content := strings.Repeat("0123456789", 10)
@@ -305,7 +305,11 @@ func FuzzRange_LikeServeContent(f *testing.F) {
 		want := httptest.NewRecorder()
 		want.Header().Set("Content-Type", "application/octet-stream")
 		setDigest(want.Header(), d)
-		http.ServeContent(want, ask(), "", time.Time{}, strings.NewReader(content))
+		r := ask()
+		if strings.Count(ranges, ",") >= mostRanges {
+			r.Header.Del("Range")
+		}
+		http.ServeContent(want, r, "", time.Time{}, strings.NewReader(content))
 		plain := func(w *httptest.ResponseRecorder) string { // without the boundary, which is random
 			text := w.Body.String()
 			if m := boundary.FindStringSubmatch(w.Header().Get("Content-Type")); m != nil {
