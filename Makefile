@@ -27,7 +27,7 @@ test: tools ## everything: unit tests, and whole meshes with real clients
 	test/run
 
 oracle: ## compare answers with those of distribution's handlers, each difference explained
-	cd test/oracle && $(GO) vet -mod=mod ./... && $(GO) test -mod=mod -count=1 -v ./...
+	cd test/oracle && $(GO) vet ./... && $(GO) test -count=1 -v ./...
 
 bench: build ## compare with distribution: tables, and test/bench/results (BENCH=-quick: in minutes)
 	test/tools peers
