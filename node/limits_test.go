@@ -2,10 +2,12 @@ package node
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -51,4 +53,43 @@ func TestRun_LimitsTakeEffect(t *testing.T) {
 	if _, err := m.send(http.MethodPut, "/v2/library/app/manifests/1", "application/vnd.example", slow); err == nil || !strings.Contains(err.Error(), "408") || !strings.Contains(err.Error(), "in 5s") {
 		t.Errorf("a body that never comes: %v", err)
 	}
+}
+
+// An upload that nobody goes on with is kept as long as the option says, also
+// over restarts, and no longer.
+func TestRun_UploadsKeptFor(t *testing.T) {
+	m := newMachine(t)
+	m.start("--site", "ams", "--uploads-kept-for", "2h")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, m.url()+"/v2/library/app/blobs/uploads/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetBasicAuth("admin", testPassword)
+	resp, err := m.http.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	at := resp.Header.Get("Location")
+	if resp.StatusCode != http.StatusAccepted || at == "" {
+		t.Fatalf("%s at %q", resp.Status, at)
+	}
+	if _, err := m.send(http.MethodPatch, at, "application/octet-stream", strings.NewReader("the first bytes")); err != nil {
+		t.Fatal(err)
+	}
+	m.mustStop()
+	m.ahead.Store(int64(110 * time.Minute))
+	m.start()
+	if _, err := m.get(at); err != nil {
+		t.Errorf("after 110 minutes: %v", err)
+	}
+	m.mustStop()
+	m.ahead.Store(int64(125 * time.Minute))
+	m.start()
+	m.await("the upload is gone", func() error {
+		if _, err := m.get(at); err == nil || !strings.Contains(err.Error(), "BLOB_UPLOAD_UNKNOWN") {
+			return fmt.Errorf("after 125 minutes: %w", err)
+		}
+		return nil
+	})
 }
