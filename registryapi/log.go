@@ -44,6 +44,7 @@ func (s *Server) logged(next http.Handler) http.Handler {
 			}
 			s.log.LogAttrs(r.Context(), level, "request",
 				slog.String("method", r.Method),
+				slog.String("proto", r.Proto),
 				slog.String("path", clip(r.URL.Path)), // without the query: tokens travel there
 				slog.Int("status", rec.Status()),
 				slog.Int64("bytes", rec.bytes),

@@ -98,6 +98,33 @@ type Engine struct {
 // on 127.0.0.0/8 as insecure, so plain HTTP works there.
 func Docker(t testing.TB) *Engine {
 	t.Helper()
+	return docker(t, func(_, dockerd string, args []string) *exec.Cmd {
+		// Not t.Context: it ends before Cleanup, which stops the daemon in order.
+		return exec.CommandContext(context.Background(), dockerd, args...)
+	})
+}
+
+// DockerAt is Docker in the network namespace at a path. It takes certificates of
+// authorities from certs, a directory laid out as /etc/docker/certs.d, and none of
+// the machine's.
+func DockerAt(t testing.TB, netns, certs string) *Engine {
+	t.Helper()
+	nsenter, unshare := Need(t, "nsenter"), Need(t, "unshare")
+	return docker(t, func(dir, dockerd string, args []string) *exec.Cmd {
+		etc := filepath.Join(dir, "etc")
+		if err := os.MkdirAll(filepath.Join(etc, "docker", "certs.d"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		// An engine looks below /etc alone. In a mount namespace of its own that has
+		// a directory more, and the machine's is not touched.
+		const script = `mount -t overlay -o "ro,lowerdir=$1:/etc" overlay /etc && mount --bind "$2" /etc/docker/certs.d && shift 2 && exec "$@"`
+		return exec.CommandContext(context.Background(), nsenter, append([]string{"--net=" + netns,
+			unshare, "--mount", "--propagation", "private", "sh", "-c", script, "sh", etc, certs, dockerd}, args...)...)
+	})
+}
+
+func docker(t testing.TB, command func(dir, dockerd string, args []string) *exec.Cmd) *Engine {
+	t.Helper()
 	docker, dockerd := Need(t, "docker"), Need(t, "dockerd")
 	needRoot(t, "a docker engine")
 	dir := shortDir(t, "pd")
@@ -108,10 +135,10 @@ func Docker(t testing.TB) *Engine {
 	daemon(t, dir, func() error {
 		_, err := Try(t, e.env, docker, "version")
 		return err
-	}, []string{"exec/netns/default"}, dockerd,
+	}, []string{"exec/netns/default"}, command(dir, dockerd, []string{
 		"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
-		"-H", "unix://"+filepath.Join(dir, "sock"), "-p", filepath.Join(dir, "pid"),
-		"--iptables=false", "--ip6tables=false", "--bridge=none")
+		"-H", "unix://" + filepath.Join(dir, "sock"), "-p", filepath.Join(dir, "pid"),
+		"--iptables=false", "--ip6tables=false", "--bridge=none"}))
 	return e
 }
 

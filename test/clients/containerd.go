@@ -1,10 +1,12 @@
 package clients
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -42,7 +44,7 @@ func StartContainerd(t testing.TB) *Containerd {
 	daemon(t, dir, func() error {
 		_, err := c.Try(t, "version")
 		return err
-	}, nil, containerd, "--config", config)
+	}, nil, exec.CommandContext(context.Background(), containerd, "--config", config))
 	return c
 }
 

@@ -1,7 +1,6 @@
 package clients
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -47,11 +46,11 @@ func shortDir(t testing.TB, pattern string) string {
 	return dir
 }
 
-// daemon runs a program until the test ends, and waits until ready gives nil.
+// daemon runs a command until the test ends, and waits until ready gives nil.
 // mounts are what it may leave mounted below dir.
-func daemon(t testing.TB, dir string, ready func() error, mounts []string, program string, args ...string) {
+func daemon(t testing.TB, dir string, ready func() error, mounts []string, cmd *exec.Cmd) {
 	t.Helper()
-	name := filepath.Base(program)
+	name := filepath.Base(cmd.Path)
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		t.Fatal(err)
@@ -60,8 +59,6 @@ func daemon(t testing.TB, dir string, ready func() error, mounts []string, progr
 		b, _ := os.ReadFile(log.Name())
 		return tail(b, 4096)
 	}
-	// Not t.Context: it ends before Cleanup, which stops the daemon in order.
-	cmd := exec.CommandContext(context.Background(), program, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {

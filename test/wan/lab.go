@@ -167,6 +167,12 @@ func (l *Lab) Command(ctx context.Context, site, name string, args ...string) *e
 	return cmd
 }
 
+// Namespace is the path of a site's network namespace, for programs that enter one
+// by themselves.
+func (l *Lab) Namespace(site string) string {
+	return filepath.Join(netnsDir, nsName(l.name, site))
+}
+
 // Dialer dials from a site, for http.Transport and the like. It may be used from
 // any goroutine.
 func (l *Lab) Dialer(site string) func(ctx context.Context, network, address string) (net.Conn, error) {
