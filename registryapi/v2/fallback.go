@@ -70,7 +70,7 @@ func (h *Handler) fallback(q *request, subject digest.Digest, artifactType strin
 		q.warn("what clients list under tag %s cannot be read now and is missing here", tag.Name)
 		return nil, nil
 	}
-	m, err := manifest.Parse(index.MediaType, b)
+	m, err := h.large.parse(q.Context(), index.MediaType, b)
 	if err != nil {
 		return nil, err // it was taken once
 	}

@@ -16,7 +16,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/portolan/portolan/node/store/catalog"
-	"github.com/portolan/portolan/node/store/manifest"
 	"github.com/portolan/portolan/registryapi/access"
 )
 
@@ -133,8 +132,10 @@ const (
 	// referrersBytes bounds one page of referrers: annotations are of any
 	// length, and clients take 4 MiB.
 	referrersBytes = 3 << 20
-	// referrersPage bounds the manifests that are read for one page.
+	// referrersPage bounds the manifests that are read for one page, and
+	// referrersRead the bytes of them: annotations may be the least of it.
 	referrersPage = 200
+	referrersRead = 16 << 20
 )
 
 // listReferrers answers with an index of what names the digest as its subject.
@@ -173,8 +174,12 @@ func (h *Handler) listReferrers(q *request) error {
 		found = found[:n]
 	}
 	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
-	size := 0
+	size, read := 0, int64(0)
 	for i, r := range found {
+		if read += r.Size; read > referrersRead && i > 0 {
+			more = true
+			break
+		}
 		desc := h.referrer(q, r)
 		b, err := json.Marshal(desc)
 		if err != nil {
@@ -210,7 +215,7 @@ func (h *Handler) referrer(q *request, r listed) ocispec.Descriptor {
 		q.warn("%s cannot be read now: its annotations are missing here", r.Digest)
 		return desc
 	}
-	if m, err := manifest.Parse(r.MediaType, b); err == nil {
+	if m, err := h.large.parse(q.Context(), r.MediaType, b); err == nil {
 		desc.Annotations = m.Annotations
 	}
 	return desc

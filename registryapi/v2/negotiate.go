@@ -68,7 +68,7 @@ func (h *Handler) negotiate(q *request, info catalog.ManifestInfo) (catalog.Mani
 	if err != nil {
 		return info, err
 	}
-	m, err := manifest.Parse(info.MediaType, b)
+	m, err := h.large.parse(q.Context(), info.MediaType, b)
 	if err != nil {
 		return info, err // it was taken once
 	}

@@ -1,6 +1,7 @@
 package v2
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"log/slog"
@@ -29,10 +30,11 @@ func (h *Handler) putManifest(q *request) error {
 	if err != nil {
 		return err
 	}
-	body, err := h.manifestBody(q)
+	body, done, err := h.manifestBody(q)
 	if err != nil {
 		return err
 	}
+	defer done()
 	alg := digest.Canonical
 	if want != "" {
 		alg = want.Algorithm()
@@ -43,7 +45,7 @@ func (h *Handler) putManifest(q *request) error {
 		e = e.detail(map[string]string{"digest": want.String()})
 		return e
 	}
-	m, err := parseManifest(q.Header.Get("Content-Type"), body)
+	m, err := h.parseManifest(q, body)
 	if err != nil {
 		return err
 	}
@@ -119,34 +121,50 @@ func putReference(q *request) (tags []string, want digest.Digest, err error) {
 	return tags, want, nil
 }
 
-// manifestBody reads the whole body, as large as is taken.
-func (h *Handler) manifestBody(q *request) ([]byte, error) {
+// manifestBody reads the whole body, as large as is taken. Call done when it is not
+// needed any more.
+func (h *Handler) manifestBody(q *request) (body []byte, done func(), err error) {
 	most := h.cfg.Limits.ManifestBytes
 	tooLarge := refuseStatus(http.StatusRequestEntityTooLarge, errcode.ErrorCodeSizeInvalid, "the manifest is larger than %d bytes, which are the most", most)
 	if q.ContentLength > most {
-		return nil, tooLarge
+		return nil, nil, tooLarge
 	}
-	body, err := io.ReadAll(io.LimitReader(q.content(), most+1))
-	if err != nil {
-		return nil, q.bodyError(err)
+	content, done := q.content(), func() {}
+	if body, err = io.ReadAll(io.LimitReader(content, largeManifest)); err == nil && len(body) == largeManifest {
+		user := q.subject.Actor()
+		if err = h.large.begin(user); err != nil {
+			return nil, nil, err
+		}
+		done = func() { h.large.end(user) }
+		whole := bytes.NewBuffer(append(make([]byte, 0, most+1+bytes.MinRead), body...))
+		_, err = whole.ReadFrom(io.LimitReader(content, most+1-int64(len(body))))
+		body = whole.Bytes()
 	}
-	if int64(len(body)) > most {
-		return nil, tooLarge
+	switch {
+	case err != nil:
+		done()
+		return nil, nil, q.bodyError(err)
+	case int64(len(body)) > most:
+		done()
+		return nil, nil, tooLarge
 	}
-	return body, nil
+	return body, done, nil
 }
 
-func parseManifest(contentType string, body []byte) (*manifest.Manifest, error) {
-	mediaType := ""
+func (h *Handler) parseManifest(q *request, body []byte) (*manifest.Manifest, error) {
+	contentType, mediaType := q.Header.Get("Content-Type"), ""
 	if contentType != "" {
 		var err error
 		if mediaType, _, err = mime.ParseMediaType(contentType); err != nil {
 			return nil, refuse(errcode.ErrorCodeManifestInvalid, "the Content-Type %q cannot be read", clip(contentType))
 		}
 	}
-	m, err := manifest.Parse(mediaType, body)
+	m, err := h.large.parse(q.Context(), mediaType, body)
 	if errors.Is(err, manifest.ErrTooLarge) {
 		return nil, refuseStatus(http.StatusRequestEntityTooLarge, errcode.ErrorCodeManifestInvalid, "%s", err)
+	}
+	if err != nil && q.Context().Err() != nil {
+		return nil, err
 	}
 	if err != nil {
 		return nil, refuse(errcode.ErrorCodeManifestInvalid, "%s", err)

@@ -133,6 +133,7 @@ type Handler struct {
 	log     *slog.Logger
 	catalog *catalog.Catalog
 	metrics *metrics
+	large   *large
 	// sessionKey binds upload sessions to repositories; it outlives a restart,
 	// as the sessions do.
 	sessionKey [32]byte
@@ -162,7 +163,7 @@ func New(cfg Config) (*Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Handler{cfg: cfg, log: cfg.Logger, catalog: cfg.Store.Catalog(), metrics: m,
+	return &Handler{cfg: cfg, log: cfg.Logger, catalog: cfg.Store.Catalog(), metrics: m, large: newLarge(),
 		sessionKey: cfg.Access.Secret("upload session")}, nil
 }
 
