@@ -231,7 +231,13 @@ func needs(method string) []access.Action {
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	head := w.Header()
+	head.Set("Docker-Distribution-Api-Version", "registry/2.0")
+	// Whoever may push chooses bytes and, of a manifest, the content type: in a
+	// browser they must be no page of this host, which would act with the logins
+	// that the browser has for it.
+	head.Set("X-Content-Type-Options", "nosniff")
+	head.Set("Content-Security-Policy", "default-src 'none'; sandbox")
 	if err := h.serve(w, r); err != nil {
 		h.writeError(w, r, err)
 	}

@@ -80,6 +80,8 @@ var manifestScenarios = []scenario{
 			refused("data of something else", image(func(m *v1.Manifest) { m.Layers[0].Data = missing }), v1.MediaTypeImageManifest, "MANIFEST_INVALID"),
 			refused("two types", m, dockerImage, "MANIFEST_INVALID"),
 			refused("another schema", image(func(m *v1.Manifest) { m.SchemaVersion = 3 }), v1.MediaTypeImageManifest, "MANIFEST_INVALID"),
+			refused("a list", []byte("[]"), v1.MediaTypeImageManifest, "it is not a JSON object"),
+			refused("a size that is text", []byte(`{"schemaVersion":2,"config":{"size":"1"}}`), v1.MediaTypeImageManifest, `\"config.size\" can't be a JSON string`),
 			refused("no JSON", []byte("<html>"), v1.MediaTypeImageManifest, "MANIFEST_INVALID"),
 			refused("nothing", nil, v1.MediaTypeImageManifest, "MANIFEST_INVALID"),
 			refused("a type that is none", m, "a/b/c", "MANIFEST_INVALID"),
@@ -111,6 +113,12 @@ var manifestScenarios = []scenario{
 		})
 		return slices.Concat(k.given(config, layer), rows(
 			put("of a type that nobody knows", odd, "application/vnd.example.odd", ""),
+			put("of a type that a browser would show", []byte("<html>"), "text/html", ""),
+			exchange{name: "is no page of this host", do: "GET " + k.at("manifests/1"), code: 200, exact: whole([]byte("<html>")),
+				want: []string{"Content-Type", "text/html", "X-Content-Type-Options", "nosniff", "Content-Security-Policy", "default-src 'none'; sandbox"}},
+			exchange{name: "and neither is a blob", do: "GET " + k.blob(layer), code: 200,
+				want: []string{"Content-Type", "application/octet-stream", "X-Content-Type-Options", "nosniff", "Content-Security-Policy", "default-src 'none'; sandbox"}},
+			put("of a type that nobody knows, again", odd, "application/vnd.example.odd", ""),
 			exchange{name: "is as it was", do: "GET " + k.at("manifests/1"), code: 200, exact: whole(odd), want: []string{"Content-Type", "application/vnd.example.odd"}},
 			put("the empty config and no type", untyped, v1.MediaTypeImageManifest, `299 - "a manifest with the empty config should have an artifactType*`),
 			put("what OCI took back", old, "application/vnd.oci.artifact.manifest.v1+json", `299 - "application/vnd.oci.artifact.manifest.v1+json is not in the image specification any more*`),
