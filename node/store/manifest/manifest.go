@@ -139,7 +139,7 @@ func Parse(mediaType string, body []byte) (*Manifest, error) {
 	}
 	var doc document
 	if err := json.Unmarshal(body, &doc); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return nil, wrongJSON(err)
 	}
 	if err := strict(body); err != nil {
 		return nil, err
@@ -157,6 +157,18 @@ func Parse(mediaType string, body []byte) (*Manifest, error) {
 		return nil, fmt.Errorf("%w: neither its content type nor its mediaType field says what it is", ErrInvalid)
 	}
 	return doc.manifest(mediaType)
+}
+
+// wrongJSON says what is wrong in words of the document, not of Go's types.
+func wrongJSON(err error) error {
+	var wrong *json.UnmarshalTypeError
+	switch {
+	case !errors.As(err, &wrong):
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	case wrong.Field == "":
+		return fmt.Errorf("%w: it is not a JSON object", ErrInvalid)
+	}
+	return fmt.Errorf("%w: %.80q can't be a JSON %.80s", ErrInvalid, wrong.Field, wrong.Value)
 }
 
 // saysOf gives the mediaType field of a body that may be anything.
