@@ -32,7 +32,7 @@ func (h *Handler) scopes(q *request) []string {
 	if method == "HEAD" {
 		method = "GET"
 	}
-	return challengeScopes(q, needs(method))
+	return challengeScopes(q, needs(q.route.name, method))
 }
 
 // challengeScopes asks for pull beside push: a push looks at what is there, and

@@ -62,6 +62,7 @@ func TestExchanges(t *testing.T) {
 		{"anonymous pull of no project", "", "GET", "/v2/nothere/app/manifests/1", nil, nil, 401, nil, "UNAUTHORIZED"},
 		{"anonymous push to a public project", "", "POST", "/v2/library/app/blobs/uploads/", nil, nil, 401, []string{"Www-Authenticate", "*"}, "UNAUTHORIZED"},
 		{"wrong password", "nobody", "GET", "/v2/prod/app/manifests/1", nil, nil, 401, nil, "UNAUTHORIZED"},
+		{"a token that is none, for a push", "", "GET", "/v2/prod/app/blobs/uploads/x", nil, []string{"Authorization", "Bearer x"}, 401, []string{"Www-Authenticate", `Bearer realm="` + s.url + `/service/token",service="portolan",scope="repository:prod/app:pull,push",error="invalid_token"`}, "UNAUTHORIZED"},
 		{"guest pushes", "guest", "POST", "/v2/prod/app/blobs/uploads/", nil, nil, 403, nil, "guest may not push"},
 		{"developer deletes", "dev", "DELETE", "/v2/prod/app/manifests/1", nil, nil, 403, nil, "DENIED"},
 		{"stranger pulls", "stranger", "GET", "/v2/prod/app/manifests/1", nil, nil, 403, nil, "is not there, or stranger may not see it"},

@@ -218,12 +218,14 @@ var ends = map[string]map[string]func(*Handler, *request) error{
 	},
 }
 
-// needs says what a method of any repository's end asks for.
-func needs(method string) []access.Action {
-	switch method {
-	case http.MethodGet:
+// needs says what a method of a repository's end asks for. All of an upload
+// session, its end and status too, belong to the push.
+func needs(end, method string) []access.Action {
+	switch {
+	case end == dist.RouteNameBlobUploadChunk:
+	case method == http.MethodGet:
 		return []access.Action{access.Pull}
-	case http.MethodDelete:
+	case method == http.MethodDelete:
 		return []access.Action{access.Delete}
 	}
 	return []access.Action{access.Push}
@@ -276,12 +278,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	if project == "" {
 		return end(h, q)
 	}
-	acts := needs(method)
-	// The end of an upload session and its status belong to the push.
-	if rt.name == dist.RouteNameBlobUploadChunk {
-		acts = []access.Action{access.Push}
-	}
-	if q.project, err = h.authorise(q, project, q.repo, acts...); err != nil {
+	if q.project, err = h.authorise(q, project, q.repo, needs(rt.name, method)...); err != nil {
 		return err
 	}
 	return end(h, q)
