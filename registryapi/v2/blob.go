@@ -348,13 +348,18 @@ func (h *Handler) deleteBlob(q *request) error {
 	} else if !ok {
 		return blobUnknown(d, q.name())
 	}
-	if err := h.catalog.EndLease(q.Context(), d, q.project.PID, q.repo); err != nil && !absent(err) {
-		return err
-	}
-	if _, ok, err := h.catalog.Linked(q.project.PID, q.repo, d); err != nil {
-		return err
-	} else if ok {
+	switch err := h.catalog.EndLease(q.Context(), d, q.project.PID, q.repo); {
+	case errors.Is(err, catalog.ErrInUse):
 		return refuse(errcode.ErrorCodeUnsupported, "repository %s still needs blob %s: delete the manifests that name it first", q.name(), d)
+	case err != nil && !absent(err):
+		return err
+	case err != nil:
+		// Not held here. What a manifest names is not to be deleted all the same.
+		if _, ok, err := h.catalog.Linked(q.project.PID, q.repo, d); err != nil {
+			return err
+		} else if ok {
+			return refuse(errcode.ErrorCodeUnsupported, "repository %s still needs blob %s: delete the manifests that name it first", q.name(), d)
+		}
 	}
 	q.w.Header().Set("Content-Length", "0")
 	q.w.WriteHeader(http.StatusAccepted)

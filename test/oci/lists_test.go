@@ -194,6 +194,7 @@ var deleteScenarios = []scenario{
 			exchange{name: "by nobody", as: "-", do: "DELETE " + k.manifest(m), code: 401},
 			exchange{name: "the manifest", do: "DELETE " + k.manifest(m), code: 202},
 			exchange{name: "is gone", do: "GET " + k.manifest(m), code: 404},
+			exchange{name: "its layer, whose deletion was refused, is as it was", do: "HEAD " + k.blob(layer), code: 200},
 			exchange{name: "with its tags", do: "HEAD " + tag("b"), code: 404},
 			exchange{name: "but not the index that names it", do: "GET " + tag("i"), code: 200, exact: whole(i)},
 			exchange{name: "the index", do: "DELETE " + k.manifest(i), code: 202},

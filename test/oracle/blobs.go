@@ -103,13 +103,11 @@ func (b *blobStore) Delete(ctx context.Context, d digest.Digest) error {
 	if _, err := b.linked(d); err != nil {
 		return err
 	}
-	if err := b.catalog().EndLease(ctx, d, b.pid, b.path); err != nil {
-		return err
-	}
-	if _, err := b.linked(d); err == nil {
+	err := b.catalog().EndLease(ctx, d, b.pid, b.path)
+	if errors.Is(err, catalog.ErrInUse) {
 		return distribution.ErrUnsupported // manifests need it
 	}
-	return nil
+	return err
 }
 
 // writer implements distribution.BlobWriter.

@@ -267,13 +267,20 @@ func (b *batch) lease(raw []byte, size int64, l Lease) error {
 	return nil
 }
 
-// EndLease takes a blob out of a repository before its lease is over. What a
-// manifest of the repository refers to stays linked.
+// EndLease takes a blob out of a repository before its lease is over. While a
+// manifest of the repository refers to it, it is ErrInUse, and the lease goes on.
 func (c *Catalog) EndLease(ctx context.Context, d digest.Digest, pid identity.ProjectID, repo string) error {
 	if err := checkName("repository", repo); err != nil {
 		return err
 	}
 	return c.onBlob(ctx, jobFreeing, "end the lease of", d, func(b *batch, raw []byte, _ BlobRow) error {
+		named, err := b.any(prefixRefRepo(raw, pid, repo))
+		if err == nil && named {
+			err = ErrInUse
+		}
+		if err != nil {
+			return err
+		}
 		b.del(keyLease(raw, pid, repo))
 		return nil
 	})
