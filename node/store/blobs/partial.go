@@ -113,7 +113,15 @@ func (p *Partial) open() error {
 	st, err := f.Stat()
 	if err == nil && st.Size() != p.rec.Size {
 		resumed = false
-		if err = p.s.cfg.Space(p.rec.Size - st.Size()); err == nil {
+		// The file became a blob, or its making was cut short: what the map says is
+		// not in this one. The list stays: the sweep goes by it.
+		if err = os.Remove(p.path(extMap)); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		if err == nil {
+			err = p.s.cfg.Space(p.rec.Size - st.Size())
+		}
+		if err == nil {
 			err = reserve(f, p.rec.Size)
 		}
 		if err == nil {

@@ -292,6 +292,42 @@ func TestPartial_DamagedMap_StartsAnew(t *testing.T) {
 	}
 }
 
+// A kill between the rename and the row leaves list and map of a file that is a
+// blob now. They say nothing about the file that the next fetch makes, also if
+// that one is killed before its first checkpoint.
+func TestPartial_AfterAKilledCommit_StartsAnew(t *testing.T) {
+	want := content(9, int(3*units.Unit))
+	dir := t.TempDir()
+	p := fetch(t, open(t, dir), want)
+	for i := range 3 {
+		if err := p.Put(i, unitOf(p.List(), want, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if p = fetch(t, open(t, dir), want); !p.Complete() {
+		t.Fatal("nothing was kept")
+	}
+	for range 2 {
+		if err := p.Install(t.Context()); !p.Complete() || err != nil {
+			t.Fatal(err)
+		}
+		for again := range 2 { // the second finds what the first, killed as well, has made
+			if p = fetch(t, open(t, dir), want); p.Missing() != 3 {
+				t.Fatalf("attempt %d: %d of 3 units are missing from a new file", again, p.Missing())
+			}
+		}
+		for i := range 3 {
+			if err := p.Put(i, unitOf(p.List(), want, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	finish(t, p.s, p, want)
+}
+
 // A real small file system, where tests may make one.
 func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
