@@ -174,7 +174,7 @@ func (s *Store) relistFrom(ctx context.Context, row catalog.BlobRow, b Blob) (un
 		return units.Record{}, nil, fmt.Errorf("read blob %s: %w", row.Digest, err)
 	}
 	if h.Digest() != row.Digest {
-		return units.Record{}, nil, s.rotten(ctx, row)
+		return units.Record{}, nil, s.rotten(ctx, row, b.File())
 	}
 	list, err := s.describe(&row, h.List)
 	if err == nil && list == nil {
@@ -205,19 +205,13 @@ func (s *Store) relistFrom(ctx context.Context, row catalog.BlobRow, b Blob) (un
 	return rec, list, s.commitRow(ctx, row, nil, nil)
 }
 
-// rotten is lost for a file of the right size and the wrong bytes.
-func (s *Store) rotten(ctx context.Context, row catalog.BlobRow) error {
+// rotten is lost for a file, f, of the right size and the wrong bytes. Reading it
+// has taken a while: a good copy may have its name now, and stays.
+func (s *Store) rotten(ctx context.Context, row catalog.BlobRow, f *os.File) error {
 	if s.files.Remote() {
 		return s.rottenObject(ctx, row)
 	}
-	unlock := s.locks.lock(row.Digest)
-	err := s.files.Quarantine(row.Digest)
-	unlock()
-	cause := fmt.Errorf("%w (%s: its bytes have another digest)", ErrCorrupt, row.Digest)
-	if err != nil {
-		return errors.Join(cause, err)
-	}
-	return s.lost(ctx, row, cause)
+	return s.spoiled(ctx, row, f, errors.New("its bytes have another digest"))
 }
 
 type contextReader struct {

@@ -109,6 +109,36 @@ func TestRottenBytes_AreNotSignedAnew(t *testing.T) {
 	}
 }
 
+// Whoever read a damaged file for long must not put aside the good copy that has
+// its name since.
+func TestRottenBytes_AGoodCopyStays(t *testing.T) {
+	s := newStore(t)
+	b := content(4, 3<<20)
+	d := put(t, s, b)
+	row, err := s.row(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rotten := bytes.Clone(b)
+	rotten[5] ^= 1
+	if err := os.WriteFile(fileOf(s, "blobs", d), rotten, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	slow, err := s.openUnchecked(t.Context(), row)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = slow.Close() }()
+	if _, err := read(t, s, d); !errors.Is(err, ErrCorrupt) {
+		t.Fatal(err)
+	}
+	put(t, s, b)
+	if _, _, err := s.relistFrom(t.Context(), row, slow); !errors.Is(err, ErrCorrupt) {
+		t.Fatal(err)
+	}
+	holds(t, s, b)
+}
+
 func TestCollect(t *testing.T) {
 	dir := t.TempDir()
 	now := time.Now()
