@@ -270,6 +270,13 @@ func (s *Store) openUnchecked(ctx context.Context, row catalog.BlobRow) (Blob, e
 	return &fileBlob{osFile: f, size: row.Size}, nil
 }
 
+// checkable says whether the bytes of a blob can be checked as they are read. If
+// it was stored without a list, or this build cannot use lists, the client's own
+// check is the only one.
+func checkable(row catalog.BlobRow) bool {
+	return row.Record != nil && units.Available(row.Digest.Algorithm()) == nil
+}
+
 // openFile opens a blob that is a file, to be served.
 func (s *Store) openFile(ctx context.Context, row catalog.BlobRow) (Blob, error) {
 	if s.files.Remote() {
@@ -285,8 +292,8 @@ func (s *Store) openFile(ctx context.Context, row catalog.BlobRow) (Blob, error)
 		return nil, errors.Join(err, f.Close())
 	}
 	c := s.checks.of(row.Digest, st)
-	if c.done() || row.Record == nil {
-		return plain, nil // without a list the client's own check is the only one
+	if c.done() || !checkable(row) {
+		return plain, nil
 	}
 	rec, err := units.ParseRecord(row.Record)
 	var list *units.List

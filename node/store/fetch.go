@@ -114,6 +114,10 @@ func (s *Store) PutFetched(ctx context.Context, d digest.Digest, b []byte, class
 		return err
 	}
 	list, err := h.List()
+	if errors.Is(err, units.ErrUnavailable) {
+		_, err = s.putWhole(ctx, d, b, class, nil)
+		return err
+	}
 	if err != nil {
 		return err
 	}

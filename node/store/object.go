@@ -39,8 +39,8 @@ func (s *Store) newObjectBlob(ctx context.Context, row catalog.BlobRow, list *un
 // unit list alone, and that only if it has to be checked and is not remembered.
 func (s *Store) openObject(ctx context.Context, row catalog.BlobRow) (Blob, error) {
 	b := s.newObjectBlob(ctx, row, nil)
-	if b.c.done() || row.Record == nil {
-		return b, nil // without a list the client's own check is the only one
+	if b.c.done() || !checkable(row) {
+		return b, nil
 	}
 	rec, err := units.ParseRecord(row.Record)
 	if err == nil {

@@ -123,6 +123,11 @@ func (u *Upload) Commit(ctx context.Context, want digest.Digest, link Link) (Des
 // Finish is Append and Commit in one, and cheaper: it syncs once, and content of
 // up to InlineMax bytes touches no file. r may be nil.
 func (u *Upload) Finish(ctx context.Context, r io.Reader, want digest.Digest, link Link) (Descriptor, error) {
+	return u.finish(ctx, r, want, catalog.Home, &link)
+}
+
+// finish leases the blob only if there is a link.
+func (u *Upload) finish(ctx context.Context, r io.Reader, want digest.Digest, class Class, link *Link) (Descriptor, error) {
 	if err := units.CheckDigest(want); err != nil {
 		return Descriptor{}, err
 	}
@@ -152,7 +157,7 @@ func (u *Upload) Finish(ctx context.Context, r io.Reader, want digest.Digest, li
 			u.u.Discard())
 	}
 	desc := Descriptor{Digest: want, Size: u.u.Size()}
-	installed, err := u.s.commitUpload(ctx, u.u, desc, hashed.List, link)
+	installed, err := u.s.commitUpload(ctx, u.u, catalog.BlobRow{Digest: want, Size: desc.Size, Class: class}, hashed.List, link)
 	if err != nil {
 		if installed {
 			return Descriptor{}, errors.Join(err, u.u.Discard())
@@ -177,20 +182,18 @@ func (u *Upload) Cancel() error {
 
 // commitUpload says with installed that the upload's file is no longer its own.
 // The caller has compared the digest; makeList gives the list of what was hashed.
-func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, desc Descriptor, makeList func() (*units.List, error), link Link) (installed bool, err error) {
-	unlock := s.locks.lock(desc.Digest)
+func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, row catalog.BlobRow, makeList func() (*units.List, error), link *Link) (installed bool, err error) {
+	unlock := s.locks.lock(row.Digest)
 	defer unlock()
-	lease := &catalog.Lease{PID: link.PID, Repo: link.Repo, Until: s.now().Add(LeaseFor)}
-	row := catalog.BlobRow{Digest: desc.Digest, Size: desc.Size, Class: catalog.Home}
-
-	if desc.Size <= InlineMax {
+	lease := s.lease(link)
+	if row.Size <= InlineMax {
 		b, err := u.Small()
 		if err != nil {
 			return false, err
 		}
 		return false, s.putInline(ctx, row, b, lease)
 	}
-	if here, err := s.present(ctx, desc.Digest); err != nil {
+	if here, err := s.present(ctx, row.Digest); err != nil {
 		return false, err
 	} else if here {
 		// Here already: the row's commit renews the lease and makes this site
@@ -201,17 +204,17 @@ func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, desc Descript
 	if err != nil {
 		return false, err
 	}
-	if err := u.Install(ctx, desc.Digest, list); err != nil {
+	if err := u.Install(ctx, row.Digest, list); err != nil {
 		return u.Moved(), err
 	}
 	if err := s.commitRow(ctx, row, nil, lease); err != nil {
-		derr := s.dropOrphan(ctx, desc.Digest)
+		derr := s.dropOrphan(ctx, row.Digest)
 		if derr != nil && u.Moved() {
 			u.Leave()
 		}
 		return u.Moved(), errors.Join(err, derr)
 	}
-	s.installed(desc)
+	s.installed(Descriptor{Digest: row.Digest, Size: row.Size})
 	return u.Moved(), nil
 }
 
@@ -328,14 +331,18 @@ func (s *Store) PutContent(ctx context.Context, d digest.Digest, b []byte, link 
 		desc := Descriptor{Digest: d, Size: int64(len(b))}
 		unlock := s.locks.lock(d)
 		defer unlock()
-		lease := &catalog.Lease{PID: link.PID, Repo: link.Repo, Until: s.now().Add(LeaseFor)}
-		return desc, s.putInline(ctx, catalog.BlobRow{Digest: d, Size: desc.Size, Class: catalog.Home}, b, lease)
+		return desc, s.putInline(ctx, catalog.BlobRow{Digest: d, Size: desc.Size, Class: catalog.Home}, b, s.lease(&link))
 	}
+	return s.putWhole(ctx, d, b, catalog.Home, &link)
+}
+
+// putWhole stores content of more than InlineMax bytes that is in memory.
+func (s *Store) putWhole(ctx context.Context, d digest.Digest, b []byte, class Class, link *Link) (Descriptor, error) {
 	u, err := s.BeginUpload(ctx, "")
 	if err != nil {
 		return Descriptor{}, err
 	}
-	desc, err := u.Finish(ctx, bytes.NewReader(b), d, link)
+	desc, err := u.finish(ctx, bytes.NewReader(b), d, class, link)
 	if err != nil {
 		if cerr := u.Cancel(); cerr != nil && !errors.Is(cerr, ErrNotFound) {
 			err = errors.Join(err, cerr)
@@ -343,4 +350,13 @@ func (s *Store) PutContent(ctx context.Context, d digest.Digest, b []byte, link 
 		return Descriptor{}, err
 	}
 	return desc, nil
+}
+
+// lease is what a push gives a blob in its repository. It begins with the commit,
+// however long the bytes were under way.
+func (s *Store) lease(link *Link) *catalog.Lease {
+	if link == nil {
+		return nil
+	}
+	return &catalog.Lease{PID: link.PID, Repo: link.Repo, Until: s.now().Add(LeaseFor)}
 }

@@ -101,9 +101,13 @@ func (u *Upload) recover() error {
 		return err
 	}
 	u.files.Store(true)
-	u.synced = len(c.states)
 	u.touched.Store(st.ModTime().UnixNano())
-	return u.rewind(c.alg, c.offset, c.states)
+	if err := u.rewind(c.alg, c.offset, c.states); err != nil {
+		return err
+	}
+	// In plain-digest mode no states are added to those in the file.
+	u.synced = min(len(c.states), len(u.hasher.States()))
+	return nil
 }
 
 // rewind brings file and hash back to offset; states are those of alg that are

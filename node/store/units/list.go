@@ -120,7 +120,8 @@ func (l *List) Span(i int) (off, length int64) {
 
 // Verify says whether data is unit i: hashed from state i it must give state
 // i+1, and the digest for the last one. A nil error for every i is the proof
-// that the blob has its digest.
+// that the blob has its digest. ErrUnavailable, in plain-digest mode, says
+// nothing about data.
 func (l *List) Verify(i int, data []byte) error {
 	if i < 0 || i >= l.Units() {
 		return fmt.Errorf("%w: unit %d of %s, which has %d", ErrBadUnit, i, l.Digest, l.Units())
@@ -132,6 +133,9 @@ func (l *List) Verify(i int, data []byte) error {
 	a := chainOf(l.Digest)
 	if a == nil {
 		return fmt.Errorf("%w: unit %d of %s: %w", ErrBadUnit, i, l.Digest, CheckDigest(l.Digest))
+	}
+	if err := a.available(); err != nil {
+		return err
 	}
 	from := a.initial
 	if i > 0 {

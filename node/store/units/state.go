@@ -174,6 +174,15 @@ func Available(alg digest.Algorithm) error {
 	return a.available()
 }
 
+// Withhold puts an algorithm into plain-digest mode until back is called, as a
+// toolchain with another form would: for tests, which use nothing else meanwhile.
+func Withhold(alg digest.Algorithm) (back func()) {
+	a := algorithmOf(alg)
+	was := a.available
+	a.available = func() error { return fmt.Errorf("%w (%s: withheld)", ErrUnavailable, a.name) }
+	return func() { a.available = was }
+}
+
 // selfTest compares the toolchain's states with values computed independently
 // from the standard: a changed form must turn lists off, never let a wrong one
 // pass.

@@ -118,11 +118,15 @@ func opaqueNew() hash.Hash { return struct{ hash.Hash }{sha256.New()} }
 // list; the other algorithm goes on with lists.
 func TestPlainDigestMode_OfOneAlgorithm(t *testing.T) {
 	each(t, func(t *testing.T, alg digest.Algorithm) {
-		a := algorithmOf(alg)
-		was := a.available
-		a.available = func() error { return ErrUnavailable }
-		defer func() { a.available = was }()
 		b := content(5, int(Unit)+77)
+		list := listOf(t, alg, b)
+		defer Withhold(alg)()
+		// Neither good nor bad units are judged.
+		for _, unit := range [][]byte{b[Unit:], make([]byte, 77)} {
+			if err := list.Verify(1, unit); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBadUnit) {
+				t.Fatalf("%s: %v", alg, err)
+			}
+		}
 		for _, other := range Algorithms() {
 			h := NewHasher(other)
 			_, _ = h.Write(b)
