@@ -90,7 +90,11 @@ func (s *Store) finishCollections(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		errs = append(errs, s.finishIfDeleting(ctx, d))
+		err := s.finishIfDeleting(ctx, d)
+		errs = append(errs, err)
+		if errors.Is(err, ErrUnavailable) {
+			break // one question is enough: the next sweep goes on
+		}
 	}
 	return errors.Join(errs...)
 }

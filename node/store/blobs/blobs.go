@@ -86,6 +86,7 @@ type Store struct {
 	uploads  map[string]*Upload // those touched since the start
 	nUploads int                // sessions open, those from before the start included
 	shares   map[Owner]int      // of them, by owner
+	earlier  map[Owner][]string // ids of sessions from before the start, also of those that have ended since
 	partials map[digest.Digest]*Partial
 }
 
@@ -98,6 +99,7 @@ func Open(cfg Config) (*Store, error) {
 		sync:     syncData,
 		uploads:  make(map[string]*Upload),
 		shares:   make(map[Owner]int),
+		earlier:  make(map[Owner][]string),
 		partials: make(map[digest.Digest]*Partial),
 	}
 	s.disk = &disk{dir: cfg.Dir, dirs: newDirs(cfg.Dir), now: func() time.Time { return s.cfg.Now() }}
@@ -132,6 +134,9 @@ func Open(cfg Config) (*Store, error) {
 		if id, ok := strings.CutSuffix(n, extData); ok {
 			if owner, err := parseID(id); err == nil {
 				s.count(owner, 1)
+				if owner != NodeOwner {
+					s.earlier[owner] = append(s.earlier[owner], id)
+				}
 			}
 		}
 	}

@@ -37,12 +37,14 @@ func (k *dirs) keepLocked(dir string) error {
 			return err
 		}
 	}
+	synced := parent + string(filepath.Separator)
 	if err := makeDir(dir); err != nil {
+		delete(k.durable, synced) // it may be there, with a name that is not durable
 		return err
 	}
 	// What was there before the first look at the parent is synced with it, once;
 	// what comes later is made here.
-	if synced := parent + string(filepath.Separator); !k.durable[synced] {
+	if !k.durable[synced] {
 		// Promise: what is renamed into the directory is found after a power cut.
 		if err := syncDir(parent); err != nil {
 			return err

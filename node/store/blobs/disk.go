@@ -49,7 +49,13 @@ func (k *disk) install(ctx context.Context, b *staged) error {
 
 func (k *disk) has(_ context.Context, d digest.Digest, size int64) (bool, error) {
 	st, err := os.Stat(k.blobPath(d))
-	return err == nil && st.Size() == size, nil
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("blob %s: %w", d, err) // says nothing: its row stays
+	}
+	return st.Size() == size, nil
 }
 
 // open opens the file of a blob, see [Store.Open].

@@ -46,11 +46,10 @@ func (n *doubts) path(d digest.Digest) string {
 func (n *doubts) begin(d digest.Digest) error {
 	if _, err := os.Stat(n.path(d)); err == nil {
 		n.keep(d)
-		return nil
-	}
-	if err := writeFileSync(n.path(d), nil); err != nil {
+	} else if err := writeFileSync(n.path(d), nil); err != nil {
 		return fmt.Errorf("note blob %s: %w", d, err)
 	}
+	// Also for one that is there: the attempt that made it may have failed here.
 	return syncDir(filepath.Dir(n.path(d)))
 }
 

@@ -1,11 +1,15 @@
 package blobs
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -112,22 +116,59 @@ func (s *Store) count(owner Owner, n int) {
 }
 
 // giveWay ends the owner's session that was idle for longest, if that is long
-// enough: what a crashed client left open does not shut its owner out.
+// enough: what a crashed client left open does not shut its owner out. It looks at
+// no more than the owner's sessions, and for those from before the start at their
+// files' times.
 func (s *Store) giveWay(owner Owner) bool {
-	var oldest *Upload
-	his := fmt.Sprintf("%08x", uint32(owner)) // how an id of his ends
-	s.mu.Lock()
-	for id, u := range s.uploads {
-		if strings.HasSuffix(id, his) && (oldest == nil || u.touched.Load() < oldest.touched.Load()) {
-			oldest = u
+	type session struct {
+		id      string
+		touched int64
+	}
+	var his []session
+	idleSince := s.cfg.Now().Add(-idleSession).UnixNano()
+	consider := func(id string, touched int64) {
+		if touched < idleSince {
+			his = append(his, session{id, touched})
 		}
 	}
-	s.mu.Unlock()
-	if oldest == nil {
-		return false
+	end := fmt.Sprintf("%08x", uint32(owner)) // of each id of his
+	s.mu.Lock()
+	for id, u := range s.uploads {
+		if strings.HasSuffix(id, end) {
+			consider(id, u.touched.Load())
+		}
 	}
-	gone, err := s.expire(oldest.id, idleSession, nil)
-	return gone && err == nil
+	s.earlier[owner] = slices.DeleteFunc(s.earlier[owner], func(id string) bool { return s.uploads[id] != nil })
+	earlier := slices.Clone(s.earlier[owner])
+	s.mu.Unlock()
+	ended := make(map[string]bool)
+	for _, id := range earlier {
+		switch st, err := os.Stat(s.path("uploads", id+extData)); {
+		case err == nil:
+			consider(id, st.ModTime().UnixNano())
+		case errors.Is(err, fs.ErrNotExist):
+			ended[id] = true
+		}
+	}
+	s.forgetEarlier(owner, ended)
+	slices.SortFunc(his, func(a, b session) int { return cmp.Compare(a.touched, b.touched) })
+	for _, one := range his {
+		// Not if it is in use after all, or if its commit was cut short.
+		if gone, err := s.expire(one.id, idleSession, nil); gone && err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// forgetEarlier drops sessions of an owner from before the start that have ended.
+func (s *Store) forgetEarlier(owner Owner, ended map[string]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.earlier[owner] = slices.DeleteFunc(s.earlier[owner], func(id string) bool { return ended[id] })
+	if len(s.earlier[owner]) == 0 {
+		delete(s.earlier, owner)
+	}
 }
 
 // leave forgets a session that has ended.

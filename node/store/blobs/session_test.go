@@ -156,6 +156,49 @@ func TestSession_Shares(t *testing.T) {
 	}
 }
 
+// A crashed client's sessions give way after a restart as well, though nobody has
+// asked for them since. Commits that were cut short are left to the sweep.
+func TestSession_GiveWayAfterARestart(t *testing.T) {
+	h := openHall(t, 10, 3)
+	var anns []*Upload
+	for i := range 3 {
+		u := h.begin(t, "ann")
+		add(t, u, []byte("some"))
+		at := h.now.Add(time.Duration(i) * time.Minute)
+		if err := os.Chtimes(u.path(extData), at, at); err != nil {
+			t.Fatal(err)
+		}
+		anns = append(anns, u)
+	}
+	if err := os.WriteFile(anns[0].path(extCommit), []byte("note"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.restart(t)
+	if _, err := h.CreateUploadFor(OwnerOf("ann")); !errors.Is(err, ErrUploadShare) {
+		t.Fatalf("while all are fresh: %v", err)
+	}
+	h.now = h.now.Add(idleSession + 5*time.Minute)
+	busy := mustUpload(t, h, anns[2].ID())
+	if err := busy.Acquire(); err != nil {
+		t.Fatal(err)
+	}
+	h.begin(t, "ann")
+	if _, err := h.Upload(anns[1].ID()); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the one that could did not give way: %v", err)
+	}
+	if _, err := h.CreateUploadFor(OwnerOf("ann")); !errors.Is(err, ErrUploadShare) {
+		t.Errorf("one at work or in a commit gave way: %v", err)
+	}
+	busy.Release()
+	mustUpload(t, h, anns[0].ID())
+	if _, err := h.CreateUploadFor(OwnerOf("ann")); !errors.Is(err, ErrUploadShare) {
+		t.Error(err)
+	}
+	if len(h.earlier) != 0 {
+		t.Errorf("remembered from before the start: %v", h.earlier)
+	}
+}
+
 func mustUpload(t testing.TB, h *hall, id string) *Upload {
 	t.Helper()
 	u, err := h.Upload(id)

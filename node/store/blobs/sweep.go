@@ -101,7 +101,10 @@ func (s *Store) sweepUploads(ctx context.Context, keepFor time.Duration, orphan 
 				}
 			}
 			for ext := range exts {
-				errs = append(errs, os.Remove(s.path("uploads", id+ext)))
+				// Gone: its commit has ended since the directory was listed.
+				if err := os.Remove(s.path("uploads", id+ext)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					errs = append(errs, err)
+				}
 			}
 		}
 	}
@@ -248,6 +251,9 @@ func (s *Store) sweepQuarantine(keepFor time.Duration, orphan Orphan, did *Swept
 			// Only the note is here. A good copy may have taken the object's place.
 			if err := orphan(d, nil); err != nil {
 				errs = append(errs, err)
+				if errors.Is(err, ErrUnavailable) {
+					break // one question is enough: the next sweep goes on
+				}
 				continue
 			}
 		}
