@@ -321,13 +321,17 @@ func (s *Store) remake(ctx context.Context, row catalog.BlobRow, b Blob) error {
 	return err
 }
 
-// installed ends a commit: the blob's row is there, and its bytes were hashed
-// while they were written.
-func (s *Store) installed(desc Descriptor) {
-	s.files.Settled(desc.Digest)
+// installed ends a commit: the blob's row is there. fresh: its bytes were checked
+// as they were written, just now. What has lain on the disk since an earlier start
+// or fetch is checked when it is read.
+func (s *Store) installed(d digest.Digest, size int64, fresh bool) {
+	s.files.Settled(d)
+	if !fresh {
+		return
+	}
 	if s.files.Remote() {
-		s.checks.passedObject(desc.Digest, desc.Size)
-	} else if st, err := s.files.Stat(desc.Digest); err == nil {
-		s.checks.passed(desc.Digest, st)
+		s.checks.passedObject(d, size)
+	} else if st, err := s.files.Stat(d); err == nil {
+		s.checks.passed(d, st)
 	}
 }

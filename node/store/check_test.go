@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -109,6 +110,41 @@ func TestCheck_IsDoneAgain(t *testing.T) {
 
 // Many readers of one blob that is not checked share the work; one that reads a
 // range waits for that range alone.
+// Bytes that were staged before a restart may have rotted since: nobody is served
+// from them unchecked.
+func TestCheck_WhatWasStagedBeforeARestart(t *testing.T) {
+	dir := t.TempDir()
+	s := openAt(t, dir, time.Now)
+	b := content(1, 3<<20)
+	u := upload(t, s)
+	if _, err := u.Append(t.Context(), bytes.NewReader(b)); err != nil {
+		t.Fatal(err)
+	}
+	closeStore(t, s)
+	staged, err := os.OpenFile(filepath.Join(dir, "store", "uploads", u.ID()+".data"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := staged.WriteAt([]byte{b[100] ^ 1}, 100); err != nil {
+		t.Fatal(err)
+	}
+	if err := staged.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openAt(t, dir, time.Now)
+	defer closeStore(t, s)
+	if u, err = s.Upload(t.Context(), u.ID()); err != nil {
+		t.Fatal(err)
+	}
+	d := digest.FromBytes(b)
+	if _, err := u.Commit(t.Context(), d, link); err != nil {
+		t.Fatal(err) // the hash was noted before
+	}
+	if _, err := read(t, s, d); !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("rotten bytes are served: %v", err)
+	}
+}
+
 func TestCheck_ManyReaders(t *testing.T) {
 	dir := t.TempDir()
 	s := openAt(t, dir, time.Now)

@@ -89,7 +89,7 @@ func (p *Partial) Commit(ctx context.Context, class Class) error {
 		}
 		return errors.Join(err, derr)
 	}
-	p.s.installed(Descriptor{Digest: rec.Digest, Size: rec.Size})
+	p.s.installed(rec.Digest, rec.Size, p.Fresh())
 	if p.s.files.Remote() {
 		p.Drop() // what was staged is in the bucket now
 	}

@@ -214,7 +214,7 @@ func (s *Store) commitUpload(ctx context.Context, u *blobs.Upload, row catalog.B
 		}
 		return u.Moved(), errors.Join(err, derr)
 	}
-	s.installed(Descriptor{Digest: row.Digest, Size: row.Size})
+	s.installed(row.Digest, row.Size, u.Fresh())
 	return u.Moved(), nil
 }
 

@@ -35,6 +35,8 @@ type Partial struct {
 	s    *Store
 	rec  units.Record
 	list *units.List
+	// early: some of the units are from before this fetch. Set by open.
+	early bool
 
 	// Lock order: saving, then mu. Neither is held while a unit is verified.
 	saving sync.Mutex // one checkpoint at a time
@@ -139,6 +141,7 @@ func (p *Partial) open() error {
 	p.f = f
 	if resumed {
 		p.loadMap()
+		p.early = p.missing < p.list.Units()
 	}
 	return nil
 }
@@ -277,6 +280,9 @@ func (p *Partial) Record() units.Record { return p.rec }
 
 // List is the list that units are checked against.
 func (p *Partial) List() *units.List { return p.list }
+
+// Fresh says whether all units were verified as they came to this fetch.
+func (p *Partial) Fresh() bool { return !p.early }
 
 // Has says whether unit i is here, verified.
 func (p *Partial) Has(i int) bool {

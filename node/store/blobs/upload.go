@@ -45,6 +45,7 @@ type Upload struct {
 	data   *os.File
 	ckpt   *os.File
 	small  []byte // the whole content, if it never went to a file
+	early  bool   // some of the bytes are from before the start
 	lost   bool   // a sync failed, or the notes are in disorder: nobody knows what is on the disk
 	moved  bool   // the file is a blob now
 	gone   bool
@@ -107,6 +108,7 @@ func (u *Upload) recover() error {
 	}
 	// In plain-digest mode no states are added to those in the file.
 	u.synced = min(len(c.states), len(u.hasher.States()))
+	u.early = c.offset > 0
 	return nil
 }
 
@@ -478,6 +480,9 @@ func (u *Upload) Size() int64 { return u.hasher.Size() }
 
 // Algorithm is the one by which the bytes are hashed as they come.
 func (u *Upload) Algorithm() digest.Algorithm { return u.hasher.Algorithm() }
+
+// Fresh says whether all bytes were hashed in this process, as they came.
+func (u *Upload) Fresh() bool { return !u.early }
 
 // Small gives the content of an upload of at most SmallMax bytes.
 func (u *Upload) Small() ([]byte, error) {
