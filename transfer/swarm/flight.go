@@ -31,6 +31,9 @@ const (
 	// roundPause lies between two tries of all holders, when a flight was under
 	// way and nobody can go on with it.
 	roundPause = 250 * time.Millisecond
+	// storeAgainAfter lies between two tries to store a blob that is all here, while
+	// the store's bucket is away and clients read the blob.
+	storeAgainAfter = 5 * time.Second
 )
 
 var (
@@ -314,6 +317,13 @@ func (f *flight) listed() bool {
 	return f.vessel != nil || f.complete
 }
 
+// read says whether clients wait for the blob or read it.
+func (f *flight) read() bool {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	return f.readers > 0
+}
+
 // readable says whether readers can have the blob though the flight is over and
 // the store has it not: it is small and in memory, or in a window.
 func (f *flight) readable() bool {
@@ -441,7 +451,15 @@ func (f *flight) store() error {
 	var err error
 	switch {
 	case f.partial != nil:
-		err = f.partial.Commit(ctx, class)
+		for err = f.partial.Commit(ctx, class); errors.Is(err, store.ErrUnavailable) && f.read(); err = f.partial.Commit(ctx, class) {
+			// The store's bucket is away. What is staged is whole: those who read it are
+			// not cut off, and while they do the bucket may come back.
+			select {
+			case <-time.After(f.s.storeAgain):
+			case <-f.ctx.Done():
+				return f.ctx.Err()
+			}
+		}
 	case f.vessel == nil:
 		err = f.s.cfg.Store.PutFetched(ctx, f.digest, f.small, class)
 	}

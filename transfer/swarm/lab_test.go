@@ -20,6 +20,7 @@ import (
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/blobs"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/peer"
@@ -36,8 +37,9 @@ var project = identity.NewProjectID()
 
 // lab is a mesh of nodes with real hosts on loopback and real stores.
 type lab struct {
-	t     testing.TB
-	stall time.Duration // long, but in tests of stalls: machines that test are busy
+	t      testing.TB
+	stall  time.Duration  // long, but in tests of stalls: machines that test are busy
+	bucket *blobs.Backend // of the stores that are started; nil: a disk
 
 	mu      sync.Mutex
 	members map[identity.NodeID]*net.TCPAddr
@@ -124,7 +126,7 @@ func (l *lab) startIn(dir string) *node {
 	l.check(err)
 	log := slog.New(slog.DiscardHandler)
 	st, err := store.Open(l.t.Context(), store.Config{
-		Dir: filepath.Join(dir, "store"), Identity: id, Logger: log,
+		Dir: filepath.Join(dir, "store"), Identity: id, Logger: log, Bucket: l.bucket,
 	})
 	l.check(err)
 	host, err := peer.New(peer.Config{Identity: id, Listen: "127.0.0.1:0", Members: l.lookup, Logger: log})

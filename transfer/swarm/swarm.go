@@ -132,6 +132,8 @@ type Swarm struct {
 	passing  chan struct{} // a slot for each flight that passes through
 	// keep begins a partial blob; tests make it a full disk.
 	keep func(context.Context, units.Record, *units.List) (*store.Partial, error)
+	// storeAgain is storeAgainAfter, but in tests.
+	storeAgain time.Duration
 
 	ctx    context.Context // ends with Run; every flight's context derives from it
 	cancel context.CancelFunc
@@ -159,7 +161,7 @@ func New(cfg Config) (*Swarm, error) {
 		cfg.Answer = DefaultAnswer
 	}
 	s := &Swarm{
-		cfg: cfg, log: cfg.Logger, keep: cfg.Store.BeginFetch,
+		cfg: cfg, log: cfg.Logger, keep: cfg.Store.BeginFetch, storeAgain: storeAgainAfter,
 		buffers:  semaphore.NewWeighted(bufferBytes),
 		unitPool: sync.Pool{New: func() any { b := make([]byte, units.Unit); return &b }},
 		passing:  make(chan struct{}, maxPassing),
