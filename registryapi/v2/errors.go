@@ -64,6 +64,10 @@ const unreachableRetry = 5 * time.Second
 // bucketRetry is when a bucket that is away may be back.
 const bucketRetry = 10 * time.Second
 
+// bucketLogEvery: each request may fail while a bucket is away. The metrics of the
+// store count them.
+const bucketLogEvery = time.Minute
+
 // classify turns the errors of the layers below into answers.
 func (h *Handler) classify(err error) *apiError {
 	var ae *apiError
@@ -94,7 +98,9 @@ func (h *Handler) classify(err error) *apiError {
 		e.retryAfter = busy.RetryAfter
 		return e
 	case errors.As(err, &bucket):
-		h.log.Error("the bucket of this site's blobs is unavailable", slog.String("bucket", bucket.Place), slog.String("cause", bucket.Cause))
+		h.bucketAway.Do(func() {
+			h.log.Error("the bucket of this site's blobs is unavailable", slog.String("bucket", bucket.Place), slog.String("cause", bucket.Cause))
+		})
 		e := refuse(errcode.ErrorCodeUnavailable, "site %s keeps this in %s, which is unavailable: try again later", h.cfg.Site, bucket.Error())
 		e.retryAfter = bucketRetry
 		return e

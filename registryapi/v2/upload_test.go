@@ -1,10 +1,12 @@
 package v2
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -128,6 +130,20 @@ func TestClassify(t *testing.T) {
 		if again := c.status == http.StatusServiceUnavailable || c.status == http.StatusTooManyRequests; again != (e.retryAfter > 0) {
 			t.Errorf("%v: Retry-After %s", c.err, e.retryAfter)
 		}
+	}
+}
+
+// A bucket that is away fails each request, and is logged once a minute.
+func TestClassify_BucketIsLoggedSeldom(t *testing.T) {
+	var log bytes.Buffer
+	s := newSite(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	for range 100 {
+		if e := s.v2.classify(&store.Unavailable{Place: "a bucket", Cause: "no answer"}); e == nil || e.status != http.StatusServiceUnavailable {
+			t.Fatal(e)
+		}
+	}
+	if n := strings.Count(log.String(), "no answer"); n != 1 {
+		t.Errorf("logged %d times: %s", n, log.String())
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	dist "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
@@ -137,6 +138,8 @@ type Handler struct {
 	// sessionKey binds upload sessions to repositories; it outlives a restart,
 	// as the sessions do.
 	sessionKey [32]byte
+	// bucketAway spaces what is logged of an outage.
+	bucketAway rate.Sometimes
 }
 
 // New makes the handler; it starts nothing.
@@ -164,7 +167,7 @@ func New(cfg Config) (*Handler, error) {
 		return nil, err
 	}
 	return &Handler{cfg: cfg, log: cfg.Logger, catalog: cfg.Store.Catalog(), metrics: m, large: newLarge(),
-		sessionKey: cfg.Access.Secret("upload session")}, nil
+		sessionKey: cfg.Access.Secret("upload session"), bucketAway: rate.Sometimes{Interval: bucketLogEvery}}, nil
 }
 
 // request is one request with what has been found out about it.

@@ -40,6 +40,7 @@ type client struct {
 	projects map[string]bool // true: acknowledged; false: asked for
 	open     *open           // the upload that it is at
 	n        int             // for names
+	sizes    []int           // of blobs
 }
 
 // blob is a content that follows from a seed, so that it need not be kept.
@@ -72,7 +73,7 @@ func newClient(base, repo string, rng *rand.Rand, acks *atomic.Int64) *client {
 	return &client{
 		base: base, repo: repo, rng: rng, acks: acks,
 		http:  &http.Client{Transport: &http.Transport{}},
-		blobs: map[digest.Digest]blob{}, tags: map[string]*tag{}, projects: map[string]bool{},
+		blobs: map[digest.Digest]blob{}, tags: map[string]*tag{}, projects: map[string]bool{}, sizes: sizes,
 	}
 }
 
@@ -142,7 +143,7 @@ var sizes = []int{100, 4 << 10, 40 << 10, 300 << 10, 2_500_000}
 
 // push sends a blob in one of the ways there are.
 func (c *client) push(ctx context.Context) (blob, error) {
-	b := blob{c.rng.Uint64() & 0xffffffffff, sizes[c.rng.IntN(len(sizes))]}
+	b := blob{c.rng.Uint64() & 0xffffffffff, c.sizes[c.rng.IntN(len(c.sizes))]}
 	content := b.bytes()
 	d := digest.FromBytes(content)
 	resp, _, err := c.do(ctx, http.MethodPost, "/v2/"+c.repo+"/blobs/uploads/", nil, nil, http.StatusAccepted)

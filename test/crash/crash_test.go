@@ -18,21 +18,22 @@ import (
 
 // node is one site, a mesh of its own.
 type node struct {
-	base int // port
-	url  string
+	base    int // port
+	url     string
+	options []string
 }
 
 func newNode(t *testing.T) node {
 	base := cluster.BasePort(t, 4)
-	return node{base, fmt.Sprintf("http://127.0.0.1:%d", base)}
+	return node{base: base, url: fmt.Sprintf("http://127.0.0.1:%d", base)}
 }
 
 func (n node) start(t *testing.T, data string) *cluster.Process {
 	t.Helper()
 	port := func(i int) string { return strconv.Itoa(n.base + i) }
-	return cluster.Start(t, []string{"PORTOLAN_ADMIN_PASSWORD=" + password}, "serve", "--site", "here", "--data", data,
-		"--http", "127.0.0.1:"+port(0), "--bind", "127.0.0.1", "--advertise", "127.0.0.1",
-		"--gossip-port", port(1), "--control-port", port(2), "--data-port", port(3))
+	return cluster.Start(t, []string{"PORTOLAN_ADMIN_PASSWORD=" + password}, append([]string{"serve", "--site", "here", "--data", data,
+		"--http", "127.0.0.1:" + port(0), "--bind", "127.0.0.1", "--advertise", "127.0.0.1",
+		"--gossip-port", port(1), "--control-port", port(2), "--data-port", port(3)}, n.options...)...)
 }
 
 // ready waits until the node takes edits as well.

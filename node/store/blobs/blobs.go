@@ -44,6 +44,11 @@ const (
 	// calls rare.
 	copyBuffer = 256 << 10
 
+	// maxCopyBuffers bounds those in use, since a slow client has its own for long.
+	// Further ones get smallBuffer, with which copying costs a tenth more.
+	maxCopyBuffers = 256
+	smallBuffer    = 32 << 10
+
 	// checkpointEvery bounds what a crash makes a client or peer send again, and
 	// keeps the disk writing so that the sync at the end is short.
 	checkpointEvery = 64 << 20
@@ -80,6 +85,7 @@ type Store struct {
 	objects *objects // nil: finished blobs are on the disk
 
 	bufs sync.Pool            // of *[]byte, copyBuffer long
+	busy chan struct{}        // one for each of them that an append uses
 	sync func(*os.File) error // syncData; tests let it fail
 
 	mu       sync.Mutex
@@ -97,6 +103,7 @@ func Open(cfg Config) (*Store, error) {
 		cfg:      cfg,
 		log:      cfg.Logger,
 		sync:     syncData,
+		busy:     make(chan struct{}, maxCopyBuffers),
 		uploads:  make(map[string]*Upload),
 		shares:   make(map[Owner]int),
 		earlier:  make(map[Owner][]string),
@@ -141,6 +148,17 @@ func Open(cfg Config) (*Store, error) {
 		}
 	}
 	return s, nil
+}
+
+// buffer gives what an append copies through, and the way to give it back.
+func (s *Store) buffer() (b []byte, back func()) {
+	select {
+	case s.busy <- struct{}{}:
+		p := s.bufs.Get().(*[]byte)
+		return *p, func() { s.bufs.Put(p); <-s.busy }
+	default:
+		return make([]byte, smallBuffer), func() {}
+	}
 }
 
 func (s *Store) path(parts ...string) string {

@@ -1,14 +1,17 @@
 package blobs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -197,6 +200,70 @@ func TestSession_GiveWayAfterARestart(t *testing.T) {
 	if len(h.earlier) != 0 {
 		t.Errorf("remembered from before the start: %v", h.earlier)
 	}
+}
+
+// Slow clients hold a bounded number of large buffers; those beyond go on with
+// small ones.
+func TestAppend_Buffers(t *testing.T) {
+	h := openHall(t, 10, 0)
+	h.busy = make(chan struct{}, 1)
+	want := content(3, 1<<20)
+	slow, quick := h.begin(t, "ann"), h.begin(t, "bob")
+	hold := &meter{src: bytes.NewReader(want), wait: make(chan struct{}), begun: make(chan struct{})}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		appendFrom(t, slow, hold)
+	}()
+	<-hold.begun
+	other := &meter{src: bytes.NewReader(want)}
+	appendFrom(t, quick, other)
+	close(hold.wait)
+	<-done
+	if hold.largest != copyBuffer || other.largest != smallBuffer {
+		t.Errorf("buffers of %d and %d bytes", hold.largest, other.largest)
+	}
+	third := &meter{src: bytes.NewReader(want)}
+	again := h.begin(t, "ann")
+	appendFrom(t, again, third)
+	if third.largest != copyBuffer {
+		t.Errorf("a buffer of %d bytes once there is room", third.largest)
+	}
+	for _, u := range []*Upload{slow, again} {
+		if u.Offset() != int64(len(want)) {
+			t.Errorf("an upload is at %d", u.Offset())
+		}
+		end(t, u)
+	}
+	install(t, h.Store, quick, want)
+}
+
+func appendFrom(t *testing.T, u *Upload, r io.Reader) {
+	if err := u.Acquire(); err != nil {
+		t.Error(err)
+		return
+	}
+	defer u.Release()
+	if _, err := u.Append(context.Background(), r, false); err != nil {
+		t.Error(err)
+	}
+}
+
+// meter notes into how much it is read, and can be made to wait.
+type meter struct {
+	src         io.Reader
+	begun, wait chan struct{}
+	first       sync.Once
+	largest     int
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	m.largest = max(m.largest, len(p))
+	if m.wait != nil {
+		m.first.Do(func() { close(m.begun) })
+		<-m.wait
+	}
+	return m.src.Read(p)
 }
 
 func mustUpload(t testing.TB, h *hall, id string) *Upload {

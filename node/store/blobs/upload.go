@@ -331,16 +331,16 @@ func (u *Upload) append(ctx context.Context, r io.Reader, last bool) (n int64, e
 		}
 	}()
 
-	buf := u.s.bufs.Get().(*[]byte)
-	defer u.s.bufs.Put(buf)
+	buf, back := u.s.buffer()
+	defer back()
 	begun := u.hasher.Size()
 	for {
 		if err := ctx.Err(); err != nil {
 			return n, err
 		}
-		k, rerr := r.Read(*buf)
+		k, rerr := r.Read(buf)
 		if k > 0 {
-			if err := u.write((*buf)[:k]); err != nil {
+			if err := u.write(buf[:k]); err != nil {
 				return n, err
 			}
 			n += int64(k)
