@@ -8,7 +8,7 @@ DATA     ?= data
 GOLANGCI := $(CACHE)/tools/golangci-lint
 export CACHE
 
-.PHONY: help build run check test oracle bench bench-wan-figures micro lint proto tools clean
+.PHONY: help build run check test oracle bench bench-control bench-wan-figures micro lint proto tools clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ bench: build ## compare with distribution: tables, and test/bench/results (BENCH
 
 bench-wan-figures: ## how accurate the emulated WAN is on this machine (as root, when it is quiet)
 	$(GO) test -count=1 -run '^TestFigures$$' -v ./test/wan -wan.figures
+
+bench-control: ## the control plane over slow links, in one process, beside its targets (BENCH=-quick)
+	$(GO) run ./test/bench/control $(BENCH)
 
 micro: ## Go's own benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./node/... ./transfer/... ./consensus/... ./registryapi/...

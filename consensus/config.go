@@ -2,7 +2,6 @@ package consensus
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net"
 	"time"
@@ -10,41 +9,6 @@ import (
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
 )
-
-// Profile is a set of raft timings. All nodes of a mesh use the same.
-type Profile struct {
-	// Name is how the mesh's record and the configuration call it.
-	Name string
-	// Election is how long a voter goes without a leader before it stands for
-	// election, and how long an edit is held without one. Heartbeats keep to it
-	// with room for twenty round trips.
-	Election time.Duration
-	// Lease is how long a leader goes on without hearing from a majority.
-	Lease time.Duration
-	// Commit is how long a commit waits for the next message that tells the
-	// followers about it; measured: more adds its whole length to every edit.
-	Commit time.Duration
-}
-
-// The profiles, by the 99th percentile of the round trips between voters.
-var (
-	LAN = Profile{Name: "lan", Election: time.Second, Lease: 500 * time.Millisecond, Commit: 10 * time.Millisecond}      // <= 50 ms
-	WAN = Profile{Name: "wan", Election: 3 * time.Second, Lease: 1500 * time.Millisecond, Commit: 10 * time.Millisecond} // <= 150 ms
-	Far = Profile{Name: "far", Election: 5 * time.Second, Lease: 2500 * time.Millisecond, Commit: 20 * time.Millisecond} // <= 250 ms
-)
-
-// ParseProfile finds a profile by its name; empty is lan.
-func ParseProfile(name string) (Profile, error) {
-	switch name {
-	case "", LAN.Name:
-		return LAN, nil
-	case WAN.Name:
-		return WAN, nil
-	case Far.Name:
-		return Far, nil
-	}
-	return Profile{}, fmt.Errorf("%q is not a profile: use lan, wan or far", name)
-}
 
 // Config is what [Open] needs.
 type Config struct {
@@ -56,7 +20,9 @@ type Config struct {
 	// [Record] fills in the rest. A member whose record in the
 	// mesh says otherwise (another port, another version) proposes this one.
 	Self *command.Node
-	// Profile is the timings; zero is LAN.
+	// Profile is the timings of a mesh that this node makes, zero is LAN. In a
+	// mesh that is there its own profile is used, and this one's numbers only if
+	// it has the same name.
 	Profile Profile
 	// RaftListener gives the members' raft connections (wire.Listener.Raft).
 	RaftListener net.Listener
@@ -66,7 +32,7 @@ type Config struct {
 	// on it here. nil is a net.Dialer.
 	DialControl func(ctx context.Context, addr string) (net.Conn, error)
 	// Seeds are the members that the join named. They are kept in Dir until the
-	// node has a state of its own; nil reads what was kept.
+	// node has a state of its own; nil reads what was kept, with the profile.
 	Seeds []*command.Node
 	// Logger; nil is slog.Default.
 	Logger *slog.Logger

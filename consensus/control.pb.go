@@ -72,6 +72,7 @@ type ProposeReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	Id            int64                  `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"` // of the entry: the one in which the answering node leads
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -120,19 +121,117 @@ func (x *ProposeReply) GetId() int64 {
 	return 0
 }
 
+func (x *ProposeReply) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+// CommitNotice says that the log up to index, whose entry is of term, is
+// committed. Its sender leads, or led, in that term.
+type CommitNotice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitNotice) Reset() {
+	*x = CommitNotice{}
+	mi := &file_consensus_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitNotice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitNotice) ProtoMessage() {}
+
+func (x *CommitNotice) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitNotice.ProtoReflect.Descriptor instead.
+func (*CommitNotice) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CommitNotice) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *CommitNotice) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+type CommittedReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommittedReply) Reset() {
+	*x = CommittedReply{}
+	mi := &file_consensus_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommittedReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommittedReply) ProtoMessage() {}
+
+func (x *CommittedReply) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommittedReply.ProtoReflect.Descriptor instead.
+func (*CommittedReply) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{3}
+}
+
 // Details of a status, instead of words to be parsed.
 type Refusal struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          uint32                 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"` // command.Code
 	Message       string                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"` // at which it was decided; 0: before the log
+	Term          uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`   // of that entry
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_consensus_control_proto_msgTypes[2]
+	mi := &file_consensus_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -144,7 +243,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[2]
+	mi := &file_consensus_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -157,7 +256,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{2}
+	return file_consensus_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Refusal) GetCode() uint32 {
@@ -181,6 +280,13 @@ func (x *Refusal) GetIndex() uint64 {
 	return 0
 }
 
+func (x *Refusal) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
 type Unavailable struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -193,7 +299,7 @@ type Unavailable struct {
 
 func (x *Unavailable) Reset() {
 	*x = Unavailable{}
-	mi := &file_consensus_control_proto_msgTypes[3]
+	mi := &file_consensus_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -205,7 +311,7 @@ func (x *Unavailable) String() string {
 func (*Unavailable) ProtoMessage() {}
 
 func (x *Unavailable) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[3]
+	mi := &file_consensus_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -218,7 +324,7 @@ func (x *Unavailable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unavailable.ProtoReflect.Descriptor instead.
 func (*Unavailable) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{3}
+	return file_consensus_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Unavailable) GetReason() string {
@@ -258,7 +364,7 @@ type NotLeader struct {
 
 func (x *NotLeader) Reset() {
 	*x = NotLeader{}
-	mi := &file_consensus_control_proto_msgTypes[4]
+	mi := &file_consensus_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +376,7 @@ func (x *NotLeader) String() string {
 func (*NotLeader) ProtoMessage() {}
 
 func (x *NotLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[4]
+	mi := &file_consensus_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +389,7 @@ func (x *NotLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotLeader.ProtoReflect.Descriptor instead.
 func (*NotLeader) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{4}
+	return file_consensus_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *NotLeader) GetLeaderId() []byte {
@@ -311,7 +417,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_consensus_control_proto_msgTypes[5]
+	mi := &file_consensus_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -323,7 +429,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[5]
+	mi := &file_consensus_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -336,7 +442,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{5}
+	return file_consensus_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *JoinRequest) GetMeshId() []byte {
@@ -410,7 +516,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_consensus_control_proto_msgTypes[6]
+	mi := &file_consensus_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -422,7 +528,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[6]
+	mi := &file_consensus_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -435,7 +541,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{6}
+	return file_consensus_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *JoinReply) GetMeshId() []byte {
@@ -497,7 +603,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_consensus_control_proto_msgTypes[7]
+	mi := &file_consensus_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -509,7 +615,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[7]
+	mi := &file_consensus_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -522,7 +628,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{7}
+	return file_consensus_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PingRequest) GetIndex() uint64 {
@@ -557,7 +663,7 @@ type PingReply struct {
 
 func (x *PingReply) Reset() {
 	*x = PingReply{}
-	mi := &file_consensus_control_proto_msgTypes[8]
+	mi := &file_consensus_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +675,7 @@ func (x *PingReply) String() string {
 func (*PingReply) ProtoMessage() {}
 
 func (x *PingReply) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[8]
+	mi := &file_consensus_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +688,7 @@ func (x *PingReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingReply.ProtoReflect.Descriptor instead.
 func (*PingReply) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{8}
+	return file_consensus_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PingReply) GetTerm() uint64 {
@@ -670,7 +776,7 @@ type TokenBody struct {
 
 func (x *TokenBody) Reset() {
 	*x = TokenBody{}
-	mi := &file_consensus_control_proto_msgTypes[9]
+	mi := &file_consensus_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +788,7 @@ func (x *TokenBody) String() string {
 func (*TokenBody) ProtoMessage() {}
 
 func (x *TokenBody) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[9]
+	mi := &file_consensus_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +801,7 @@ func (x *TokenBody) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenBody.ProtoReflect.Descriptor instead.
 func (*TokenBody) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{9}
+	return file_consensus_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TokenBody) GetMeshId() []byte {
@@ -750,7 +856,7 @@ type TokenAddress struct {
 
 func (x *TokenAddress) Reset() {
 	*x = TokenAddress{}
-	mi := &file_consensus_control_proto_msgTypes[10]
+	mi := &file_consensus_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +868,7 @@ func (x *TokenAddress) String() string {
 func (*TokenAddress) ProtoMessage() {}
 
 func (x *TokenAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[10]
+	mi := &file_consensus_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +881,7 @@ func (x *TokenAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAddress.ProtoReflect.Descriptor instead.
 func (*TokenAddress) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{10}
+	return file_consensus_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TokenAddress) GetAddress() string {
@@ -797,13 +903,14 @@ func (x *TokenAddress) GetNodeId() []byte {
 type Seeds struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Nodes         []*command.Node        `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Profile       string                 `protobuf:"bytes,2,opt,name=profile,proto3" json:"profile,omitempty"` // raft timings of the mesh, as of the join
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Seeds) Reset() {
 	*x = Seeds{}
-	mi := &file_consensus_control_proto_msgTypes[11]
+	mi := &file_consensus_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +922,7 @@ func (x *Seeds) String() string {
 func (*Seeds) ProtoMessage() {}
 
 func (x *Seeds) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[11]
+	mi := &file_consensus_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +935,7 @@ func (x *Seeds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seeds.ProtoReflect.Descriptor instead.
 func (*Seeds) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{11}
+	return file_consensus_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Seeds) GetNodes() []*command.Node {
@@ -838,20 +945,33 @@ func (x *Seeds) GetNodes() []*command.Node {
 	return nil
 }
 
+func (x *Seeds) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
 var File_consensus_control_proto protoreflect.FileDescriptor
 
 const file_consensus_control_proto_rawDesc = "" +
 	"\n" +
 	"\x17consensus/control.proto\x12\x15portolan.consensus.v1\x1a\x1fconsensus/command/command.proto\"K\n" +
 	"\x0eProposeRequest\x129\n" +
-	"\benvelope\x18\x01 \x01(\v2\x1d.portolan.command.v1.EnvelopeR\benvelope\"4\n" +
+	"\benvelope\x18\x01 \x01(\v2\x1d.portolan.command.v1.EnvelopeR\benvelope\"H\n" +
 	"\fProposeReply\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\x03R\x02id\"M\n" +
+	"\x02id\x18\x02 \x01(\x03R\x02id\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\"8\n" +
+	"\fCommitNotice\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\"\x10\n" +
+	"\x0eCommittedReply\"a\n" +
 	"\aRefusal\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\x87\x01\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x04 \x01(\x04R\x04term\"\x87\x01\n" +
 	"\vUnavailable\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
 	"\x05sites\x18\x02 \x03(\tR\x05sites\x12$\n" +
@@ -906,13 +1026,15 @@ const file_consensus_control_proto_rawDesc = "" +
 	"\taddresses\x18\x06 \x03(\v2#.portolan.consensus.v1.TokenAddressR\taddresses\"A\n" +
 	"\fTokenAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x17\n" +
-	"\anode_id\x18\x02 \x01(\fR\x06nodeId\"8\n" +
+	"\anode_id\x18\x02 \x01(\fR\x06nodeId\"R\n" +
 	"\x05Seeds\x12/\n" +
-	"\x05nodes\x18\x01 \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes2\xfc\x01\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes\x12\x18\n" +
+	"\aprofile\x18\x02 \x01(\tR\aprofile2\xd7\x02\n" +
 	"\aControl\x12U\n" +
 	"\aPropose\x12%.portolan.consensus.v1.ProposeRequest\x1a#.portolan.consensus.v1.ProposeReply\x12L\n" +
 	"\x04Join\x12\".portolan.consensus.v1.JoinRequest\x1a .portolan.consensus.v1.JoinReply\x12L\n" +
-	"\x04Ping\x12\".portolan.consensus.v1.PingRequest\x1a .portolan.consensus.v1.PingReplyB(Z&github.com/portolan/portolan/consensusb\x06proto3"
+	"\x04Ping\x12\".portolan.consensus.v1.PingRequest\x1a .portolan.consensus.v1.PingReply\x12Y\n" +
+	"\tCommitted\x12#.portolan.consensus.v1.CommitNotice\x1a%.portolan.consensus.v1.CommittedReply(\x01B(Z&github.com/portolan/portolan/consensusb\x06proto3"
 
 var (
 	file_consensus_control_proto_rawDescOnce sync.Once
@@ -926,39 +1048,43 @@ func file_consensus_control_proto_rawDescGZIP() []byte {
 	return file_consensus_control_proto_rawDescData
 }
 
-var file_consensus_control_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_consensus_control_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_consensus_control_proto_goTypes = []any{
 	(*ProposeRequest)(nil),   // 0: portolan.consensus.v1.ProposeRequest
 	(*ProposeReply)(nil),     // 1: portolan.consensus.v1.ProposeReply
-	(*Refusal)(nil),          // 2: portolan.consensus.v1.Refusal
-	(*Unavailable)(nil),      // 3: portolan.consensus.v1.Unavailable
-	(*NotLeader)(nil),        // 4: portolan.consensus.v1.NotLeader
-	(*JoinRequest)(nil),      // 5: portolan.consensus.v1.JoinRequest
-	(*JoinReply)(nil),        // 6: portolan.consensus.v1.JoinReply
-	(*PingRequest)(nil),      // 7: portolan.consensus.v1.PingRequest
-	(*PingReply)(nil),        // 8: portolan.consensus.v1.PingReply
-	(*TokenBody)(nil),        // 9: portolan.consensus.v1.TokenBody
-	(*TokenAddress)(nil),     // 10: portolan.consensus.v1.TokenAddress
-	(*Seeds)(nil),            // 11: portolan.consensus.v1.Seeds
-	(*command.Envelope)(nil), // 12: portolan.command.v1.Envelope
-	(*command.Node)(nil),     // 13: portolan.command.v1.Node
+	(*CommitNotice)(nil),     // 2: portolan.consensus.v1.CommitNotice
+	(*CommittedReply)(nil),   // 3: portolan.consensus.v1.CommittedReply
+	(*Refusal)(nil),          // 4: portolan.consensus.v1.Refusal
+	(*Unavailable)(nil),      // 5: portolan.consensus.v1.Unavailable
+	(*NotLeader)(nil),        // 6: portolan.consensus.v1.NotLeader
+	(*JoinRequest)(nil),      // 7: portolan.consensus.v1.JoinRequest
+	(*JoinReply)(nil),        // 8: portolan.consensus.v1.JoinReply
+	(*PingRequest)(nil),      // 9: portolan.consensus.v1.PingRequest
+	(*PingReply)(nil),        // 10: portolan.consensus.v1.PingReply
+	(*TokenBody)(nil),        // 11: portolan.consensus.v1.TokenBody
+	(*TokenAddress)(nil),     // 12: portolan.consensus.v1.TokenAddress
+	(*Seeds)(nil),            // 13: portolan.consensus.v1.Seeds
+	(*command.Envelope)(nil), // 14: portolan.command.v1.Envelope
+	(*command.Node)(nil),     // 15: portolan.command.v1.Node
 }
 var file_consensus_control_proto_depIdxs = []int32{
-	12, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
-	13, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
-	13, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
-	13, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
-	13, // 4: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
-	10, // 5: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
-	13, // 6: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
+	14, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
+	15, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
+	15, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
+	15, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
+	15, // 4: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
+	12, // 5: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
+	15, // 6: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
 	0,  // 7: portolan.consensus.v1.Control.Propose:input_type -> portolan.consensus.v1.ProposeRequest
-	5,  // 8: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
-	7,  // 9: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
-	1,  // 10: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
-	6,  // 11: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
-	8,  // 12: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
-	10, // [10:13] is the sub-list for method output_type
-	7,  // [7:10] is the sub-list for method input_type
+	7,  // 8: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
+	9,  // 9: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
+	2,  // 10: portolan.consensus.v1.Control.Committed:input_type -> portolan.consensus.v1.CommitNotice
+	1,  // 11: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
+	8,  // 12: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
+	10, // 13: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
+	3,  // 14: portolan.consensus.v1.Control.Committed:output_type -> portolan.consensus.v1.CommittedReply
+	11, // [11:15] is the sub-list for method output_type
+	7,  // [7:11] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -975,7 +1101,7 @@ func file_consensus_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_control_proto_rawDesc), len(file_consensus_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,9 +21,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Control_Propose_FullMethodName = "/portolan.consensus.v1.Control/Propose"
-	Control_Join_FullMethodName    = "/portolan.consensus.v1.Control/Join"
-	Control_Ping_FullMethodName    = "/portolan.consensus.v1.Control/Ping"
+	Control_Propose_FullMethodName   = "/portolan.consensus.v1.Control/Propose"
+	Control_Join_FullMethodName      = "/portolan.consensus.v1.Control/Join"
+	Control_Ping_FullMethodName      = "/portolan.consensus.v1.Control/Ping"
+	Control_Committed_FullMethodName = "/portolan.consensus.v1.Control/Committed"
 )
 
 // ControlClient is the client API for Control service.
@@ -38,6 +39,8 @@ type ControlClient interface {
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*JoinReply, error)
 	// Ping is for members: how far a node is and whom it knows.
 	Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (*PingReply, error)
+	// Committed is how a leader tells a member what is committed, as soon as it is.
+	Committed(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[CommitNotice, CommittedReply], error)
 }
 
 type controlClient struct {
@@ -78,6 +81,19 @@ func (c *controlClient) Ping(ctx context.Context, in *PingRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *controlClient) Committed(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[CommitNotice, CommittedReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Control_ServiceDesc.Streams[0], Control_Committed_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CommitNotice, CommittedReply]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Control_CommittedClient = grpc.ClientStreamingClient[CommitNotice, CommittedReply]
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -90,6 +106,8 @@ type ControlServer interface {
 	Join(context.Context, *JoinRequest) (*JoinReply, error)
 	// Ping is for members: how far a node is and whom it knows.
 	Ping(context.Context, *PingRequest) (*PingReply, error)
+	// Committed is how a leader tells a member what is committed, as soon as it is.
+	Committed(grpc.ClientStreamingServer[CommitNotice, CommittedReply]) error
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -108,6 +126,9 @@ func (UnimplementedControlServer) Join(context.Context, *JoinRequest) (*JoinRepl
 }
 func (UnimplementedControlServer) Ping(context.Context, *PingRequest) (*PingReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Ping not implemented")
+}
+func (UnimplementedControlServer) Committed(grpc.ClientStreamingServer[CommitNotice, CommittedReply]) error {
+	return status.Error(codes.Unimplemented, "method Committed not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -184,6 +205,13 @@ func _Control_Ping_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Committed_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ControlServer).Committed(&grpc.GenericServerStream[CommitNotice, CommittedReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Control_CommittedServer = grpc.ClientStreamingServer[CommitNotice, CommittedReply]
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -204,6 +232,12 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Control_Ping_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Committed",
+			Handler:       _Control_Committed_Handler,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "consensus/control.proto",
 }

@@ -15,6 +15,7 @@ import (
 // applied is what the state machine answers to raft.
 type applied struct {
 	result command.Result
+	term   uint64 // of the entry
 	err    error
 }
 
@@ -69,7 +70,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 		return applied{err: err}
 	}
 	f.mark.set(l.Index, l.Term)
-	return applied{result: res, err: err}
+	return applied{result: res, term: l.Term, err: err}
 }
 
 // Snapshot implements raft.FSM. It only takes a pointer.

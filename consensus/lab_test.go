@@ -150,6 +150,7 @@ type site struct {
 	clock    atomic.Pointer[func() time.Time]
 	now      func() time.Time // as a joiner
 	sites    *sync.Map        // control address -> site name
+	profile  Profile          // zero: the mesh's
 	node     *Node
 	shutdown func() error
 	// shutdownErr is shutdown where an error is what the test wants.
@@ -257,7 +258,7 @@ func (s *site) start(seeds []*command.Node) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	n, err := Open(Config{Dir: s.dir, Identity: s.id, Self: s.record, RaftListener: l.Raft(), DialControl: s.dial,
+	n, err := Open(Config{Dir: s.dir, Identity: s.id, Self: s.record, Profile: s.profile, RaftListener: l.Raft(), DialControl: s.dial,
 		DialRaft: func(ctx context.Context, addr string, want identity.NodeID) (net.Conn, error) {
 			peer := s.peer(addr)
 			if err := s.net.wait(s.name, peer, ctx.Done(), time.Time{}); err != nil {
@@ -353,6 +354,9 @@ func (s *site) join(at *site) {
 	res, err := s.tryJoin(s.token(at))
 	if err != nil {
 		s.t.Fatal(err)
+	}
+	if s.profile == (Profile{}) {
+		s.profile = res.Profile
 	}
 	s.start(res.Nodes)
 	await(s.t, s.name+" ready", func() bool { return s.node.isReady() })

@@ -46,6 +46,7 @@ func (n *Node) term(ctx context.Context) (again bool) {
 	defer wg.Wait()
 	defer cancel()
 	n.log.Info("this node leads the mesh now", "term", n.raft.CurrentTerm())
+	wg.Go(func() { n.commits.lead(ctx) })
 	wg.Go(func() {
 		// What earlier leaders committed is applied here first: raft#603.
 		for n.raft.Barrier(n.cfg.Profile.Election).Error() != nil {

@@ -21,6 +21,7 @@ type news struct {
 	since   time.Time       // since when there is none
 	told    bool            // that there is none
 	refused string          // why edits are refused; empty: they are not
+	profile string          // the last one that was told not to fit, or to wait for a restart
 	voter   bool
 	counted bool // voter was set once
 }
@@ -49,6 +50,7 @@ func (w *news) look(now time.Time) {
 		}
 	}
 	w.lookAtLeader(now)
+	w.lookAtProfile()
 	voters, learners := n.servers()
 	self := n.cfg.Identity.ID
 	votes := slices.Contains(voters, self)
@@ -63,6 +65,33 @@ func (w *news) look(now time.Time) {
 		}
 	}
 	w.voter, w.counted = votes, true
+}
+
+// lookAtProfile tells when the mesh's timings are others than this node's, and,
+// at the leader, when the links need longer ones.
+func (w *news) lookAtProfile() {
+	n := w.node
+	trip, have := n.RoundTrip(), n.state.View().Mesh().Profile
+	told := ""
+	switch {
+	case have != "" && have != n.cfg.Profile.Name:
+		told = "restart for " + have
+	case trip > n.cfg.Profile.RoundTrip && n.cfg.Profile.Name != ProfileFor(trip).Name:
+		told = "too near: " + ProfileFor(trip).Name
+	}
+	// What was told holds until there is something else to say: a figure that
+	// goes up and down about its limit is one piece of news.
+	if told == w.profile || told == "" {
+		return
+	}
+	w.profile = told
+	switch {
+	case have != n.cfg.Profile.Name:
+		n.log.Warn("the mesh's timings were changed: restart this node to take them", "profile", have, "in_use", n.cfg.Profile.Name)
+	default:
+		n.log.Warn("the voting sites are farther from one another than the mesh's timings are for: elections will come for no reason; change them with: portolan mesh profile set "+ProfileFor(trip).Name,
+			"round_trip", trip.Round(time.Millisecond), "profile", n.cfg.Profile.Name, "for", n.cfg.Profile.RoundTrip)
+	}
 }
 
 func (w *news) lookAtLeader(now time.Time) {

@@ -43,6 +43,10 @@ type Node struct {
 	reach  *reach
 	stats  metrics
 
+	commits *commits
+	trips   trips
+	joined  string // the mesh's profile as of the join, or of the state at the start
+
 	lifetime context.Context // ends with the node
 	end      context.CancelFunc
 	work     sync.WaitGroup // edits under way
@@ -80,6 +84,7 @@ func Open(cfg Config) (*Node, error) {
 	}
 	n.peers = &peers{node: n, conns: make(map[identity.NodeID]*peer)}
 	n.reach = newReach(n)
+	n.commits = newCommits(n)
 	n.stream = &streamLayer{Listener: n.cfg.RaftListener, self: n.cfg.Identity.ID, node: n, open: make(map[net.Conn]struct{})}
 	if err := n.open(); err != nil {
 		return nil, errors.Join(err, n.Close())
@@ -122,7 +127,7 @@ func (n *Node) open() error {
 	if n.wal, err = wal.Open(walDir, wal.WithSegmentSize(walSegmentBytes), wal.WithLogger(hlog)); err != nil {
 		return fmt.Errorf("consensus: open raft log in %s: %w", walDir, err)
 	}
-	logs, err := raft.NewLogCache(logCacheEntries, n.wal)
+	logs, err := raft.NewLogCache(logCacheEntries, &toldLog{LogStore: n.wal, stored: n.commits.storedUpTo})
 	if err != nil {
 		return fmt.Errorf("consensus: %w", err)
 	}
@@ -141,6 +146,9 @@ func (n *Node) open() error {
 	if err := n.loadSeeds(); err != nil {
 		return err
 	}
+	if err := n.useProfile(); err != nil {
+		return err
+	}
 	n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  n.stream,
 		MaxPool: transportPool,
@@ -153,6 +161,7 @@ func (n *Node) open() error {
 	if n.raft, err = raft.NewRaft(n.raftConfig(), n.fsm, logs, n.wal, snaps, n.trans); err != nil {
 		return errors.Join(n.fsm.haltedBy(), fmt.Errorf("consensus: start raft: %w", err))
 	}
+	n.commits.storedUpTo(n.raft.LastIndex())
 	n.checkReady()
 	return nil
 }
@@ -248,6 +257,7 @@ func (n *Node) Run(ctx context.Context) error {
 	wg.Go(func() { n.lead(run) })
 	wg.Go(func() { n.watch(run) })
 	wg.Go(func() { n.keepRecord(run) })
+	wg.Go(func() { n.commits.run(run) })
 	wg.Go(func() { (&news{node: n}).run(run) })
 	wg.Go(n.stand)
 	var err error
@@ -427,7 +437,7 @@ func (n *Node) loadSeeds() error {
 	}
 	path := filepath.Join(n.cfg.Dir, seedsFile)
 	if n.cfg.Seeds != nil {
-		if err := KeepSeeds(n.cfg.Dir, n.cfg.Seeds); err != nil {
+		if err := KeepSeeds(n.cfg.Dir, n.cfg.Profile.Name, n.cfg.Seeds); err != nil {
 			return err
 		}
 		n.hear(n.cfg.Seeds, 0)
@@ -449,6 +459,7 @@ func (n *Node) loadSeeds() error {
 		return fmt.Errorf("consensus: %s is damaged: join again with a new token: %w", path, err)
 	}
 	n.hear(s.GetNodes(), 0)
+	n.joined = s.GetProfile()
 	return nil
 }
 

@@ -21,8 +21,8 @@ func (e *notLeader) Error() string { return "consensus: this node does not lead"
 
 // decided is a refusal with the index at which the state gave it.
 type decided struct {
-	refusal *command.Error
-	index   uint64
+	refusal     *command.Error
+	index, term uint64
 }
 
 func (d *decided) Error() string { return d.refusal.Message }
@@ -190,7 +190,8 @@ func (n *Node) whileLed(ctx context.Context, leader raft.ServerID) (context.Cont
 // attempt brings the command to whoever leads now.
 func (n *Node) attempt(ctx context.Context, env *command.Envelope) (command.Result, error) {
 	if n.raft.State() == raft.Leader {
-		return n.apply(ctx, env)
+		res, _, err := n.apply(ctx, env)
+		return res, err
 	}
 	_, id := n.raft.LeaderWithID()
 	if id == "" {
@@ -208,30 +209,36 @@ func (n *Node) attempt(ctx context.Context, env *command.Envelope) (command.Resu
 	}
 	rep, err := c.Propose(ctx, &ProposeRequest{Envelope: env})
 	if err != nil {
-		return command.Result{}, fromStatus(err)
+		err = fromStatus(err)
+		var d *decided
+		if errors.As(err, &d) {
+			n.commits.heard(leader, d.index, d.term)
+		}
+		return command.Result{}, err
 	}
+	n.commits.heard(leader, rep.GetIndex(), rep.GetTerm())
 	return command.Result{Index: rep.GetIndex(), ID: rep.GetId()}, nil
 }
 
 // apply is the leader's part: it stamps the command with its clock and has raft
-// commit it.
-func (n *Node) apply(ctx context.Context, env *command.Envelope) (command.Result, error) {
+// commit it. It gives the term of the entry too, in which this node leads.
+func (n *Node) apply(ctx context.Context, env *command.Envelope) (command.Result, uint64, error) {
 	if err := command.Check(env); err != nil {
-		return command.Result{}, err
+		return command.Result{}, 0, err
 	}
 	if mesh := n.state.View().Mesh(); !mesh.ID.IsZero() && env.GetMinLevel() > mesh.Level {
-		return command.Result{}, &command.Error{Code: command.CodeConflict,
+		return command.Result{}, 0, &command.Error{Code: command.CodeConflict,
 			Message: fmt.Sprintf("the edit needs command level %d and the mesh is at %d: upgrade all nodes first", env.GetMinLevel(), mesh.Level)}
 	}
 	if !command.Known(env.GetType()) && !command.CanIgnore(env.GetType()) {
-		return command.Result{}, &command.Error{Code: command.CodeInvalid,
+		return command.Result{}, 0, &command.Error{Code: command.CodeInvalid,
 			Message: fmt.Sprintf("the leading site does not know command type %d: upgrade it first", uint32(env.GetType()))}
 	}
 	stamped := proto.Clone(env).(*command.Envelope)
 	stamped.ProposedUnixNs = n.cfg.Now().UnixNano()
 	b, err := proto.Marshal(stamped)
 	if err != nil {
-		return command.Result{}, &command.Error{Code: command.CodeInvalid, Message: fmt.Sprintf("the edit cannot be encoded: %v", err)}
+		return command.Result{}, 0, &command.Error{Code: command.CodeInvalid, Message: fmt.Sprintf("the edit cannot be encoded: %v", err)}
 	}
 	f := n.raft.Apply(b, n.cfg.Profile.Election)
 	done := make(chan error, 1)
@@ -243,22 +250,24 @@ func (n *Node) apply(ctx context.Context, env *command.Envelope) (command.Result
 	select {
 	case err = <-done:
 	case <-ctx.Done():
-		return command.Result{}, &command.Unavailable{Reason: reasonSlow, Indeterminate: true, RetryAfter: n.cfg.Profile.Election}
+		return command.Result{}, 0, &command.Unavailable{Reason: reasonSlow, Indeterminate: true, RetryAfter: n.cfg.Profile.Election}
 	}
 	if err := n.watchTransfer(err); err != nil {
-		return command.Result{}, err
+		return command.Result{}, 0, err
 	}
 	a, ok := f.Response().(applied)
 	var refusal *command.Error
 	switch {
 	case !ok || (a.err == nil && a.result.Index == 0):
-		return command.Result{}, &command.Unavailable{Reason: "the leading site was restored meanwhile", Indeterminate: true, RetryAfter: n.cfg.Profile.Election}
+		return command.Result{}, 0, &command.Unavailable{Reason: "the leading site was restored meanwhile", Indeterminate: true, RetryAfter: n.cfg.Profile.Election}
 	case errors.As(a.err, &refusal):
-		return a.result, &decided{refusal: refusal, index: a.result.Index}
+		n.commits.made(a.result.Index, a.term)
+		return a.result, a.term, &decided{refusal: refusal, index: a.result.Index, term: a.term}
 	case a.err != nil:
-		return command.Result{}, &command.Unavailable{Reason: "the leading site is stopping", Indeterminate: true, RetryAfter: n.cfg.Profile.Election}
+		return command.Result{}, 0, &command.Unavailable{Reason: "the leading site is stopping", Indeterminate: true, RetryAfter: n.cfg.Profile.Election}
 	}
-	return a.result, nil
+	n.commits.made(a.result.Index, a.term)
+	return a.result, a.term, nil
 }
 
 // watchTransfer sorts raft's errors into "not applied" and "not known", and ends

@@ -205,10 +205,12 @@ func (n *Node) ping(ctx context.Context, id identity.NodeID) (*PingReply, error)
 	if m, ok := view.Node(n.cfg.Identity.ID); ok && !proto.Equal(m.Command(), n.cfg.Self) {
 		req.Self = n.cfg.Self
 	}
+	start := time.Now()
 	rep, err := c.Ping(ctx, req)
 	if err != nil {
 		return nil, err
 	}
+	n.trips.add(id, time.Since(start))
 	if rep.GetApplied() > have {
 		n.hear(rep.GetNodes(), rep.GetApplied())
 	}

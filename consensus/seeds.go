@@ -10,11 +10,11 @@ import (
 	"github.com/portolan/portolan/node/identity"
 )
 
-// KeepSeeds writes the members that a join named into dir, the Config.Dir of
-// the node to be opened: for a join whose node starts later. It is durable
-// before it returns.
-func KeepSeeds(dir string, nodes []*command.Node) error {
-	b, err := proto.Marshal(&Seeds{Nodes: nodes})
+// KeepSeeds writes the members that a join named, and the mesh's profile, into
+// dir, the Config.Dir of the node to be opened: for a join whose node starts
+// later. It is durable before it returns.
+func KeepSeeds(dir, profile string, nodes []*command.Node) error {
+	b, err := proto.Marshal(&Seeds{Nodes: nodes, Profile: profile})
 	if err != nil {
 		return fmt.Errorf("consensus: keep seeds: %w", err)
 	}

@@ -50,11 +50,11 @@ func (n *server) Propose(ctx context.Context, req *ProposeRequest) (*ProposeRepl
 		return nil, toStatus(err)
 	}
 	defer done()
-	res, err := n.apply(ctx, req.GetEnvelope())
+	res, term, err := n.apply(ctx, req.GetEnvelope())
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	return &ProposeReply{Index: res.Index, Id: res.ID}, nil
+	return &ProposeReply{Index: res.Index, Id: res.ID, Term: term}, nil
 }
 
 // Ping implements ControlServer.

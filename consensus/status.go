@@ -113,7 +113,7 @@ func toStatus(err error) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &d):
-		code, detail = codes.Aborted, protoadapt.MessageV1Of(&Refusal{Code: uint32(d.refusal.Code), Message: d.refusal.Message, Index: d.index})
+		code, detail = codes.Aborted, protoadapt.MessageV1Of(&Refusal{Code: uint32(d.refusal.Code), Message: d.refusal.Message, Index: d.index, Term: d.term})
 	case errors.As(err, &e):
 		code, detail = codes.Aborted, protoadapt.MessageV1Of(&Refusal{Code: uint32(e.Code), Message: e.Message})
 	case errors.As(err, &u):
@@ -143,7 +143,7 @@ func fromStatus(err error) error {
 		case *Refusal:
 			e := &command.Error{Code: command.Code(d.GetCode()), Message: d.GetMessage()}
 			if d.GetIndex() > 0 {
-				return &decided{refusal: e, index: d.GetIndex()}
+				return &decided{refusal: e, index: d.GetIndex(), term: d.GetTerm()}
 			}
 			return e
 		case *Unavailable:

@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/consensus"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
@@ -153,10 +154,14 @@ func (p placement) Presence(ctx context.Context, q mesh.Question) ([]mesh.Presen
 
 func (n *node) consensusStatus() mesh.Consensus {
 	s := n.raft.Status()
-	return mesh.Consensus{
+	c := mesh.Consensus{
 		Leader: s.Leader, LeaderSite: s.LeaderSite, Term: s.Term, Index: s.Index, Applied: s.Applied,
-		Voters: s.Voters, Learners: s.Learners,
+		Voters: s.Voters, Learners: s.Learners, Profile: n.raft.Profile().Name,
 	}
+	if trip := n.raft.RoundTrip(); trip > 0 {
+		c.Suggested, c.RoundTrip = consensus.ProfileFor(trip).Name, float64(trip.Microseconds())/1000
+	}
+	return c
 }
 
 func (n *node) peerStatus(id identity.NodeID) (alive bool, rtt time.Duration) {

@@ -32,6 +32,9 @@ type Config struct {
 	// AdminPassword is for the administrator of a new mesh; empty: one is made.
 	// It is not read where the mesh is there already.
 	AdminPassword string
+	// Profile is the raft timings of a new mesh; empty: lan. A mesh that is there
+	// keeps its own, which is changed by command alone.
+	Profile string
 	// Notice takes what people must see once: a password that was made.
 	Notice io.Writer
 	// Now is the node's clock; nil is time.Now.
@@ -168,9 +171,13 @@ func (n *node) open(ctx context.Context, made bool) error {
 	}
 	n.closer = append(n.closer, n.control)
 	n.metrics.MustRegister(n.control)
+	profile, err := consensus.ParseProfile(n.cfg.Profile)
+	if err != nil {
+		return fmt.Errorf("--profile: %w", err)
+	}
 	n.raft, err = consensus.Open(consensus.Config{
 		Dir: filepath.Join(n.dir, raftDir), Identity: n.id, Self: record(n.cfg, n.id, n.store.ID()),
-		RaftListener: n.control.Raft(), Logger: n.cfg.Logger, Now: n.cfg.Now,
+		RaftListener: n.control.Raft(), Profile: profile, Logger: n.cfg.Logger, Now: n.cfg.Now,
 	})
 	if err != nil {
 		return err

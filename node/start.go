@@ -127,6 +127,9 @@ func (n *node) awaitState(ctx context.Context, mesh identity.MeshID) error {
 			if id := n.view().Mesh().ID; id != mesh {
 				return fmt.Errorf("the data directory %s is mesh %s's, but its control state is mesh %s's: restore the directory from a backup", n.dir, mesh, id)
 			}
+			if want, have := n.cfg.Profile, n.view().Mesh().Profile; want != "" && want != have {
+				n.log.Warn("--profile is for a new mesh and changes nothing here: use portolan mesh profile set", "given", want, "profile", have)
+			}
 			if m, ok := n.view().Node(n.id.ID); ok && m.Site != n.cfg.Settings.Site {
 				return fmt.Errorf("the data directory %s is that of site %q, not of %q: start it with --site %s, or name another --data", n.dir, m.Site, n.cfg.Settings.Site, m.Site)
 			}

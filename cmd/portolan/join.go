@@ -40,7 +40,7 @@ again. --advertise is what the other sites dial: it must reach this machine.`,
 				say("start the node with: portolan serve --data " + cfg.Data)
 				return nil
 			}
-			return serve(ctx, cmd, cfg, log)
+			return serve(ctx, cmd, cfg, log, "")
 		},
 	}
 	config.AddFlags(cmd.Flags())

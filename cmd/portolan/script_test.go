@@ -99,7 +99,7 @@ func setup(env *testscript.Env) error {
 	mapi, err := mesh.New(mesh.Config{
 		View: m.State.View, Proposer: m, Access: m.Access, Catalog: w.catalog, Placement: w.placement, Self: m.Identity.ID, Site: m.Site,
 		Consensus: func() mesh.Consensus {
-			c := mesh.Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 12, Applied: 12}
+			c := mesh.Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 12, Applied: 12, Profile: "lan", Suggested: "wan", RoundTrip: 81.5}
 			for _, n := range m.State.View().Nodes() {
 				c.Voters = append(c.Voters, n.ID)
 			}

@@ -21,6 +21,7 @@ const parentFD = 3
 
 func newServeCommand() *cobra.Command {
 	var withParent bool
+	var profile string
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run this site's node",
@@ -48,10 +49,11 @@ DIR: "portolan serve --data DIR" alone starts the node again.`,
 			if err != nil {
 				return err
 			}
-			return serve(ctx, cmd, cfg, log)
+			return serve(ctx, cmd, cfg, log, profile)
 		},
 	}
 	config.AddFlags(cmd.Flags())
+	cmd.Flags().StringVar(&profile, "profile", "", "raft timings of a new mesh, by the round trips between its sites: lan (up to 50 ms, if not given), wan (150 ms) or far (250 ms and more); later: portolan mesh profile set")
 	cmd.Flags().BoolVar(&withParent, "exit-with-parent", false, "stop when file descriptor 3 closes")
 	_ = cmd.Flags().MarkHidden("exit-with-parent")
 	return cmd
@@ -73,11 +75,12 @@ func settings(cmd *cobra.Command) (config.Config, *slog.Logger, error) {
 	return cfg, log, nil
 }
 
-func serve(ctx context.Context, cmd *cobra.Command, cfg config.Config, log *slog.Logger) error {
+func serve(ctx context.Context, cmd *cobra.Command, cfg config.Config, log *slog.Logger, profile string) error {
 	return node.Run(ctx, node.Config{
 		Settings:      cfg,
 		Logger:        log,
 		Version:       version,
+		Profile:       profile,
 		AdminPassword: os.Getenv(node.AdminPasswordEnv),
 		Notice:        cmd.OutOrStdout(),
 	})

@@ -11,7 +11,8 @@ import (
 
 const (
 	// Level is the highest command level that this binary understands. It goes
-	// up by one when a command or a field is added, and never down.
+	// up by one when a command or a field is added, and never down. No version
+	// of level 1 has been released yet: until then it takes in what is added.
 	Level uint32 = 1
 
 	// MaxBytes bounds an envelope: raft sends up to 64 of them in one request,
@@ -53,6 +54,7 @@ var kinds = []kind{
 	{Type_TYPE_RULE_CREATE, 1, func() proto.Message { return new(RuleCreate) }},
 	{Type_TYPE_RULE_UPDATE, 1, func() proto.Message { return new(RuleUpdate) }},
 	{Type_TYPE_RULE_DELETE, 1, func() proto.Message { return new(RuleDelete) }},
+	{Type_TYPE_PROFILE_SET, 1, func() proto.Message { return new(ProfileSet) }},
 }
 
 // index finds kinds by type and by message name. Made at first use: generated

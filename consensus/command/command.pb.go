@@ -46,6 +46,7 @@ const (
 	Type_TYPE_RULE_CREATE    Type = 15
 	Type_TYPE_RULE_UPDATE    Type = 16
 	Type_TYPE_RULE_DELETE    Type = 17
+	Type_TYPE_PROFILE_SET    Type = 18
 )
 
 // Enum value maps for Type.
@@ -69,6 +70,7 @@ var (
 		15: "TYPE_RULE_CREATE",
 		16: "TYPE_RULE_UPDATE",
 		17: "TYPE_RULE_DELETE",
+		18: "TYPE_PROFILE_SET",
 	}
 	Type_value = map[string]int32{
 		"TYPE_UNSPECIFIED":    0,
@@ -89,6 +91,7 @@ var (
 		"TYPE_RULE_CREATE":    15,
 		"TYPE_RULE_UPDATE":    16,
 		"TYPE_RULE_DELETE":    17,
+		"TYPE_PROFILE_SET":    18,
 	}
 )
 
@@ -488,6 +491,59 @@ func (x *SetLevel) GetLevel() uint32 {
 	return 0
 }
 
+// ProfileSet changes raft's timings. Each node takes them when it starts.
+type ProfileSet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Profile       string                 `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`                       // "lan", "wan", "far"
+	IfVersion     uint64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // of the mesh's record; 0: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileSet) Reset() {
+	*x = ProfileSet{}
+	mi := &file_consensus_command_command_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileSet) ProtoMessage() {}
+
+func (x *ProfileSet) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileSet.ProtoReflect.Descriptor instead.
+func (*ProfileSet) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ProfileSet) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *ProfileSet) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
 type TokenCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Site          string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
@@ -499,7 +555,7 @@ type TokenCreate struct {
 
 func (x *TokenCreate) Reset() {
 	*x = TokenCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[4]
+	mi := &file_consensus_command_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -511,7 +567,7 @@ func (x *TokenCreate) String() string {
 func (*TokenCreate) ProtoMessage() {}
 
 func (x *TokenCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[4]
+	mi := &file_consensus_command_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -524,7 +580,7 @@ func (x *TokenCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenCreate.ProtoReflect.Descriptor instead.
 func (*TokenCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{4}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TokenCreate) GetSite() string {
@@ -557,7 +613,7 @@ type TokenDelete struct {
 
 func (x *TokenDelete) Reset() {
 	*x = TokenDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[5]
+	mi := &file_consensus_command_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +625,7 @@ func (x *TokenDelete) String() string {
 func (*TokenDelete) ProtoMessage() {}
 
 func (x *TokenDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[5]
+	mi := &file_consensus_command_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +638,7 @@ func (x *TokenDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenDelete.ProtoReflect.Descriptor instead.
 func (*TokenDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{5}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TokenDelete) GetId() int64 {
@@ -604,7 +660,7 @@ type NodeJoin struct {
 
 func (x *NodeJoin) Reset() {
 	*x = NodeJoin{}
-	mi := &file_consensus_command_command_proto_msgTypes[6]
+	mi := &file_consensus_command_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -616,7 +672,7 @@ func (x *NodeJoin) String() string {
 func (*NodeJoin) ProtoMessage() {}
 
 func (x *NodeJoin) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[6]
+	mi := &file_consensus_command_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -629,7 +685,7 @@ func (x *NodeJoin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeJoin.ProtoReflect.Descriptor instead.
 func (*NodeJoin) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{6}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeJoin) GetTokenId() int64 {
@@ -669,7 +725,7 @@ type NodeUpdate struct {
 
 func (x *NodeUpdate) Reset() {
 	*x = NodeUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[7]
+	mi := &file_consensus_command_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -681,7 +737,7 @@ func (x *NodeUpdate) String() string {
 func (*NodeUpdate) ProtoMessage() {}
 
 func (x *NodeUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[7]
+	mi := &file_consensus_command_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -694,7 +750,7 @@ func (x *NodeUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeUpdate.ProtoReflect.Descriptor instead.
 func (*NodeUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{7}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NodeUpdate) GetNode() *Node {
@@ -717,7 +773,7 @@ type ProjectCreate struct {
 
 func (x *ProjectCreate) Reset() {
 	*x = ProjectCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[8]
+	mi := &file_consensus_command_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +785,7 @@ func (x *ProjectCreate) String() string {
 func (*ProjectCreate) ProtoMessage() {}
 
 func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[8]
+	mi := &file_consensus_command_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +798,7 @@ func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectCreate.ProtoReflect.Descriptor instead.
 func (*ProjectCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{8}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ProjectCreate) GetProjectId() []byte {
@@ -791,7 +847,7 @@ type ProjectUpdate struct {
 
 func (x *ProjectUpdate) Reset() {
 	*x = ProjectUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[9]
+	mi := &file_consensus_command_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +859,7 @@ func (x *ProjectUpdate) String() string {
 func (*ProjectUpdate) ProtoMessage() {}
 
 func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[9]
+	mi := &file_consensus_command_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +872,7 @@ func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectUpdate.ProtoReflect.Descriptor instead.
 func (*ProjectUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{9}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ProjectUpdate) GetId() int64 {
@@ -850,7 +906,7 @@ type ProjectDelete struct {
 
 func (x *ProjectDelete) Reset() {
 	*x = ProjectDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[10]
+	mi := &file_consensus_command_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +918,7 @@ func (x *ProjectDelete) String() string {
 func (*ProjectDelete) ProtoMessage() {}
 
 func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[10]
+	mi := &file_consensus_command_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +931,7 @@ func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectDelete.ProtoReflect.Descriptor instead.
 func (*ProjectDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{10}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ProjectDelete) GetId() int64 {
@@ -906,7 +962,7 @@ type UserCreate struct {
 
 func (x *UserCreate) Reset() {
 	*x = UserCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[11]
+	mi := &file_consensus_command_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +974,7 @@ func (x *UserCreate) String() string {
 func (*UserCreate) ProtoMessage() {}
 
 func (x *UserCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[11]
+	mi := &file_consensus_command_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +987,7 @@ func (x *UserCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserCreate.ProtoReflect.Descriptor instead.
 func (*UserCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{11}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UserCreate) GetName() string {
@@ -991,7 +1047,7 @@ type UserUpdate struct {
 
 func (x *UserUpdate) Reset() {
 	*x = UserUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[12]
+	mi := &file_consensus_command_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1059,7 @@ func (x *UserUpdate) String() string {
 func (*UserUpdate) ProtoMessage() {}
 
 func (x *UserUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[12]
+	mi := &file_consensus_command_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1072,7 @@ func (x *UserUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserUpdate.ProtoReflect.Descriptor instead.
 func (*UserUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{12}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UserUpdate) GetId() int64 {
@@ -1078,7 +1134,7 @@ type UserDelete struct {
 
 func (x *UserDelete) Reset() {
 	*x = UserDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[13]
+	mi := &file_consensus_command_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1146,7 @@ func (x *UserDelete) String() string {
 func (*UserDelete) ProtoMessage() {}
 
 func (x *UserDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[13]
+	mi := &file_consensus_command_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1103,7 +1159,7 @@ func (x *UserDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDelete.ProtoReflect.Descriptor instead.
 func (*UserDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{13}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UserDelete) GetId() int64 {
@@ -1133,7 +1189,7 @@ type MemberSet struct {
 
 func (x *MemberSet) Reset() {
 	*x = MemberSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1201,7 @@ func (x *MemberSet) String() string {
 func (*MemberSet) ProtoMessage() {}
 
 func (x *MemberSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1214,7 @@ func (x *MemberSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberSet.ProtoReflect.Descriptor instead.
 func (*MemberSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MemberSet) GetProjectId() int64 {
@@ -1192,7 +1248,7 @@ type MemberDelete struct {
 
 func (x *MemberDelete) Reset() {
 	*x = MemberDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1260,7 @@ func (x *MemberDelete) String() string {
 func (*MemberDelete) ProtoMessage() {}
 
 func (x *MemberDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1273,7 @@ func (x *MemberDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberDelete.ProtoReflect.Descriptor instead.
 func (*MemberDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *MemberDelete) GetProjectId() int64 {
@@ -1249,7 +1305,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1317,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1330,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Rule) GetName() string {
@@ -1335,7 +1391,7 @@ type RuleCreate struct {
 
 func (x *RuleCreate) Reset() {
 	*x = RuleCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1403,7 @@ func (x *RuleCreate) String() string {
 func (*RuleCreate) ProtoMessage() {}
 
 func (x *RuleCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1416,7 @@ func (x *RuleCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCreate.ProtoReflect.Descriptor instead.
 func (*RuleCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RuleCreate) GetRule() *Rule {
@@ -1381,7 +1437,7 @@ type RuleUpdate struct {
 
 func (x *RuleUpdate) Reset() {
 	*x = RuleUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1393,7 +1449,7 @@ func (x *RuleUpdate) String() string {
 func (*RuleUpdate) ProtoMessage() {}
 
 func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1406,7 +1462,7 @@ func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleUpdate.ProtoReflect.Descriptor instead.
 func (*RuleUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RuleUpdate) GetId() int64 {
@@ -1440,7 +1496,7 @@ type RuleDelete struct {
 
 func (x *RuleDelete) Reset() {
 	*x = RuleDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1508,7 @@ func (x *RuleDelete) String() string {
 func (*RuleDelete) ProtoMessage() {}
 
 func (x *RuleDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1521,7 @@ func (x *RuleDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleDelete.ProtoReflect.Descriptor instead.
 func (*RuleDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RuleDelete) GetId() int64 {
@@ -1495,7 +1551,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1507,7 +1563,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1520,7 +1576,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -1584,7 +1640,12 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x0fraft_generation\x18\a \x01(\fR\x0eraftGeneration\x12\x18\n" +
 	"\aprofile\x18\b \x01(\tR\aprofileJ\x04\b\t\x10\x10\" \n" +
 	"\bSetLevel\x12\x14\n" +
-	"\x05level\x18\x01 \x01(\rR\x05level\"j\n" +
+	"\x05level\x18\x01 \x01(\rR\x05level\"E\n" +
+	"\n" +
+	"ProfileSet\x12\x18\n" +
+	"\aprofile\x18\x01 \x01(\tR\aprofile\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"j\n" +
 	"\vTokenCreate\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
@@ -1682,7 +1743,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index*\x9a\x03\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index*\xb0\x03\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -1702,7 +1763,8 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x12TYPE_MEMBER_DELETE\x10\x0e\x12\x14\n" +
 	"\x10TYPE_RULE_CREATE\x10\x0f\x12\x14\n" +
 	"\x10TYPE_RULE_UPDATE\x10\x10\x12\x14\n" +
-	"\x10TYPE_RULE_DELETE\x10\x11B0Z.github.com/portolan/portolan/consensus/commandb\x06proto3"
+	"\x10TYPE_RULE_DELETE\x10\x11\x12\x14\n" +
+	"\x10TYPE_PROFILE_SET\x10\x12B0Z.github.com/portolan/portolan/consensus/commandb\x06proto3"
 
 var (
 	file_consensus_command_command_proto_rawDescOnce sync.Once
@@ -1717,38 +1779,39 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),              // 0: portolan.command.v1.Type
 	(*Envelope)(nil),       // 1: portolan.command.v1.Envelope
 	(*Node)(nil),           // 2: portolan.command.v1.Node
 	(*MeshCreate)(nil),     // 3: portolan.command.v1.MeshCreate
 	(*SetLevel)(nil),       // 4: portolan.command.v1.SetLevel
-	(*TokenCreate)(nil),    // 5: portolan.command.v1.TokenCreate
-	(*TokenDelete)(nil),    // 6: portolan.command.v1.TokenDelete
-	(*NodeJoin)(nil),       // 7: portolan.command.v1.NodeJoin
-	(*NodeUpdate)(nil),     // 8: portolan.command.v1.NodeUpdate
-	(*ProjectCreate)(nil),  // 9: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),  // 10: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),  // 11: portolan.command.v1.ProjectDelete
-	(*UserCreate)(nil),     // 12: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),     // 13: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),     // 14: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),      // 15: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),   // 16: portolan.command.v1.MemberDelete
-	(*Rule)(nil),           // 17: portolan.command.v1.Rule
-	(*RuleCreate)(nil),     // 18: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),     // 19: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),     // 20: portolan.command.v1.RuleDelete
-	(*SnapshotHeader)(nil), // 21: portolan.command.v1.SnapshotHeader
+	(*ProfileSet)(nil),     // 5: portolan.command.v1.ProfileSet
+	(*TokenCreate)(nil),    // 6: portolan.command.v1.TokenCreate
+	(*TokenDelete)(nil),    // 7: portolan.command.v1.TokenDelete
+	(*NodeJoin)(nil),       // 8: portolan.command.v1.NodeJoin
+	(*NodeUpdate)(nil),     // 9: portolan.command.v1.NodeUpdate
+	(*ProjectCreate)(nil),  // 10: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),  // 11: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),  // 12: portolan.command.v1.ProjectDelete
+	(*UserCreate)(nil),     // 13: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),     // 14: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),     // 15: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),      // 16: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),   // 17: portolan.command.v1.MemberDelete
+	(*Rule)(nil),           // 18: portolan.command.v1.Rule
+	(*RuleCreate)(nil),     // 19: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),     // 20: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),     // 21: portolan.command.v1.RuleDelete
+	(*SnapshotHeader)(nil), // 22: portolan.command.v1.SnapshotHeader
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
 	2,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
 	2,  // 2: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
 	2,  // 3: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
-	17, // 4: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	17, // 5: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	18, // 4: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	18, // 5: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
 	6,  // [6:6] is the sub-list for method output_type
 	6,  // [6:6] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
@@ -1761,15 +1824,15 @@ func file_consensus_command_command_proto_init() {
 	if File_consensus_command_command_proto != nil {
 		return
 	}
-	file_consensus_command_command_proto_msgTypes[9].OneofWrappers = []any{}
-	file_consensus_command_command_proto_msgTypes[12].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[10].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -38,14 +38,14 @@ func (v *View) meshCreate(m *command.MeshCreate) (int64, error) {
 	if profile == "" {
 		profile = "lan"
 	}
-	if !slices.Contains([]string{"lan", "wan", "far"}, profile) {
-		return 0, refuse(command.CodeInvalid, "%q is not a profile: use lan, wan or far", clip(profile))
+	if err := checkProfile(profile); err != nil {
+		return 0, err
 	}
 	if m.GetNode().GetLevel() > command.Level {
 		return 0, &UnsupportedError{Index: v.index, Reason: "a mesh of a command level above its own"}
 	}
 	v.mesh = Mesh{ID: id, GossipKeys: [][]byte{slices.Clone(m.GetGossipKey())}, Generation: [16]byte(m.GetRaftGeneration()),
-		Level: m.GetNode().GetLevel(), Profile: profile, CreatedAt: v.now()}
+		Level: m.GetNode().GetLevel(), Profile: profile, CreatedAt: v.now(), Version: 1}
 	if _, err := v.addNode(m.GetSite(), m.GetNode()); err != nil {
 		return 0, err
 	}
@@ -69,6 +69,26 @@ func (v *View) setLevel(m *command.SetLevel) (int64, error) {
 		return 0, &UnsupportedError{Index: v.index, Reason: "a command level above its own"}
 	}
 	v.mesh.Level = m.GetLevel()
+	v.mesh.Version++
+	return 0, nil
+}
+
+func checkProfile(name string) error {
+	if !slices.Contains([]string{"lan", "wan", "far"}, name) {
+		return refuse(command.CodeInvalid, "%q is not a profile: use lan, wan or far", clip(name))
+	}
+	return nil
+}
+
+func (v *View) profileSet(m *command.ProfileSet) (int64, error) {
+	if err := checkProfile(m.GetProfile()); err != nil {
+		return 0, err
+	}
+	if err := checkVersion("mesh's record", v.mesh.Version, m.GetIfVersion()); err != nil {
+		return 0, err
+	}
+	v.mesh.Profile = m.GetProfile()
+	v.mesh.Version++
 	return 0, nil
 }
 

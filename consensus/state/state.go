@@ -153,6 +153,8 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 	switch m := body.(type) {
 	case *command.SetLevel:
 		return v.setLevel(m)
+	case *command.ProfileSet:
+		return v.profileSet(m)
 	case *command.TokenCreate:
 		return v.tokenCreate(actor, m)
 	case *command.TokenDelete:

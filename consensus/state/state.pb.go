@@ -246,6 +246,7 @@ type MeshRow struct {
 	Profile       string                 `protobuf:"bytes,6,opt,name=profile,proto3" json:"profile,omitempty"`
 	LastId        int64                  `protobuf:"varint,7,opt,name=last_id,json=lastId,proto3" json:"last_id,omitempty"`                  // the highest object id given out
 	ClockUnixNs   int64                  `protobuf:"varint,8,opt,name=clock_unix_ns,json=clockUnixNs,proto3" json:"clock_unix_ns,omitempty"` // the latest time seen
+	Version       uint64                 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`                              // of the settings: level, profile, keys
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -332,6 +333,13 @@ func (x *MeshRow) GetLastId() int64 {
 func (x *MeshRow) GetClockUnixNs() int64 {
 	if x != nil {
 		return x.ClockUnixNs
+	}
+	return 0
+}
+
+func (x *MeshRow) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
 	}
 	return 0
 }
@@ -702,6 +710,7 @@ type MemberRow struct {
 	ProjectId     int64                  `protobuf:"varint,2,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	UserId        int64                  `protobuf:"varint,3,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
 	Role          int32                  `protobuf:"varint,4,opt,name=role,proto3" json:"role,omitempty"`
+	Version       uint64                 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -760,6 +769,13 @@ func (x *MemberRow) GetUserId() int64 {
 func (x *MemberRow) GetRole() int32 {
 	if x != nil {
 		return x.Role
+	}
+	return 0
+}
+
+func (x *MemberRow) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
 	}
 	return 0
 }
@@ -842,6 +858,7 @@ type TokenRow struct {
 	UsedBy        []byte                 `protobuf:"bytes,6,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"` // node id; empty: unused
 	UsedUnixNs    int64                  `protobuf:"varint,7,opt,name=used_unix_ns,json=usedUnixNs,proto3" json:"used_unix_ns,omitempty"`
 	CreatedBy     string                 `protobuf:"bytes,8,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	Version       uint64                 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -930,6 +947,13 @@ func (x *TokenRow) GetCreatedBy() string {
 		return x.CreatedBy
 	}
 	return ""
+}
+
+func (x *TokenRow) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 // RequestRow is what a request id was answered with.
@@ -1069,7 +1093,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x05token\x18\b \x01(\v2\x1b.portolan.state.v1.TokenRowH\x00R\x05token\x129\n" +
 	"\arequest\x18\t \x01(\v2\x1d.portolan.state.v1.RequestRowH\x00R\arequest\x12*\n" +
 	"\x03end\x18\x0f \x01(\v2\x16.portolan.state.v1.EndH\x00R\x03endB\x05\n" +
-	"\x03row\"\xf8\x01\n" +
+	"\x03row\"\x92\x02\n" +
 	"\aMeshRow\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x1f\n" +
 	"\vgossip_keys\x18\x02 \x03(\fR\n" +
@@ -1081,7 +1105,8 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x0fcreated_unix_ns\x18\x05 \x01(\x03R\rcreatedUnixNs\x12\x18\n" +
 	"\aprofile\x18\x06 \x01(\tR\aprofile\x12\x17\n" +
 	"\alast_id\x18\a \x01(\x03R\x06lastId\x12\"\n" +
-	"\rclock_unix_ns\x18\b \x01(\x03R\vclockUnixNs\"o\n" +
+	"\rclock_unix_ns\x18\b \x01(\x03R\vclockUnixNs\x12\x18\n" +
+	"\aversion\x18\t \x01(\x04R\aversion\"o\n" +
 	"\aSiteRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -1116,18 +1141,19 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x0fcreated_unix_ns\x18\b \x01(\x03R\rcreatedUnixNs\x12&\n" +
 	"\x0fupdated_unix_ns\x18\t \x01(\x03R\rupdatedUnixNs\x12\x18\n" +
 	"\aversion\x18\n" +
-	" \x01(\x04R\aversion\"g\n" +
+	" \x01(\x04R\aversion\"\x81\x01\n" +
 	"\tMemberRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x02 \x01(\x03R\tprojectId\x12\x17\n" +
 	"\auser_id\x18\x03 \x01(\x03R\x06userId\x12\x12\n" +
-	"\x04role\x18\x04 \x01(\x05R\x04role\"\x8a\x01\n" +
+	"\x04role\x18\x04 \x01(\x05R\x04role\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x04R\aversion\"\x8a\x01\n" +
 	"\aRuleRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12-\n" +
 	"\x04rule\x18\x02 \x01(\v2\x19.portolan.command.v1.RuleR\x04rule\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x04R\aversion\x12&\n" +
-	"\x0fcreated_unix_ns\x18\x04 \x01(\x03R\rcreatedUnixNs\"\xf9\x01\n" +
+	"\x0fcreated_unix_ns\x18\x04 \x01(\x03R\rcreatedUnixNs\"\x93\x02\n" +
 	"\bTokenRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x1f\n" +
@@ -1139,7 +1165,8 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\fused_unix_ns\x18\a \x01(\x03R\n" +
 	"usedUnixNs\x12\x1d\n" +
 	"\n" +
-	"created_by\x18\b \x01(\tR\tcreatedBy\"\x7f\n" +
+	"created_by\x18\b \x01(\tR\tcreatedBy\x12\x18\n" +
+	"\aversion\x18\t \x01(\x04R\aversion\"\x7f\n" +
 	"\n" +
 	"RequestRow\x12\x1d\n" +
 	"\n" +

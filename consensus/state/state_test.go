@@ -143,6 +143,8 @@ func TestCommands_Refusals(t *testing.T) {
 		want string
 	}{
 		{"level down", &command.SetLevel{Level: 1}, command.CodeConflict, "never goes down"},
+		{"no profile of that name", &command.ProfileSet{Profile: "near"}, command.CodeInvalid, "use lan, wan or far"},
+		{"profile changed meanwhile", &command.ProfileSet{Profile: "wan", IfVersion: 7}, command.CodeConflict, "version 1, not 7"},
 		{"level above a node's", &command.SetLevel{Level: 2}, command.CodeConflict, "upgrade it first"},
 		{"token with a bad site name", &command.TokenCreate{Site: "Fra!", SecretHash: hash("x"), ExpiresUnixNs: exp}, command.CodeInvalid, "not a site name"},
 		{"token for site all", &command.TokenCreate{Site: "all", SecretHash: hash("x"), ExpiresUnixNs: exp}, command.CodeInvalid, "every site"},
@@ -300,6 +302,10 @@ func TestEdits(t *testing.T) {
 	m.must(&command.MemberDelete{ProjectId: prod.ID, MemberId: mem[0].ID})
 	if _, ok := m.View().Member(prod.ID, 2); ok {
 		t.Error("the member is still there")
+	}
+	m.must(&command.ProfileSet{Profile: "wan", IfVersion: 1})
+	if got := m.View().Mesh(); got.Profile != "wan" || got.Version != 2 {
+		t.Errorf("mesh after its profile was set: %+v", got)
 	}
 	mail, admin := "a@example.org", true
 	m.must(&command.UserUpdate{Id: ann.ID, Email: &mail, Admin: &admin})

@@ -15,6 +15,7 @@ type Mesh struct {
 	Generation [16]byte // raft generation: random, new after a recovery
 	Level      uint32   // commands up to this level may be proposed
 	Profile    string   // raft timings: "lan", "wan" or "far"
+	Version    uint64   // of the settings: goes up with every edit of level or profile
 	CreatedAt  time.Time
 }
 

@@ -102,6 +102,7 @@ func New(cfg Config) (*API, error) {
 		Title: "Portolan mesh", Version: "1.0", Prefix: Prefix, Auth: cfg.Access, Logger: cfg.Logger,
 	})}
 	a.registerStatus()
+	a.registerProfile()
 	a.registerTokens()
 	a.registerRules()
 	a.registerTags()

@@ -73,7 +73,8 @@ func newFixture(t *testing.T) *fixture {
 	f.api, err = New(Config{
 		View: m.State.View, Proposer: m, Access: m.Access, Catalog: f.catalog, Placement: f.placement, Self: m.Identity.ID, Site: m.Site,
 		Consensus: func() Consensus {
-			return Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 9, Applied: 9, Voters: []identity.NodeID{m.Identity.ID}}
+			return Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 9, Applied: 9, Voters: []identity.NodeID{m.Identity.ID},
+				Profile: "lan", Suggested: "wan", RoundTrip: 81.5}
 		},
 		Peer:      func(identity.NodeID) (bool, time.Duration) { return true, 12500 * time.Microsecond },
 		JoinToken: func(j JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]) + "." + j.Site, nil },
@@ -126,6 +127,20 @@ func TestAPI_Status(t *testing.T) {
 	if nodes := decode[[]Node](f, f.want(200, "admin", "GET", "/nodes", "")); len(nodes) != 3 {
 		t.Errorf("nodes %+v", nodes)
 	}
+}
+
+func TestAPI_Profile(t *testing.T) {
+	f := newFixture(t)
+	p := decode[Profile](f, f.want(200, "admin", "GET", "/profile", ""))
+	if p != (Profile{Name: "lan", InUse: "lan", Suggested: "wan", RoundTrip: 81.5, Version: 1}) {
+		t.Errorf("profile %+v", p)
+	}
+	p = decode[Profile](f, f.want(200, "admin", "PUT", "/profile", `{"name":"wan","resource_version":1}`))
+	if p.Name != "wan" || p.InUse != "lan" || p.Version != 2 {
+		t.Errorf("changed %+v", p)
+	}
+	f.want(422, "admin", "PUT", "/profile", `{"name":"near"}`)
+	f.want(401, "", "GET", "/profile", "")
 }
 
 func TestAPI_Tokens(t *testing.T) {

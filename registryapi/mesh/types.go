@@ -29,6 +29,10 @@ type Consensus struct {
 	Applied    uint64            `json:"applied" doc:"Last raft index applied here"`
 	Voters     []identity.NodeID `json:"voters" doc:"Nodes that vote"`
 	Learners   []identity.NodeID `json:"learners" doc:"Nodes that follow"`
+	Profile    string            `json:"profile" doc:"Raft timings that this node runs with: lan, wan or far"`
+	// Suggested and RoundTrip are the leader's to know; see Profile.
+	Suggested string  `json:"-"`
+	RoundTrip float64 `json:"-"`
 }
 
 // SiteStatus is one site in a status.

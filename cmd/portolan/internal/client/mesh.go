@@ -21,6 +21,18 @@ func (c *Client) Sites(ctx context.Context) ([]mesh.Site, error) {
 	return get[[]mesh.Site](ctx, c, mesh.Prefix+"/sites", nil)
 }
 
+// Profile gives the mesh's raft timings.
+func (c *Client) Profile(ctx context.Context) (mesh.Profile, error) {
+	return get[mesh.Profile](ctx, c, mesh.Prefix+"/profile", nil)
+}
+
+// SetProfile changes the mesh's raft timings.
+func (c *Client) SetProfile(ctx context.Context, name string) (mesh.Profile, error) {
+	var out mesh.Profile
+	_, err := c.do(ctx, http.MethodPut, mesh.Prefix+"/profile", nil, mesh.ProfileRequest{Name: name}, &out)
+	return out, err
+}
+
 // TokenRequest asks for a join token.
 type TokenRequest struct {
 	Site      string
