@@ -607,6 +607,7 @@ func (x *TokenCreate) GetExpiresUnixNs() int64 {
 type TokenDelete struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	IfVersion     uint64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -644,6 +645,13 @@ func (*TokenDelete) Descriptor() ([]byte, []int) {
 func (x *TokenDelete) GetId() int64 {
 	if x != nil {
 		return x.Id
+	}
+	return 0
+}
+
+func (x *TokenDelete) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
 	}
 	return 0
 }
@@ -1183,6 +1191,8 @@ type MemberSet struct {
 	ProjectId     int64                  `protobuf:"varint,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	UserId        int64                  `protobuf:"varint,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
 	Role          int32                  `protobuf:"varint,3,opt,name=role,proto3" json:"role,omitempty"`
+	IfVersion     uint64                 `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // 0: any, also none yet
+	Create        bool                   `protobuf:"varint,5,opt,name=create,proto3" json:"create,omitempty"`                        // refuse if the user is a member already
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1238,10 +1248,25 @@ func (x *MemberSet) GetRole() int32 {
 	return 0
 }
 
+func (x *MemberSet) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+func (x *MemberSet) GetCreate() bool {
+	if x != nil {
+		return x.Create
+	}
+	return false
+}
+
 type MemberDelete struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ProjectId     int64                  `protobuf:"varint,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
 	MemberId      int64                  `protobuf:"varint,2,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	IfVersion     uint64                 `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1286,6 +1311,13 @@ func (x *MemberDelete) GetProjectId() int64 {
 func (x *MemberDelete) GetMemberId() int64 {
 	if x != nil {
 		return x.MemberId
+	}
+	return 0
+}
+
+func (x *MemberDelete) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
 	}
 	return 0
 }
@@ -1650,9 +1682,11 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
 	"secretHash\x12&\n" +
-	"\x0fexpires_unix_ns\x18\x03 \x01(\x03R\rexpiresUnixNs\"\x1d\n" +
+	"\x0fexpires_unix_ns\x18\x03 \x01(\x03R\rexpiresUnixNs\"<\n" +
 	"\vTokenDelete\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\x03R\x02id\"\x89\x01\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"\x89\x01\n" +
 	"\bNodeJoin\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\x03R\atokenId\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
@@ -1708,16 +1742,21 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"UserDelete\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x02 \x01(\x04R\tifVersion\"W\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"\x8e\x01\n" +
 	"\tMemberSet\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\x03R\tprojectId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\x03R\x06userId\x12\x12\n" +
-	"\x04role\x18\x03 \x01(\x05R\x04role\"J\n" +
+	"\x04role\x18\x03 \x01(\x05R\x04role\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x04 \x01(\x04R\tifVersion\x12\x16\n" +
+	"\x06create\x18\x05 \x01(\bR\x06create\"i\n" +
 	"\fMemberDelete\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\x03R\tprojectId\x12\x1b\n" +
-	"\tmember_id\x18\x02 \x01(\x03R\bmemberId\"\xc3\x01\n" +
+	"\tmember_id\x18\x02 \x01(\x03R\bmemberId\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\"\xc3\x01\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprojects\x18\x02 \x03(\tR\bprojects\x12\"\n" +

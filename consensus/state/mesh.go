@@ -2,6 +2,7 @@ package state
 
 import (
 	"crypto/subtle"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -164,10 +165,11 @@ func (v *View) addNode(site string, m *command.Node) (int64, error) {
 		return 0, refuse(command.CodeExists, "the site name %q is taken: choose another for the new site", site)
 	}
 	if !ok {
-		s = Site{ID: v.newID(), Name: site, CreatedAt: v.now(), Version: 1}
-		v.putSite(s)
+		s = Site{ID: v.newID(), Name: site, CreatedAt: v.now()}
 	}
-	n.SiteID, n.Site, n.JoinedAt = s.ID, s.Name, v.now()
+	s.Version++
+	v.putSite(s)
+	n.SiteID, n.Site, n.JoinedAt, n.Record = s.ID, s.Name, v.now(), 1
 	v.putNode(n)
 	return s.ID, nil
 }
@@ -205,14 +207,18 @@ func (v *View) tokenCreate(actor string, m *command.TokenCreate) (int64, error) 
 	if v.tokens.Len() >= maxTokens {
 		return 0, refuse(command.CodeInvalid, "there are %d tokens: delete some before you make more", v.tokens.Len())
 	}
-	t := Token{ID: v.newID(), Site: m.GetSite(), SecretHash: [32]byte(m.GetSecretHash()), CreatedAt: v.now(), ExpiresAt: expires, CreatedBy: clip(actor)}
+	t := Token{ID: v.newID(), Site: m.GetSite(), SecretHash: [32]byte(m.GetSecretHash()), CreatedAt: v.now(), ExpiresAt: expires, CreatedBy: clip(actor), Version: 1}
 	v.putToken(t)
 	return t.ID, nil
 }
 
 func (v *View) tokenDelete(m *command.TokenDelete) (int64, error) {
-	if _, ok := v.Token(m.GetId()); !ok {
+	t, ok := v.Token(m.GetId())
+	if !ok {
 		return 0, refuse(command.CodeNotFound, "there is no token %d", m.GetId())
+	}
+	if err := checkVersion(fmt.Sprintf("token %d", t.ID), t.Version, m.GetIfVersion()); err != nil {
+		return 0, err
 	}
 	v.tokens, _, _ = v.tokens.Delete(idKey(m.GetId()))
 	return m.GetId(), nil
@@ -262,6 +268,7 @@ func (v *View) nodeJoin(m *command.NodeJoin) (int64, error) {
 	}
 	t, _ := v.Token(m.GetTokenId())
 	t.UsedBy, t.UsedAt = node, v.now()
+	t.Version++
 	v.putToken(t)
 	return site, nil
 }
@@ -296,8 +303,12 @@ func (v *View) replaceNode(m *command.Node) (int64, error) {
 	if old.Store != n.Store && !old.Store.IsZero() {
 		v.stores, _, _ = v.stores.Delete(old.Store[:])
 	}
-	n.SiteID, n.Site, n.JoinedAt = old.SiteID, old.Site, old.JoinedAt
+	n.SiteID, n.Site, n.JoinedAt, n.Record = old.SiteID, old.Site, old.JoinedAt, old.Record+1
 	v.putNode(n)
+	if s, ok := v.SiteByID(n.SiteID); ok {
+		s.Version++
+		v.putSite(s)
+	}
 	return n.SiteID, nil
 }
 

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/portolan/portolan/consensus/command"
@@ -53,7 +54,7 @@ func (v *View) projectCreate(m *command.ProjectCreate) (int64, error) {
 		CreatedAt: v.now(), UpdatedAt: v.now(), Version: 1}
 	v.putProject(p)
 	if p.OwnerID != 0 {
-		v.putMember(Member{ID: v.newID(), ProjectID: p.ID, UserID: p.OwnerID, Role: ProjectAdmin})
+		v.putMember(Member{ID: v.newID(), ProjectID: p.ID, UserID: p.OwnerID, Role: ProjectAdmin, Version: 1})
 	}
 	return p.ID, nil
 }
@@ -103,10 +104,20 @@ func (v *View) memberSet(m *command.MemberSet) (int64, error) {
 		return 0, refuse(command.CodeInvalid, "%d is not a role: use 1 (project admin), 2 (developer), 3 (guest), 4 (maintainer) or 5 (limited guest)", m.GetRole())
 	}
 	mem, ok := v.Member(m.GetProjectId(), m.GetUserId())
+	switch {
+	case ok && m.GetCreate():
+		return 0, refuse(command.CodeExists, "%s is a member of the project already: change the role instead", mem.UserName)
+	case ok || m.GetIfVersion() != 0:
+		// A role that was taken away meanwhile has no version.
+		if err := checkVersion(fmt.Sprintf("role of user %d", m.GetUserId()), mem.Version, m.GetIfVersion()); err != nil {
+			return 0, err
+		}
+	}
 	if !ok {
 		mem = Member{ID: v.newID(), ProjectID: m.GetProjectId(), UserID: m.GetUserId()}
 	}
 	mem.Role = Role(m.GetRole())
+	mem.Version++
 	v.putMember(mem)
 	return mem.ID, nil
 }
@@ -115,6 +126,9 @@ func (v *View) memberDelete(m *command.MemberDelete) (int64, error) {
 	mem, ok := v.MemberByID(m.GetProjectId(), m.GetMemberId())
 	if !ok {
 		return 0, refuse(command.CodeNotFound, "project %d has no member %d", m.GetProjectId(), m.GetMemberId())
+	}
+	if err := checkVersion("role of "+mem.UserName, mem.Version, m.GetIfVersion()); err != nil {
+		return 0, err
 	}
 	v.dropMember(mem)
 	return mem.ID, nil

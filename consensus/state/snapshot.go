@@ -102,7 +102,7 @@ func (v *View) records(yield func(*Record) bool) {
 		}
 	}
 	for n := range all(v.nodes, nil) {
-		if !yield(&Record{Row: &Record_Node{&NodeRow{Node: n.Command(), SiteId: n.SiteID, JoinedUnixNs: toNanos(n.JoinedAt)}}}) {
+		if !yield(&Record{Row: &Record_Node{&NodeRow{Node: n.Command(), SiteId: n.SiteID, JoinedUnixNs: toNanos(n.JoinedAt), Version: n.Record}}}) {
 			return
 		}
 	}
@@ -121,7 +121,7 @@ func (v *View) records(yield func(*Record) bool) {
 		}
 	}
 	for m := range all(v.members, nil) {
-		if !yield(&Record{Row: &Record_Member{&MemberRow{Id: m.ID, ProjectId: m.ProjectID, UserId: m.UserID, Role: int32(m.Role)}}}) {
+		if !yield(&Record{Row: &Record_Member{&MemberRow{Id: m.ID, ProjectId: m.ProjectID, UserId: m.UserID, Role: int32(m.Role), Version: m.Version}}}) {
 			return
 		}
 	}
@@ -134,7 +134,7 @@ func (v *View) records(yield func(*Record) bool) {
 	}
 	for t := range all(v.tokens, nil) {
 		row := &TokenRow{Id: t.ID, Site: t.Site, SecretHash: t.SecretHash[:], CreatedUnixNs: toNanos(t.CreatedAt), ExpiresUnixNs: toNanos(t.ExpiresAt),
-			UsedUnixNs: toNanos(t.UsedAt), CreatedBy: t.CreatedBy}
+			UsedUnixNs: toNanos(t.UsedAt), CreatedBy: t.CreatedBy, Version: t.Version}
 		if !t.UsedBy.IsZero() {
 			row.UsedBy = t.UsedBy[:]
 		}
@@ -177,7 +177,7 @@ func (v *View) load(rec *Record) error {
 		if !ok {
 			return fmt.Errorf("node %s is of site %d, which is not there", n.ID, row.Node.GetSiteId())
 		}
-		n.SiteID, n.Site, n.JoinedAt = site.ID, site.Name, fromNanos(row.Node.GetJoinedUnixNs())
+		n.SiteID, n.Site, n.JoinedAt, n.Record = site.ID, site.Name, fromNanos(row.Node.GetJoinedUnixNs()), counted(row.Node.GetVersion())
 		v.putNode(n)
 	case *Record_User:
 		u := row.User
@@ -193,7 +193,7 @@ func (v *View) load(rec *Record) error {
 			CreatedAt: fromNanos(p.GetCreatedUnixNs()), UpdatedAt: fromNanos(p.GetUpdatedUnixNs()), DeletedAt: fromNanos(p.GetDeletedUnixNs()), Version: p.GetVersion()})
 	case *Record_Member:
 		m := row.Member
-		v.putMember(Member{ID: m.GetId(), ProjectID: m.GetProjectId(), UserID: m.GetUserId(), Role: Role(m.GetRole())})
+		v.putMember(Member{ID: m.GetId(), ProjectID: m.GetProjectId(), UserID: m.GetUserId(), Role: Role(m.GetRole()), Version: counted(m.GetVersion())})
 	case *Record_Rule:
 		r := row.Rule.GetRule()
 		v.putRule(Rule{ID: row.Rule.GetId(), Name: r.GetName(), Projects: r.GetProjects(), Repositories: r.GetRepositories(), Tags: r.GetTags(), AllSites: r.GetAllSites(),
@@ -209,6 +209,10 @@ func (v *View) load(rec *Record) error {
 	return nil
 }
 
+// counted: rows of all kinds have versions since nodes, members, tokens and the
+// mesh got theirs; what was written before is at its first.
+func counted(version uint64) uint64 { return max(1, version) }
+
 func (v *View) loadMesh(m *MeshRow) error {
 	id, err := identity.MeshIDFromBytes(m.GetMeshId())
 	if err != nil {
@@ -218,14 +222,14 @@ func (v *View) loadMesh(m *MeshRow) error {
 		return fmt.Errorf("raft generation of %d bytes", len(m.GetGeneration()))
 	}
 	v.mesh = Mesh{ID: id, GossipKeys: m.GetGossipKeys(), Generation: [16]byte(m.GetGeneration()), Level: m.GetLevel(), Profile: m.GetProfile(),
-		CreatedAt: fromNanos(m.GetCreatedUnixNs()), Version: max(1, m.GetVersion())}
+		CreatedAt: fromNanos(m.GetCreatedUnixNs()), Version: counted(m.GetVersion())}
 	v.lastID, v.clock = m.GetLastId(), m.GetClockUnixNs()
 	return nil
 }
 
 func (v *View) loadToken(r *TokenRow) error {
 	t := Token{ID: r.GetId(), Site: r.GetSite(), CreatedAt: fromNanos(r.GetCreatedUnixNs()), ExpiresAt: fromNanos(r.GetExpiresUnixNs()),
-		UsedAt: fromNanos(r.GetUsedUnixNs()), CreatedBy: r.GetCreatedBy()}
+		UsedAt: fromNanos(r.GetUsedUnixNs()), CreatedBy: r.GetCreatedBy(), Version: counted(r.GetVersion())}
 	if len(r.GetSecretHash()) != len(t.SecretHash) {
 		return fmt.Errorf("token %d has a secret hash of %d bytes", t.ID, len(r.GetSecretHash()))
 	}

@@ -417,6 +417,7 @@ type NodeRow struct {
 	Node          *command.Node          `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	SiteId        int64                  `protobuf:"varint,2,opt,name=site_id,json=siteId,proto3" json:"site_id,omitempty"`
 	JoinedUnixNs  int64                  `protobuf:"varint,3,opt,name=joined_unix_ns,json=joinedUnixNs,proto3" json:"joined_unix_ns,omitempty"`
+	Version       uint64                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -468,6 +469,13 @@ func (x *NodeRow) GetSiteId() int64 {
 func (x *NodeRow) GetJoinedUnixNs() int64 {
 	if x != nil {
 		return x.JoinedUnixNs
+	}
+	return 0
+}
+
+func (x *NodeRow) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
 	}
 	return 0
 }
@@ -1111,11 +1119,12 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
 	"\x0fcreated_unix_ns\x18\x03 \x01(\x03R\rcreatedUnixNs\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\x04R\aversion\"w\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\"\x91\x01\n" +
 	"\aNodeRow\x12-\n" +
 	"\x04node\x18\x01 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\x12\x17\n" +
 	"\asite_id\x18\x02 \x01(\x03R\x06siteId\x12$\n" +
-	"\x0ejoined_unix_ns\x18\x03 \x01(\x03R\fjoinedUnixNs\"\xaa\x02\n" +
+	"\x0ejoined_unix_ns\x18\x03 \x01(\x03R\fjoinedUnixNs\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\"\xaa\x02\n" +
 	"\n" +
 	"ProjectRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +

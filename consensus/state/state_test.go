@@ -145,6 +145,11 @@ func TestCommands_Refusals(t *testing.T) {
 		{"level down", &command.SetLevel{Level: 1}, command.CodeConflict, "never goes down"},
 		{"no profile of that name", &command.ProfileSet{Profile: "near"}, command.CodeInvalid, "use lan, wan or far"},
 		{"profile changed meanwhile", &command.ProfileSet{Profile: "wan", IfVersion: 7}, command.CodeConflict, "version 1, not 7"},
+		{"token changed meanwhile", &command.TokenDelete{Id: used.ID, IfVersion: 1}, command.CodeConflict, "version 2, not 1"},
+		{"role changed meanwhile", &command.MemberSet{ProjectId: prod.ID, UserId: ann.ID, Role: int32(Guest), IfVersion: 7}, command.CodeConflict, "version 1, not 7"},
+		{"role taken away meanwhile", &command.MemberSet{ProjectId: prod.ID, UserId: 999_999, Role: int32(Guest), IfVersion: 1}, command.CodeNotFound, "no user"},
+		{"role given meanwhile", &command.MemberSet{ProjectId: prod.ID, UserId: ann.ID, Role: int32(Guest), Create: true}, command.CodeExists, "member of the project already"},
+		{"member changed meanwhile", &command.MemberDelete{ProjectId: prod.ID, MemberId: v.Members(prod.ID)[0].ID, IfVersion: 7}, command.CodeConflict, "changed meanwhile"},
 		{"level above a node's", &command.SetLevel{Level: 2}, command.CodeConflict, "upgrade it first"},
 		{"token with a bad site name", &command.TokenCreate{Site: "Fra!", SecretHash: hash("x"), ExpiresUnixNs: exp}, command.CodeInvalid, "not a site name"},
 		{"token for site all", &command.TokenCreate{Site: "all", SecretHash: hash("x"), ExpiresUnixNs: exp}, command.CodeInvalid, "every site"},
@@ -340,6 +345,54 @@ func TestEdits(t *testing.T) {
 	m.must(&command.TokenDelete{Id: tok.ID})
 	if _, ok := m.View().Token(tok.ID); ok {
 		t.Error("the token is still there")
+	}
+}
+
+// TestVersions_GoUpWithEachEdit: one for each edit of an object, and no other.
+func TestVersions_GoUpWithEachEdit(t *testing.T) {
+	m := built(t)
+	prod, _ := m.View().Project("prod")
+	ann, _ := m.View().User("ann")
+	bob := m.must(&command.UserCreate{Name: "bob", PasswordHash: "x"})
+	get := map[string]func() uint64{
+		"mesh":    func() uint64 { return m.View().Mesh().Version },
+		"project": func() uint64 { p, _ := m.View().ProjectByID(prod.ID); return p.Version },
+		"user":    func() uint64 { u, _ := m.View().UserByID(ann.ID); return u.Version },
+		"member":  func() uint64 { x, _ := m.View().Member(prod.ID, bob); return x.Version },
+		"rule":    func() uint64 { r, _ := m.View().Rule("everywhere"); return r.Version },
+		"token":   func() uint64 { return m.View().Tokens()[1].Version },
+		"node":    func() uint64 { n, _ := m.View().Node(identity.NodeID(node(2).GetId())); return n.Record },
+		"site":    func() uint64 { s, _ := m.View().Site("fra"); return s.Version },
+	}
+	rule, _ := m.View().Rule("everywhere")
+	yes, text := true, "x"
+	for _, c := range []struct {
+		body proto.Message
+		up   []string
+	}{
+		{&command.ProfileSet{Profile: "wan"}, []string{"mesh"}},
+		{&command.ProjectUpdate{Id: prod.ID, Public: &yes}, []string{"project"}},
+		{&command.UserUpdate{Id: ann.ID, Comment: &text}, []string{"user"}},
+		{&command.MemberSet{ProjectId: prod.ID, UserId: bob, Role: 2}, []string{"member"}},
+		{&command.MemberSet{ProjectId: prod.ID, UserId: bob, Role: 3}, []string{"member"}},
+		{&command.RuleUpdate{Id: rule.ID, Rule: &command.Rule{Name: "everywhere", Projects: []string{"*"}, AllSites: true}}, []string{"rule"}},
+		{&command.NodeUpdate{Node: node(2)}, []string{"node", "site"}},
+		{&command.NodeJoin{TokenId: m.View().Tokens()[1].ID, SecretHash: hash("u"), Site: "sgp", Node: node(3)}, []string{"token"}},
+	} {
+		before := make(map[string]uint64)
+		for name, f := range get {
+			before[name] = f()
+		}
+		m.must(c.body)
+		for name, f := range get {
+			want := before[name]
+			if slices.Contains(c.up, name) {
+				want++
+			}
+			if got := f(); got != want {
+				t.Errorf("%T: %s at version %d, want %d", c.body, name, got, want)
+			}
+		}
 	}
 }
 

@@ -19,7 +19,7 @@ type Mesh struct {
 	CreatedAt  time.Time
 }
 
-// Site is one datacenter.
+// Site is one datacenter. Its version goes up with those of its nodes, too.
 type Site struct {
 	ID        int64
 	Name      string
@@ -44,6 +44,7 @@ type Node struct {
 	Version      string // of its binary, for people
 	Witness      bool   // votes, holds no content
 	JoinedAt     time.Time
+	Record       uint64 // version of this record
 }
 
 // Project is the unit of access and policy. Its name is the first component of
@@ -122,6 +123,7 @@ type Member struct {
 	UserID    int64
 	UserName  string
 	Role      Role
+	Version   uint64
 }
 
 // Rule says which artifacts must be at which sites.
@@ -148,4 +150,5 @@ type Token struct {
 	UsedBy     identity.NodeID // zero: unused
 	UsedAt     time.Time
 	CreatedBy  string // actor
+	Version    uint64
 }

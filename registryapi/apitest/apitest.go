@@ -181,12 +181,21 @@ type Answer struct {
 // everybody's here; body is sent as JSON unless it is "".
 func Call(tb testing.TB, h http.Handler, user, method, path, body string) Answer {
 	tb.Helper()
+	return CallWith(tb, h, nil, user, method, path, body)
+}
+
+// CallWith is Call with headers.
+func CallWith(tb testing.TB, h http.Handler, header map[string]string, user, method, path, body string) Answer {
+	tb.Helper()
 	var content io.Reader
 	if body != "" {
 		content = strings.NewReader(body)
 	}
 	r := httptest.NewRequestWithContext(context.Background(), method, path, content)
 	r.Header.Set("Content-Type", "application/json")
+	for k, v := range header {
+		r.Header.Set(k, v)
+	}
 	if user != "" {
 		r.SetBasicAuth(user, AdminPassword)
 	}

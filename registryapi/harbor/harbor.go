@@ -105,6 +105,12 @@ func (a *API) propose(ctx context.Context, body proto.Message) (command.Result, 
 	return a.cfg.Proposer.Propose(ctx, rest.Actor(ctx), body)
 }
 
+// edit makes a change of what who asks has seen.
+func (a *API) edit(ctx context.Context, e rest.Expect, body proto.Message) (*rest.Empty, error) {
+	_, err := a.propose(ctx, body)
+	return &rest.Empty{}, e.Lost(err)
+}
+
 // can reports whether who asks may do action to p.
 func (a *API) can(ctx context.Context, p state.Project, action access.Action) bool {
 	return a.cfg.Access.Can(rest.Subject(ctx), p, action)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -178,6 +179,49 @@ func TestAPI_ProjectLife(t *testing.T) {
 	f.want(412, "PRECONDITION", "bob", "DELETE", where, "")
 	f.want(200, "", "bob", "DELETE", where+"?force=true", "")
 	f.want(404, "NOT_FOUND", "bob", "GET", where, "")
+}
+
+// TestAPI_Conditions: each object that can be edited is edited only as it was
+// seen.
+func TestAPI_Conditions(t *testing.T) {
+	f := newFixture(t)
+	project := f.want(201, "", "ann", "POST", "/api/v2.0/projects", `{"project_name":"c"}`).Header.Get("Location")
+	member := f.want(201, "", "ann", "POST", project+"/members", `{"role_id":2,"member_user":{"username":"bob"}}`).Header.Get("Location")
+	user := f.want(201, "", "admin", "POST", "/api/v2.0/users", `{"username":"eve","password":"long enough"}`).Header.Get("Location")
+	send := func(status int, match, method, path, body string) {
+		t.Helper()
+		if a := apitest.CallWith(f, f.api, map[string]string{"If-Match": match}, "admin", method, path, body); a.Status != status {
+			t.Errorf("%s %s if %s: %d, want %d: %s", method, path, match, a.Status, status, a.Body)
+		}
+	}
+	for _, c := range []struct{ object, edit, body string }{
+		{member, member, `{"role_id":3%s}`},
+		{project, project, `{"metadata":{"public":"true"}%s}`},
+		{user, user, `{"comment":"x"%s}`},
+		{user, user + "/sysadmin", `{"sysadmin_flag":true%s}`},
+		{user, user + "/password", `{"new_password":"longer than before"%s}`},
+	} {
+		tag := f.want(200, "", "admin", "GET", c.object, "").Header.Get("ETag")
+		_, v, _ := strings.Cut(strings.Trim(tag, `"`), "-")
+		version, err := strconv.Atoi(v)
+		if err != nil {
+			t.Fatalf("%s has the ETag %q", c.object, tag)
+		}
+		inBody := func(v int) string { return fmt.Sprintf(c.body, fmt.Sprintf(`,"resource_version":%d`, v)) }
+		send(200, tag, "PUT", c.edit, fmt.Sprintf(c.body, ""))
+		send(412, tag, "PUT", c.edit, fmt.Sprintf(c.body, ""))
+		send(409, "", "PUT", c.edit, inBody(version))
+		send(200, "", "PUT", c.edit, inBody(version+1))
+		send(200, "*", "PUT", c.edit, fmt.Sprintf(c.body, ""))
+		if got := f.want(200, "", "admin", "GET", c.object, "").Header.Get("ETag"); got != strings.Replace(tag, "-"+v, fmt.Sprintf("-%d", version+3), 1) {
+			t.Errorf("%s: after three edits %s became %s", c.edit, tag, got)
+		}
+	}
+	for _, path := range []string{member, project, user} {
+		tag := f.want(200, "", "admin", "GET", path, "").Header.Get("ETag")
+		send(412, strings.Replace(tag, "-", "-9", 1), "DELETE", path, "")
+		send(200, tag, "DELETE", path, "")
+	}
 }
 
 func TestAPI_Pages(t *testing.T) {

@@ -20,12 +20,14 @@ type Member struct {
 	EntityID   int64  `json:"entity_id" doc:"The user's id"`
 	RoleID     int    `json:"role_id" doc:"1 project admin, 2 developer, 3 guest, 4 maintainer, 5 limited guest"`
 	RoleName   string `json:"role_name"`
+	Version    uint64 `json:"resource_version" doc:"Goes up with every edit"`
 }
 
 // MemberRequest gives a user a role.
 type MemberRequest struct {
-	RoleID int        `json:"role_id,omitempty"`
-	User   MemberUser `json:"member_user,omitempty"`
+	RoleID    int        `json:"role_id,omitempty"`
+	User      MemberUser `json:"member_user,omitempty"`
+	IfVersion uint64     `json:"resource_version,omitempty" doc:"Of a change: refuse with 409 if the member has another version; 0: any"`
 }
 
 // MemberUser names a user by one of both.
@@ -53,7 +55,13 @@ type MemberPath struct {
 
 type updateMemberIn struct {
 	MemberPath
+	rest.Condition
 	Body MemberRequest
+}
+
+type deleteMemberIn struct {
+	MemberPath
+	rest.Condition
 }
 
 func (a *API) registerMembers() {
@@ -75,9 +83,9 @@ func (a *API) registerMembers() {
 	rest.Register(a.rest, rest.Op{ID: "createProjectMember", Method: http.MethodPost, Path: path, Tag: "member", Who: rest.SignedIn,
 		Status: http.StatusCreated, Summary: "Give a user a role in a project"}, a.createMember)
 	rest.Register(a.rest, rest.Op{ID: "getProjectMember", Method: http.MethodGet, Path: path + "/{mid}", Tag: "member", Who: rest.SignedIn,
-		Summary: "One member"}, func(ctx context.Context, in *MemberPath) (*struct{ Body Member }, error) {
+		Summary: "One member"}, func(ctx context.Context, in *MemberPath) (*rest.Object[Member], error) {
 		m, err := a.findMember(ctx, in, access.ListMembers)
-		return &struct{ Body Member }{member(m)}, err
+		return rest.ObjectOf(m.ID, m.Version, member(m)), err
 	})
 	rest.Register(a.rest, rest.Op{ID: "updateProjectMember", Method: http.MethodPut, Path: path + "/{mid}", Tag: "member", Who: rest.SignedIn,
 		Summary: "Change a member's role"}, func(ctx context.Context, in *updateMemberIn) (*rest.Empty, error) {
@@ -85,17 +93,23 @@ func (a *API) registerMembers() {
 		if err != nil {
 			return nil, err
 		}
-		_, err = a.propose(ctx, &command.MemberSet{ProjectId: m.ProjectID, UserId: m.UserID, Role: int32(in.Body.RoleID)})
-		return &rest.Empty{}, err
-	})
-	rest.Register(a.rest, rest.Op{ID: "deleteProjectMember", Method: http.MethodDelete, Path: path + "/{mid}", Tag: "member", Who: rest.SignedIn,
-		Summary: "Take a user's role in a project away"}, func(ctx context.Context, in *MemberPath) (*rest.Empty, error) {
-		m, err := a.findMember(ctx, in, access.ManageProject)
+		want, err := in.Expect(m.ID, in.Body.IfVersion)
 		if err != nil {
 			return nil, err
 		}
-		_, err = a.propose(ctx, &command.MemberDelete{ProjectId: m.ProjectID, MemberId: m.ID})
-		return &rest.Empty{}, err
+		return a.edit(ctx, want, &command.MemberSet{ProjectId: m.ProjectID, UserId: m.UserID, Role: int32(in.Body.RoleID), IfVersion: want.Version})
+	})
+	rest.Register(a.rest, rest.Op{ID: "deleteProjectMember", Method: http.MethodDelete, Path: path + "/{mid}", Tag: "member", Who: rest.SignedIn,
+		Summary: "Take a user's role in a project away"}, func(ctx context.Context, in *deleteMemberIn) (*rest.Empty, error) {
+		m, err := a.findMember(ctx, &in.MemberPath, access.ManageProject)
+		if err != nil {
+			return nil, err
+		}
+		want, err := in.Expect(m.ID, 0)
+		if err != nil {
+			return nil, err
+		}
+		return a.edit(ctx, want, &command.MemberDelete{ProjectId: m.ProjectID, MemberId: m.ID, IfVersion: want.Version})
 	})
 }
 
@@ -127,7 +141,7 @@ func (a *API) createMember(ctx context.Context, in *createMemberIn) (*rest.Creat
 	if _, ok := v.Member(p.ID, u.ID); ok {
 		return nil, rest.Conflict("%s is a member of project %s already: change the role instead", u.Name, p.Name)
 	}
-	res, err := a.propose(ctx, &command.MemberSet{ProjectId: p.ID, UserId: u.ID, Role: int32(in.Body.RoleID)})
+	res, err := a.propose(ctx, &command.MemberSet{ProjectId: p.ID, UserId: u.ID, Role: int32(in.Body.RoleID), Create: true})
 	if err != nil {
 		return nil, err
 	}
@@ -135,5 +149,6 @@ func (a *API) createMember(ctx context.Context, in *createMemberIn) (*rest.Creat
 }
 
 func member(m state.Member) Member {
-	return Member{ID: m.ID, ProjectID: m.ProjectID, EntityName: m.UserName, EntityType: "u", EntityID: m.UserID, RoleID: int(m.Role), RoleName: m.Role.String()}
+	return Member{ID: m.ID, ProjectID: m.ProjectID, EntityName: m.UserName, EntityType: "u", EntityID: m.UserID, RoleID: int(m.Role), RoleName: m.Role.String(),
+		Version: m.Version}
 }

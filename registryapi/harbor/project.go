@@ -22,20 +22,20 @@ const maxCounted = 10_000
 
 // Project is the unit of access.
 type Project struct {
-	ID            int64           `json:"project_id"`
-	Name          string          `json:"name"`
-	OwnerID       int64           `json:"owner_id"`
-	OwnerName     string          `json:"owner_name"`
-	CreationTime  time.Time       `json:"creation_time"`
-	UpdateTime    time.Time       `json:"update_time"`
-	Deleted       bool            `json:"deleted"`
-	RepoCount     int             `json:"repo_count" doc:"Repositories; counted up to 10000"`
-	CurrentRole   int             `json:"current_user_role_id" doc:"Your role: 1 project admin, 2 developer, 3 guest, 4 maintainer, 5 limited guest, 0 none"`
-	CurrentRoles  []int           `json:"current_user_role_ids"`
-	Metadata      ProjectMetadata `json:"metadata"`
-	Sites         []string        `json:"sites,omitempty" doc:"Sites that the project may rest at; missing: all"`
-	PortolanID    string          `json:"portolan_id" doc:"The project's identity in the catalogue"`
-	ObjectVersion uint64          `json:"portolan_version" doc:"Goes up with every edit"`
+	ID           int64           `json:"project_id"`
+	Name         string          `json:"name"`
+	OwnerID      int64           `json:"owner_id"`
+	OwnerName    string          `json:"owner_name"`
+	CreationTime time.Time       `json:"creation_time"`
+	UpdateTime   time.Time       `json:"update_time"`
+	Deleted      bool            `json:"deleted"`
+	RepoCount    int             `json:"repo_count" doc:"Repositories; counted up to 10000"`
+	CurrentRole  int             `json:"current_user_role_id" doc:"Your role: 1 project admin, 2 developer, 3 guest, 4 maintainer, 5 limited guest, 0 none"`
+	CurrentRoles []int           `json:"current_user_role_ids"`
+	Metadata     ProjectMetadata `json:"metadata"`
+	Sites        []string        `json:"sites,omitempty" doc:"Sites that the project may rest at; missing: all"`
+	PortolanID   string          `json:"portolan_id" doc:"The project's identity in the catalogue"`
+	Version      uint64          `json:"resource_version" doc:"Goes up with every edit"`
 }
 
 // ProjectMetadata has strings for values, as Harbor's.
@@ -49,6 +49,8 @@ type ProjectRequest struct {
 	Public   *bool           `json:"public,omitempty" doc:"Deprecated by Harbor: metadata.public counts"`
 	Metadata ProjectMetadata `json:"metadata,omitempty"`
 	Sites    []string        `json:"sites,omitempty" doc:"Sites that the project may rest at; none: all"`
+
+	IfVersion uint64 `json:"resource_version,omitempty" doc:"Of a change: refuse with 409 if the project has another version; 0: any"`
 }
 
 // public gives what the request says, ok is false if it says nothing.
@@ -86,11 +88,13 @@ type createProjectIn struct {
 
 type updateProjectIn struct {
 	ProjectPath
+	rest.Condition
 	Body ProjectRequest
 }
 
 type deleteProjectIn struct {
 	ProjectPath
+	rest.Condition
 	Force bool `query:"force" doc:"Delete its repositories too"`
 }
 
@@ -107,13 +111,13 @@ func (a *API) registerProjects() {
 	rest.Register(a.rest, rest.Op{ID: "createProject", Method: http.MethodPost, Path: "/projects", Tag: "project", Who: rest.SignedIn,
 		Status: http.StatusCreated, Summary: "Make a project; you become its administrator"}, a.createProject)
 	rest.Register(a.rest, rest.Op{ID: "getProject", Method: http.MethodGet, Path: "/projects/{project_name_or_id}", Tag: "project",
-		Summary: "One project"}, func(ctx context.Context, in *ProjectPath) (*struct{ Body Project }, error) {
+		Summary: "One project"}, func(ctx context.Context, in *ProjectPath) (*rest.Object[Project], error) {
 		p, err := a.open(ctx, *in, access.ReadProject)
 		if err != nil {
 			return nil, err
 		}
 		out, err := a.project(ctx, p)
-		return &struct{ Body Project }{out}, err
+		return rest.ObjectOf(p.ID, p.Version, out), err
 	})
 	rest.Register(a.rest, rest.Op{ID: "getProjectSummary", Method: http.MethodGet, Path: "/projects/{project_name_or_id}/summary", Tag: "project",
 		Summary: "A project's members and repositories, counted"}, a.summary)
@@ -187,8 +191,11 @@ func (a *API) updateProject(ctx context.Context, in *updateProjectIn) (*rest.Emp
 	if !ok {
 		return &rest.Empty{}, nil // nothing that can be changed was named
 	}
-	_, err = a.propose(ctx, &command.ProjectUpdate{Id: p.ID, Public: &public})
-	return &rest.Empty{}, err
+	want, err := in.Expect(p.ID, in.Body.IfVersion)
+	if err != nil {
+		return nil, err
+	}
+	return a.edit(ctx, want, &command.ProjectUpdate{Id: p.ID, Public: &public, IfVersion: want.Version})
 }
 
 func (a *API) deleteProject(ctx context.Context, in *deleteProjectIn) (*rest.Empty, error) {
@@ -205,8 +212,11 @@ func (a *API) deleteProject(ctx context.Context, in *deleteProjectIn) (*rest.Emp
 			return nil, rest.Precondition("project %s has repositories, %s/%s among them: delete them first, or the project with force", p.Name, p.Name, repos[0])
 		}
 	}
-	_, err = a.propose(ctx, &command.ProjectDelete{Id: p.ID})
-	return &rest.Empty{}, err
+	want, err := in.Expect(p.ID, 0)
+	if err != nil {
+		return nil, err
+	}
+	return a.edit(ctx, want, &command.ProjectDelete{Id: p.ID, IfVersion: want.Version})
 }
 
 func (a *API) summary(ctx context.Context, in *ProjectPath) (*struct{ Body ProjectSummary }, error) {
@@ -240,7 +250,7 @@ func (a *API) project(ctx context.Context, p state.Project) (Project, error) {
 	owner, _ := v.UserByID(p.OwnerID)
 	out := Project{ID: p.ID, Name: p.Name, OwnerID: p.OwnerID, OwnerName: owner.Name, CreationTime: p.CreatedAt, UpdateTime: p.UpdatedAt,
 		CurrentRoles: []int{}, Metadata: ProjectMetadata{Public: strconv.FormatBool(p.Public)}, Sites: p.Sites,
-		PortolanID: p.PID.String(), ObjectVersion: p.Version}
+		PortolanID: p.PID.String(), Version: p.Version}
 	if s := rest.Subject(ctx); s.Kind == access.User {
 		if m, ok := v.Member(p.ID, s.UserID); ok {
 			out.CurrentRole = int(m.Role)

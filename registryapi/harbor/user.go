@@ -27,6 +27,7 @@ type User struct {
 	AdminInAuth  bool      `json:"admin_role_in_auth" doc:"Always false: accounts are local"`
 	CreationTime time.Time `json:"creation_time"`
 	UpdateTime   time.Time `json:"update_time"`
+	Version      uint64    `json:"resource_version" doc:"Goes up with every edit"`
 }
 
 // UserRequest makes a User.
@@ -44,17 +45,23 @@ type Profile struct {
 	Email    *string `json:"email,omitempty" maxLength:"1024"`
 	RealName *string `json:"realname,omitempty" maxLength:"1024"`
 	Comment  *string `json:"comment,omitempty" maxLength:"1024"`
+
+	IfVersion uint64 `json:"resource_version,omitempty" doc:"Refuse with 409 if the user has another version; 0: any"`
 }
 
 // Password changes one.
 type Password struct {
 	Old string `json:"old_password,omitempty" doc:"Needed for your own"`
 	New string `json:"new_password,omitempty" maxLength:"1024"`
+
+	IfVersion uint64 `json:"resource_version,omitempty" doc:"Refuse with 409 if the user has another version; 0: the one at the asked node"`
 }
 
 // SysAdminFlag makes a User a system administrator, or no more one.
 type SysAdminFlag struct {
 	SysAdmin bool `json:"sysadmin_flag"`
+
+	IfVersion uint64 `json:"resource_version,omitempty" doc:"Refuse with 409 if the user has another version; 0: any"`
 }
 
 // UserFound is what everybody may see of a User.
@@ -92,46 +99,57 @@ func (a *API) registerUsers() {
 	rest.Register(a.rest, rest.Op{ID: "createUser", Method: http.MethodPost, Path: "/users", Tag: "user", Who: rest.SystemAdmin,
 		Status: http.StatusCreated, Summary: "Make a user"}, a.createUser)
 	rest.Register(a.rest, rest.Op{ID: "getCurrentUserInfo", Method: http.MethodGet, Path: "/users/current", Tag: "user", Who: rest.SignedIn,
-		Summary: "Who you are"}, func(ctx context.Context, _ *struct{}) (*struct{ Body User }, error) {
+		Summary: "Who you are"}, func(ctx context.Context, _ *struct{}) (*rest.Object[User], error) {
 		u, ok := a.cfg.View().UserByID(rest.Subject(ctx).UserID)
 		if !ok {
 			return nil, rest.NotFound("you were deleted meanwhile")
 		}
-		return &struct{ Body User }{user(u)}, nil
+		return rest.ObjectOf(u.ID, u.Version, user(u)), nil
 	})
 	rest.Register(a.rest, rest.Op{ID: "getUser", Method: http.MethodGet, Path: "/users/{user_id}", Tag: "user", Who: rest.SignedIn,
-		Summary: "One user: you, or anybody for a system administrator"}, func(ctx context.Context, in *UserPath) (*struct{ Body User }, error) {
+		Summary: "One user: you, or anybody for a system administrator"}, func(ctx context.Context, in *UserPath) (*rest.Object[User], error) {
 		u, err := a.findUser(ctx, in.ID)
-		return &struct{ Body User }{user(u)}, err
+		return rest.ObjectOf(u.ID, u.Version, user(u)), err
 	})
 	rest.Register(a.rest, rest.Op{ID: "updateUserProfile", Method: http.MethodPut, Path: "/users/{user_id}", Tag: "user", Who: rest.SignedIn,
 		Summary: "Change what a user says of himself"}, func(ctx context.Context, in *struct {
 		UserPath
+		rest.Condition
 		Body Profile
 	}) (*rest.Empty, error) {
 		u, err := a.findUser(ctx, in.ID)
 		if err != nil {
 			return nil, err
 		}
-		_, err = a.propose(ctx, &command.UserUpdate{Id: u.ID, Email: in.Body.Email, RealName: in.Body.RealName, Comment: in.Body.Comment})
-		return &rest.Empty{}, err
+		want, err := in.Expect(u.ID, in.Body.IfVersion)
+		if err != nil {
+			return nil, err
+		}
+		return a.edit(ctx, want, &command.UserUpdate{Id: u.ID, Email: in.Body.Email, RealName: in.Body.RealName, Comment: in.Body.Comment, IfVersion: want.Version})
 	})
 	rest.Register(a.rest, rest.Op{ID: "updateUserPassword", Method: http.MethodPut, Path: "/users/{user_id}/password", Tag: "user", Who: rest.SignedIn,
 		Summary: "Change a password"}, a.updatePassword)
 	rest.Register(a.rest, rest.Op{ID: "setUserSysAdmin", Method: http.MethodPut, Path: "/users/{user_id}/sysadmin", Tag: "user", Who: rest.SystemAdmin,
 		Summary: "Make a user a system administrator, or no more one"}, func(ctx context.Context, in *struct {
 		UserPath
+		rest.Condition
 		Body SysAdminFlag
 	}) (*rest.Empty, error) {
 		u, err := a.findUser(ctx, in.ID)
 		if err != nil {
 			return nil, err
 		}
-		_, err = a.propose(ctx, &command.UserUpdate{Id: u.ID, Admin: &in.Body.SysAdmin})
-		return &rest.Empty{}, err
+		want, err := in.Expect(u.ID, in.Body.IfVersion)
+		if err != nil {
+			return nil, err
+		}
+		return a.edit(ctx, want, &command.UserUpdate{Id: u.ID, Admin: &in.Body.SysAdmin, IfVersion: want.Version})
 	})
 	rest.Register(a.rest, rest.Op{ID: "deleteUser", Method: http.MethodDelete, Path: "/users/{user_id}", Tag: "user", Who: rest.SystemAdmin,
-		Summary: "Delete a user, and his roles with him"}, func(ctx context.Context, in *UserPath) (*rest.Empty, error) {
+		Summary: "Delete a user, and his roles with him"}, func(ctx context.Context, in *struct {
+		UserPath
+		rest.Condition
+	}) (*rest.Empty, error) {
 		u, err := a.findUser(ctx, in.ID)
 		if err != nil {
 			return nil, err
@@ -139,8 +157,11 @@ func (a *API) registerUsers() {
 		if u.ID == rest.Subject(ctx).UserID {
 			return nil, rest.Forbidden("you cannot delete yourself: ask another system administrator")
 		}
-		_, err = a.propose(ctx, &command.UserDelete{Id: u.ID})
-		return &rest.Empty{}, err
+		want, err := in.Expect(u.ID, 0)
+		if err != nil {
+			return nil, err
+		}
+		return a.edit(ctx, want, &command.UserDelete{Id: u.ID, IfVersion: want.Version})
 	})
 }
 
@@ -192,9 +213,14 @@ func (a *API) createUser(ctx context.Context, in *struct{ Body UserRequest }) (*
 
 func (a *API) updatePassword(ctx context.Context, in *struct {
 	UserPath
+	rest.Condition
 	Body Password
 }) (*rest.Empty, error) {
 	u, err := a.findUser(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	want, err := in.Expect(u.ID, in.Body.IfVersion)
 	if err != nil {
 		return nil, err
 	}
@@ -212,8 +238,11 @@ func (a *API) updatePassword(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	_, err = a.propose(ctx, &command.UserUpdate{Id: u.ID, PasswordHash: &hash, IfVersion: u.Version})
-	return &rest.Empty{}, err
+	if want.Version == 0 {
+		// What was verified above must still hold where the edit is made.
+		want.Version = u.Version
+	}
+	return a.edit(ctx, want, &command.UserUpdate{Id: u.ID, PasswordHash: &hash, IfVersion: want.Version})
 }
 
 // hash checks and hashes a new password, when it is its turn.
@@ -252,5 +281,5 @@ func (a *API) turn(ctx context.Context, fn func() error) error {
 
 func user(u state.User) User {
 	return User{ID: u.ID, Name: u.Name, Email: u.Email, RealName: u.RealName, Comment: u.Comment, SysAdmin: u.Admin,
-		CreationTime: u.CreatedAt, UpdateTime: u.UpdatedAt}
+		CreationTime: u.CreatedAt, UpdateTime: u.UpdatedAt, Version: u.Version}
 }

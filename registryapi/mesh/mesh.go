@@ -133,3 +133,9 @@ func (a *API) known(ctx context.Context, pid identity.ProjectID, op func() error
 func (a *API) propose(ctx context.Context, body proto.Message) (command.Result, error) {
 	return a.cfg.Proposer.Propose(ctx, rest.Actor(ctx), body)
 }
+
+// edit makes a change of what who asks has seen.
+func (a *API) edit(ctx context.Context, e rest.Expect, body proto.Message) (*rest.Empty, error) {
+	_, err := a.propose(ctx, body)
+	return &rest.Empty{}, e.Lost(err)
+}

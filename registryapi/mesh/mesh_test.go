@@ -200,14 +200,59 @@ func TestAPI_Rules(t *testing.T) {
 	} {
 		f.want(c.status, "admin", "POST", "/rules", c.body)
 	}
-	up := decode[Rule](f, f.want(200, "admin", "PUT", "/rules/everywhere", `{"name":"asia","projects":["prod"],"tags":["v*"],"sites":["sgp"],"if_version":1}`))
+	up := decode[Rule](f, f.want(200, "admin", "PUT", "/rules/everywhere", `{"name":"asia","projects":["prod"],"tags":["v*"],"sites":["sgp"],"resource_version":1}`))
 	if up.Name != "asia" || up.ID != r.ID || up.Version != 2 {
 		t.Errorf("changed to %+v", up)
 	}
-	f.want(412, "admin", "PUT", "/rules/asia", `{"name":"asia","projects":["prod"],"sites":["all"],"if_version":1}`)
+	f.want(409, "admin", "PUT", "/rules/asia", `{"name":"asia","projects":["prod"],"sites":["all"],"resource_version":1}`)
 	f.want(200, "admin", "GET", fmt.Sprintf("/rules/%d", r.ID), "")
 	f.want(200, "admin", "DELETE", "/rules/asia", "")
 	f.want(404, "admin", "GET", "/rules/asia", "")
+}
+
+// TestAPI_Conditions: each object that can be edited is edited only as it was
+// seen.
+func TestAPI_Conditions(t *testing.T) {
+	f := newFixture(t)
+	f.want(201, "admin", "POST", "/rules", `{"name":"r","projects":["prod"],"sites":["all"]}`)
+	token := decode[Token](f, f.want(201, "admin", "POST", "/tokens", `{"site":"syd"}`))
+	send := func(status int, match, method, path, body string) {
+		t.Helper()
+		if a := apitest.CallWith(f, f.api, map[string]string{"If-Match": match}, "admin", method, Prefix+path, body); a.Status != status {
+			t.Errorf("%s %s if %s: %d, want %d: %s", method, path, match, a.Status, status, a.Body)
+		}
+	}
+	for _, c := range []struct{ path, body string }{
+		{"/rules/r", `{"name":"r","projects":["*"],"sites":["all"]%s}`},
+		{"/profile", `{"name":"wan"%s}`},
+		{fmt.Sprintf("/tokens/%d", token.ID), ""},
+	} {
+		tag := f.want(200, "admin", "GET", c.path, "").Header.Get("ETag")
+		if !strings.HasSuffix(tag, `-1"`) {
+			t.Fatalf("%s has the ETag %s", c.path, tag)
+		}
+		if c.body != "" {
+			send(200, tag, "PUT", c.path, fmt.Sprintf(c.body, ""))
+			send(412, tag, "PUT", c.path, fmt.Sprintf(c.body, ""))
+			send(409, "", "PUT", c.path, fmt.Sprintf(c.body, `,"resource_version":1`))
+			send(200, "", "PUT", c.path, fmt.Sprintf(c.body, `,"resource_version":2`))
+			send(200, "*", "PUT", c.path, fmt.Sprintf(c.body, ""))
+			send(400, "nonsense", "PUT", c.path, fmt.Sprintf(c.body, ""))
+			tag = f.want(200, "admin", "GET", c.path, "").Header.Get("ETag")
+		}
+		if c.path != "/profile" {
+			send(412, strings.Replace(tag, `-`, `-9`, 1), "DELETE", c.path, "")
+			send(200, tag, "DELETE", c.path, "")
+		}
+	}
+	// A rule of the same name is another rule.
+	old := decode[Rule](f, f.want(201, "admin", "POST", "/rules", `{"name":"r","projects":["prod"],"sites":["all"]}`))
+	f.want(200, "admin", "DELETE", "/rules/r", "")
+	f.want(201, "admin", "POST", "/rules", `{"name":"r","projects":["prod"],"sites":["all"]}`)
+	send(412, fmt.Sprintf(`"%d-1"`, old.ID), "DELETE", "/rules/r", "")
+	if a := f.want(200, "admin", "GET", "/sites/nyc", ""); !strings.HasSuffix(a.Header.Get("ETag"), `-1"`) {
+		t.Errorf("a site's ETag is %q", a.Header.Get("ETag"))
+	}
 }
 
 func TestAPI_Tags(t *testing.T) {

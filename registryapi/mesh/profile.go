@@ -23,23 +23,33 @@ type ProfileRequest struct {
 	IfVersion uint64 `json:"resource_version,omitempty" doc:"Refuse if the mesh's settings have another version; 0: any"`
 }
 
-type profileOut struct{ Body Profile }
+type setProfileIn struct {
+	rest.Condition
+	Body ProfileRequest
+}
+
+// meshID stands for the mesh in ETags: there is one.
+const meshID = 0
 
 func (a *API) registerProfile() {
 	rest.Register(a.rest, rest.Op{ID: "get-profile", Method: http.MethodGet, Path: "/profile", Tag: "mesh", Who: rest.SystemAdmin,
-		Summary: "The mesh's raft timings"}, func(context.Context, *struct{}) (*profileOut, error) {
-		return &profileOut{Body: a.profile()}, nil
+		Summary: "The mesh's raft timings"}, func(context.Context, *struct{}) (*rest.Object[Profile], error) {
+		return a.profile(), nil
 	})
 	rest.Register(a.rest, rest.Op{ID: "set-profile", Method: http.MethodPut, Path: "/profile", Tag: "mesh", Who: rest.SystemAdmin,
-		Summary: "Change the mesh's raft timings; each node takes them at its next start"}, func(ctx context.Context, in *struct{ Body ProfileRequest }) (*profileOut, error) {
-		if _, err := a.propose(ctx, &command.ProfileSet{Profile: in.Body.Name, IfVersion: in.Body.IfVersion}); err != nil {
+		Summary: "Change the mesh's raft timings; each node takes them at its next start"}, func(ctx context.Context, in *setProfileIn) (*rest.Object[Profile], error) {
+		want, err := in.Expect(meshID, in.Body.IfVersion)
+		if err != nil {
 			return nil, err
 		}
-		return &profileOut{Body: a.profile()}, nil
+		if _, err := a.edit(ctx, want, &command.ProfileSet{Profile: in.Body.Name, IfVersion: want.Version}); err != nil {
+			return nil, err
+		}
+		return a.profile(), nil
 	})
 }
 
-func (a *API) profile() Profile {
+func (a *API) profile() *rest.Object[Profile] {
 	m, c := a.cfg.View().Mesh(), a.cfg.Consensus()
-	return Profile{Name: m.Profile, InUse: c.Profile, Suggested: c.Suggested, RoundTrip: c.RoundTrip, Version: m.Version}
+	return rest.ObjectOf(meshID, m.Version, Profile{Name: m.Profile, InUse: c.Profile, Suggested: c.Suggested, RoundTrip: c.RoundTrip, Version: m.Version})
 }

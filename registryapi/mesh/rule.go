@@ -25,10 +25,16 @@ type RulePath struct {
 
 type ruleUpdateIn struct {
 	RulePath
+	rest.Condition
 	Body RuleRequest
 }
 
-type ruleOut struct{ Body Rule }
+type ruleDeleteIn struct {
+	RulePath
+	rest.Condition
+}
+
+func ruleOut(r state.Rule) *rest.Object[Rule] { return rest.ObjectOf(r.ID, r.Version, rule(r)) }
 
 func (a *API) registerRules() {
 	rest.Register(a.rest, rest.Op{ID: "list-rules", Method: http.MethodGet, Path: "/rules", Tag: "rules", Who: rest.SystemAdmin,
@@ -42,20 +48,23 @@ func (a *API) registerRules() {
 	rest.Register(a.rest, rest.Op{ID: "create-rule", Method: http.MethodPost, Path: "/rules", Tag: "rules", Who: rest.SystemAdmin,
 		Status: http.StatusCreated, Summary: "Make a replication rule"}, a.createRule)
 	rest.Register(a.rest, rest.Op{ID: "get-rule", Method: http.MethodGet, Path: "/rules/{rule}", Tag: "rules", Who: rest.SystemAdmin,
-		Summary: "One replication rule"}, func(_ context.Context, in *RulePath) (*ruleOut, error) {
+		Summary: "One replication rule"}, func(_ context.Context, in *RulePath) (*rest.Object[Rule], error) {
 		r, err := a.findRule(in.Rule)
-		return &ruleOut{Body: rule(r)}, err
+		return ruleOut(r), err
 	})
 	rest.Register(a.rest, rest.Op{ID: "update-rule", Method: http.MethodPut, Path: "/rules/{rule}", Tag: "rules", Who: rest.SystemAdmin,
 		Summary: "Replace a replication rule"}, a.updateRule)
 	rest.Register(a.rest, rest.Op{ID: "delete-rule", Method: http.MethodDelete, Path: "/rules/{rule}", Tag: "rules", Who: rest.SystemAdmin,
-		Summary: "Delete a replication rule; what it brought somewhere stays there"}, func(ctx context.Context, in *RulePath) (*rest.Empty, error) {
+		Summary: "Delete a replication rule; what it brought somewhere stays there"}, func(ctx context.Context, in *ruleDeleteIn) (*rest.Empty, error) {
 		r, err := a.findRule(in.Rule)
 		if err != nil {
 			return nil, err
 		}
-		_, err = a.propose(ctx, &command.RuleDelete{Id: r.ID})
-		return &rest.Empty{}, err
+		want, err := in.Expect(r.ID, 0)
+		if err != nil {
+			return nil, err
+		}
+		return a.edit(ctx, want, &command.RuleDelete{Id: r.ID, IfVersion: want.Version})
 	})
 }
 
@@ -83,7 +92,7 @@ func (a *API) createRule(ctx context.Context, in *struct{ Body RuleRequest }) (*
 	return rest.Made(fmt.Sprintf("%s/rules/%d", Prefix, r.ID), rule(r)), nil
 }
 
-func (a *API) updateRule(ctx context.Context, in *ruleUpdateIn) (*ruleOut, error) {
+func (a *API) updateRule(ctx context.Context, in *ruleUpdateIn) (*rest.Object[Rule], error) {
 	r, err := a.findRule(in.Rule)
 	if err != nil {
 		return nil, err
@@ -92,14 +101,18 @@ func (a *API) updateRule(ctx context.Context, in *ruleUpdateIn) (*ruleOut, error
 	if err != nil {
 		return nil, err
 	}
-	if _, err := a.propose(ctx, &command.RuleUpdate{Id: r.ID, Rule: body, IfVersion: in.Body.IfVersion}); err != nil {
+	want, err := in.Expect(r.ID, in.Body.IfVersion)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := a.edit(ctx, want, &command.RuleUpdate{Id: r.ID, Rule: body, IfVersion: want.Version}); err != nil {
 		return nil, err
 	}
 	r, ok := a.cfg.View().RuleByID(r.ID)
 	if !ok {
 		return nil, rest.Conflict("the rule %q was deleted at the moment it was changed", in.Body.Name)
 	}
-	return &ruleOut{Body: rule(r)}, nil
+	return ruleOut(r), nil
 }
 
 // ruleCommand checks what only people can get wrong; the state machine checks

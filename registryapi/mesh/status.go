@@ -20,8 +20,6 @@ type siteIn struct {
 	Name string `path:"name" maxLength:"63"`
 }
 
-type siteOut struct{ Body Site }
-
 type listNodes struct{ Body []Node }
 
 func (a *API) registerStatus() {
@@ -32,13 +30,13 @@ func (a *API) registerStatus() {
 		return &listSites{Body: sites(a.cfg.View())}, nil
 	})
 	rest.Register(a.rest, rest.Op{ID: "get-site", Method: http.MethodGet, Path: "/sites/{name}", Tag: "mesh", Who: rest.SystemAdmin,
-		Summary: "One site"}, func(_ context.Context, in *siteIn) (*siteOut, error) {
+		Summary: "One site"}, func(_ context.Context, in *siteIn) (*rest.Object[Site], error) {
 		v := a.cfg.View()
 		s, ok := v.Site(in.Name)
 		if !ok {
 			return nil, noSite(v, in.Name)
 		}
-		return &siteOut{Body: site(v, s)}, nil
+		return rest.ObjectOf(s.ID, s.Version, site(v, s)), nil
 	})
 	rest.Register(a.rest, rest.Op{ID: "list-nodes", Method: http.MethodGet, Path: "/nodes", Tag: "mesh", Who: rest.SystemAdmin,
 		Summary: "All nodes, by site"}, func(context.Context, *struct{}) (*listNodes, error) {

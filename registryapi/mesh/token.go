@@ -19,11 +19,15 @@ const TokenFor = 24 * time.Hour
 
 type listTokens struct{ Body []Token }
 
-type tokenIn struct {
+// TokenPath names a token in a path.
+type TokenPath struct {
 	ID int64 `path:"id" minimum:"1"`
 }
 
-type tokenOut struct{ Body Token }
+type tokenDeleteIn struct {
+	TokenPath
+	rest.Condition
+}
 
 func (a *API) registerTokens() {
 	rest.Register(a.rest, rest.Op{ID: "list-tokens", Method: http.MethodGet, Path: "/tokens", Tag: "tokens", Who: rest.SystemAdmin,
@@ -37,17 +41,20 @@ func (a *API) registerTokens() {
 	rest.Register(a.rest, rest.Op{ID: "create-token", Method: http.MethodPost, Path: "/tokens", Tag: "tokens", Who: rest.SystemAdmin,
 		Status: http.StatusCreated, Summary: "Make a join token; its text is shown this once"}, a.createToken)
 	rest.Register(a.rest, rest.Op{ID: "get-token", Method: http.MethodGet, Path: "/tokens/{id}", Tag: "tokens", Who: rest.SystemAdmin,
-		Summary: "One join token, without its secret"}, func(_ context.Context, in *tokenIn) (*tokenOut, error) {
+		Summary: "One join token, without its secret"}, func(_ context.Context, in *TokenPath) (*rest.Object[Token], error) {
 		t, ok := a.cfg.View().Token(in.ID)
 		if !ok {
 			return nil, rest.NotFound("there is no token %d: see the ids with: portolan token list", in.ID)
 		}
-		return &tokenOut{Body: a.token(t)}, nil
+		return rest.ObjectOf(t.ID, t.Version, a.token(t)), nil
 	})
 	rest.Register(a.rest, rest.Op{ID: "delete-token", Method: http.MethodDelete, Path: "/tokens/{id}", Tag: "tokens", Who: rest.SystemAdmin,
-		Summary: "Revoke a join token"}, func(ctx context.Context, in *tokenIn) (*rest.Empty, error) {
-		_, err := a.propose(ctx, &command.TokenDelete{Id: in.ID})
-		return &rest.Empty{}, err
+		Summary: "Revoke a join token"}, func(ctx context.Context, in *tokenDeleteIn) (*rest.Empty, error) {
+		want, err := in.Expect(in.ID, 0)
+		if err != nil {
+			return nil, err
+		}
+		return a.edit(ctx, want, &command.TokenDelete{Id: in.ID, IfVersion: want.Version})
 	})
 }
 

@@ -106,7 +106,7 @@ type Rule struct {
 	Tags         []string  `json:"tags" doc:"Globs; none: everything, the untagged too"`
 	Sites        []string  `json:"sites" doc:"Names of sites, or all"`
 	Disabled     bool      `json:"disabled"`
-	Version      uint64    `json:"version" doc:"Goes up with every edit"`
+	Version      uint64    `json:"resource_version" doc:"Goes up with every edit"`
 	CreatedAt    time.Time `json:"created_at"`
 }
 
@@ -118,7 +118,7 @@ type RuleRequest struct {
 	Tags         []string `json:"tags,omitempty" doc:"Globs; none: everything, the untagged too"`
 	Sites        []string `json:"sites" minItems:"1" doc:"Names of sites, or all"`
 	Disabled     bool     `json:"disabled,omitempty"`
-	IfVersion    uint64   `json:"if_version,omitempty" doc:"Refuse if the rule has another version; 0: any"`
+	IfVersion    uint64   `json:"resource_version,omitempty" doc:"Of a change: refuse with 409 if the rule has another version; 0: any"`
 }
 
 // Tag is a name for a manifest.
