@@ -218,6 +218,102 @@ func (*CommittedReply) Descriptor() ([]byte, []int) {
 	return file_consensus_control_proto_rawDescGZIP(), []int{3}
 }
 
+type BarrierRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BarrierRequest) Reset() {
+	*x = BarrierRequest{}
+	mi := &file_consensus_control_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BarrierRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BarrierRequest) ProtoMessage() {}
+
+func (x *BarrierRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BarrierRequest.ProtoReflect.Descriptor instead.
+func (*BarrierRequest) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{4}
+}
+
+type BarrierReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // of the barrier's entry
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Applied       uint64                 `protobuf:"varint,3,opt,name=applied,proto3" json:"applied,omitempty"` // of the last command before it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BarrierReply) Reset() {
+	*x = BarrierReply{}
+	mi := &file_consensus_control_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BarrierReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BarrierReply) ProtoMessage() {}
+
+func (x *BarrierReply) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BarrierReply.ProtoReflect.Descriptor instead.
+func (*BarrierReply) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BarrierReply) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *BarrierReply) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *BarrierReply) GetApplied() uint64 {
+	if x != nil {
+		return x.Applied
+	}
+	return 0
+}
+
 // Details of a status, instead of words to be parsed.
 type Refusal struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -231,7 +327,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_consensus_control_proto_msgTypes[4]
+	mi := &file_consensus_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -243,7 +339,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[4]
+	mi := &file_consensus_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -256,7 +352,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{4}
+	return file_consensus_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Refusal) GetCode() uint32 {
@@ -299,7 +395,7 @@ type Unavailable struct {
 
 func (x *Unavailable) Reset() {
 	*x = Unavailable{}
-	mi := &file_consensus_control_proto_msgTypes[5]
+	mi := &file_consensus_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -311,7 +407,7 @@ func (x *Unavailable) String() string {
 func (*Unavailable) ProtoMessage() {}
 
 func (x *Unavailable) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[5]
+	mi := &file_consensus_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -324,7 +420,7 @@ func (x *Unavailable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unavailable.ProtoReflect.Descriptor instead.
 func (*Unavailable) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{5}
+	return file_consensus_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Unavailable) GetReason() string {
@@ -364,7 +460,7 @@ type NotLeader struct {
 
 func (x *NotLeader) Reset() {
 	*x = NotLeader{}
-	mi := &file_consensus_control_proto_msgTypes[6]
+	mi := &file_consensus_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -376,7 +472,7 @@ func (x *NotLeader) String() string {
 func (*NotLeader) ProtoMessage() {}
 
 func (x *NotLeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[6]
+	mi := &file_consensus_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -389,7 +485,7 @@ func (x *NotLeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotLeader.ProtoReflect.Descriptor instead.
 func (*NotLeader) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{6}
+	return file_consensus_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NotLeader) GetLeaderId() []byte {
@@ -417,7 +513,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_consensus_control_proto_msgTypes[7]
+	mi := &file_consensus_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -429,7 +525,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[7]
+	mi := &file_consensus_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -442,7 +538,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{7}
+	return file_consensus_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *JoinRequest) GetMeshId() []byte {
@@ -516,7 +612,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_consensus_control_proto_msgTypes[8]
+	mi := &file_consensus_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -528,7 +624,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[8]
+	mi := &file_consensus_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -541,7 +637,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{8}
+	return file_consensus_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JoinReply) GetMeshId() []byte {
@@ -603,7 +699,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_consensus_control_proto_msgTypes[9]
+	mi := &file_consensus_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -615,7 +711,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[9]
+	mi := &file_consensus_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -628,7 +724,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{9}
+	return file_consensus_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PingRequest) GetIndex() uint64 {
@@ -663,7 +759,7 @@ type PingReply struct {
 
 func (x *PingReply) Reset() {
 	*x = PingReply{}
-	mi := &file_consensus_control_proto_msgTypes[10]
+	mi := &file_consensus_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +771,7 @@ func (x *PingReply) String() string {
 func (*PingReply) ProtoMessage() {}
 
 func (x *PingReply) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[10]
+	mi := &file_consensus_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +784,7 @@ func (x *PingReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingReply.ProtoReflect.Descriptor instead.
 func (*PingReply) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{10}
+	return file_consensus_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PingReply) GetTerm() uint64 {
@@ -776,7 +872,7 @@ type TokenBody struct {
 
 func (x *TokenBody) Reset() {
 	*x = TokenBody{}
-	mi := &file_consensus_control_proto_msgTypes[11]
+	mi := &file_consensus_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +884,7 @@ func (x *TokenBody) String() string {
 func (*TokenBody) ProtoMessage() {}
 
 func (x *TokenBody) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[11]
+	mi := &file_consensus_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +897,7 @@ func (x *TokenBody) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenBody.ProtoReflect.Descriptor instead.
 func (*TokenBody) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{11}
+	return file_consensus_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TokenBody) GetMeshId() []byte {
@@ -856,7 +952,7 @@ type TokenAddress struct {
 
 func (x *TokenAddress) Reset() {
 	*x = TokenAddress{}
-	mi := &file_consensus_control_proto_msgTypes[12]
+	mi := &file_consensus_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +964,7 @@ func (x *TokenAddress) String() string {
 func (*TokenAddress) ProtoMessage() {}
 
 func (x *TokenAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[12]
+	mi := &file_consensus_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +977,7 @@ func (x *TokenAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAddress.ProtoReflect.Descriptor instead.
 func (*TokenAddress) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{12}
+	return file_consensus_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TokenAddress) GetAddress() string {
@@ -910,7 +1006,7 @@ type Seeds struct {
 
 func (x *Seeds) Reset() {
 	*x = Seeds{}
-	mi := &file_consensus_control_proto_msgTypes[13]
+	mi := &file_consensus_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +1018,7 @@ func (x *Seeds) String() string {
 func (*Seeds) ProtoMessage() {}
 
 func (x *Seeds) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[13]
+	mi := &file_consensus_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +1031,7 @@ func (x *Seeds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seeds.ProtoReflect.Descriptor instead.
 func (*Seeds) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{13}
+	return file_consensus_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Seeds) GetNodes() []*command.Node {
@@ -966,7 +1062,12 @@ const file_consensus_control_proto_rawDesc = "" +
 	"\fCommitNotice\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\"\x10\n" +
-	"\x0eCommittedReply\"a\n" +
+	"\x0eCommittedReply\"\x10\n" +
+	"\x0eBarrierRequest\"R\n" +
+	"\fBarrierReply\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
+	"\aapplied\x18\x03 \x01(\x04R\aapplied\"a\n" +
 	"\aRefusal\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
@@ -1029,12 +1130,13 @@ const file_consensus_control_proto_rawDesc = "" +
 	"\anode_id\x18\x02 \x01(\fR\x06nodeId\"R\n" +
 	"\x05Seeds\x12/\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes\x12\x18\n" +
-	"\aprofile\x18\x02 \x01(\tR\aprofile2\xd7\x02\n" +
+	"\aprofile\x18\x02 \x01(\tR\aprofile2\xae\x03\n" +
 	"\aControl\x12U\n" +
 	"\aPropose\x12%.portolan.consensus.v1.ProposeRequest\x1a#.portolan.consensus.v1.ProposeReply\x12L\n" +
 	"\x04Join\x12\".portolan.consensus.v1.JoinRequest\x1a .portolan.consensus.v1.JoinReply\x12L\n" +
 	"\x04Ping\x12\".portolan.consensus.v1.PingRequest\x1a .portolan.consensus.v1.PingReply\x12Y\n" +
-	"\tCommitted\x12#.portolan.consensus.v1.CommitNotice\x1a%.portolan.consensus.v1.CommittedReply(\x01B(Z&github.com/portolan/portolan/consensusb\x06proto3"
+	"\tCommitted\x12#.portolan.consensus.v1.CommitNotice\x1a%.portolan.consensus.v1.CommittedReply(\x01\x12U\n" +
+	"\aBarrier\x12%.portolan.consensus.v1.BarrierRequest\x1a#.portolan.consensus.v1.BarrierReplyB(Z&github.com/portolan/portolan/consensusb\x06proto3"
 
 var (
 	file_consensus_control_proto_rawDescOnce sync.Once
@@ -1048,43 +1150,47 @@ func file_consensus_control_proto_rawDescGZIP() []byte {
 	return file_consensus_control_proto_rawDescData
 }
 
-var file_consensus_control_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_consensus_control_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_consensus_control_proto_goTypes = []any{
 	(*ProposeRequest)(nil),   // 0: portolan.consensus.v1.ProposeRequest
 	(*ProposeReply)(nil),     // 1: portolan.consensus.v1.ProposeReply
 	(*CommitNotice)(nil),     // 2: portolan.consensus.v1.CommitNotice
 	(*CommittedReply)(nil),   // 3: portolan.consensus.v1.CommittedReply
-	(*Refusal)(nil),          // 4: portolan.consensus.v1.Refusal
-	(*Unavailable)(nil),      // 5: portolan.consensus.v1.Unavailable
-	(*NotLeader)(nil),        // 6: portolan.consensus.v1.NotLeader
-	(*JoinRequest)(nil),      // 7: portolan.consensus.v1.JoinRequest
-	(*JoinReply)(nil),        // 8: portolan.consensus.v1.JoinReply
-	(*PingRequest)(nil),      // 9: portolan.consensus.v1.PingRequest
-	(*PingReply)(nil),        // 10: portolan.consensus.v1.PingReply
-	(*TokenBody)(nil),        // 11: portolan.consensus.v1.TokenBody
-	(*TokenAddress)(nil),     // 12: portolan.consensus.v1.TokenAddress
-	(*Seeds)(nil),            // 13: portolan.consensus.v1.Seeds
-	(*command.Envelope)(nil), // 14: portolan.command.v1.Envelope
-	(*command.Node)(nil),     // 15: portolan.command.v1.Node
+	(*BarrierRequest)(nil),   // 4: portolan.consensus.v1.BarrierRequest
+	(*BarrierReply)(nil),     // 5: portolan.consensus.v1.BarrierReply
+	(*Refusal)(nil),          // 6: portolan.consensus.v1.Refusal
+	(*Unavailable)(nil),      // 7: portolan.consensus.v1.Unavailable
+	(*NotLeader)(nil),        // 8: portolan.consensus.v1.NotLeader
+	(*JoinRequest)(nil),      // 9: portolan.consensus.v1.JoinRequest
+	(*JoinReply)(nil),        // 10: portolan.consensus.v1.JoinReply
+	(*PingRequest)(nil),      // 11: portolan.consensus.v1.PingRequest
+	(*PingReply)(nil),        // 12: portolan.consensus.v1.PingReply
+	(*TokenBody)(nil),        // 13: portolan.consensus.v1.TokenBody
+	(*TokenAddress)(nil),     // 14: portolan.consensus.v1.TokenAddress
+	(*Seeds)(nil),            // 15: portolan.consensus.v1.Seeds
+	(*command.Envelope)(nil), // 16: portolan.command.v1.Envelope
+	(*command.Node)(nil),     // 17: portolan.command.v1.Node
 }
 var file_consensus_control_proto_depIdxs = []int32{
-	14, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
-	15, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
-	15, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
-	15, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
-	15, // 4: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
-	12, // 5: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
-	15, // 6: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
+	16, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
+	17, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
+	17, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
+	17, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
+	17, // 4: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
+	14, // 5: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
+	17, // 6: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
 	0,  // 7: portolan.consensus.v1.Control.Propose:input_type -> portolan.consensus.v1.ProposeRequest
-	7,  // 8: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
-	9,  // 9: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
+	9,  // 8: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
+	11, // 9: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
 	2,  // 10: portolan.consensus.v1.Control.Committed:input_type -> portolan.consensus.v1.CommitNotice
-	1,  // 11: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
-	8,  // 12: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
-	10, // 13: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
-	3,  // 14: portolan.consensus.v1.Control.Committed:output_type -> portolan.consensus.v1.CommittedReply
-	11, // [11:15] is the sub-list for method output_type
-	7,  // [7:11] is the sub-list for method input_type
+	4,  // 11: portolan.consensus.v1.Control.Barrier:input_type -> portolan.consensus.v1.BarrierRequest
+	1,  // 12: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
+	10, // 13: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
+	12, // 14: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
+	3,  // 15: portolan.consensus.v1.Control.Committed:output_type -> portolan.consensus.v1.CommittedReply
+	5,  // 16: portolan.consensus.v1.Control.Barrier:output_type -> portolan.consensus.v1.BarrierReply
+	12, // [12:17] is the sub-list for method output_type
+	7,  // [7:12] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -1101,7 +1207,7 @@ func file_consensus_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_control_proto_rawDesc), len(file_consensus_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,7 @@ const (
 	Control_Join_FullMethodName      = "/portolan.consensus.v1.Control/Join"
 	Control_Ping_FullMethodName      = "/portolan.consensus.v1.Control/Ping"
 	Control_Committed_FullMethodName = "/portolan.consensus.v1.Control/Committed"
+	Control_Barrier_FullMethodName   = "/portolan.consensus.v1.Control/Barrier"
 )
 
 // ControlClient is the client API for Control service.
@@ -41,6 +42,9 @@ type ControlClient interface {
 	Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (*PingReply, error)
 	// Committed is how a leader tells a member what is committed, as soon as it is.
 	Committed(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[CommitNotice, CommittedReply], error)
+	// Barrier tells a member, at the leader, how far a state must be to have all
+	// that was answered before the call. One hop, as Propose.
+	Barrier(ctx context.Context, in *BarrierRequest, opts ...grpc.CallOption) (*BarrierReply, error)
 }
 
 type controlClient struct {
@@ -94,6 +98,16 @@ func (c *controlClient) Committed(ctx context.Context, opts ...grpc.CallOption) 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Control_CommittedClient = grpc.ClientStreamingClient[CommitNotice, CommittedReply]
 
+func (c *controlClient) Barrier(ctx context.Context, in *BarrierRequest, opts ...grpc.CallOption) (*BarrierReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BarrierReply)
+	err := c.cc.Invoke(ctx, Control_Barrier_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -108,6 +122,9 @@ type ControlServer interface {
 	Ping(context.Context, *PingRequest) (*PingReply, error)
 	// Committed is how a leader tells a member what is committed, as soon as it is.
 	Committed(grpc.ClientStreamingServer[CommitNotice, CommittedReply]) error
+	// Barrier tells a member, at the leader, how far a state must be to have all
+	// that was answered before the call. One hop, as Propose.
+	Barrier(context.Context, *BarrierRequest) (*BarrierReply, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -129,6 +146,9 @@ func (UnimplementedControlServer) Ping(context.Context, *PingRequest) (*PingRepl
 }
 func (UnimplementedControlServer) Committed(grpc.ClientStreamingServer[CommitNotice, CommittedReply]) error {
 	return status.Error(codes.Unimplemented, "method Committed not implemented")
+}
+func (UnimplementedControlServer) Barrier(context.Context, *BarrierRequest) (*BarrierReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Barrier not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -212,6 +232,24 @@ func _Control_Committed_Handler(srv interface{}, stream grpc.ServerStream) error
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Control_CommittedServer = grpc.ClientStreamingServer[CommitNotice, CommittedReply]
 
+func _Control_Barrier_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BarrierRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Barrier(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Barrier_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Barrier(ctx, req.(*BarrierRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -230,6 +268,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Ping",
 			Handler:    _Control_Ping_Handler,
+		},
+		{
+			MethodName: "Barrier",
+			Handler:    _Control_Barrier_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -43,9 +43,11 @@ type Node struct {
 	reach  *reach
 	stats  metrics
 
-	commits *commits
-	trips   trips
-	joined  string // the mesh's profile as of the join, or of the state at the start
+	commits  *commits
+	reads    shared[uint64]
+	barriers shared[barrier]
+	trips    trips
+	joined   string // the mesh's profile as of the join, or of the state at the start
 
 	lifetime context.Context // ends with the node
 	end      context.CancelFunc
@@ -85,6 +87,8 @@ func Open(cfg Config) (*Node, error) {
 	n.peers = &peers{node: n, conns: make(map[identity.NodeID]*peer)}
 	n.reach = newReach(n)
 	n.commits = newCommits(n)
+	n.reads.do, n.reads.work = n.askIndex, &n.work
+	n.barriers.do, n.barriers.work = n.makeBarrier, &n.work
 	n.stream = &streamLayer{Listener: n.cfg.RaftListener, self: n.cfg.Identity.ID, node: n, open: make(map[net.Conn]struct{})}
 	if err := n.open(); err != nil {
 		return nil, errors.Join(err, n.Close())

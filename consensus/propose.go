@@ -52,17 +52,21 @@ func (n *Node) propose(ctx context.Context, env *command.Envelope) (command.Resu
 	}
 	defer done()
 	start := time.Now()
-	res, err := n.decide(ctx, env)
+	var res command.Result
+	err = n.decide(ctx, func(ctx context.Context) (err error) {
+		res, err = n.attempt(ctx, env)
+		return err
+	})
 	n.stats.proposed(time.Since(start), err)
 	var d *decided
 	if errors.As(err, &d) {
-		n.awaitApplied(ctx, d.index)
+		n.mustArrive(ctx, d.index)
 		return command.Result{Index: d.index}, d.refusal
 	}
 	if err != nil {
 		return command.Result{}, err
 	}
-	n.awaitApplied(ctx, res.Index)
+	n.mustArrive(ctx, res.Index)
 	return res, nil
 }
 
@@ -97,13 +101,14 @@ const (
 	reasonAway     = "the leading site cannot be reached from here, though others reach it"
 	reasonNoLeader = "the voting sites have not elected a leader yet"
 	reasonSlow     = "the leading site does not answer in time"
+	reasonBehind   = "this node has not got the newest edits yet"
 )
 
 // decide tries until someone decides, within the bounds that the package's
 // comment promises.
-func (n *Node) decide(ctx context.Context, env *command.Envelope) (command.Result, error) {
+func (n *Node) decide(ctx context.Context, attempt func(context.Context) error) error {
 	if why := n.cutOff(); why != "" {
-		return command.Result{}, n.unavailable(why, false)
+		return n.unavailable(why, false)
 	}
 	ctx, cancel := context.WithTimeout(ctx, maxProposeFor)
 	defer cancel()
@@ -114,27 +119,27 @@ func (n *Node) decide(ctx context.Context, env *command.Envelope) (command.Resul
 	)
 	defer pause.Stop()
 	for {
-		res, err := n.attempt(ctx, env)
+		err := attempt(ctx)
 		var refusal *command.Error
 		var maybe *command.Unavailable
 		switch {
 		case err == nil || errors.As(err, &refusal):
-			return res, err
+			return err
 		case errors.As(err, &maybe):
 			unsure = unsure || maybe.Indeterminate
 		}
 		why := n.cutOff()
 		switch {
 		case n.lifetime.Err() != nil:
-			return command.Result{}, n.stoppingError(unsure)
+			return n.stoppingError(unsure)
 		case why != "":
-			return command.Result{}, n.unavailable(why, unsure)
+			return n.unavailable(why, unsure)
 		case ctx.Err() != nil:
-			return command.Result{}, n.unavailable(reasonSlow, unsure)
+			return n.unavailable(reasonSlow, unsure)
 		case waiting.IsZero():
 			waiting = time.Now()
 		case time.Since(waiting) >= n.cfg.Profile.Election:
-			return command.Result{}, n.unavailable(reasonNoLeader, unsure)
+			return n.unavailable(reasonNoLeader, unsure)
 		}
 		pause.Reset(retryPause + rand.N(retryPause)) // jitter: all that wait would come at once
 		select {
@@ -294,25 +299,32 @@ func (n *Node) watchTransfer(err error) error {
 	}
 }
 
+// mustArrive waits for an edit that is made: it can be seen here from then on,
+// or the log says why not.
+func (n *Node) mustArrive(ctx context.Context, index uint64) {
+	if !n.awaitApplied(ctx, index) && ctx.Err() == nil && n.lifetime.Err() == nil {
+		n.log.Warn("an edit was made but has not arrived at this node yet", "index", index)
+	}
+}
+
 // awaitApplied waits until this node has applied index, one election timeout at
-// most: the edit is made by then, whether or not it can be seen here.
-func (n *Node) awaitApplied(ctx context.Context, index uint64) {
+// most.
+func (n *Node) awaitApplied(ctx context.Context, index uint64) bool {
 	t := time.NewTimer(n.cfg.Profile.Election)
 	defer t.Stop()
 	for {
 		changed := n.state.Changed()
 		if n.state.View().Index() >= index {
-			return
+			return true
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return
+			return false
 		case <-n.lifetime.Done():
-			return
+			return false
 		case <-t.C:
-			n.log.Warn("an edit was made but has not arrived at this node yet", "index", index)
-			return
+			return false
 		}
 	}
 }

@@ -71,6 +71,12 @@ func (n *Node) appliedIndex() uint64 {
 	return max(n.raft.AppliedIndex(), n.state.View().Index())
 }
 
+// Staleness gives the index of the state that this node reads from, and how long
+// ago the leader was heard: about so old the state may be. -1: it was never heard.
+func (n *Node) Staleness() (index uint64, behind time.Duration) {
+	return n.state.View().Index(), n.lastContact()
+}
+
 // committedServers gives the last of raft's configurations that this node has
 // seen committed; until it has seen one, the latest that it has.
 func (n *Node) committedServers() (voters, learners []identity.NodeID) {
@@ -159,6 +165,9 @@ func fromStatus(err error) error {
 type metrics struct {
 	edits *prometheus.CounterVec
 	took  prometheus.Histogram
+	reads *prometheus.CounterVec
+	// barriers is for how much strict reads share.
+	barriers prometheus.Counter
 }
 
 var (
@@ -167,6 +176,7 @@ var (
 	descLeads   = prometheus.NewDesc("portolan_consensus_leader", "1 if this node leads.", nil, nil)
 	descContact = prometheus.NewDesc("portolan_consensus_leader_contact_seconds", "Time since the leader was heard; 0 at the leader, -1: never.", nil, nil)
 	descVoters  = prometheus.NewDesc("portolan_consensus_voters", "Voters in raft's configuration.", nil, nil)
+	descLag     = prometheus.NewDesc("portolan_consensus_lag_entries", "Entries of this node's log that its state has not got yet.", nil, nil)
 	descReach   = prometheus.NewDesc("portolan_consensus_majority", "0 once edits are refused because the majority, or its leader, is out of reach.", nil, nil)
 )
 
@@ -174,6 +184,8 @@ func (m *metrics) init() {
 	m.edits = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "portolan_consensus_edits_total", Help: "Edits proposed at this node, by how they ended."}, []string{"result"})
 	m.took = prometheus.NewHistogram(prometheus.HistogramOpts{Name: "portolan_consensus_edit_seconds", Help: "Time until the leader had decided an edit that was proposed at this node.",
 		Buckets: []float64{.002, .005, .01, .02, .05, .1, .2, .4, .8, 1.6, 3.2, 10}})
+	m.reads = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "portolan_consensus_strict_reads_total", Help: "Strict reads at this node, by how they ended."}, []string{"result"})
+	m.barriers = prometheus.NewCounter(prometheus.CounterOpts{Name: "portolan_consensus_barriers_total", Help: "Barriers that this node made as leader for strict reads: reads that wait at the same time share one."})
 }
 
 func (m *metrics) proposed(took time.Duration, err error) {
@@ -196,7 +208,9 @@ func (m *metrics) proposed(took time.Duration, err error) {
 func (n *Node) Describe(ch chan<- *prometheus.Desc) {
 	n.stats.edits.Describe(ch)
 	n.stats.took.Describe(ch)
-	for _, d := range []*prometheus.Desc{descApplied, descTerm, descLeads, descContact, descVoters, descReach} {
+	n.stats.reads.Describe(ch)
+	n.stats.barriers.Describe(ch)
+	for _, d := range []*prometheus.Desc{descApplied, descTerm, descLeads, descContact, descVoters, descReach, descLag} {
 		ch <- d
 	}
 }
@@ -205,13 +219,15 @@ func (n *Node) Describe(ch chan<- *prometheus.Desc) {
 func (n *Node) Collect(ch chan<- prometheus.Metric) {
 	n.stats.edits.Collect(ch)
 	n.stats.took.Collect(ch)
+	n.stats.reads.Collect(ch)
+	n.stats.barriers.Collect(ch)
 	s := n.Status()
 	contact := s.LastContact.Seconds()
 	if s.LastContact < 0 {
 		contact = -1
 	}
 	for d, v := range map[*prometheus.Desc]float64{descApplied: float64(s.Applied), descTerm: float64(s.Term), descLeads: flag(s.IsLeader),
-		descContact: contact, descVoters: float64(len(s.Voters)), descReach: flag(s.Majority)} {
+		descContact: contact, descVoters: float64(len(s.Voters)), descReach: flag(s.Majority), descLag: float64(s.Index - min(s.Index, s.Applied))} {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v)
 	}
 }

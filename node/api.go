@@ -39,13 +39,13 @@ func (n *node) api() (registryapi.Config, error) {
 		return none, err
 	}
 	management, err := harbor.New(harbor.Config{
-		View: n.view, Proposer: n.raft, Access: who, Catalog: n.store.Catalog(), Version: n.cfg.Version, Logger: log,
+		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: n.store.Catalog(), Version: n.cfg.Version, Logger: log,
 	})
 	if err != nil {
 		return none, err
 	}
 	sites, err := mesh.New(mesh.Config{
-		View: n.view, Proposer: n.raft, Access: who, Catalog: n.store.Catalog(), Placement: placement{n.reconciler}, Refresh: n.sync.PullProject,
+		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: n.store.Catalog(), Placement: placement{n.reconciler}, Refresh: n.sync.PullProject,
 		Self: n.id.ID, Site: s.Site, Consensus: n.consensusStatus, Peer: n.peerStatus, JoinToken: n.joinToken,
 		Version: n.cfg.Version, Now: n.cfg.Now, Logger: log,
 	})

@@ -92,12 +92,12 @@ func setup(env *testscript.Env) error {
 	m := apitest.New(tb, "fra", "nyc", "sgp")
 	w := &scene{mesh: m, catalog: apitest.OpenCatalog(tb), placement: &placement{at: map[string]mesh.Presence{}}}
 	log := slog.New(slog.DiscardHandler)
-	hapi, err := harbor.New(harbor.Config{View: m.State.View, Proposer: m, Access: m.Access, Catalog: w.catalog, Version: "test", Logger: log})
+	hapi, err := harbor.New(harbor.Config{View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: w.catalog, Version: "test", Logger: log})
 	if err != nil {
 		return err
 	}
 	mapi, err := mesh.New(mesh.Config{
-		View: m.State.View, Proposer: m, Access: m.Access, Catalog: w.catalog, Placement: w.placement, Self: m.Identity.ID, Site: m.Site,
+		View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: w.catalog, Placement: w.placement, Self: m.Identity.ID, Site: m.Site,
 		Consensus: func() mesh.Consensus {
 			c := mesh.Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 12, Applied: 12, Profile: "lan", Suggested: "wan", RoundTrip: 81.5}
 			for _, n := range m.State.View().Nodes() {

@@ -77,15 +77,24 @@ type Unavailable struct {
 	// Indeterminate is set when the command may have been, or may yet be,
 	// applied. Only a retry with the same request id is then safe.
 	Indeterminate bool
+	// Read is set when it was a strict read that nobody could answer.
+	Read bool
 }
 
 func (e *Unavailable) Error() string {
 	var b strings.Builder
-	b.WriteString("edits are not possible now: ")
+	if e.Read {
+		b.WriteString("a strict read is not possible now: ")
+	} else {
+		b.WriteString("edits are not possible now: ")
+	}
 	b.WriteString(e.Reason)
 	if len(e.Sites) > 0 {
 		b.WriteString("; cannot reach ")
 		b.WriteString(strings.Join(e.Sites, ", "))
+	}
+	if e.Read {
+		return b.String() + "; without strict consistency this node answers with what it has"
 	}
 	if e.Indeterminate {
 		b.WriteString("; whether this edit was made is not known: look before you repeat it")

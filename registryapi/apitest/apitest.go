@@ -39,6 +39,13 @@ type Mesh struct {
 	mu    sync.Mutex
 	index uint64
 	down  *command.Unavailable
+	// late are edits made elsewhere that are not here yet.
+	late []late
+}
+
+type late struct {
+	index uint64
+	env   *command.Envelope
 }
 
 // New makes a mesh with the sites given, one node each; Identity is the first
@@ -105,8 +112,55 @@ func (m *Mesh) Propose(_ context.Context, actor string, body proto.Message) (com
 	if err != nil {
 		return command.Result{}, err
 	}
+	if err := m.arrive(); err != nil {
+		return command.Result{}, err
+	}
 	m.index++
 	return m.State.Apply(m.index, env)
+}
+
+// Elsewhere makes an edit at another node: it is not here before CatchUp, or an
+// edit here.
+func (m *Mesh) Elsewhere(actor string, body proto.Message) {
+	m.tb.Helper()
+	env, err := command.New(actor, time.Now(), body)
+	if err != nil {
+		m.tb.Fatal(err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.index++
+	m.late = append(m.late, late{m.index, env})
+}
+
+func (m *Mesh) arrive() error {
+	for _, l := range m.late {
+		if _, err := m.State.Apply(l.index, l.env); err != nil {
+			return err
+		}
+	}
+	m.late = nil
+	return nil
+}
+
+// CatchUp implements rest.Replica.
+func (m *Mesh) CatchUp(context.Context) (uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.down != nil {
+		u := *m.down
+		u.Read = true
+		return 0, &u
+	}
+	if err := m.arrive(); err != nil {
+		return 0, err
+	}
+	return m.State.View().Index(), nil
+}
+
+// Staleness implements rest.Replica: the leader was heard a quarter of a second ago.
+func (m *Mesh) Staleness() (uint64, time.Duration) {
+	return m.State.View().Index(), 250 * time.Millisecond
 }
 
 // Lose makes every edit fail as if these sites could not be reached; nil brings

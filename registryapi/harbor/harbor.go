@@ -59,7 +59,10 @@ type Catalog interface {
 
 // Config is what the API needs.
 type Config struct {
-	View     func() *state.View
+	View func() *state.View
+	// Replica is the copy that View gives; nil: answers do not say how fresh they
+	// are, and nobody can ask for a strict one.
+	Replica  rest.Replica
 	Proposer Proposer
 	Access   Access
 	Catalog  Catalog
@@ -83,7 +86,7 @@ func New(cfg Config) (*API, error) {
 		return nil, errors.New("harbor: an incomplete Config")
 	}
 	a := &API{cfg: cfg, hashing: make(chan struct{}, runtime.GOMAXPROCS(0)), rest: rest.New(rest.Config{
-		Title: "Portolan management, in Harbor's words", Version: "2.0", Prefix: Prefix, Lenient: true, Auth: cfg.Access, Logger: cfg.Logger,
+		Title: "Portolan management, in Harbor's words", Version: "2.0", Prefix: Prefix, Lenient: true, Auth: cfg.Access, Replica: cfg.Replica, Logger: cfg.Logger,
 	})}
 	a.registerSystem()
 	a.registerProjects()

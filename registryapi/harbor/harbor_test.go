@@ -11,6 +11,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/registryapi/apitest"
 )
@@ -31,7 +33,7 @@ func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	m := apitest.New(t, "fra", "sgp")
 	c := apitest.OpenCatalog(t)
-	api, err := New(Config{View: m.State.View, Proposer: m, Access: m.Access, Catalog: c, Version: "test", Logger: slog.New(slog.DiscardHandler)})
+	api, err := New(Config{View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: c, Version: "test", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,6 +223,50 @@ func TestAPI_Conditions(t *testing.T) {
 		tag := f.want(200, "", "admin", "GET", path, "").Header.Get("ETag")
 		send(412, strings.Replace(tag, "-", "-9", 1), "DELETE", path, "")
 		send(200, tag, "DELETE", path, "")
+	}
+}
+
+// TestAPI_StrictReads: a strict answer has what was edited elsewhere, rights
+// included; a local one says how old it may be.
+func TestAPI_StrictReads(t *testing.T) {
+	f := newFixture(t)
+	ask := func(status int, user, consistency, path string) apitest.Answer {
+		t.Helper()
+		a := apitest.CallWith(f, f.api, map[string]string{"X-Portolan-Consistency": consistency}, user, "GET", "/api/v2.0"+path, "")
+		if a.Status != status {
+			t.Fatalf("%s %s as %s: %d, want %d: %s", consistency, path, user, a.Status, status, a.Body)
+		}
+		return a
+	}
+	pid := identity.NewProjectID()
+	f.mesh.Elsewhere("user:admin", &command.ProjectCreate{ProjectId: pid[:], Name: "late"})
+	before := f.mesh.State.View().Index()
+	a := ask(404, "admin", "", "/projects/late")
+	if a.Header.Get("X-Portolan-Index") != fmt.Sprint(before) || a.Header.Get("X-Portolan-Staleness") != "0.250" || a.Header.Get("X-Portolan-Consistency") != "" {
+		t.Errorf("a local answer says %v", a.Header)
+	}
+	ask(404, "admin", "local", "/projects/late")
+	ask(400, "admin", "eventual", "/projects/late")
+	ask(401, "", "strict", "/projects")
+	a = ask(200, "admin", "strict", "/projects/late")
+	if a.Header.Get("X-Portolan-Index") != fmt.Sprint(before+1) || a.Header.Get("X-Portolan-Staleness") != "0.000" || a.Header.Get("X-Portolan-Consistency") != "strict" {
+		t.Errorf("a strict answer says %v", a.Header)
+	}
+	// He was deleted elsewhere a moment ago.
+	bob, _ := f.mesh.State.View().User("bob")
+	f.mesh.Elsewhere("user:admin", &command.UserDelete{Id: bob.ID})
+	ask(200, "bob", "", "/users/current")
+	ask(401, "bob", "strict", "/users/current")
+
+	f.mesh.Lose([]string{"sgp"})
+	a = ask(503, "admin", "strict", "/projects/late")
+	if !strings.Contains(a.Body, "a strict read is not possible now") || !strings.Contains(a.Body, `"sites":["sgp"]`) || a.Header.Get("Retry-After") == "" {
+		t.Errorf("without a majority: %v %s", a.Header, a.Body)
+	}
+	ask(200, "admin", "local", "/projects/late")
+	f.mesh.Lose(nil)
+	if spec, err := f.api.OpenAPI(); err != nil || !strings.Contains(string(spec), "X-Portolan-Consistency") {
+		t.Errorf("the description does not mention strict reads (%v)", err)
 	}
 }
 

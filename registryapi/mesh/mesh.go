@@ -58,7 +58,10 @@ type JoinToken struct {
 
 // Config is what the API needs.
 type Config struct {
-	View      func() *state.View
+	View func() *state.View
+	// Replica is the copy that View gives; nil: answers do not say how fresh they
+	// are, and nobody can ask for a strict one.
+	Replica   rest.Replica
 	Proposer  Proposer
 	Access    Access
 	Catalog   Catalog
@@ -99,7 +102,7 @@ func New(cfg Config) (*API, error) {
 		cfg.Poll = PollInterval
 	}
 	a := &API{cfg: cfg, rest: rest.New(rest.Config{
-		Title: "Portolan mesh", Version: "1.0", Prefix: Prefix, Auth: cfg.Access, Logger: cfg.Logger,
+		Title: "Portolan mesh", Version: "1.0", Prefix: Prefix, Auth: cfg.Access, Replica: cfg.Replica, Logger: cfg.Logger,
 	})}
 	a.registerStatus()
 	a.registerProfile()

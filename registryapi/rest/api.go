@@ -42,6 +42,9 @@ type Config struct {
 	// API that is not ours may send. Otherwise a misspelt field is an error.
 	Lenient bool
 	Auth    Authenticator
+	// Replica is what the operations read; nil: it is nobody's copy, and answers
+	// say nothing of how fresh they are.
+	Replica Replica
 	Logger  *slog.Logger
 }
 
@@ -218,6 +221,10 @@ func Register[I, O any](a *API, op Op, h func(context.Context, *I) (*O, error)) 
 		MaxBodyBytes:    MaxBodyBytes + 1,
 		BodyReadTimeout: -1,
 		Middlewares:     huma.Middlewares{a.jsonErrors, a.who(op.Who)},
+	}
+	if a.cfg.Replica != nil {
+		ho.Middlewares = append(ho.Middlewares, a.freshness(op.Who))
+		ho.Parameters = []*huma.Param{consistencyParam}
 	}
 	if op.Who != Anyone {
 		ho.Security = []map[string][]string{{"basic": {}}}
