@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -31,6 +32,8 @@ type JoinConfig struct {
 	Progress func(string)
 	// Dial opens TCP connections; nil is a net.Dialer.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
+
+	minLevel uint32 // minimumLevel, but for tests
 }
 
 // JoinResult is what a new member learns of its mesh.
@@ -43,12 +46,23 @@ type JoinResult struct {
 	Level      uint32
 }
 
+// NotTakenError is a refusal by a mesh that certainly has not taken this node in:
+// nothing that was asked before may have got through.
+type NotTakenError struct{ Refusal *command.Error }
+
+func (e *NotTakenError) Error() string { return e.Refusal.Error() }
+
+// Unwrap gives the refusal.
+func (e *NotTakenError) Unwrap() error { return e.Refusal }
+
 // joinTimeout bounds one address: the leader's part takes two round trips.
 const joinTimeout = 15 * time.Second
 
 // Join makes this node a member: it turns to the token's addresses one after the
 // other. It writes nothing; a join whose answer was lost can be repeated with the
-// same token and key. The result's Nodes belong in Config.Seeds.
+// same token and key. The result's Nodes belong in Config.Seeds. A mesh that
+// refuses says so by a *command.Error, within a [NotTakenError] if it is certain
+// that it does not know this node.
 func Join(ctx context.Context, cfg JoinConfig) (*JoinResult, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -61,6 +75,9 @@ func Join(ctx context.Context, cfg JoinConfig) (*JoinResult, error) {
 			return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 		}
 	}
+	if cfg.minLevel == 0 {
+		cfg.minLevel = minimumLevel
+	}
 	if cfg.Site != "" && cfg.Site != cfg.Token.Site {
 		return nil, &command.Error{Code: command.CodeInvalid, Message: fmt.Sprintf("the token is for site %q, not for %q: leave the site out, or make a token for it", cfg.Token.Site, cfg.Site)}
 	}
@@ -69,7 +86,10 @@ func Join(ctx context.Context, cfg JoinConfig) (*JoinResult, error) {
 		cfg.Progress("asking the node at " + node.Addr)
 		res, err := joinAt(ctx, cfg, node)
 		var refusal *command.Error
-		if err == nil || errors.As(err, &refusal) {
+		if errors.As(err, &refusal) && len(tried) == 0 {
+			err = &NotTakenError{refusal}
+		}
+		if err == nil || refusal != nil {
 			return res, err
 		}
 		if ctx.Err() != nil {
@@ -99,7 +119,7 @@ func joinAt(ctx context.Context, cfg JoinConfig, to TokenNode) (*JoinResult, err
 	}
 	defer func() { _ = conn.Close() }()
 	req := &JoinRequest{MeshId: cfg.Token.Mesh[:], TokenId: cfg.Token.ID, Secret: cfg.Token.Secret[:], Site: cfg.Token.Site, Node: Record(cfg.Identity, cfg.Node),
-		NowUnixNs: cfg.Now().UnixNano(), MinLevel: minimumLevel}
+		NowUnixNs: cfg.Now().UnixNano(), MinLevel: cfg.minLevel}
 	rep, err := NewControlClient(conn).Join(ctx, req)
 	if err != nil {
 		return nil, joinError(err, to, why.get())
@@ -111,6 +131,8 @@ func joinAt(ctx context.Context, cfg JoinConfig, to TokenNode) (*JoinResult, err
 // joinError makes a sentence of a failed call.
 func joinError(err error, to TokenNode, cause error) error {
 	var wrong *wire.WrongNodeError
+	var plain tls.RecordHeaderError
+	var alert tls.AlertError
 	var u *command.Unavailable
 	err = fromStatus(err)
 	var refusal *command.Error
@@ -119,6 +141,8 @@ func joinError(err error, to TokenNode, cause error) error {
 		return refusal
 	case errors.As(cause, &wrong):
 		return fmt.Errorf("at %s there is another node than the token names: check the address, or make a new token", to.Addr)
+	case errors.As(cause, &plain), errors.As(cause, &alert):
+		return fmt.Errorf("what answers at %s is not the control port of a portolan node (%w): check the address and the port, or make a new token", to.Addr, cause)
 	case cause != nil:
 		return fmt.Errorf("%s cannot be reached (%w): check that its control port is open to this machine", to.Addr, cause)
 	case errors.As(err, &u) && u.Indeterminate:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -53,6 +55,20 @@ func TestJoin_Refusals(t *testing.T) {
 			tok.Nodes = []TokenNode{{Addr: tok.Nodes[0].Addr, ID: id.ID}}
 		}, 0, "another node than the token names"},
 		{"revoked", func(t *testing.T, _ *site, tok *Token) {
+			if _, err := b.node.Propose(t.Context(), "user:admin", &command.TokenRevoke{Id: tok.ID}); err != nil {
+				t.Fatal(err)
+			}
+		}, command.CodeDenied, "was revoked at"},
+		{"version too new", func(_ *testing.T, j *site, _ *Token) { j.minLevel = command.Level + 1 }, command.CodeConflict, "too new: it needs command level"},
+		{"something else at the address", func(t *testing.T, _ *site, tok *Token) {
+			srv := httptest.NewServer(http.NotFoundHandler())
+			t.Cleanup(srv.Close)
+			tok.Nodes = []TokenNode{{Addr: srv.Listener.Addr().String(), ID: tok.Nodes[0].ID}}
+		}, 0, "is not the control port of a portolan node"},
+		{"no such name", func(_ *testing.T, _ *site, tok *Token) {
+			tok.Nodes = []TokenNode{{Addr: "no-such-host.invalid:7947", ID: tok.Nodes[0].ID}}
+		}, 0, "cannot be reached"},
+		{"deleted", func(t *testing.T, _ *site, tok *Token) {
 			if _, err := b.node.Propose(t.Context(), "user:admin", &command.TokenDelete{Id: tok.ID}); err != nil {
 				t.Fatal(err)
 			}
@@ -95,10 +111,11 @@ func TestJoin_Refusals(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := second.tryJoin(late); !errors.Is(err, &command.Error{Code: command.CodeExists}) || !strings.Contains(err.Error(), "taken") {
-			t.Fatalf("name taken: %v", err)
+		var sure *NotTakenError
+		if _, err := second.tryJoin(late); !errors.Is(err, &command.Error{Code: command.CodeExists}) || !strings.Contains(err.Error(), "taken") || errors.As(err, &sure) {
+			t.Fatalf("name taken, after an address that did not answer: %v", err)
 		}
-		if _, err := third.tryJoin(tok); !errors.Is(err, &command.Error{Code: command.CodeUsed}) {
+		if _, err := third.tryJoin(tok); !errors.Is(err, &command.Error{Code: command.CodeUsed}) || !errors.As(err, &sure) {
 			t.Fatalf("used by another: %v", err)
 		}
 		first.record.DataPort = 4711 // the second try may be with other options

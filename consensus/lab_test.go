@@ -151,6 +151,7 @@ type site struct {
 	now      func() time.Time // as a joiner
 	sites    *sync.Map        // control address -> site name
 	profile  Profile          // zero: the mesh's
+	minLevel uint32           // as a joiner; 0: the binary's
 	node     *Node
 	shutdown func() error
 	// shutdownErr is shutdown where an error is what the test wants.
@@ -346,7 +347,7 @@ func (s *site) token(at *site) Token {
 }
 
 func (s *site) tryJoin(t Token) (*JoinResult, error) {
-	return Join(s.t.Context(), JoinConfig{Token: t, Identity: s.id, Node: s.record, Now: s.now, Dial: s.dial})
+	return Join(s.t.Context(), JoinConfig{Token: t, Identity: s.id, Node: s.record, Now: s.now, Dial: s.dial, minLevel: s.minLevel})
 }
 
 func (s *site) join(at *site) {

@@ -2,7 +2,9 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -60,6 +62,7 @@ func Join(ctx context.Context, cfg JoinConfig) (config.Config, error) {
 	if err := tryAllPorts(ctx, settings); err != nil {
 		return settings, err
 	}
+	mine := newlyMade(settings.Data)
 	id, _, err := identity.LoadOrCreate(settings.Data)
 	if err != nil {
 		return settings, err
@@ -76,6 +79,12 @@ func Join(ctx context.Context, cfg JoinConfig) (config.Config, error) {
 		Token: token, Identity: id, Site: settings.Site, Now: cfg.Now, Progress: cfg.Say,
 		Node: record(Config{Settings: settings, Version: cfg.Version}, id, storeID),
 	})
+	var refused *consensus.NotTakenError
+	if errors.As(err, &refused) {
+		// The mesh does not know this key: nothing of it shall stay. A lost answer is
+		// another matter: the key is what the mesh would know again.
+		return settings, errors.Join(err, mine.remove())
+	}
 	if err != nil {
 		return settings, err
 	}
@@ -96,4 +105,28 @@ func Join(ctx context.Context, cfg JoinConfig) (config.Config, error) {
 	}
 	cfg.Say("joined mesh " + answer.Mesh.String() + " as site " + settings.Site)
 	return settings, nil
+}
+
+// made are the parts of a data directory that a join makes before it asks.
+type made []string
+
+// newlyMade lists those that are not there yet.
+func newlyMade(dir string) made {
+	var m made
+	for _, name := range []string{identity.KeyFile, storeDir} {
+		path := filepath.Join(dir, name)
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			m = append(m, path)
+		}
+	}
+	return m
+}
+
+// remove takes them away again; what was there before stays.
+func (m made) remove() error {
+	var errs []error
+	for _, path := range m {
+		errs = append(errs, os.RemoveAll(path))
+	}
+	return errors.Join(errs...)
 }

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -254,6 +256,35 @@ func (m *machine) token(site string) string {
 		return json.Unmarshal(b, &t)
 	})
 	return t.Token
+}
+
+// tokens lists the mesh's tokens.
+func (m *machine) tokens() (list []mesh.Token) {
+	m.t.Helper()
+	m.await("tokens", func() error {
+		b, err := m.get(mesh.Prefix + "/tokens")
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(b, &list)
+	})
+	return list
+}
+
+// entries lists a directory, but for the lock, which every process leaves.
+func entries(t *testing.T, dir string) []string {
+	t.Helper()
+	list, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range list {
+		if e.Name() != "lock" {
+			names = append(names, e.Name())
+		}
+	}
+	return names
 }
 
 func (m *machine) tryJoin(token string) error {

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/portolan/portolan/node/config"
+	"github.com/portolan/portolan/registryapi/mesh"
 )
 
 // TestRun_OneNode_StopsWithoutTrace: start, stop, start again on the same
@@ -191,7 +194,17 @@ func TestJoin_Refused(t *testing.T) {
 
 	taken, second := a.token("fra"), a.token("fra")
 	newMachine(t).join(taken)
-	expired := a.token("late")
+	expired, lost := a.token("late"), gone(t)
+	revoked := a.token("osl")
+	a.await("revoked", func() error {
+		for _, tok := range a.tokens() {
+			if tok.Site == "osl" {
+				_, err := a.do(http.MethodPost, fmt.Sprintf("%s/tokens/%d/revoke", mesh.Prefix, tok.ID), nil)
+				return err
+			}
+		}
+		return errors.New("no token for osl")
+	})
 	for name, c := range map[string]struct {
 		on    *machine
 		token string
@@ -205,11 +218,13 @@ func TestJoin_Refused(t *testing.T) {
 		"clock an hour ahead":              {newMachine(t), a.token("sgp"), 0, time.Hour, []string{"clock", "1h0m0s"}},
 		"clock an hour behind":             {newMachine(t), a.token("sgp"), 0, -time.Hour, []string{"clock", "1h0m0s"}},
 		"a directory of another mesh":      {foreign, a.token("sgp"), 0, 0, []string{"belongs to mesh", "empty directory"}},
+		"revoked":                          {newMachine(t), revoked, 0, 0, []string{"revoked at", "portolan token create --site osl"}},
 		"text that is no token":            {newMachine(t), "portolan1_x", 0, 0, []string{"token"}},
-		"a token of a mesh that is not up": {newMachine(t), gone(t), 0, 0, []string{"cannot be reached", "127.0.0.1:"}},
+		"a token of a mesh that is not up": {newMachine(t), lost, 0, 0, []string{"cannot be reached", "127.0.0.1:"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			was := c.on.made()
+			before := entries(t, c.on.dir)
 			a.ahead.Store(int64(c.mesh))
 			c.on.ahead.Store(int64(c.node))
 			err := c.on.tryJoin(c.token)
@@ -224,6 +239,10 @@ func TestJoin_Refused(t *testing.T) {
 			}
 			if c.on.made() != was {
 				t.Error("the directory belongs to a mesh now")
+			}
+			// What nobody answered may have been heard: there the key must stay.
+			if after := entries(t, c.on.dir); c.token != lost && !slices.Equal(before, after) {
+				t.Errorf("the directory had %q, and has %q now", before, after)
 			}
 		})
 	}

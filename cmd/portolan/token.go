@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -57,32 +58,43 @@ func newTokenCommand(a *app) *cobra.Command {
 				return a.show(t, func(w io.Writer) {
 					fields(w, [2]string{"id", strconv.FormatInt(t.ID, 10)}, [2]string{"site", t.Site}, [2]string{"state", t.State},
 						[2]string{"expires", when(t.ExpiresAt)}, [2]string{"made", when(t.CreatedAt) + " by " + t.CreatedBy})
+					if t.RevokedBy != "" {
+						fields(w, [2]string{"revoked", when(t.RevokedAt) + " by " + t.RevokedBy})
+					}
 					if t.UsedBy != "" {
 						fields(w, [2]string{"used", when(t.UsedAt) + " by " + t.UsedBy})
 					}
 				})
 			},
 		}),
-		&cobra.Command{
-			Use:   "delete ID",
-			Short: "Revoke a join token",
-			Args:  args("ID"),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				id, err := tokenID(args[0])
-				if err != nil {
-					return err
-				}
-				c, err := a.client()
-				if err != nil {
-					return err
-				}
-				if err := c.DeleteToken(cmd.Context(), id); err != nil {
-					return err
-				}
-				a.say("revoked the token %d", id)
-				return nil
-			},
-		})
+		tokenEdit(a, "revoke ID", "Take a join token back; it stays in the list, and whoever comes with it is told", "revoked the token %d",
+			func(ctx context.Context, c *client.Client, id int64) error { return c.RevokeToken(ctx, id) }),
+		tokenEdit(a, "delete ID", "Delete a join token: it lets nobody in, and is listed no more", "deleted the token %d",
+			func(ctx context.Context, c *client.Client, id int64) error { return c.DeleteToken(ctx, id) }))
+}
+
+// tokenEdit makes a verb that does something to one token.
+func tokenEdit(a *app, use, short, done string, edit func(context.Context, *client.Client, int64) error) *cobra.Command {
+	return &cobra.Command{
+		Use:   use,
+		Short: short,
+		Args:  args("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id, err := tokenID(args[0])
+			if err != nil {
+				return err
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			if err := edit(cmd.Context(), c, id); err != nil {
+				return err
+			}
+			a.say(done, id)
+			return nil
+		},
+	}
 }
 
 func tokenID(s string) (int64, error) {

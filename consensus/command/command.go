@@ -55,6 +55,7 @@ var kinds = []kind{
 	{Type_TYPE_RULE_UPDATE, 1, func() proto.Message { return new(RuleUpdate) }},
 	{Type_TYPE_RULE_DELETE, 1, func() proto.Message { return new(RuleDelete) }},
 	{Type_TYPE_PROFILE_SET, 1, func() proto.Message { return new(ProfileSet) }},
+	{Type_TYPE_TOKEN_REVOKE, 1, func() proto.Message { return new(TokenRevoke) }},
 }
 
 // index finds kinds by type and by message name. Made at first use: generated

@@ -212,12 +212,33 @@ func (v *View) tokenCreate(actor string, m *command.TokenCreate) (int64, error) 
 	return t.ID, nil
 }
 
-func (v *View) tokenDelete(m *command.TokenDelete) (int64, error) {
-	t, ok := v.Token(m.GetId())
+// seenToken finds a token for an edit.
+func (v *View) seenToken(id int64, ifVersion uint64) (Token, error) {
+	t, ok := v.Token(id)
 	if !ok {
-		return 0, refuse(command.CodeNotFound, "there is no token %d", m.GetId())
+		return t, refuse(command.CodeNotFound, "there is no token %d", id)
 	}
-	if err := checkVersion(fmt.Sprintf("token %d", t.ID), t.Version, m.GetIfVersion()); err != nil {
+	return t, checkVersion(fmt.Sprintf("token %d", t.ID), t.Version, ifVersion)
+}
+
+func (v *View) tokenRevoke(actor string, m *command.TokenRevoke) (int64, error) {
+	t, err := v.seenToken(m.GetId(), m.GetIfVersion())
+	switch {
+	case err != nil:
+		return 0, err
+	case !t.UsedBy.IsZero():
+		return 0, refuse(command.CodeUsed, "the token %d was used already, at %s: it lets nobody else in, and site %s is a member", t.ID, t.UsedAt.Format(time.RFC3339), t.Site)
+	case t.Revoked():
+		return t.ID, nil // again is as good as once
+	}
+	t.RevokedAt, t.RevokedBy = v.now(), clip(actor)
+	t.Version++
+	v.putToken(t)
+	return t.ID, nil
+}
+
+func (v *View) tokenDelete(m *command.TokenDelete) (int64, error) {
+	if _, err := v.seenToken(m.GetId(), m.GetIfVersion()); err != nil {
 		return 0, err
 	}
 	v.tokens, _, _ = v.tokens.Delete(idKey(m.GetId()))
@@ -242,6 +263,9 @@ func (v *View) CheckToken(id int64, secretHash []byte, site string, node identit
 	}
 	if !t.UsedBy.IsZero() {
 		return false, refuse(command.CodeUsed, "the token was used already, at %s: each token is for one join; make a new one with: portolan token create --site %s", t.UsedAt.Format(time.RFC3339), t.Site)
+	}
+	if t.Revoked() {
+		return false, refuse(command.CodeDenied, "the token was revoked at %s: ask for another, made with: portolan token create --site %s", t.RevokedAt.Format(time.RFC3339), t.Site)
 	}
 	if now.After(t.ExpiresAt) {
 		return false, refuse(command.CodeExpired, "the token expired at %s: make a new one with: portolan token create --site %s", t.ExpiresAt.Format(time.RFC3339), t.Site)

@@ -134,7 +134,7 @@ func (v *View) records(yield func(*Record) bool) {
 	}
 	for t := range all(v.tokens, nil) {
 		row := &TokenRow{Id: t.ID, Site: t.Site, SecretHash: t.SecretHash[:], CreatedUnixNs: toNanos(t.CreatedAt), ExpiresUnixNs: toNanos(t.ExpiresAt),
-			UsedUnixNs: toNanos(t.UsedAt), CreatedBy: t.CreatedBy, Version: t.Version}
+			UsedUnixNs: toNanos(t.UsedAt), CreatedBy: t.CreatedBy, Version: t.Version, RevokedUnixNs: toNanos(t.RevokedAt), RevokedBy: t.RevokedBy}
 		if !t.UsedBy.IsZero() {
 			row.UsedBy = t.UsedBy[:]
 		}
@@ -229,7 +229,8 @@ func (v *View) loadMesh(m *MeshRow) error {
 
 func (v *View) loadToken(r *TokenRow) error {
 	t := Token{ID: r.GetId(), Site: r.GetSite(), CreatedAt: fromNanos(r.GetCreatedUnixNs()), ExpiresAt: fromNanos(r.GetExpiresUnixNs()),
-		UsedAt: fromNanos(r.GetUsedUnixNs()), CreatedBy: r.GetCreatedBy(), Version: counted(r.GetVersion())}
+		UsedAt: fromNanos(r.GetUsedUnixNs()), CreatedBy: r.GetCreatedBy(), Version: counted(r.GetVersion()),
+		RevokedAt: fromNanos(r.GetRevokedUnixNs()), RevokedBy: r.GetRevokedBy()}
 	if len(r.GetSecretHash()) != len(t.SecretHash) {
 		return fmt.Errorf("token %d has a secret hash of %d bytes", t.ID, len(r.GetSecretHash()))
 	}

@@ -157,6 +157,8 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 		return v.profileSet(m)
 	case *command.TokenCreate:
 		return v.tokenCreate(actor, m)
+	case *command.TokenRevoke:
+		return v.tokenRevoke(actor, m)
 	case *command.TokenDelete:
 		return v.tokenDelete(m)
 	case *command.NodeJoin:

@@ -867,6 +867,8 @@ type TokenRow struct {
 	UsedUnixNs    int64                  `protobuf:"varint,7,opt,name=used_unix_ns,json=usedUnixNs,proto3" json:"used_unix_ns,omitempty"`
 	CreatedBy     string                 `protobuf:"bytes,8,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	Version       uint64                 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`
+	RevokedUnixNs int64                  `protobuf:"varint,10,opt,name=revoked_unix_ns,json=revokedUnixNs,proto3" json:"revoked_unix_ns,omitempty"` // 0: not revoked
+	RevokedBy     string                 `protobuf:"bytes,11,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -962,6 +964,20 @@ func (x *TokenRow) GetVersion() uint64 {
 		return x.Version
 	}
 	return 0
+}
+
+func (x *TokenRow) GetRevokedUnixNs() int64 {
+	if x != nil {
+		return x.RevokedUnixNs
+	}
+	return 0
+}
+
+func (x *TokenRow) GetRevokedBy() string {
+	if x != nil {
+		return x.RevokedBy
+	}
+	return ""
 }
 
 // RequestRow is what a request id was answered with.
@@ -1162,7 +1178,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12-\n" +
 	"\x04rule\x18\x02 \x01(\v2\x19.portolan.command.v1.RuleR\x04rule\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x04R\aversion\x12&\n" +
-	"\x0fcreated_unix_ns\x18\x04 \x01(\x03R\rcreatedUnixNs\"\x93\x02\n" +
+	"\x0fcreated_unix_ns\x18\x04 \x01(\x03R\rcreatedUnixNs\"\xda\x02\n" +
 	"\bTokenRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x1f\n" +
@@ -1175,7 +1191,11 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"usedUnixNs\x12\x1d\n" +
 	"\n" +
 	"created_by\x18\b \x01(\tR\tcreatedBy\x12\x18\n" +
-	"\aversion\x18\t \x01(\x04R\aversion\"\x7f\n" +
+	"\aversion\x18\t \x01(\x04R\aversion\x12&\n" +
+	"\x0frevoked_unix_ns\x18\n" +
+	" \x01(\x03R\rrevokedUnixNs\x12\x1d\n" +
+	"\n" +
+	"revoked_by\x18\v \x01(\tR\trevokedBy\"\x7f\n" +
 	"\n" +
 	"RequestRow\x12\x1d\n" +
 	"\n" +

@@ -145,6 +145,9 @@ func TestCommands_Refusals(t *testing.T) {
 		{"level down", &command.SetLevel{Level: 1}, command.CodeConflict, "never goes down"},
 		{"no profile of that name", &command.ProfileSet{Profile: "near"}, command.CodeInvalid, "use lan, wan or far"},
 		{"profile changed meanwhile", &command.ProfileSet{Profile: "wan", IfVersion: 7}, command.CodeConflict, "version 1, not 7"},
+		{"used token to revoke", &command.TokenRevoke{Id: used.ID}, command.CodeUsed, "used already"},
+		{"no such token to revoke", &command.TokenRevoke{Id: 999}, command.CodeNotFound, "no token 999"},
+		{"token to revoke changed meanwhile", &command.TokenRevoke{Id: fresh.ID, IfVersion: 7}, command.CodeConflict, "version 1, not 7"},
 		{"token changed meanwhile", &command.TokenDelete{Id: used.ID, IfVersion: 1}, command.CodeConflict, "version 2, not 1"},
 		{"role changed meanwhile", &command.MemberSet{ProjectId: prod.ID, UserId: ann.ID, Role: int32(Guest), IfVersion: 7}, command.CodeConflict, "version 1, not 7"},
 		{"role taken away meanwhile", &command.MemberSet{ProjectId: prod.ID, UserId: 999_999, Role: int32(Guest), IfVersion: 1}, command.CodeNotFound, "no user"},
@@ -342,6 +345,15 @@ func TestEdits(t *testing.T) {
 	}
 	m.must(&command.RuleDelete{Id: rule.ID})
 	tok := m.View().Tokens()[1]
+	for range 2 { // again is as good as once
+		m.must(&command.TokenRevoke{Id: tok.ID})
+		if got, _ := m.View().Token(tok.ID); !got.Revoked() || got.RevokedBy != "user:admin" || got.Version != 2 {
+			t.Errorf("a revoked token: %+v", got)
+		}
+	}
+	if _, err := m.View().CheckToken(tok.ID, hash("u"), "sgp", identity.NodeID{9}, t0); err == nil || !strings.Contains(err.Error(), "revoked at") {
+		t.Errorf("join with a revoked token: %v", err)
+	}
 	m.must(&command.TokenDelete{Id: tok.ID})
 	if _, ok := m.View().Token(tok.ID); ok {
 		t.Error("the token is still there")
@@ -440,6 +452,27 @@ func TestApply_OldIndex_Stops(t *testing.T) {
 	var refusal *command.Error
 	if _, err := m.Apply(1, env); err == nil || errors.As(err, &refusal) {
 		t.Fatal(err)
+	}
+}
+
+// TestJoin_TooOld: a binary below the mesh's level would stop at the first
+// command that it does not know.
+func TestJoin_TooOld(t *testing.T) {
+	m := built(t)
+	raised := *m.View()
+	raised.mesh.Level = 7
+	m.publish(&raised)
+	for name, body := range map[string]proto.Message{
+		"join":   &command.NodeJoin{TokenId: m.View().Tokens()[1].ID, SecretHash: hash("u"), Site: "sgp", Node: node(3)},
+		"return": &command.NodeUpdate{Node: node(2)},
+	} {
+		before := m.View()
+		if _, err := m.do("system", body); !errors.Is(err, &command.Error{Code: command.CodeConflict}) || !strings.Contains(err.Error(), "too old: the mesh is at command level 7, it understands 1") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if v := m.View(); len(v.Nodes()) != len(before.Nodes()) || len(v.Sites()) != len(before.Sites()) || !v.Tokens()[1].UsedBy.IsZero() {
+			t.Errorf("%s: a refused node left something behind", name)
+		}
 	}
 }
 

@@ -149,6 +149,11 @@ type Token struct {
 	ExpiresAt  time.Time
 	UsedBy     identity.NodeID // zero: unused
 	UsedAt     time.Time
-	CreatedBy  string // actor
+	CreatedBy  string    // actor
+	RevokedAt  time.Time // zero: it was not
+	RevokedBy  string    // actor
 	Version    uint64
 }
+
+// Revoked reports whether the token was taken back before anybody used it.
+func (t Token) Revoked() bool { return !t.RevokedAt.IsZero() }

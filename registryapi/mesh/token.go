@@ -24,7 +24,7 @@ type TokenPath struct {
 	ID int64 `path:"id" minimum:"1"`
 }
 
-type tokenDeleteIn struct {
+type tokenEditIn struct {
 	TokenPath
 	rest.Condition
 }
@@ -48,8 +48,23 @@ func (a *API) registerTokens() {
 		}
 		return rest.ObjectOf(t.ID, t.Version, a.token(t)), nil
 	})
+	rest.Register(a.rest, rest.Op{ID: "revoke-token", Method: http.MethodPost, Path: "/tokens/{id}/revoke", Tag: "tokens", Who: rest.SystemAdmin,
+		Summary: "Take a join token back; it stays in the list, and whoever comes with it is told"}, func(ctx context.Context, in *tokenEditIn) (*rest.Object[Token], error) {
+		want, err := in.Expect(in.ID, 0)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := a.edit(ctx, want, &command.TokenRevoke{Id: in.ID, IfVersion: want.Version}); err != nil {
+			return nil, err
+		}
+		t, ok := a.cfg.View().Token(in.ID)
+		if !ok {
+			return nil, rest.Conflict("the token %d was deleted at the moment it was revoked", in.ID)
+		}
+		return rest.ObjectOf(t.ID, t.Version, a.token(t)), nil
+	})
 	rest.Register(a.rest, rest.Op{ID: "delete-token", Method: http.MethodDelete, Path: "/tokens/{id}", Tag: "tokens", Who: rest.SystemAdmin,
-		Summary: "Revoke a join token"}, func(ctx context.Context, in *tokenDeleteIn) (*rest.Empty, error) {
+		Summary: "Delete a join token; whoever comes with it is told that it is not known"}, func(ctx context.Context, in *tokenEditIn) (*rest.Empty, error) {
 		want, err := in.Expect(in.ID, 0)
 		if err != nil {
 			return nil, err
@@ -93,6 +108,8 @@ func (a *API) token(t state.Token) Token {
 	switch {
 	case !t.UsedBy.IsZero():
 		out.State, out.UsedBy, out.UsedAt = "used", t.UsedBy.String(), t.UsedAt
+	case t.Revoked():
+		out.State, out.RevokedBy, out.RevokedAt = "revoked", t.RevokedBy, t.RevokedAt
 	case a.cfg.Now().After(t.ExpiresAt):
 		out.State = "expired"
 	}

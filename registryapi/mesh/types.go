@@ -85,9 +85,11 @@ type Token struct {
 	CreatedAt time.Time `json:"created_at"`
 	ExpiresAt time.Time `json:"expires_at"`
 	CreatedBy string    `json:"created_by"`
-	State     string    `json:"state" enum:"open,used,expired"`
+	State     string    `json:"state" enum:"open,used,expired,revoked"`
 	UsedBy    string    `json:"used_by,omitempty" doc:"The node that joined by it"`
 	UsedAt    time.Time `json:"used_at,omitzero"`
+	RevokedBy string    `json:"revoked_by,omitempty"`
+	RevokedAt time.Time `json:"revoked_at,omitzero"`
 	Token     string    `json:"token,omitempty" doc:"The secret text for portolan join; only in the answer that made it"`
 }
 

@@ -60,7 +60,13 @@ func (c *Client) Token(ctx context.Context, id int64) (mesh.Token, error) {
 	return get[mesh.Token](ctx, c, mesh.Prefix+"/tokens/"+strconv.FormatInt(id, 10), nil)
 }
 
-// DeleteToken revokes a join token.
+// RevokeToken takes a join token back; it stays in the list.
+func (c *Client) RevokeToken(ctx context.Context, id int64) error {
+	_, err := c.do(ctx, http.MethodPost, mesh.Prefix+"/tokens/"+strconv.FormatInt(id, 10)+"/revoke", nil, nil, nil)
+	return err
+}
+
+// DeleteToken forgets a join token.
 func (c *Client) DeleteToken(ctx context.Context, id int64) error {
 	_, err := c.do(ctx, http.MethodDelete, mesh.Prefix+"/tokens/"+strconv.FormatInt(id, 10), nil, nil, nil)
 	return err
