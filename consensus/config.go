@@ -24,6 +24,9 @@ type Config struct {
 	// mesh that is there its own profile is used, and this one's numbers only if
 	// it has the same name.
 	Profile Profile
+	// Voters is how many sites vote where there are as many: 3 or 5, 0 is 3. All
+	// nodes of a mesh must have the same.
+	Voters int
 	// RaftListener gives the members' raft connections (wire.Listener.Raft).
 	RaftListener net.Listener
 	// DialRaft connects to a member's raft side; nil is wire.DialRaft.

@@ -77,7 +77,7 @@ func (n *Node) govern(ctx context.Context) {
 	update := max(500*time.Millisecond, n.cfg.Profile.Election*2/5)
 	ap := autopilot.New(n.raft, p,
 		autopilot.WithLogger(telemetry.HCLog(n.log, "voters", repeatsAutopilot)),
-		autopilot.WithPromoter(&voters.Promoter{Sites: p.votingSites, Answers: func(id raft.ServerID) bool { return p.answers(ctx, id) }}),
+		autopilot.WithPromoter(&voters.Promoter{Sites: p.votingSites, Want: n.cfg.Voters, Answers: func(id raft.ServerID) bool { return p.answers(ctx, id) }}),
 		autopilot.WithUpdateInterval(update), autopilot.WithReconcileInterval(2*update))
 	ap.Start(ctx)
 	defer func() { <-ap.Stop() }()

@@ -20,6 +20,7 @@ import (
 
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/consensus/voters"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/telemetry"
 	"github.com/portolan/portolan/node/wire"
@@ -99,6 +100,9 @@ func Open(cfg Config) (*Node, error) {
 func fill(cfg *Config) error {
 	if cfg.Dir == "" || cfg.Identity == nil || cfg.RaftListener == nil || cfg.Self == nil {
 		return errors.New("consensus: a directory, an identity, a raft listener and the node's own record are needed")
+	}
+	if v := cfg.Voters; v != 0 && v != 3 && v != voters.Most {
+		return fmt.Errorf("consensus: %d voters are not possible: 3 or %d", v, voters.Most)
 	}
 	cfg.Self = Record(cfg.Identity, cfg.Self)
 	if cfg.Profile.Election == 0 {

@@ -24,14 +24,18 @@ const (
 	settledLong = time.Minute
 	// silentFor is how long a voter must have been silent to lose its vote.
 	silentFor = time.Minute
-	// redundant is the number of voters that outlives one of them.
+	// redundant is the number of voters that outlives one of them, Most the
+	// number that outlives two. More would only make edits slower.
 	redundant = 3
+	Most      = 5
 )
 
 // Promoter implements autopilot.Promoter.
 type Promoter struct {
 	// Sites gives the number of sites that have a node which may vote.
 	Sites func() int
+	// Want is how many voters a mesh with as many sites gets: 3, or Most; 0: 3.
+	Want int
 	// Answers asks a server for a sign of life, now. What is known of its health
 	// is some seconds old, and from one voter to three the mesh goes by way of
 	// two: a second one that has just died would take the majority with it. nil
@@ -48,10 +52,13 @@ func (p *Promoter) now() time.Time {
 	return p.Now()
 }
 
-// target is how many voters there should be.
-func (p *Promoter) target() int {
-	if p.Sites() < redundant {
+// target is how many voters there should be next, when there are have.
+func (p *Promoter) target(have int) int {
+	switch sites := p.Sites(); {
+	case sites < redundant:
 		return 1
+	case p.Want >= Most && sites >= Most && have >= redundant:
+		return Most // by way of three, which is two even numbers shorter
 	}
 	return redundant
 }
@@ -74,7 +81,7 @@ func (p *Promoter) CalculatePromotionsAndDemotions(_ *autopilot.Config, s *autop
 	if len(changes.Demotions) > 0 {
 		return one(changes)
 	}
-	target := p.target()
+	target := p.target(len(kept))
 	missing := target - len(kept)
 	candidates := p.alive(p.candidates(learners, taken, settled), missing)
 	switch {

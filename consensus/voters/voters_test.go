@@ -76,6 +76,38 @@ func TestPromoter(t *testing.T) {
 	}
 }
 
+// TestPromoter_Five: five voters by way of three, where five are wanted and five
+// sites are there.
+func TestPromoter_Five(t *testing.T) {
+	const long = 10 * time.Minute
+	all := []string{"a", "b", "c", "d", "e"}
+	for _, c := range []struct {
+		name                string
+		want, sites, voting int
+		up, down            string
+	}{
+		{"first three", 5, 5, 1, "[b c]", "[]"},
+		{"then two more at once", 5, 5, 3, "[d e]", "[]"},
+		{"half done", 5, 5, 4, "[e]", "[]"},
+		{"done", 5, 5, 5, "[]", "[]"},
+		{"four sites: three voters", 5, 4, 3, "[]", "[]"},
+		{"a site went: one vote less, then another", 5, 4, 4, "[]", "[b]"},
+		{"three are wanted", 3, 5, 3, "[]", "[]"},
+		{"nothing is said", 0, 5, 3, "[]", "[]"},
+		{"fewer are wanted than vote", 3, 5, 5, "[]", "[b]"},
+	} {
+		servers := make(map[string]srv)
+		for i, id := range all[:c.sites] {
+			servers[id] = srv{"site-" + id, i < c.voting, long}
+		}
+		p := &Promoter{Want: c.want, Sites: func() int { return c.sites }, Now: func() time.Time { return now }}
+		got := p.CalculatePromotionsAndDemotions(nil, picture("a", servers))
+		if up, down := fmt.Sprint(got.Promotions), fmt.Sprint(got.Demotions); up != c.up || down != c.down {
+			t.Errorf("%s: up %s, down %s; want %s, %s", c.name, up, down, c.up, c.down)
+		}
+	}
+}
+
 // TestPromoter_AsksBeforeItPromotes: a candidate that looks well and has died
 // since is passed over; with too few left nobody is promoted, since two voters
 // are worse than one.

@@ -263,7 +263,7 @@ func (s *Site) start(seeds []*command.Node) error {
 	if err != nil {
 		return err
 	}
-	n, err := consensus.Open(consensus.Config{Dir: s.dir, Identity: s.id, Self: s.record, Profile: s.mesh.profile, RaftListener: l.Raft(),
+	n, err := consensus.Open(consensus.Config{Dir: s.dir, Identity: s.id, Self: s.record, Profile: s.mesh.profile, Voters: 5, RaftListener: l.Raft(),
 		DialControl: s.dial, Seeds: seeds, Logger: log,
 		DialRaft: func(ctx context.Context, addr string, want identity.NodeID) (net.Conn, error) {
 			return s.through(ctx, addr, func() (net.Conn, error) { return wire.DialRaft(ctx, addr, want, s.id, members) })
