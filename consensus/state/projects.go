@@ -1,7 +1,6 @@
 package state
 
 import (
-	"fmt"
 	"slices"
 
 	"github.com/portolan/portolan/consensus/command"
@@ -107,9 +106,10 @@ func (v *View) memberSet(m *command.MemberSet) (int64, error) {
 	switch {
 	case ok && m.GetCreate():
 		return 0, refuse(command.CodeExists, "%s is a member of the project already: change the role instead", mem.UserName)
-	case ok || m.GetIfVersion() != 0:
-		// A role that was taken away meanwhile has no version.
-		if err := checkVersion(fmt.Sprintf("role of user %d", m.GetUserId()), mem.Version, m.GetIfVersion()); err != nil {
+	case !ok && m.GetIfVersion() != 0:
+		return 0, refuse(command.CodeConflict, "the role of user %d was taken away meanwhile: look again and repeat", m.GetUserId())
+	case ok:
+		if err := checkVersion("role of "+mem.UserName, mem.Version, m.GetIfVersion()); err != nil {
 			return 0, err
 		}
 	}
