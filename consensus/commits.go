@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -111,9 +112,9 @@ func (c *commits) run(ctx context.Context) {
 func (c *commits) handOn(p notice) {
 	n := c.node
 	from, self := raft.ServerID(p.leader.String()), raft.ServerID(n.cfg.Identity.ID.String())
-	addr := n.trans.EncodePeer(from, raft.ServerAddress(from))
-	req := &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: protocolVersion, ID: []byte(from), Addr: addr},
-		Term: p.term, Leader: addr, PrevLogEntry: p.index, PrevLogTerm: p.term, LeaderCommitIndex: p.index}
+	leader := raft.RPCHeader{ProtocolVersion: protocolVersion, ID: []byte(from), Addr: n.trans.EncodePeer(from, raft.ServerAddress(from))}
+	req := &raft.AppendEntriesRequest{RPCHeader: leader,
+		Term: p.term, PrevLogEntry: p.index, PrevLogTerm: p.term, LeaderCommitIndex: p.index}
 	if err := n.trans.AppendEntries(self, raft.ServerAddress(self), req, &raft.AppendEntriesResponse{}); err != nil {
 		n.log.Debug("a commit notice was not taken", "index", p.index, "err", err)
 	}
@@ -202,7 +203,7 @@ func (n *server) Committed(stream grpc.ClientStreamingServer[CommitNotice, Commi
 	}
 	for {
 		m, err := stream.Recv()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return stream.SendAndClose(&CommittedReply{})
 		} else if err != nil {
 			return err

@@ -80,11 +80,10 @@ func matched(list string, id int64) (uint64, error) {
 		if strings.HasPrefix(part, "W/") {
 			return 0, Invalid("If-Match: %s is a weak tag, which never matches: send the ETag as it was answered", part)
 		}
-		text, ok := strings.CutPrefix(part, `"`)
-		if text, ok = strings.CutSuffix(text, `"`); !ok || len(part) < 2 {
+		if len(part) < 2 || part[0] != '"' || part[len(part)-1] != '"' {
 			return 0, Invalid("If-Match: %q is not an ETag: send it as it was answered, quotes included", part)
 		}
-		of, v, _ := strings.Cut(text, "-")
+		of, v, _ := strings.Cut(part[1:len(part)-1], "-")
 		n, err := strconv.ParseUint(v, 10, 64)
 		if err == nil && of == strconv.FormatInt(id, 10) {
 			version = max(version, n)

@@ -30,6 +30,8 @@ func TestCondition_Expect(t *testing.T) {
 		{`W/"12-3"`, 0, 0, 400},
 		{`12-3`, 0, 0, 400},
 		{`"`, 0, 0, 400},
+		{`12-3"`, 0, 0, 400},
+		{`"12-3`, 0, 0, 400},
 	} {
 		e, err := Condition{IfMatch: c.match}.Expect(12, c.body)
 		var answer *Error

@@ -48,7 +48,7 @@ func New(dir string) *Mesh {
 func (m *Mesh) Grow(ctx context.Context, p consensus.Profile, names ...string) error {
 	m.profile = p
 	for _, name := range names {
-		s, err := m.add(name)
+		s, err := m.add(ctx, name)
 		if err != nil {
 			return err
 		}
@@ -169,13 +169,14 @@ func (s *Site) Node() *consensus.Node {
 	return s.node
 }
 
-func (m *Mesh) add(name string) (*Site, error) {
+func (m *Mesh) add(ctx context.Context, name string) (*Site, error) {
 	dir := filepath.Join(m.dir, name)
 	id, _, err := identity.LoadOrCreate(dir)
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0") // to learn a free port
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0") // to learn a free port
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -173,8 +174,7 @@ func (r *run) failover(ctx context.Context, p consensus.Profile, rtt time.Durati
 				break
 			}
 			if ctx.Err() != nil {
-				<-killed
-				return ctx.Err()
+				return errors.Join(ctx.Err(), <-killed)
 			}
 		}
 		gaps = append(gaps, time.Since(start))

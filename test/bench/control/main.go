@@ -35,10 +35,10 @@ type run struct {
 
 // row is a line of the table.
 type row struct {
-	name, unit    string
-	got, at, most float64 // at: what must be reached
-	least         bool
-	note          string
+	name, unit string
+	got, at    float64 // at: what must be reached; 0: for information
+	least      bool    // at is the least, not the most
+	note       string
 }
 
 func main() {
