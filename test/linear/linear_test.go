@@ -32,8 +32,12 @@ func TestLinearizable(t *testing.T) {
 				seed = rand.Uint64()
 			}
 			t.Logf("seed %d", seed)
+			length := *forFlag
+			if testing.Short() {
+				length = min(length, 4*time.Second)
+			}
 			w := newWorld(t, sites...)
-			w.run(*forFlag, seed)
+			w.run(length, seed)
 			counts := map[string]int{}
 			for _, op := range w.history {
 				c, a := op.Input.(call), op.Output.(answer)
@@ -46,7 +50,7 @@ func TestLinearizable(t *testing.T) {
 				}
 			}
 			t.Logf("%d calls: %v", len(w.history), counts)
-			if least := 5 * int(forFlag.Seconds()); len(w.history) < least || counts["reads"] == 0 || counts["writes"] == 0 || counts["swaps"] == counts["lost"] {
+			if least := 5 * int(length.Seconds()); len(w.history) < least || counts["reads"] == 0 || counts["writes"] == 0 || counts["swaps"] == counts["lost"] {
 				t.Errorf("too few calls got through to show anything: want %d at least, of each kind", least)
 			}
 			result, info := check(w.history, checkFor)
