@@ -8,6 +8,7 @@ package bucket
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -125,8 +126,47 @@ func (s *Server) Kill() {
 	<-s.ended
 }
 
-// Pause stops the process where it is: connections stay, and nothing moves.
-func (s *Server) Pause() error { return s.cmd.Process.Signal(syscall.SIGSTOP) }
+// Pause stops the process where it is: connections stay, and nothing moves. It
+// returns when each of its threads has stopped: one that is sending goes on until
+// the signal reaches it.
+func (s *Server) Pause() error {
+	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	late := time.After(patience)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		stopped, err := s.stopped()
+		if stopped || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			return fmt.Errorf("the S3 server did not stop within %s", patience)
+		}
+	}
+}
+
+// stopped says whether all threads are in the state T of proc(5).
+func (s *Server) stopped() (bool, error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.cmd.Process.Pid))
+	if err != nil || len(tasks) == 0 {
+		return false, fmt.Errorf("the S3 server has no threads: %w", cmp.Or(err, os.ErrProcessDone))
+	}
+	for _, task := range tasks {
+		b, err := os.ReadFile(task)
+		if err != nil {
+			return false, err
+		}
+		// The name before it is in parentheses, and may have anything.
+		if _, state, _ := bytes.Cut(b[bytes.LastIndexByte(b, ')')+1:], []byte(" ")); !bytes.HasPrefix(state, []byte("T")) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
 
 // Resume lets it go on.
 func (s *Server) Resume() error { return s.cmd.Process.Signal(syscall.SIGCONT) }
