@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -157,6 +158,9 @@ func (s *Server) stopped() (bool, error) {
 	}
 	for _, task := range tasks {
 		b, err := os.ReadFile(task)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			return false, nil // the thread has ended: look again
+		}
 		if err != nil {
 			return false, err
 		}
