@@ -59,7 +59,7 @@ const (
 // options is the one place where options are defined.
 var options = []Option{
 	{Name: optData, Arg: "DIR", check: anyText,
-		Help: "directory of all that the node keeps; it can restart from it alone"},
+		Help: "directory of all that the node keeps on this machine; it restarts from it alone, but for blobs in a bucket"},
 	{Name: optSite, Arg: "NAME", Saved: true, check: SiteName,
 		Help: "name of the site (datacenter) that this node is in"},
 	{Name: "advertise", Arg: "HOST", Saved: true, check: checkHost,

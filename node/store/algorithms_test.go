@@ -29,6 +29,9 @@ func hasRead(t *testing.T) int64 {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/io")
 	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
 		t.Skip("this system does not count what a process reads")
 	}
 	_, rest, _ := strings.Cut(string(b), "rchar: ")

@@ -187,7 +187,7 @@ func crashCheck(t *testing.T, s *Store, said []string) (nBlobs, nOffsets int) {
 		defer func() { _ = b.Close() }()
 		v := row.Digest.Verifier()
 		if _, err := io.Copy(v, b); err != nil || !v.Verified() {
-			return fmt.Errorf("%s is not whole: %v", row.Digest, err)
+			return fmt.Errorf("%s is not whole: %s", row.Digest, fmt.Sprint(err))
 		}
 		return nil
 	})

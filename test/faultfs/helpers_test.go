@@ -159,7 +159,7 @@ func ordinary(dir string) error {
 	want := func(name, content string) error {
 		b, err := os.ReadFile(p(name))
 		if err != nil || string(b) != content {
-			return fmt.Errorf("%s has %q, want %q: %v", name, b, content, err)
+			return fmt.Errorf("%s has %q, want %q: %s", name, b, content, fmt.Sprint(err))
 		}
 		return nil
 	}
@@ -190,16 +190,16 @@ func ordinary(dir string) error {
 		return err
 	}
 	if err := os.Remove(p("a/b")); !errors.Is(err, syscall.ENOTEMPTY) {
-		return fmt.Errorf("a full directory was removed: %v", err)
+		return fmt.Errorf("a full directory was removed: %s", fmt.Sprint(err))
 	}
 	if err := errors.Join(os.Rename(p("a/b/x"), p("z")), os.Remove(p("a/b")), os.Remove(p("y")), want("z", "abcde\x00\x00")); err != nil {
 		return err
 	}
 	if _, err := os.Stat(p("y")); !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("y is still there: %v", err)
+		return fmt.Errorf("y is still there: %s", fmt.Sprint(err))
 	}
 	if _, err := os.OpenFile(p("z"), os.O_CREATE|os.O_EXCL, 0o600); !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("z was made twice: %v", err)
+		return fmt.Errorf("z was made twice: %s", fmt.Sprint(err))
 	}
 	// An open file outlives its name.
 	f, err = os.Open(p("z"))
@@ -211,7 +211,7 @@ func ordinary(dir string) error {
 	}
 	b, err := io.ReadAll(f)
 	if err != nil || string(b) != "abcde\x00\x00" {
-		return fmt.Errorf("a file without a name has %q: %v", b, err)
+		return fmt.Errorf("a file without a name has %q: %s", b, fmt.Sprint(err))
 	}
 	if err := f.Close(); err != nil {
 		return err
@@ -223,7 +223,7 @@ func ordinary(dir string) error {
 	}
 	names, err := os.ReadDir(dir)
 	if err != nil || len(names) != 3001 { // and a
-		return fmt.Errorf("%d names: %v", len(names), err)
+		return fmt.Errorf("%d names: %s", len(names), fmt.Sprint(err))
 	}
 	return nil
 }
@@ -239,19 +239,19 @@ func faulty(dir string) error {
 		return err
 	}
 	if err := f.Sync(); !errors.Is(err, syscall.EIO) {
-		return fmt.Errorf("the second fsync: %v", err)
+		return fmt.Errorf("the second fsync: %s", fmt.Sprint(err))
 	}
 	if err := f.Sync(); err != nil {
 		return err
 	}
 	if _, err := f.WriteString("x"); !errors.Is(err, syscall.ENOSPC) {
-		return fmt.Errorf("the first write: %v", err)
+		return fmt.Errorf("the first write: %s", fmt.Sprint(err))
 	}
 	if _, err := f.WriteString("x"); !errors.Is(err, syscall.ENOSPC) {
-		return fmt.Errorf("the second write: %v", err)
+		return fmt.Errorf("the second write: %s", fmt.Sprint(err))
 	}
 	if err := os.Rename(f.Name(), f.Name()+"2"); !errors.Is(err, syscall.EIO) {
-		return fmt.Errorf("the rename: %v", err)
+		return fmt.Errorf("the rename: %s", fmt.Sprint(err))
 	}
 	return os.Rename(f.Name(), f.Name()+"2")
 }

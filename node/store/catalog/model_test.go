@@ -300,7 +300,7 @@ func (m *model) account(n int, r *request) error {
 	}
 	if len(changes) == 0 {
 		if !errors.Is(r.err, ErrNotFound) {
-			return fmt.Errorf("delete of what node %d does not have: %v, want ErrNotFound", n, r.err)
+			return fmt.Errorf("delete of what node %d does not have: %s, want ErrNotFound", n, fmt.Sprint(r.err))
 		}
 		return nil
 	}

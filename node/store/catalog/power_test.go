@@ -121,7 +121,7 @@ func checkPower(c *Catalog, all []powerSaid) error {
 			ok = ok || name == "" && err != nil || name != "" && err == nil && info.Digest == digest.FromBytes(body(name))
 		}
 		if !ok {
-			return fmt.Errorf("tag %s says %q (%v), none of %q", tag, info.Digest, err, names)
+			return fmt.Errorf("tag %s says %q (%s), none of %q", tag, info.Digest, fmt.Sprint(err), names)
 		}
 		if err == nil {
 			if b, ok, err := c.Content(info.Digest); err != nil || !ok || digest.FromBytes(b) != info.Digest {

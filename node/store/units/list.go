@@ -63,7 +63,7 @@ func UnitSizeFor(size int64) int64 {
 // CheckDigest refuses everything but a well-formed sha256 or sha512 digest.
 func CheckDigest(d digest.Digest) error {
 	if err := d.Validate(); err != nil {
-		return fmt.Errorf("%w (%q: %v)", ErrUnsupportedDigest, string(d), err)
+		return fmt.Errorf("%w (%q: %w)", ErrUnsupportedDigest, string(d), err)
 	}
 	return CheckAlgorithm(d.Algorithm())
 }

@@ -148,7 +148,7 @@ func (a *algorithm) at(s []byte, length int64) (*chain, error) {
 	b = b[:len(b)+a.block] // nothing is pending: zeros
 	b = binary.BigEndian.AppendUint64(b, uint64(length))
 	if err := c.UnmarshalBinary(b); err != nil {
-		return nil, fmt.Errorf("%w (%s: %v)", ErrUnavailable, a.name, err)
+		return nil, fmt.Errorf("%w (%s: %w)", ErrUnavailable, a.name, err)
 	}
 	return c, nil
 }
