@@ -177,7 +177,7 @@ func (b *bench) putBlobs(ctx context.Context, on, medium string, throughput floa
 			}
 			return nil
 		}
-		for _, who := range inTurn(round) {
+		for _, who := range append(inTurn(round), bare) {
 			if err := b.alone(ctx, who, on, push); err != nil {
 				return err
 			}
@@ -187,6 +187,8 @@ func (b *bench) putBlobs(ctx context.Context, on, medium string, throughput floa
 		name := fmt.Sprintf("PUT blob %d MB on %s, %s", b.BlobBytes/mega, medium, clientsOf(n))
 		b.report(name, "MB/s", ratioAtLeast(throughput), rate[n])
 		b.report(name+", server CPU", "s/GB", nil, cost[n])
+		b.report(name+" (theirs: a bare receiver)", "MB/s", nil, rate[n].beside(bare))
+		b.report(name+", server CPU (theirs: a bare receiver)", "s/GB", nil, cost[n].beside(bare))
 	}
 	return nil
 }

@@ -57,6 +57,9 @@ type samples map[string][]float64
 
 func (s samples) add(on *server, v float64) { s[on.name] = append(s[on.name], v) }
 
+// beside compares ours with another one in the place of theirs.
+func (s samples) beside(who string) samples { return samples{ours: s[ours], theirs: s[who]} }
+
 // newRow takes the medians and judges them.
 func newRow(name, unit string, t *target, s samples) row {
 	r := row{Name: name, Unit: unit, Ours: round(median(s[ours]), digits), Target: t.String(), Rounds: len(s[ours])}

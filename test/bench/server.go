@@ -27,7 +27,7 @@ import (
 
 // server is one registry that runs.
 type server struct {
-	name  string // ours or theirs
+	name  string // ours, theirs or bare
 	addr  string
 	auth  string         // of pushes; empty: none is asked for
 	roots *x509.CertPool // nil: plain HTTP
@@ -294,11 +294,8 @@ func (b *bench) alone(ctx context.Context, who, on string, do func(*server) erro
 		return err
 	}
 	defer os.RemoveAll(dir)
-	start := b.startOurs
-	if who == theirs {
-		start = b.startTheirs
-	}
-	s, err := start(ctx, filepath.Join(dir, who), nil)
+	start := map[string]func(context.Context, string, *certificate) (*server, error){ours: b.startOurs, theirs: b.startTheirs, bare: b.startBare}
+	s, err := start[who](ctx, filepath.Join(dir, who), nil)
 	if err != nil {
 		return err
 	}

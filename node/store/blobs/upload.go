@@ -301,7 +301,7 @@ func (u *Upload) append(ctx context.Context, r io.Reader, last bool) (n int64, e
 	if last && u.hasher.Size() == 0 {
 		// One byte more than fits tells whether it ends here.
 		head := make([]byte, u.s.cfg.SmallMax+1)
-		k, ended, err := readHead(r, head)
+		k, ended, err := fill(r, head)
 		if ended {
 			u.small = head[:k:k]
 			_, err = u.hasher.Write(u.small)
@@ -331,31 +331,35 @@ func (u *Upload) append(ctx context.Context, r io.Reader, last bool) (n int64, e
 		}
 	}()
 
-	buf, back := u.s.buffer()
-	defer back()
+	c := u.copier()
+	defer func() {
+		if cerr := c.end(); cerr != nil {
+			err = errors.Join(err, cerr)
+		}
+	}()
 	begun := u.hasher.Size()
 	for {
 		if err := ctx.Err(); err != nil {
 			return n, err
 		}
-		k, rerr := r.Read(buf)
+		k, ended, rerr := fill(r, c.room())
 		if k > 0 {
-			if err := u.write(buf[:k]); err != nil {
+			if err := c.take(k); err != nil {
 				return n, err
 			}
 			n += int64(k)
 		}
-		if rerr == io.EOF {
+		if ended {
 			return n, nil
 		}
 		if rerr != nil {
 			return n, fmt.Errorf("upload %s: read: %w", u.id, rerr)
 		}
-		if u.hasher.Size()-begun >= checkpointEvery {
-			if err := wait(); err != nil {
+		if c.size-begun >= checkpointEvery {
+			if err := errors.Join(wait(), c.settle()); err != nil {
 				return n, err
 			}
-			begun = u.hasher.Size()
+			begun = c.size
 			size, states := begun, u.hasher.States()
 			syncing = make(chan error, 1)
 			go func(done chan<- error) { done <- u.checkpoint(size, states) }(syncing)
@@ -363,9 +367,9 @@ func (u *Upload) append(ctx context.Context, r io.Reader, last bool) (n int64, e
 	}
 }
 
-// readHead fills b as far as r goes. Unlike io.ReadFull it tells r's end from a
-// connection that broke, which also reads as io.ErrUnexpectedEOF.
-func readHead(r io.Reader, b []byte) (n int, ended bool, err error) {
+// fill reads until b is full or r ends. Unlike io.ReadFull it tells r's end from
+// a connection that broke, which also reads as io.ErrUnexpectedEOF.
+func fill(r io.Reader, b []byte) (n int, ended bool, err error) {
 	for n < len(b) {
 		k, err := r.Read(b[n:])
 		n += k
@@ -381,7 +385,15 @@ func readHead(r io.Reader, b []byte) (n int, ended bool, err error) {
 
 // write adds b to file and hash.
 func (u *Upload) write(b []byte) error {
-	size := u.hasher.Size()
+	if err := u.put(b, u.hasher.Size()); err != nil {
+		return err
+	}
+	_, err := u.hasher.Write(b)
+	return err
+}
+
+// put adds b to the file, which has size bytes.
+func (u *Upload) put(b []byte, size int64) error {
 	if size+int64(len(b)) > u.s.cfg.MaxUpload {
 		return fmt.Errorf("%w: at most %d bytes", ErrTooLarge, u.s.cfg.MaxUpload)
 	}
@@ -395,8 +407,7 @@ func (u *Upload) write(b []byte) error {
 	if err != nil {
 		return fmt.Errorf("upload %s: write at %d: %w", u.id, size, mapError(err))
 	}
-	_, err = u.hasher.Write(b)
-	return err
+	return nil
 }
 
 // checkpoint makes the first size bytes durable and notes it. One call at a
