@@ -24,9 +24,9 @@ type Config struct {
 	// mesh that is there its own profile is used, and this one's numbers only if
 	// it has the same name.
 	Profile Profile
-	// Voters is how many sites vote where there are as many: 3 or 5, 0 is 3. All
-	// nodes of a mesh must have the same.
-	Voters int
+	// Draining says which nodes want to be left in peace: they are given no vote,
+	// and give theirs to others. Hearsay is enough; nil: none does.
+	Draining func(identity.NodeID) bool
 	// RaftListener gives the members' raft connections (wire.Listener.Raft).
 	RaftListener net.Listener
 	// DialRaft connects to a member's raft side; nil is wire.DialRaft.
@@ -41,6 +41,10 @@ type Config struct {
 	Logger *slog.Logger
 	// Now is the clock that stamps commands and judges joiners'; nil is time.Now.
 	Now func() time.Time
+
+	// lasting is for how long nearer voters must be in sight before votes move to
+	// them, but for tests.
+	lasting time.Duration
 }
 
 // Limits and periods that do not follow the profile.

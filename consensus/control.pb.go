@@ -691,8 +691,9 @@ func (x *JoinReply) GetLevel() uint32 {
 
 type PingRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // what the caller has applied
-	Self          *command.Node          `protobuf:"bytes,2,opt,name=self,proto3" json:"self,omitempty"`    // the caller's own record, while the mesh has another one
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`  // what the caller has applied
+	Self          *command.Node          `protobuf:"bytes,2,opt,name=self,proto3" json:"self,omitempty"`     // the caller's own record, while the mesh has another one
+	Trips         bool                   `protobuf:"varint,20,opt,name=trips,proto3" json:"trips,omitempty"` // answer with the round trips that you measured
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -741,6 +742,13 @@ func (x *PingRequest) GetSelf() *command.Node {
 	return nil
 }
 
+func (x *PingRequest) GetTrips() bool {
+	if x != nil {
+		return x.Trips
+	}
+	return false
+}
+
 type PingReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
@@ -753,6 +761,7 @@ type PingReply struct {
 	MeshId        []byte                 `protobuf:"bytes,8,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
 	Generation    []byte                 `protobuf:"bytes,9,opt,name=generation,proto3" json:"generation,omitempty"`
 	Nodes         []*command.Node        `protobuf:"bytes,10,rep,name=nodes,proto3" json:"nodes,omitempty"` // if the caller is behind
+	Trips         []*Trip                `protobuf:"bytes,20,rep,name=trips,proto3" json:"trips,omitempty"` // if the caller asked for them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -857,6 +866,66 @@ func (x *PingReply) GetNodes() []*command.Node {
 	return nil
 }
 
+func (x *PingReply) GetTrips() []*Trip {
+	if x != nil {
+		return x.Trips
+	}
+	return nil
+}
+
+// Trip is the usual round trip from the node that says so to another.
+type Trip struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Microseconds  uint32                 `protobuf:"varint,2,opt,name=microseconds,proto3" json:"microseconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Trip) Reset() {
+	*x = Trip{}
+	mi := &file_consensus_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Trip) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Trip) ProtoMessage() {}
+
+func (x *Trip) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Trip.ProtoReflect.Descriptor instead.
+func (*Trip) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Trip) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *Trip) GetMicroseconds() uint32 {
+	if x != nil {
+		return x.Microseconds
+	}
+	return 0
+}
+
 // TokenBody is what a join token carries, see Token.
 type TokenBody struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -872,7 +941,7 @@ type TokenBody struct {
 
 func (x *TokenBody) Reset() {
 	*x = TokenBody{}
-	mi := &file_consensus_control_proto_msgTypes[13]
+	mi := &file_consensus_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +953,7 @@ func (x *TokenBody) String() string {
 func (*TokenBody) ProtoMessage() {}
 
 func (x *TokenBody) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[13]
+	mi := &file_consensus_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +966,7 @@ func (x *TokenBody) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenBody.ProtoReflect.Descriptor instead.
 func (*TokenBody) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{13}
+	return file_consensus_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TokenBody) GetMeshId() []byte {
@@ -952,7 +1021,7 @@ type TokenAddress struct {
 
 func (x *TokenAddress) Reset() {
 	*x = TokenAddress{}
-	mi := &file_consensus_control_proto_msgTypes[14]
+	mi := &file_consensus_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1033,7 @@ func (x *TokenAddress) String() string {
 func (*TokenAddress) ProtoMessage() {}
 
 func (x *TokenAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[14]
+	mi := &file_consensus_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1046,7 @@ func (x *TokenAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAddress.ProtoReflect.Descriptor instead.
 func (*TokenAddress) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{14}
+	return file_consensus_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TokenAddress) GetAddress() string {
@@ -1006,7 +1075,7 @@ type Seeds struct {
 
 func (x *Seeds) Reset() {
 	*x = Seeds{}
-	mi := &file_consensus_control_proto_msgTypes[15]
+	mi := &file_consensus_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1087,7 @@ func (x *Seeds) String() string {
 func (*Seeds) ProtoMessage() {}
 
 func (x *Seeds) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[15]
+	mi := &file_consensus_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1100,7 @@ func (x *Seeds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seeds.ProtoReflect.Descriptor instead.
 func (*Seeds) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{15}
+	return file_consensus_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Seeds) GetNodes() []*command.Node {
@@ -1099,10 +1168,11 @@ const file_consensus_control_proto_rawDesc = "" +
 	"generation\x18\x05 \x01(\fR\n" +
 	"generation\x12\x1e\n" +
 	"\vnow_unix_ns\x18\x06 \x01(\x03R\tnowUnixNs\x12\x14\n" +
-	"\x05level\x18\a \x01(\rR\x05level\"R\n" +
+	"\x05level\x18\a \x01(\rR\x05level\"h\n" +
 	"\vPingRequest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12-\n" +
-	"\x04self\x18\x02 \x01(\v2\x19.portolan.command.v1.NodeR\x04self\"\xc4\x02\n" +
+	"\x04self\x18\x02 \x01(\v2\x19.portolan.command.v1.NodeR\x04self\x12\x14\n" +
+	"\x05trips\x18\x14 \x01(\bR\x05trips\"\xf7\x02\n" +
 	"\tPingReply\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1d\n" +
 	"\n" +
@@ -1117,7 +1187,11 @@ const file_consensus_control_proto_rawDesc = "" +
 	"generation\x18\t \x01(\fR\n" +
 	"generation\x12/\n" +
 	"\x05nodes\x18\n" +
-	" \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes\"\xc9\x01\n" +
+	" \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes\x121\n" +
+	"\x05trips\x18\x14 \x03(\v2\x1b.portolan.consensus.v1.TripR\x05trips\"C\n" +
+	"\x04Trip\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\"\n" +
+	"\fmicroseconds\x18\x02 \x01(\rR\fmicroseconds\"\xc9\x01\n" +
 	"\tTokenBody\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x03R\x02id\x12\x16\n" +
@@ -1150,7 +1224,7 @@ func file_consensus_control_proto_rawDescGZIP() []byte {
 	return file_consensus_control_proto_rawDescData
 }
 
-var file_consensus_control_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_consensus_control_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_consensus_control_proto_goTypes = []any{
 	(*ProposeRequest)(nil),   // 0: portolan.consensus.v1.ProposeRequest
 	(*ProposeReply)(nil),     // 1: portolan.consensus.v1.ProposeReply
@@ -1165,35 +1239,37 @@ var file_consensus_control_proto_goTypes = []any{
 	(*JoinReply)(nil),        // 10: portolan.consensus.v1.JoinReply
 	(*PingRequest)(nil),      // 11: portolan.consensus.v1.PingRequest
 	(*PingReply)(nil),        // 12: portolan.consensus.v1.PingReply
-	(*TokenBody)(nil),        // 13: portolan.consensus.v1.TokenBody
-	(*TokenAddress)(nil),     // 14: portolan.consensus.v1.TokenAddress
-	(*Seeds)(nil),            // 15: portolan.consensus.v1.Seeds
-	(*command.Envelope)(nil), // 16: portolan.command.v1.Envelope
-	(*command.Node)(nil),     // 17: portolan.command.v1.Node
+	(*Trip)(nil),             // 13: portolan.consensus.v1.Trip
+	(*TokenBody)(nil),        // 14: portolan.consensus.v1.TokenBody
+	(*TokenAddress)(nil),     // 15: portolan.consensus.v1.TokenAddress
+	(*Seeds)(nil),            // 16: portolan.consensus.v1.Seeds
+	(*command.Envelope)(nil), // 17: portolan.command.v1.Envelope
+	(*command.Node)(nil),     // 18: portolan.command.v1.Node
 }
 var file_consensus_control_proto_depIdxs = []int32{
-	16, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
-	17, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
-	17, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
-	17, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
-	17, // 4: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
-	14, // 5: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
-	17, // 6: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
-	0,  // 7: portolan.consensus.v1.Control.Propose:input_type -> portolan.consensus.v1.ProposeRequest
-	9,  // 8: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
-	11, // 9: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
-	2,  // 10: portolan.consensus.v1.Control.Committed:input_type -> portolan.consensus.v1.CommitNotice
-	4,  // 11: portolan.consensus.v1.Control.Barrier:input_type -> portolan.consensus.v1.BarrierRequest
-	1,  // 12: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
-	10, // 13: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
-	12, // 14: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
-	3,  // 15: portolan.consensus.v1.Control.Committed:output_type -> portolan.consensus.v1.CommittedReply
-	5,  // 16: portolan.consensus.v1.Control.Barrier:output_type -> portolan.consensus.v1.BarrierReply
-	12, // [12:17] is the sub-list for method output_type
-	7,  // [7:12] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	17, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
+	18, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
+	18, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
+	18, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
+	18, // 4: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
+	13, // 5: portolan.consensus.v1.PingReply.trips:type_name -> portolan.consensus.v1.Trip
+	15, // 6: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
+	18, // 7: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
+	0,  // 8: portolan.consensus.v1.Control.Propose:input_type -> portolan.consensus.v1.ProposeRequest
+	9,  // 9: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
+	11, // 10: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
+	2,  // 11: portolan.consensus.v1.Control.Committed:input_type -> portolan.consensus.v1.CommitNotice
+	4,  // 12: portolan.consensus.v1.Control.Barrier:input_type -> portolan.consensus.v1.BarrierRequest
+	1,  // 13: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
+	10, // 14: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
+	12, // 15: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
+	3,  // 16: portolan.consensus.v1.Control.Committed:output_type -> portolan.consensus.v1.CommittedReply
+	5,  // 17: portolan.consensus.v1.Control.Barrier:output_type -> portolan.consensus.v1.BarrierReply
+	13, // [13:18] is the sub-list for method output_type
+	8,  // [8:13] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_consensus_control_proto_init() }
@@ -1207,7 +1283,7 @@ func file_consensus_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_control_proto_rawDesc), len(file_consensus_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

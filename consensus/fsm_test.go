@@ -172,28 +172,6 @@ func TestStatus_ErrorsCrossTheWire(t *testing.T) {
 	}
 }
 
-// TestTransferStuck_StopsTheNode: raft#696.
-func TestTransferStuck_StopsTheNode(t *testing.T) {
-	n := &Node{cfg: Config{Profile: LAN}, fatal: make(chan error, 1)}
-	_ = n.watchTransfer(raft.ErrLeadershipTransferInProgress)
-	n.transferStuck.Add(-int64(2 * LAN.Election))
-	_ = n.watchTransfer(raft.ErrLeadershipTransferInProgress)
-	select {
-	case err := <-n.fatal:
-		t.Fatalf("too early: %v", err)
-	default:
-	}
-	n.transferStuck.Add(-int64(2 * LAN.Election))
-	_ = n.watchTransfer(raft.ErrLeadershipTransferInProgress)
-	if err := <-n.fatal; !strings.Contains(err.Error(), "raft#696") {
-		t.Fatal(err)
-	}
-	_ = n.watchTransfer(nil)
-	if n.transferStuck.Load() != 0 {
-		t.Fatal("a success does not end the wait")
-	}
-}
-
 func TestWatchTransfer_ErrorClasses(t *testing.T) {
 	n := &Node{cfg: Config{Profile: LAN}, fatal: make(chan error, 1)}
 	var other *notLeader

@@ -31,10 +31,11 @@ type network struct {
 	mu      sync.Mutex
 	changed chan struct{}
 	cut     map[[2]string]bool
+	delay   map[[2]string]time.Duration // one way
 }
 
 func newNetwork() *network {
-	return &network{changed: make(chan struct{}), cut: make(map[[2]string]bool)}
+	return &network{changed: make(chan struct{}), cut: make(map[[2]string]bool), delay: make(map[[2]string]time.Duration)}
 }
 
 func pair(a, b string) [2]string {
@@ -50,6 +51,32 @@ func (n *network) set(a, b string, cut bool) {
 	n.cut[pair(a, b)] = cut
 	close(n.changed)
 	n.changed = make(chan struct{})
+}
+
+// slow makes a link's round trip that long.
+func (n *network) slow(a, b string, trip time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.delay[pair(a, b)] = trip / 2
+}
+
+// travel takes as long as the link's way; what is sent meanwhile waits its turn,
+// as it would for an answer.
+func (n *network) travel(a, b string, stop <-chan struct{}) error {
+	n.mu.Lock()
+	d := n.delay[pair(a, b)]
+	n.mu.Unlock()
+	if d == 0 {
+		return nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-stop:
+		return net.ErrClosed
+	}
 }
 
 // wait returns when the link is whole, or stop or the deadline is reached.
@@ -123,11 +150,18 @@ func (l *link) Read(b []byte) (int, error) {
 	if err := l.net.wait(l.a, l.b, l.closed, at(&l.rd)); err != nil {
 		return 0, err
 	}
+	// The other end's connection is not one of the network's: its way is here.
+	if err := l.net.travel(l.a, l.b, l.closed); err != nil {
+		return 0, err
+	}
 	return k, nil
 }
 
 func (l *link) Write(b []byte) (int, error) {
 	if err := l.net.wait(l.a, l.b, l.closed, at(&l.wr)); err != nil {
+		return 0, err
+	}
+	if err := l.net.travel(l.a, l.b, l.closed); err != nil {
 		return 0, err
 	}
 	return l.Conn.Write(b)
@@ -151,7 +185,9 @@ type site struct {
 	now      func() time.Time // as a joiner
 	sites    *sync.Map        // control address -> site name
 	profile  Profile          // zero: the mesh's
-	minLevel uint32           // as a joiner; 0: the binary's
+	lasting  time.Duration    // before votes move for distance; 0: the real time
+	draining func(identity.NodeID) bool
+	minLevel uint32 // as a joiner; 0: the binary's
 	node     *Node
 	shutdown func() error
 	// shutdownErr is shutdown where an error is what the test wants.
@@ -271,7 +307,7 @@ func (s *site) start(seeds []*command.Node) {
 			}
 			return s.net.link(s.name, peer, c), nil
 		},
-		Seeds: seeds, Logger: s.logger(), Now: func() time.Time {
+		Seeds: seeds, Logger: s.logger(), lasting: s.lasting, Draining: s.draining, Now: func() time.Time {
 			if now := s.clock.Load(); now != nil {
 				return (*now)()
 			}

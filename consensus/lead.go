@@ -45,6 +45,7 @@ func (n *Node) term(ctx context.Context) (again bool) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
+	n.transferStuck.Store(0) // what was refused in an earlier term says nothing of this one
 	n.log.Info("this node leads the mesh now", "term", n.raft.CurrentTerm())
 	wg.Go(func() { n.commits.lead(ctx) })
 	wg.Go(func() {
@@ -75,9 +76,11 @@ func (n *Node) govern(ctx context.Context) {
 	p := &pilot{node: n, last: make(map[raft.ServerID]report)}
 	// Long enough for an answer over the profile's slowest link, twice.
 	update := max(500*time.Millisecond, n.cfg.Profile.Election*2/5)
-	ap := autopilot.New(n.raft, p,
+	ap := autopilot.New(ballot{Raft: n.raft, node: n}, p,
 		autopilot.WithLogger(telemetry.HCLog(n.log, "voters", repeatsAutopilot)),
-		autopilot.WithPromoter(&voters.Promoter{Sites: p.votingSites, Want: n.cfg.Voters, Answers: func(id raft.ServerID) bool { return p.answers(ctx, id) }}),
+		autopilot.WithPromoter(&promoter{node: n, Promoter: voters.Promoter{
+			Sites: p.votingSites, Want: func() int { return n.state.View().Mesh().WantsVoters() }, Draining: n.draining, Exchange: n.exchange,
+			Lasting: n.cfg.lasting, Answers: func(id raft.ServerID) bool { return p.answers(ctx, id) }}}),
 		autopilot.WithUpdateInterval(update), autopilot.WithReconcileInterval(2*update))
 	ap.Start(ctx)
 	defer func() { <-ap.Stop() }()

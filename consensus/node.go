@@ -20,7 +20,6 @@ import (
 
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/consensus/state"
-	"github.com/portolan/portolan/consensus/voters"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/telemetry"
 	"github.com/portolan/portolan/node/wire"
@@ -60,6 +59,7 @@ type Node struct {
 	closing  sync.Once
 	closeErr error
 
+	transferring  atomic.Bool  // leadership is being handed over
 	transferStuck atomic.Int64 // unix nanoseconds of the first refusal in a row; raft#696
 
 	mu      sync.Mutex                    // leaf lock
@@ -100,9 +100,6 @@ func Open(cfg Config) (*Node, error) {
 func fill(cfg *Config) error {
 	if cfg.Dir == "" || cfg.Identity == nil || cfg.RaftListener == nil || cfg.Self == nil {
 		return errors.New("consensus: a directory, an identity, a raft listener and the node's own record are needed")
-	}
-	if v := cfg.Voters; v != 0 && v != 3 && v != voters.Most {
-		return fmt.Errorf("consensus: %d voters are not possible: 3 or %d", v, voters.Most)
 	}
 	cfg.Self = Record(cfg.Identity, cfg.Self)
 	if cfg.Profile.Election == 0 {
@@ -266,6 +263,7 @@ func (n *Node) Run(ctx context.Context) error {
 	wg.Go(func() { n.watch(run) })
 	wg.Go(func() { n.keepRecord(run) })
 	wg.Go(func() { n.commits.run(run) })
+	wg.Go(func() { n.survey(run) })
 	wg.Go(func() { (&news{node: n}).run(run) })
 	wg.Go(n.stand)
 	var err error
@@ -310,55 +308,6 @@ func (n *Node) watch(ctx context.Context) {
 		case <-changed:
 		}
 	}
-}
-
-// handOver gives leadership to the voter that was heard from last (or that has
-// most of the log, while nobody was asked yet), once, and waits one election
-// timeout at most: a transfer can hang for ever (raft#696).
-func (n *Node) handOver() {
-	if n.raft.State() != raft.Leader {
-		return
-	}
-	if voters, _ := n.servers(); len(voters) < 2 {
-		return
-	}
-	done := make(chan error, 1)
-	to, known := n.reach.closest()
-	go func() { // ends with raft at the latest
-		if known {
-			id := raft.ServerID(to.String())
-			done <- n.raft.LeadershipTransferToServer(id, raft.ServerAddress(id)).Error()
-			return
-		}
-		done <- n.raft.LeadershipTransfer().Error()
-	}()
-	err := errors.New("no answer within an election timeout")
-	select {
-	case err = <-done:
-	case <-time.After(n.cfg.Profile.Election):
-	}
-	if err != nil {
-		// No trouble: the others elect a leader, or stop as well.
-		n.log.Info("leadership was not handed over: the other voters elect a leader by themselves", "err", err)
-		return
-	}
-	m, _ := n.state.View().Node(to)
-	n.log.Info("leadership was handed over", "site", m.Site)
-}
-
-// closest gives the other voter that answered last.
-func (r *reach) closest() (identity.NodeID, bool) {
-	voters, _ := r.node.servers()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var best identity.NodeID
-	var at time.Time
-	for _, id := range voters {
-		if t := r.seen[id]; id != r.node.cfg.Identity.ID && t.After(at) {
-			best, at = id, t
-		}
-	}
-	return best, !at.IsZero()
 }
 
 // stop ends the node for a reason that only a restart heals.

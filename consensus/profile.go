@@ -2,13 +2,7 @@ package consensus
 
 import (
 	"fmt"
-	"slices"
-	"sync"
 	"time"
-
-	"github.com/hashicorp/raft"
-
-	"github.com/portolan/portolan/node/identity"
 )
 
 // Profile is a set of raft timings. All nodes of a mesh use the same. It is a
@@ -92,55 +86,3 @@ func (n *Node) useProfile() error {
 // Profile gives the timings that this node runs with. The mesh's own may be
 // another since a command changed it: a restart takes it.
 func (n *Node) Profile() Profile { return n.cfg.Profile }
-
-const (
-	tripsKept = 64 // pings a figure is of; at the leader that is half a minute
-	tripsMin  = 16 // fewer say nothing
-	// tripsRank leaves out the slowest eighth: pings wait for busy processors.
-	tripsRank = 7.0 / 8
-)
-
-// trips keeps how long pings to other nodes took.
-type trips struct {
-	mu sync.Mutex
-	of map[identity.NodeID][]time.Duration
-}
-
-func (t *trips) add(id identity.NodeID, took time.Duration) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.of == nil {
-		t.of = make(map[identity.NodeID][]time.Duration)
-	}
-	kept := append(t.of[id], took)
-	t.of[id] = kept[max(0, len(kept)-tripsKept):]
-	if len(t.of) > maxPeekedNodes {
-		clear(t.of)
-	}
-}
-
-// slowest gives the longest of the nodes' usual trips; 0: not known.
-func (t *trips) slowest(of []identity.NodeID) time.Duration {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var most time.Duration
-	for _, id := range of {
-		if len(t.of[id]) < tripsMin {
-			continue
-		}
-		s := slices.Clone(t.of[id])
-		slices.Sort(s)
-		most = max(most, s[int(tripsRank*float64(len(s)-1))])
-	}
-	return most
-}
-
-// RoundTrip gives the longest usual round trip to another voter, as the leader
-// measures it; 0 at other nodes, and as long as it is not known.
-func (n *Node) RoundTrip() time.Duration {
-	if n.raft.State() != raft.Leader {
-		return 0
-	}
-	voters, _ := n.servers()
-	return n.trips.slowest(voters)
-}

@@ -8,7 +8,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/portolan/portolan/consensus/command"
-	"github.com/portolan/portolan/node/identity"
 )
 
 func TestProfiles_AreSound(t *testing.T) {
@@ -75,30 +74,5 @@ func TestProfile_ByCommand(t *testing.T) {
 	b.start(nil)
 	if got := b.node.Profile(); got != Far {
 		t.Fatalf("after a restart: %+v", got)
-	}
-}
-
-func TestTrips(t *testing.T) {
-	var tr trips
-	near, far, new := identity.NodeID{1}, identity.NodeID{2}, identity.NodeID{3}
-	for i := range 2 * tripsKept {
-		tr.add(near, 10*time.Millisecond)
-		d := 80 * time.Millisecond
-		if i%20 == 0 {
-			d = time.Second // a busy processor now and then
-		}
-		tr.add(far, d)
-	}
-	tr.add(new, time.Hour)
-	for _, c := range []struct {
-		of   []identity.NodeID
-		want time.Duration
-	}{{[]identity.NodeID{near}, 10 * time.Millisecond}, {[]identity.NodeID{near, far, new}, 80 * time.Millisecond}, {[]identity.NodeID{new}, 0}, {nil, 0}} {
-		if got := tr.slowest(c.of); got != c.want {
-			t.Errorf("%v: %s, want %s", c.of, got, c.want)
-		}
-	}
-	if n := len(tr.of[near]); n != tripsKept {
-		t.Errorf("%d trips are kept", n)
 	}
 }

@@ -195,13 +195,18 @@ func (r *reach) ping(ctx context.Context, id identity.NodeID) {
 // ping asks a node how it is, and learns the members that it knows. It tells
 // where this node is now, as long as the mesh does not know.
 func (n *Node) ping(ctx context.Context, id identity.NodeID) (*PingReply, error) {
+	return n.pingFor(ctx, id, false)
+}
+
+// pingFor is ping; with trips, the node is asked for what it measured, too.
+func (n *Node) pingFor(ctx context.Context, id identity.NodeID, trips bool) (*PingReply, error) {
 	c, err := n.peers.get(id)
 	if err != nil {
 		return nil, err
 	}
 	view := n.state.View()
 	have := view.Index()
-	req := &PingRequest{Index: have}
+	req := &PingRequest{Index: have, Trips: trips}
 	if m, ok := view.Node(n.cfg.Identity.ID); ok && !proto.Equal(m.Command(), n.cfg.Self) {
 		req.Self = n.cfg.Self
 	}

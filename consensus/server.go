@@ -83,6 +83,9 @@ func (n *server) Ping(ctx context.Context, req *PingRequest) (*PingReply, error)
 	if view.Index() > req.GetIndex() {
 		rep.Nodes = nodeRecords(view)
 	}
+	if req.GetTrips() {
+		rep.Trips = n.trips.tell()
+	}
 	return rep, nil
 }
 

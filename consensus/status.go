@@ -177,6 +177,7 @@ var (
 	descContact = prometheus.NewDesc("portolan_consensus_leader_contact_seconds", "Time since the leader was heard; 0 at the leader, -1: never.", nil, nil)
 	descVoters  = prometheus.NewDesc("portolan_consensus_voters", "Voters in raft's configuration.", nil, nil)
 	descLag     = prometheus.NewDesc("portolan_consensus_lag_entries", "Entries of this node's log that its state has not got yet.", nil, nil)
+	descTrip    = prometheus.NewDesc("portolan_consensus_round_trip_seconds", "Usual round trip from this node to another over the control port: the median of the last pings.", []string{"to_site", "to_node"}, nil)
 	descReach   = prometheus.NewDesc("portolan_consensus_majority", "0 once edits are refused because the majority, or its leader, is out of reach.", nil, nil)
 )
 
@@ -210,7 +211,7 @@ func (n *Node) Describe(ch chan<- *prometheus.Desc) {
 	n.stats.took.Describe(ch)
 	n.stats.reads.Describe(ch)
 	n.stats.barriers.Describe(ch)
-	for _, d := range []*prometheus.Desc{descApplied, descTerm, descLeads, descContact, descVoters, descReach, descLag} {
+	for _, d := range []*prometheus.Desc{descApplied, descTerm, descLeads, descContact, descVoters, descReach, descLag, descTrip} {
 		ch <- d
 	}
 }
@@ -229,6 +230,12 @@ func (n *Node) Collect(ch chan<- prometheus.Metric) {
 	for d, v := range map[*prometheus.Desc]float64{descApplied: float64(s.Applied), descTerm: float64(s.Term), descLeads: flag(s.IsLeader),
 		descContact: contact, descVoters: float64(len(s.Voters)), descReach: flag(s.Majority), descLag: float64(s.Index - min(s.Index, s.Applied))} {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v)
+	}
+	view := n.state.View()
+	for id, d := range n.trips.usual() {
+		if m, ok := view.Node(id); ok {
+			ch <- prometheus.MustNewConstMetric(descTrip, prometheus.GaugeValue, d.Seconds(), m.Site, id.String())
+		}
 	}
 }
 

@@ -155,6 +155,7 @@ func (p placement) Presence(ctx context.Context, q mesh.Question) ([]mesh.Presen
 func (n *node) consensusStatus() mesh.Consensus {
 	s := n.raft.Status()
 	c := mesh.Consensus{
+		VotersWanted: n.view().Mesh().WantsVoters(), RoundTrips: n.roundTrips(),
 		Leader: s.Leader, LeaderSite: s.LeaderSite, Term: s.Term, Index: s.Index, Applied: s.Applied,
 		Voters: s.Voters, Learners: s.Learners, Profile: n.raft.Profile().Name,
 	}
@@ -198,7 +199,9 @@ func (n *node) cutOff(ctx context.Context) error {
 			if !now[id] {
 				n.log.Info("a node was removed; its connections are cut", "node", id)
 				n.control.CutOff(id)
-				n.host.CutOff(id)
+				if n.host != nil { // a witness has no data plane
+					n.host.CutOff(id)
+				}
 			}
 		}
 		known = now

@@ -67,13 +67,16 @@ func Join(ctx context.Context, cfg JoinConfig) (config.Config, error) {
 	if err != nil {
 		return settings, err
 	}
-	s, err := store.Open(ctx, store.Config{Dir: filepath.Join(settings.Data, storeDir), Identity: id})
-	if err != nil {
-		return settings, err
-	}
-	storeID := s.ID()
-	if err := s.Close(); err != nil {
-		return settings, err
+	var storeID identity.StoreID
+	if !settings.Witness {
+		s, err := store.Open(ctx, store.Config{Dir: filepath.Join(settings.Data, storeDir), Identity: id})
+		if err != nil {
+			return settings, err
+		}
+		storeID = s.ID()
+		if err := s.Close(); err != nil {
+			return settings, err
+		}
 	}
 	answer, err := consensus.Join(ctx, consensus.JoinConfig{
 		Token: token, Identity: id, Site: settings.Site, Now: cfg.Now, Progress: cfg.Say,
@@ -103,7 +106,11 @@ func Join(ctx context.Context, cfg JoinConfig) (config.Config, error) {
 	if err := config.WriteFormat(settings.Data, answer.Mesh, id.ID); err != nil {
 		return settings, err
 	}
-	cfg.Say("joined mesh " + answer.Mesh.String() + " as site " + settings.Site)
+	as := " as site "
+	if settings.Witness {
+		as = " as the witness "
+	}
+	cfg.Say("joined mesh " + answer.Mesh.String() + as + settings.Site)
 	return settings, nil
 }
 

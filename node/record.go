@@ -22,15 +22,20 @@ const (
 	AdminPasswordFile = "admin-password"
 )
 
-// record is this node's entry in the node list.
+// record is this node's entry in the node list. A witness has neither a store
+// nor a data port.
 func record(cfg Config, id *identity.Identity, storeID identity.StoreID) *command.Node {
 	box, signature := id.BoxKey()
 	s := cfg.Settings
-	return &command.Node{
-		Id: id.ID[:], BoxKey: box[:], BoxSignature: signature, StoreId: storeID[:],
-		Host: s.Advertise, GossipPort: uint32(s.GossipPort), ControlPort: uint32(s.ControlPort), DataPort: uint32(s.DataPort),
-		RegistryUrl: s.RegistryURL, Level: command.Level, Version: cfg.Version,
+	m := &command.Node{
+		Id: id.ID[:], BoxKey: box[:], BoxSignature: signature,
+		Host: s.Advertise, GossipPort: uint32(s.GossipPort), ControlPort: uint32(s.ControlPort),
+		RegistryUrl: s.RegistryURL, Level: command.Level, Version: cfg.Version, Witness: s.Witness,
 	}
+	if !s.Witness {
+		m.StoreId, m.DataPort = storeID[:], uint32(s.DataPort)
+	}
+	return m
 }
 
 // newMesh is the first command of a mesh. The password is returned if it was

@@ -9,11 +9,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/portolan/portolan/consensus"
+	"github.com/portolan/portolan/gossip"
 	"github.com/portolan/portolan/node/config"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
@@ -56,6 +58,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	format, made, err := config.ReadFormat(dir)
 	if err != nil {
 		return err
+	}
+	if !made && cfg.Settings.Witness {
+		return fmt.Errorf("the data directory %s is empty, and a witness makes no mesh: make it a member first, with: portolan join TOKEN --witness --data %s", dir, dir)
 	}
 	if !made && cfg.Settings.Site == "" {
 		return fmt.Errorf("the data directory %s is empty: --site NAME makes a new mesh there, `portolan join TOKEN --data %s` makes it a site of one", dir, dir)
@@ -105,10 +110,11 @@ type node struct {
 	metrics     *prometheus.Registry
 	http        net.Listener
 	certificate *certificate // nil: plain HTTP
-	store       *store.Store
+	store       *store.Store // nil: a witness
 	control     *wire.Listener
 	raft        *consensus.Node
-	content     // what follows once the control state is here
+	content                                 // what follows once the control state is here
+	heard       atomic.Pointer[gossip.Mesh] // gossip, for those who may ask before it is there
 }
 
 // close closes what open opened, last first.
@@ -158,6 +164,9 @@ func (n *node) open(ctx context.Context, made bool) error {
 			return fmt.Errorf("--store-driver, --store-parameters: %w", err)
 		}
 	}
+	if s.Witness {
+		return n.openControl(identity.StoreID{})
+	}
 	if n.store, err = store.Open(ctx, store.Config{
 		Dir: filepath.Join(n.dir, storeDir), Identity: n.id, Logger: n.cfg.Logger, Now: n.cfg.Now, Bucket: bucket, Metrics: n.metrics,
 		MaxUpload: s.MaxBlobBytes, MaxUploads: s.MaxUploads, MaxUploadsPerUser: s.MaxUploadsPerUser, UploadsKeptFor: s.UploadsKeptFor,
@@ -166,6 +175,12 @@ func (n *node) open(ctx context.Context, made bool) error {
 		return err
 	}
 	n.closer = append(n.closer, n.store)
+	return n.openControl(n.store.ID())
+}
+
+// openControl opens the control port and raft.
+func (n *node) openControl(store identity.StoreID) (err error) {
+	s := n.cfg.Settings
 	if n.control, err = wire.Listen(s.Control(), n.id, members{n}, n.cfg.Logger); err != nil {
 		return err
 	}
@@ -176,8 +191,8 @@ func (n *node) open(ctx context.Context, made bool) error {
 		return fmt.Errorf("--profile: %w", err)
 	}
 	n.raft, err = consensus.Open(consensus.Config{
-		Dir: filepath.Join(n.dir, raftDir), Identity: n.id, Self: record(n.cfg, n.id, n.store.ID()),
-		RaftListener: n.control.Raft(), Profile: profile, Logger: n.cfg.Logger, Now: n.cfg.Now,
+		Dir: filepath.Join(n.dir, raftDir), Identity: n.id, Self: record(n.cfg, n.id, store),
+		RaftListener: n.control.Raft(), Profile: profile, Draining: n.draining, Logger: n.cfg.Logger, Now: n.cfg.Now,
 	})
 	if err != nil {
 		return err
@@ -208,7 +223,11 @@ func listen(ctx context.Context, addr, option string) (net.Listener, error) {
 
 // tryPorts takes the gossip and data ports for a moment.
 func tryPorts(ctx context.Context, s config.Config) error {
-	for _, p := range []struct{ addr, option string }{{s.Gossip(), "--gossip-port"}, {s.Content(), "--data-port"}} {
+	ports := []struct{ addr, option string }{{s.Gossip(), "--gossip-port"}, {s.Content(), "--data-port"}}
+	if s.Witness {
+		ports = ports[:1] // it has no data plane
+	}
+	for _, p := range ports {
 		l, err := listen(ctx, p.addr, p.option)
 		if err != nil {
 			return err

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -34,7 +33,9 @@ type content struct {
 
 // start brings the parts up, each after those that it needs.
 func (n *node) start(ctx context.Context, made bool, mesh identity.MeshID) error {
-	n.stages.start("store", n.store.Run)
+	if n.store != nil {
+		n.stages.start("store", n.store.Run)
+	}
 	n.stages.start("control port", n.control.Run)
 	n.stages.start("control calls", n.serveControl)
 	n.stages.start("consensus", n.raft.Run)
@@ -45,10 +46,16 @@ func (n *node) start(ctx context.Context, made bool, mesh identity.MeshID) error
 	} else if err := n.awaitState(ctx, mesh); err != nil {
 		return err
 	}
-	if err := n.startContent(ctx); err != nil {
+	if err := n.startGossip(); err != nil {
 		return err
 	}
-	api, err := n.api()
+	var api registryapi.Config
+	var err error
+	if n.store == nil {
+		api, err = n.startWitness()
+	} else if err = n.startContent(); err == nil {
+		api, err = n.api()
+	}
 	if err != nil {
 		return err
 	}
@@ -157,11 +164,10 @@ func (n *node) seeds() []string {
 	return out
 }
 
-// startContent starts what moves and describes images.
-func (n *node) startContent(_ context.Context) error {
-	s, log, reg := n.cfg.Settings, n.cfg.Logger, n.metrics
+// startGossip starts to look for the others.
+func (n *node) startGossip() (err error) {
+	s, log := n.cfg.Settings, n.cfg.Logger
 	mesh := n.view().Mesh()
-	var err error
 	if n.gossip, err = gossip.New(gossip.Config{
 		Self: n.id.ID, Site: s.Site, Level: command.Level, BindAddr: s.Bind, Port: s.GossipPort,
 		AdvertiseHost: s.Advertise, AdvertisePort: s.GossipPort,
@@ -169,17 +175,25 @@ func (n *node) startContent(_ context.Context) error {
 	}); err != nil {
 		return err
 	}
-	reg.MustRegister(n.gossip)
+	n.metrics.MustRegister(n.gossip)
+	n.heard.Store(n.gossip)
+	n.stages.start("gossip", n.gossip.Run)
+	return nil
+}
+
+// startContent starts what moves and describes images.
+func (n *node) startContent() error {
+	s, log, reg := n.cfg.Settings, n.cfg.Logger, n.metrics
+	var err error
 	if n.host, err = peer.New(peer.Config{
 		Identity: n.id, Listen: s.Content(), Logger: log, Registerer: reg,
 		Members: func(id identity.NodeID) (string, int, bool) {
 			m, ok := n.view().Node(id)
-			return m.Host, m.DataPort, ok
+			return m.Host, m.DataPort, ok && !m.Witness
 		},
 	}); err != nil {
-		return errors.Join(err, n.gossip.Close())
+		return err
 	}
-	n.stages.start("gossip", n.gossip.Run)
 	n.stages.start("data plane", n.host.Run)
 	if n.sync, err = sync.New(sync.Config{
 		Self: n.id.ID, Site: s.Site, Dir: n.dir, Store: n.store, State: n.raft.State(),
@@ -192,7 +206,7 @@ func (n *node) startContent(_ context.Context) error {
 	if n.swarm, err = swarm.New(swarm.Config{
 		Store: n.store, Host: n.host, Holders: n.sync, Signer: n.id, Logger: log, Registerer: reg,
 		Access:      n.sync.Access,
-		KnownSigner: func(id identity.NodeID) bool { _, ok := n.view().Node(id); return ok },
+		KnownSigner: func(id identity.NodeID) bool { m, ok := n.view().Node(id); return ok && !m.Witness },
 		SiteOf:      n.siteOf,
 	}); err != nil {
 		return err

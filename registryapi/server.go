@@ -43,7 +43,7 @@ const (
 
 // Config says who answers what. A nil handler's paths are 404.
 type Config struct {
-	// V2 answers /v2 and everything below it.
+	// V2 answers /v2 and everything below it; nil: the node is a witness.
 	V2 http.Handler
 	// Token answers /service/token.
 	Token http.Handler
@@ -117,6 +117,10 @@ func (s *Server) routes() http.Handler {
 	mux.Handle("GET /readyz", probe(s.cfg.Ready))
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		if s.cfg.V2 == nil {
+			_, _ = fmt.Fprint(w, "This is a witness of a Portolan mesh: it votes and holds no images. Pull and push at another site.\n")
+			return
+		}
 		_, _ = fmt.Fprint(w, "This is a Portolan registry.\n\n"+
 			"docker login HOST, then push and pull HOST/PROJECT/NAME:TAG.\n"+
 			"Management: /api/v2.0/openapi.json and /api/mesh/v1/openapi.json, or the portolan command.\n")

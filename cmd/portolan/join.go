@@ -22,7 +22,10 @@ func newJoinCommand() *cobra.Command {
 The token comes from "portolan token create --site NAME" at any node of the mesh.
 Nothing is restarted or configured elsewhere. On a directory that has joined
 already the node is just started; after an error the same command may be run
-again. --advertise is what the other sites dial: it must reach this machine.`,
+again. --advertise is what the other sites dial: it must reach this machine.
+
+With --witness the machine votes and holds no content: the third voter of a mesh
+of two datacenters, at a third place. It needs no data port and little disk.`,
 		Args: args("TOKEN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)

@@ -49,7 +49,7 @@ the nodes one after the other, the leading site's last.`,
 		},
 	})
 	profile.AddCommand(set)
-	return noun("mesh", "What holds for all sites together", profile)
+	return noun("mesh", "What holds for all sites together", profile, newVotersCommand(a))
 }
 
 func showProfile(w io.Writer, p mesh.Profile) {

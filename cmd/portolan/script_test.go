@@ -99,7 +99,9 @@ func setup(env *testscript.Env) error {
 	mapi, err := mesh.New(mesh.Config{
 		View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: w.catalog, Placement: w.placement, Self: m.Identity.ID, Site: m.Site,
 		Consensus: func() mesh.Consensus {
-			c := mesh.Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 12, Applied: 12, Profile: "lan", Suggested: "wan", RoundTrip: 81.5}
+			c := mesh.Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 12, Applied: 12, Profile: "lan", Suggested: "wan", RoundTrip: 81.5,
+				VotersWanted: m.State.View().Mesh().WantsVoters(),
+				RoundTrips:   []mesh.RoundTrip{{From: "fra", To: "nyc", RTT: 81.5}, {From: "fra", To: "sgp", RTT: 162}, {From: "nyc", To: "fra", RTT: 82.25}, {From: "nyc", To: "sgp", RTT: 210.1}}}
 			for _, n := range m.State.View().Nodes() {
 				c.Voters = append(c.Voters, n.ID)
 			}

@@ -31,7 +31,7 @@ func newStatusCommand(a *app) *cobra.Command {
 					[2]string{"mesh", s.Mesh.String()},
 					[2]string{"asked", fmt.Sprintf("site %s, node %s, %s, version %s", s.Site, s.Node, s.Role, s.Version)},
 					[2]string{"leader", leader},
-					[2]string{"voters", fmt.Sprintf("%d of %d nodes", len(s.Voters), len(s.Voters)+len(s.Learners))},
+					[2]string{"voters", fmt.Sprintf("%d of %d nodes, %d wanted", len(s.Voters), len(s.Voters)+len(s.Learners), s.VotersWanted)},
 					[2]string{"index", fmt.Sprintf("%d applied of %d known, term %d", s.Applied, s.Index, s.Term)})
 				fmt.Fprintln(w)
 				var rows [][]string
@@ -63,6 +63,7 @@ func newStatusCommand(a *app) *cobra.Command {
 					}
 				}
 				table(w, []string{"SITE", "NODE", "STATE", "RTT", "ROLE", "VERSION", "REGISTRY"}, rows)
+				showRoundTrips(w, s)
 			})
 		},
 	})

@@ -56,6 +56,7 @@ var kinds = []kind{
 	{Type_TYPE_RULE_DELETE, 1, func() proto.Message { return new(RuleDelete) }},
 	{Type_TYPE_PROFILE_SET, 1, func() proto.Message { return new(ProfileSet) }},
 	{Type_TYPE_TOKEN_REVOKE, 1, func() proto.Message { return new(TokenRevoke) }},
+	{Type_TYPE_VOTERS_SET, 1, func() proto.Message { return new(VotersSet) }},
 }
 
 // index finds kinds by type and by message name. Made at first use: generated

@@ -48,6 +48,7 @@ const (
 	Type_TYPE_RULE_DELETE    Type = 17
 	Type_TYPE_PROFILE_SET    Type = 18
 	Type_TYPE_TOKEN_REVOKE   Type = 19
+	Type_TYPE_VOTERS_SET     Type = 25
 )
 
 // Enum value maps for Type.
@@ -73,6 +74,7 @@ var (
 		17: "TYPE_RULE_DELETE",
 		18: "TYPE_PROFILE_SET",
 		19: "TYPE_TOKEN_REVOKE",
+		25: "TYPE_VOTERS_SET",
 	}
 	Type_value = map[string]int32{
 		"TYPE_UNSPECIFIED":    0,
@@ -95,6 +97,7 @@ var (
 		"TYPE_RULE_DELETE":    17,
 		"TYPE_PROFILE_SET":    18,
 		"TYPE_TOKEN_REVOKE":   19,
+		"TYPE_VOTERS_SET":     25,
 	}
 )
 
@@ -227,7 +230,7 @@ type Node struct {
 	Host          string                 `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"`                                     // what other sites dial: a name or an address
 	GossipPort    uint32                 `protobuf:"varint,6,opt,name=gossip_port,json=gossipPort,proto3" json:"gossip_port,omitempty"`
 	ControlPort   uint32                 `protobuf:"varint,7,opt,name=control_port,json=controlPort,proto3" json:"control_port,omitempty"`
-	DataPort      uint32                 `protobuf:"varint,8,opt,name=data_port,json=dataPort,proto3" json:"data_port,omitempty"`
+	DataPort      uint32                 `protobuf:"varint,8,opt,name=data_port,json=dataPort,proto3" json:"data_port,omitempty"`         // 0: a witness, which has none
 	RegistryUrl   string                 `protobuf:"bytes,9,opt,name=registry_url,json=registryUrl,proto3" json:"registry_url,omitempty"` // http(s)://host:port of the registry, no slash
 	Level         uint32                 `protobuf:"varint,10,opt,name=level,proto3" json:"level,omitempty"`                              // highest command level the binary understands
 	Version       string                 `protobuf:"bytes,11,opt,name=version,proto3" json:"version,omitempty"`
@@ -547,6 +550,59 @@ func (x *ProfileSet) GetIfVersion() uint64 {
 	return 0
 }
 
+// VotersSet changes how many sites vote, where there are as many.
+type VotersSet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Voters        uint32                 `protobuf:"varint,1,opt,name=voters,proto3" json:"voters,omitempty"`                        // 3 or 5
+	IfVersion     uint64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // of the mesh's record; 0: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VotersSet) Reset() {
+	*x = VotersSet{}
+	mi := &file_consensus_command_command_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VotersSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VotersSet) ProtoMessage() {}
+
+func (x *VotersSet) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VotersSet.ProtoReflect.Descriptor instead.
+func (*VotersSet) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *VotersSet) GetVoters() uint32 {
+	if x != nil {
+		return x.Voters
+	}
+	return 0
+}
+
+func (x *VotersSet) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
 type TokenCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Site          string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
@@ -558,7 +614,7 @@ type TokenCreate struct {
 
 func (x *TokenCreate) Reset() {
 	*x = TokenCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[5]
+	mi := &file_consensus_command_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +626,7 @@ func (x *TokenCreate) String() string {
 func (*TokenCreate) ProtoMessage() {}
 
 func (x *TokenCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[5]
+	mi := &file_consensus_command_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +639,7 @@ func (x *TokenCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenCreate.ProtoReflect.Descriptor instead.
 func (*TokenCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{5}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TokenCreate) GetSite() string {
@@ -619,7 +675,7 @@ type TokenRevoke struct {
 
 func (x *TokenRevoke) Reset() {
 	*x = TokenRevoke{}
-	mi := &file_consensus_command_command_proto_msgTypes[6]
+	mi := &file_consensus_command_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -631,7 +687,7 @@ func (x *TokenRevoke) String() string {
 func (*TokenRevoke) ProtoMessage() {}
 
 func (x *TokenRevoke) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[6]
+	mi := &file_consensus_command_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -644,7 +700,7 @@ func (x *TokenRevoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRevoke.ProtoReflect.Descriptor instead.
 func (*TokenRevoke) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{6}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TokenRevoke) GetId() int64 {
@@ -671,7 +727,7 @@ type TokenDelete struct {
 
 func (x *TokenDelete) Reset() {
 	*x = TokenDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[7]
+	mi := &file_consensus_command_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +739,7 @@ func (x *TokenDelete) String() string {
 func (*TokenDelete) ProtoMessage() {}
 
 func (x *TokenDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[7]
+	mi := &file_consensus_command_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +752,7 @@ func (x *TokenDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenDelete.ProtoReflect.Descriptor instead.
 func (*TokenDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{7}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TokenDelete) GetId() int64 {
@@ -725,7 +781,7 @@ type NodeJoin struct {
 
 func (x *NodeJoin) Reset() {
 	*x = NodeJoin{}
-	mi := &file_consensus_command_command_proto_msgTypes[8]
+	mi := &file_consensus_command_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +793,7 @@ func (x *NodeJoin) String() string {
 func (*NodeJoin) ProtoMessage() {}
 
 func (x *NodeJoin) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[8]
+	mi := &file_consensus_command_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +806,7 @@ func (x *NodeJoin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeJoin.ProtoReflect.Descriptor instead.
 func (*NodeJoin) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{8}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NodeJoin) GetTokenId() int64 {
@@ -790,7 +846,7 @@ type NodeUpdate struct {
 
 func (x *NodeUpdate) Reset() {
 	*x = NodeUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[9]
+	mi := &file_consensus_command_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +858,7 @@ func (x *NodeUpdate) String() string {
 func (*NodeUpdate) ProtoMessage() {}
 
 func (x *NodeUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[9]
+	mi := &file_consensus_command_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +871,7 @@ func (x *NodeUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeUpdate.ProtoReflect.Descriptor instead.
 func (*NodeUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{9}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodeUpdate) GetNode() *Node {
@@ -838,7 +894,7 @@ type ProjectCreate struct {
 
 func (x *ProjectCreate) Reset() {
 	*x = ProjectCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[10]
+	mi := &file_consensus_command_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +906,7 @@ func (x *ProjectCreate) String() string {
 func (*ProjectCreate) ProtoMessage() {}
 
 func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[10]
+	mi := &file_consensus_command_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +919,7 @@ func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectCreate.ProtoReflect.Descriptor instead.
 func (*ProjectCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{10}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ProjectCreate) GetProjectId() []byte {
@@ -912,7 +968,7 @@ type ProjectUpdate struct {
 
 func (x *ProjectUpdate) Reset() {
 	*x = ProjectUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[11]
+	mi := &file_consensus_command_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +980,7 @@ func (x *ProjectUpdate) String() string {
 func (*ProjectUpdate) ProtoMessage() {}
 
 func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[11]
+	mi := &file_consensus_command_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +993,7 @@ func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectUpdate.ProtoReflect.Descriptor instead.
 func (*ProjectUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{11}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ProjectUpdate) GetId() int64 {
@@ -971,7 +1027,7 @@ type ProjectDelete struct {
 
 func (x *ProjectDelete) Reset() {
 	*x = ProjectDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[12]
+	mi := &file_consensus_command_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1039,7 @@ func (x *ProjectDelete) String() string {
 func (*ProjectDelete) ProtoMessage() {}
 
 func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[12]
+	mi := &file_consensus_command_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1052,7 @@ func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectDelete.ProtoReflect.Descriptor instead.
 func (*ProjectDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{12}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ProjectDelete) GetId() int64 {
@@ -1027,7 +1083,7 @@ type UserCreate struct {
 
 func (x *UserCreate) Reset() {
 	*x = UserCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[13]
+	mi := &file_consensus_command_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1095,7 @@ func (x *UserCreate) String() string {
 func (*UserCreate) ProtoMessage() {}
 
 func (x *UserCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[13]
+	mi := &file_consensus_command_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1108,7 @@ func (x *UserCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserCreate.ProtoReflect.Descriptor instead.
 func (*UserCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{13}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UserCreate) GetName() string {
@@ -1112,7 +1168,7 @@ type UserUpdate struct {
 
 func (x *UserUpdate) Reset() {
 	*x = UserUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1180,7 @@ func (x *UserUpdate) String() string {
 func (*UserUpdate) ProtoMessage() {}
 
 func (x *UserUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +1193,7 @@ func (x *UserUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserUpdate.ProtoReflect.Descriptor instead.
 func (*UserUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UserUpdate) GetId() int64 {
@@ -1199,7 +1255,7 @@ type UserDelete struct {
 
 func (x *UserDelete) Reset() {
 	*x = UserDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1267,7 @@ func (x *UserDelete) String() string {
 func (*UserDelete) ProtoMessage() {}
 
 func (x *UserDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1280,7 @@ func (x *UserDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDelete.ProtoReflect.Descriptor instead.
 func (*UserDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UserDelete) GetId() int64 {
@@ -1256,7 +1312,7 @@ type MemberSet struct {
 
 func (x *MemberSet) Reset() {
 	*x = MemberSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1324,7 @@ func (x *MemberSet) String() string {
 func (*MemberSet) ProtoMessage() {}
 
 func (x *MemberSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1337,7 @@ func (x *MemberSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberSet.ProtoReflect.Descriptor instead.
 func (*MemberSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MemberSet) GetProjectId() int64 {
@@ -1330,7 +1386,7 @@ type MemberDelete struct {
 
 func (x *MemberDelete) Reset() {
 	*x = MemberDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1342,7 +1398,7 @@ func (x *MemberDelete) String() string {
 func (*MemberDelete) ProtoMessage() {}
 
 func (x *MemberDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1355,7 +1411,7 @@ func (x *MemberDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberDelete.ProtoReflect.Descriptor instead.
 func (*MemberDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MemberDelete) GetProjectId() int64 {
@@ -1394,7 +1450,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1462,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1475,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Rule) GetName() string {
@@ -1480,7 +1536,7 @@ type RuleCreate struct {
 
 func (x *RuleCreate) Reset() {
 	*x = RuleCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1548,7 @@ func (x *RuleCreate) String() string {
 func (*RuleCreate) ProtoMessage() {}
 
 func (x *RuleCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1561,7 @@ func (x *RuleCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCreate.ProtoReflect.Descriptor instead.
 func (*RuleCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RuleCreate) GetRule() *Rule {
@@ -1526,7 +1582,7 @@ type RuleUpdate struct {
 
 func (x *RuleUpdate) Reset() {
 	*x = RuleUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1594,7 @@ func (x *RuleUpdate) String() string {
 func (*RuleUpdate) ProtoMessage() {}
 
 func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1607,7 @@ func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleUpdate.ProtoReflect.Descriptor instead.
 func (*RuleUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RuleUpdate) GetId() int64 {
@@ -1585,7 +1641,7 @@ type RuleDelete struct {
 
 func (x *RuleDelete) Reset() {
 	*x = RuleDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1653,7 @@ func (x *RuleDelete) String() string {
 func (*RuleDelete) ProtoMessage() {}
 
 func (x *RuleDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1666,7 @@ func (x *RuleDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleDelete.ProtoReflect.Descriptor instead.
 func (*RuleDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RuleDelete) GetId() int64 {
@@ -1640,7 +1696,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1652,7 +1708,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1665,7 +1721,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -1733,6 +1789,10 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\n" +
 	"ProfileSet\x12\x18\n" +
 	"\aprofile\x18\x01 \x01(\tR\aprofile\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"B\n" +
+	"\tVotersSet\x12\x16\n" +
+	"\x06voters\x18\x01 \x01(\rR\x06voters\x12\x1d\n" +
 	"\n" +
 	"if_version\x18\x02 \x01(\x04R\tifVersion\"j\n" +
 	"\vTokenCreate\x12\x12\n" +
@@ -1843,7 +1903,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index*\xc7\x03\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index*\xdc\x03\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -1865,7 +1925,8 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x10TYPE_RULE_UPDATE\x10\x10\x12\x14\n" +
 	"\x10TYPE_RULE_DELETE\x10\x11\x12\x14\n" +
 	"\x10TYPE_PROFILE_SET\x10\x12\x12\x15\n" +
-	"\x11TYPE_TOKEN_REVOKE\x10\x13B0Z.github.com/portolan/portolan/consensus/commandb\x06proto3"
+	"\x11TYPE_TOKEN_REVOKE\x10\x13\x12\x13\n" +
+	"\x0fTYPE_VOTERS_SET\x10\x19B0Z.github.com/portolan/portolan/consensus/commandb\x06proto3"
 
 var (
 	file_consensus_command_command_proto_rawDescOnce sync.Once
@@ -1880,7 +1941,7 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),              // 0: portolan.command.v1.Type
 	(*Envelope)(nil),       // 1: portolan.command.v1.Envelope
@@ -1888,32 +1949,33 @@ var file_consensus_command_command_proto_goTypes = []any{
 	(*MeshCreate)(nil),     // 3: portolan.command.v1.MeshCreate
 	(*SetLevel)(nil),       // 4: portolan.command.v1.SetLevel
 	(*ProfileSet)(nil),     // 5: portolan.command.v1.ProfileSet
-	(*TokenCreate)(nil),    // 6: portolan.command.v1.TokenCreate
-	(*TokenRevoke)(nil),    // 7: portolan.command.v1.TokenRevoke
-	(*TokenDelete)(nil),    // 8: portolan.command.v1.TokenDelete
-	(*NodeJoin)(nil),       // 9: portolan.command.v1.NodeJoin
-	(*NodeUpdate)(nil),     // 10: portolan.command.v1.NodeUpdate
-	(*ProjectCreate)(nil),  // 11: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),  // 12: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),  // 13: portolan.command.v1.ProjectDelete
-	(*UserCreate)(nil),     // 14: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),     // 15: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),     // 16: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),      // 17: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),   // 18: portolan.command.v1.MemberDelete
-	(*Rule)(nil),           // 19: portolan.command.v1.Rule
-	(*RuleCreate)(nil),     // 20: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),     // 21: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),     // 22: portolan.command.v1.RuleDelete
-	(*SnapshotHeader)(nil), // 23: portolan.command.v1.SnapshotHeader
+	(*VotersSet)(nil),      // 6: portolan.command.v1.VotersSet
+	(*TokenCreate)(nil),    // 7: portolan.command.v1.TokenCreate
+	(*TokenRevoke)(nil),    // 8: portolan.command.v1.TokenRevoke
+	(*TokenDelete)(nil),    // 9: portolan.command.v1.TokenDelete
+	(*NodeJoin)(nil),       // 10: portolan.command.v1.NodeJoin
+	(*NodeUpdate)(nil),     // 11: portolan.command.v1.NodeUpdate
+	(*ProjectCreate)(nil),  // 12: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),  // 13: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),  // 14: portolan.command.v1.ProjectDelete
+	(*UserCreate)(nil),     // 15: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),     // 16: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),     // 17: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),      // 18: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),   // 19: portolan.command.v1.MemberDelete
+	(*Rule)(nil),           // 20: portolan.command.v1.Rule
+	(*RuleCreate)(nil),     // 21: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),     // 22: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),     // 23: portolan.command.v1.RuleDelete
+	(*SnapshotHeader)(nil), // 24: portolan.command.v1.SnapshotHeader
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
 	2,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
 	2,  // 2: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
 	2,  // 3: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
-	19, // 4: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	19, // 5: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	20, // 4: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	20, // 5: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
 	6,  // [6:6] is the sub-list for method output_type
 	6,  // [6:6] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
@@ -1926,15 +1988,15 @@ func file_consensus_command_command_proto_init() {
 	if File_consensus_command_command_proto != nil {
 		return
 	}
-	file_consensus_command_command_proto_msgTypes[11].OneofWrappers = []any{}
-	file_consensus_command_command_proto_msgTypes[14].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[12].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -20,6 +20,10 @@ const (
 	// maxTokens bounds the list.
 	maxTokens = 1000
 
+	// How many sites may vote: fewVoters outlive one of them, manyVoters two.
+	fewVoters  = 3
+	manyVoters = 5
+
 	firstAdmin   = "admin"
 	firstProject = "library"
 )
@@ -47,6 +51,9 @@ func (v *View) meshCreate(m *command.MeshCreate) (int64, error) {
 	}
 	v.mesh = Mesh{ID: id, GossipKeys: [][]byte{slices.Clone(m.GetGossipKey())}, Generation: [16]byte(m.GetRaftGeneration()),
 		Level: m.GetNode().GetLevel(), Profile: profile, CreatedAt: v.now(), Version: 1}
+	if m.GetNode().GetWitness() {
+		return 0, refuse(command.CodeInvalid, "the first node of a mesh holds content: a witness joins later")
+	}
 	if _, err := v.addNode(m.GetSite(), m.GetNode()); err != nil {
 		return 0, err
 	}
@@ -93,6 +100,19 @@ func (v *View) profileSet(m *command.ProfileSet) (int64, error) {
 	return 0, nil
 }
 
+func (v *View) votersSet(m *command.VotersSet) (int64, error) {
+	n := int(m.GetVoters())
+	if n != fewVoters && n != manyVoters {
+		return 0, refuse(command.CodeInvalid, "%d voters are not possible: %d, which outlive one of them, or %d, which outlive two", n, fewVoters, manyVoters)
+	}
+	if err := checkVersion("mesh's record", v.mesh.Version, m.GetIfVersion()); err != nil {
+		return 0, err
+	}
+	v.mesh.Voters = n
+	v.mesh.Version++
+	return 0, nil
+}
+
 // NodeOf reads a node record, without site and time. It checks no more than
 // that the ids have their lengths: what was once accepted must load for ever.
 func NodeOf(m *command.Node) (Node, error) {
@@ -131,7 +151,14 @@ func parseNode(m *command.Node) (Node, error) {
 	if n.Host == "" || strings.ContainsAny(n.Host, " /") {
 		return Node{}, refuse(command.CodeInvalid, "%q is not a host that other sites could dial: set it with --advertise", clip(n.Host))
 	}
-	for _, port := range []int{n.GossipPort, n.ControlPort, n.DataPort} {
+	ports := []int{n.GossipPort, n.ControlPort, n.DataPort}
+	if n.Witness {
+		if len(m.GetStoreId()) > 0 || n.DataPort != 0 {
+			return Node{}, refuse(command.CodeInvalid, "a witness holds no content: it has neither a store nor a data port")
+		}
+		ports = ports[:2]
+	}
+	for _, port := range ports {
 		if port < 1 || port > 65535 {
 			return Node{}, refuse(command.CodeInvalid, "%d is not a port: use 1 to 65535", port)
 		}
@@ -321,6 +348,9 @@ func (v *View) replaceNode(m *command.Node) (int64, error) {
 	if n.Level < v.mesh.Level {
 		return 0, refuse(command.CodeConflict, "this version of portolan is too old: the mesh is at command level %d, it understands %d; start the newer version again", v.mesh.Level, n.Level)
 	}
+	if n.Witness != old.Witness {
+		return 0, refuse(command.CodeConflict, "the node of site %s is a member %s: a node does not change its kind; join anew, with another key and another site name", old.Site, kindOf(old))
+	}
 	if err := v.checkStore(n); err != nil {
 		return 0, err
 	}
@@ -334,6 +364,13 @@ func (v *View) replaceNode(m *command.Node) (int64, error) {
 		v.putSite(s)
 	}
 	return n.SiteID, nil
+}
+
+func kindOf(n Node) string {
+	if n.Witness {
+		return "as a witness, without content"
+	}
+	return "that holds content"
 }
 
 func (v *View) putSite(s Site) {

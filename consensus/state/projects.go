@@ -12,6 +12,9 @@ func (v *View) checkSites(names []string) error {
 		if _, ok := v.Site(name); !ok {
 			return refuse(command.CodeInvalid, "there is no site %q: see the names with: portolan site list", clip(name))
 		}
+		if nodes := v.NodesOf(name); len(nodes) > 0 && !slices.ContainsFunc(nodes, func(n Node) bool { return !n.Witness }) {
+			return refuse(command.CodeInvalid, "site %s is a witness: it votes and holds no content", name)
+		}
 	}
 	return nil
 }

@@ -92,7 +92,7 @@ func noEOF(err error) error {
 // records yields every row, referenced ones before those that refer to them.
 func (v *View) records(yield func(*Record) bool) {
 	mesh := &MeshRow{MeshId: v.mesh.ID[:], GossipKeys: v.mesh.GossipKeys, Generation: v.mesh.Generation[:], Level: v.mesh.Level,
-		CreatedUnixNs: toNanos(v.mesh.CreatedAt), Profile: v.mesh.Profile, LastId: v.lastID, ClockUnixNs: v.clock, Version: v.mesh.Version}
+		CreatedUnixNs: toNanos(v.mesh.CreatedAt), Profile: v.mesh.Profile, LastId: v.lastID, ClockUnixNs: v.clock, Version: v.mesh.Version, Voters: uint32(v.mesh.Voters)}
 	if !yield(&Record{Row: &Record_Mesh{mesh}}) {
 		return
 	}
@@ -222,7 +222,7 @@ func (v *View) loadMesh(m *MeshRow) error {
 		return fmt.Errorf("raft generation of %d bytes", len(m.GetGeneration()))
 	}
 	v.mesh = Mesh{ID: id, GossipKeys: m.GetGossipKeys(), Generation: [16]byte(m.GetGeneration()), Level: m.GetLevel(), Profile: m.GetProfile(),
-		CreatedAt: fromNanos(m.GetCreatedUnixNs()), Version: counted(m.GetVersion())}
+		Voters: int(m.GetVoters()), CreatedAt: fromNanos(m.GetCreatedUnixNs()), Version: counted(m.GetVersion())}
 	v.lastID, v.clock = m.GetLastId(), m.GetClockUnixNs()
 	return nil
 }

@@ -246,7 +246,8 @@ type MeshRow struct {
 	Profile       string                 `protobuf:"bytes,6,opt,name=profile,proto3" json:"profile,omitempty"`
 	LastId        int64                  `protobuf:"varint,7,opt,name=last_id,json=lastId,proto3" json:"last_id,omitempty"`                  // the highest object id given out
 	ClockUnixNs   int64                  `protobuf:"varint,8,opt,name=clock_unix_ns,json=clockUnixNs,proto3" json:"clock_unix_ns,omitempty"` // the latest time seen
-	Version       uint64                 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`                              // of the settings: level, profile, keys
+	Version       uint64                 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`                              // of the settings: level, profile, keys, voters
+	Voters        uint32                 `protobuf:"varint,20,opt,name=voters,proto3" json:"voters,omitempty"`                               // how many sites vote; 0: nobody said, three
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -340,6 +341,13 @@ func (x *MeshRow) GetClockUnixNs() int64 {
 func (x *MeshRow) GetVersion() uint64 {
 	if x != nil {
 		return x.Version
+	}
+	return 0
+}
+
+func (x *MeshRow) GetVoters() uint32 {
+	if x != nil {
+		return x.Voters
 	}
 	return 0
 }
@@ -1117,7 +1125,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x05token\x18\b \x01(\v2\x1b.portolan.state.v1.TokenRowH\x00R\x05token\x129\n" +
 	"\arequest\x18\t \x01(\v2\x1d.portolan.state.v1.RequestRowH\x00R\arequest\x12*\n" +
 	"\x03end\x18\x0f \x01(\v2\x16.portolan.state.v1.EndH\x00R\x03endB\x05\n" +
-	"\x03row\"\x92\x02\n" +
+	"\x03row\"\xaa\x02\n" +
 	"\aMeshRow\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x1f\n" +
 	"\vgossip_keys\x18\x02 \x03(\fR\n" +
@@ -1130,7 +1138,8 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\aprofile\x18\x06 \x01(\tR\aprofile\x12\x17\n" +
 	"\alast_id\x18\a \x01(\x03R\x06lastId\x12\"\n" +
 	"\rclock_unix_ns\x18\b \x01(\x03R\vclockUnixNs\x12\x18\n" +
-	"\aversion\x18\t \x01(\x04R\aversion\"o\n" +
+	"\aversion\x18\t \x01(\x04R\aversion\x12\x16\n" +
+	"\x06voters\x18\x14 \x01(\rR\x06voters\"o\n" +
 	"\aSiteRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +

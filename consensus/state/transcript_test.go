@@ -33,7 +33,7 @@ var update = flag.Bool("update", false, "rewrite the transcripts; understand the
 //	> restore                               go on from a snapshot of the state
 //	# …                                     for people
 //
-// NODE(2) stands for a node's record, BYTES(7) for sixteen bytes, HASH(s) for a
+// NODE(2) stands for a node's record, WITNESS(2) for that of a witness, BYTES(7) for sixteen bytes, HASH(s) for a
 // hash, AT(1h) for a time after the first command's in nanoseconds.
 func TestTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -132,7 +132,7 @@ func answer(out *strings.Builder, m *machine, env *command.Envelope) {
 	}
 }
 
-var macro = regexp.MustCompile(`\b(NODE|BYTES|HASH|AT)\(([^)]*)\)`)
+var macro = regexp.MustCompile(`\b(NODE|WITNESS|BYTES|HASH|AT)\(([^)]*)\)`)
 
 // parse reads a command.
 func (m *machine) parse(line string, words map[string]string) *command.Envelope {
@@ -174,10 +174,15 @@ func (m *machine) expand(word string, words map[string]string) string {
 		return text
 	}
 	switch kind {
-	case "NODE":
+	case "NODE", "WITNESS":
 		rec := node(byte(n))
+		if kind == "WITNESS" {
+			rec.Witness, rec.StoreId, rec.DataPort = true, nil, 0
+		}
 		for what, b := range map[string][]byte{"id": rec.Id, "box": rec.BoxKey, "signature": rec.BoxSignature, "store": rec.StoreId} {
-			bytesOf(b, fmt.Sprintf("%s-of(%d)", what, n))
+			if len(b) > 0 {
+				bytesOf(b, fmt.Sprintf("%s-of(%d)", what, n))
+			}
 		}
 		return "{" + compact(rec) + "}"
 	case "BYTES":
@@ -224,7 +229,7 @@ func shown(v *View, words map[string]string) []string {
 func FuzzApply(f *testing.F) {
 	for _, body := range []proto.Message{meshCreate(), &command.UserCreate{Name: "ann", PasswordHash: "x"},
 		&command.MemberSet{ProjectId: 3, UserId: 2, Role: 2, IfVersion: 1}, &command.NodeUpdate{Node: node(2)},
-		&command.RuleCreate{Rule: &command.Rule{Name: "r", Projects: []string{"*"}, AllSites: true}}, &command.TokenRevoke{Id: 7}} {
+		&command.RuleCreate{Rule: &command.Rule{Name: "r", Projects: []string{"*"}, AllSites: true}}, &command.TokenRevoke{Id: 7}, &command.VotersSet{Voters: 5}} {
 		env, err := command.New("user:admin", t0, body)
 		if err != nil {
 			f.Fatal(err)

@@ -15,8 +15,17 @@ type Mesh struct {
 	Generation [16]byte // raft generation: random, new after a recovery
 	Level      uint32   // commands up to this level may be proposed
 	Profile    string   // raft timings: "lan", "wan" or "far"
-	Version    uint64   // of the settings: goes up with every edit of level or profile
+	Voters     int      // how many sites vote, as a command said; 0: none did. See WantsVoters
+	Version    uint64   // of the settings: goes up with every edit of level, profile or voters
 	CreatedAt  time.Time
+}
+
+// WantsVoters gives how many sites vote where there are as many: 3 or 5.
+func (m Mesh) WantsVoters() int {
+	if m.Voters == 0 {
+		return fewVoters
+	}
+	return m.Voters
 }
 
 // Site is one datacenter. Its version goes up with those of its nodes, too.

@@ -6,7 +6,11 @@
 // to a learner that is well: it is demoted first, and promoted again only when a
 // vote is free. Nobody is ever removed from the mesh here.
 //
-// [Promoter] is pure: it sees autopilot's picture of the servers and answers what
-// to change. It implements raft-autopilot's Promoter and is used by its one
-// goroutine.
+// Where the round trips between the servers are known, the voters are those that
+// are nearest to one another: [Choose] finds the set whose longest round trip to
+// a majority is the shortest. Votes move for distance alone only if the gain is
+// large and has lasted, one at a time, and while everything is well.
+//
+// [Promoter] sees autopilot's picture of the servers and answers what to change.
+// It implements raft-autopilot's Promoter and is used by its one goroutine.
 package voters

@@ -24,18 +24,40 @@ const (
 	settledLong = time.Minute
 	// silentFor is how long a voter must have been silent to lose its vote.
 	silentFor = time.Minute
-	// redundant is the number of voters that outlives one of them, Most the
-	// number that outlives two. More would only make edits slower.
-	redundant = 3
-	Most      = 5
+	// Least is the number of voters that outlives one of them, Most the number
+	// that outlives two. More would only make edits slower.
+	Least = 3
+	Most  = 5
+
+	// A set of voters nearer to one another is worth the moment with one vote less
+	// if a majority is nearer by gainPart and by gainLeast: what is less is noise of
+	// the measurement, and nobody notices it.
+	gainPart  = 0.25
+	gainLeast = 10 * time.Millisecond
+	// lasting is for how long it must have been so without a break.
+	lasting = 10 * time.Minute
 )
 
-// Promoter implements autopilot.Promoter.
+// Promoter implements autopilot.Promoter. It remembers one thing from one call
+// to the next: since when nearer voters have been in sight.
 type Promoter struct {
 	// Sites gives the number of sites that have a node which may vote.
 	Sites func() int
-	// Want is how many voters a mesh with as many sites gets: 3, or Most; 0: 3.
-	Want int
+	// Want gives how many voters a mesh with as many sites gets: 3, or Most.
+	// nil: 3.
+	Want func() int
+	// Trip gives the round trip between two servers; nil: none is known.
+	Trip Distances
+	// Draining says which servers want to be left in peace: they get no vote, and
+	// give theirs to one that is well. nil: none.
+	Draining func(raft.ServerID) bool
+	// Exchange takes the vote of a server that is well and gives it to another, in
+	// this order and at once: autopilot would promote first, and let seconds pass.
+	// nil: votes of servers that are well do not move.
+	Exchange func(from, to raft.ServerID)
+	// Lasting is for how long nearer voters must have been in sight before votes
+	// move to them; 0: ten minutes.
+	Lasting time.Duration
 	// Answers asks a server for a sign of life, now. What is known of its health
 	// is some seconds old, and from one voter to three the mesh goes by way of
 	// two: a second one that has just died would take the majority with it. nil
@@ -43,6 +65,9 @@ type Promoter struct {
 	Answers func(raft.ServerID) bool
 	// Now is the clock that autopilot's times are compared with; nil is time.Now.
 	Now func() time.Time
+
+	nearer      []raft.ServerID // the set that would be better, sorted
+	nearerSince time.Time
 }
 
 func (p *Promoter) now() time.Time {
@@ -55,12 +80,12 @@ func (p *Promoter) now() time.Time {
 // target is how many voters there should be next, when there are have.
 func (p *Promoter) target(have int) int {
 	switch sites := p.Sites(); {
-	case sites < redundant:
+	case sites < Least:
 		return 1
-	case p.Want >= Most && sites >= Most && have >= redundant:
+	case p.Want != nil && p.Want() >= Most && sites >= Most && have >= Least:
 		return Most // by way of three, which is two even numbers shorter
 	}
-	return redundant
+	return Least
 }
 
 // CalculatePromotionsAndDemotions implements autopilot.Promoter.
@@ -83,29 +108,50 @@ func (p *Promoter) CalculatePromotionsAndDemotions(_ *autopilot.Config, s *autop
 	}
 	target := p.target(len(kept))
 	missing := target - len(kept)
-	candidates := p.alive(p.candidates(learners, taken, settled), missing)
+	candidates := p.alive(p.nearest(kept, p.candidates(learners, taken, settled), target), missing)
+	moved := false
 	switch {
 	case missing > 0 && len(candidates) >= missing:
 		for _, c := range candidates[:missing] {
 			changes.Promotions = append(changes.Promotions, c.Server.ID)
 		}
+	case missing == 1 && len(p.candidates(learners, taken, 0)) > 0:
+		// An even number, as between the steps of an exchange, and somebody who will
+		// complete it soon.
 	case missing < 0 || len(kept)%2 == 0:
 		// Too many, or an even number that nobody can complete.
 		if v := p.expendable(kept, s.Leader); v != nil {
 			changes.Demotions = append(changes.Demotions, v.Server.ID)
 		}
 	case missing == 0 && target > 1:
-		v := p.silent(kept, s.Leader)
-		if v == nil {
-			break
-		}
-		delete(taken, siteOf(v)) // another node of the same site may take over
-		if c := p.alive(p.candidates(learners, taken, settledLong), 1); len(c) > 0 {
-			changes.Demotions = append(changes.Demotions, v.Server.ID)
-			changes.Promotions = append(changes.Promotions, c[0].Server.ID)
+		if v := p.silent(kept, s.Leader); v != nil {
+			if c := p.successorOf(v, kept, learners, taken, target); c != "" {
+				changes.Demotions, changes.Promotions = []raft.ServerID{v.Server.ID}, []raft.ServerID{c}
+			}
+		} else if v := p.leaving(kept, s.Leader); v != nil {
+			if c := p.successorOf(v, kept, learners, taken, target); c != "" {
+				p.move(kept, v.Server.ID, c, s.Leader)
+			}
+		} else {
+			changes.Leader, moved = p.approach(s, kept, learners, target), true
 		}
 	}
+	if !moved {
+		p.nearer = nil
+	}
 	return changes
+}
+
+// successorOf gives the learner that is best placed to take a voter's vote over,
+// of those that answer; empty: there is none.
+func (p *Promoter) successorOf(v *autopilot.ServerState, kept, learners []*autopilot.ServerState, taken map[string]bool, target int) raft.ServerID {
+	delete(taken, siteOf(v)) // another node of the same site may take over
+	rest := slices.DeleteFunc(slices.Clone(kept), func(o *autopilot.ServerState) bool { return o == v })
+	c := p.alive(p.nearest(rest, p.candidates(learners, taken, settledLong), target), 1)
+	if len(c) == 0 {
+		return ""
+	}
+	return c[0].Server.ID
 }
 
 // one keeps a single demotion: each may cost a majority its spare.
@@ -150,7 +196,7 @@ func (p *Promoter) candidates(learners []*autopilot.ServerState, taken map[strin
 	used := make(map[string]bool)
 	for _, l := range learners {
 		site := siteOf(l)
-		if site == "" || taken[site] || used[site] || !l.Health.IsStable(p.now(), atLeast) {
+		if site == "" || taken[site] || used[site] || p.drains(l) || !l.Health.IsStable(p.now(), atLeast) {
 			continue
 		}
 		used[site] = true
@@ -177,18 +223,44 @@ func (p *Promoter) alive(candidates []*autopilot.ServerState, n int) []*autopilo
 }
 
 // expendable gives the voter that is missed least: never the leader, an ill one
-// first.
+// first, then one that drains, then the one without which the others are nearest
+// to one another.
 func (p *Promoter) expendable(voters []*autopilot.ServerState, leader raft.ServerID) *autopilot.ServerState {
 	var worst *autopilot.ServerState
+	var least Cost
+	known, why := false, 0
 	for _, v := range voters {
 		if v.Server.ID == leader {
 			continue
 		}
-		if worst == nil || !v.Health.Healthy {
-			worst = v
+		r := 0
+		switch {
+		case !v.Health.Healthy:
+			r = 2
+		case p.drains(v):
+			r = 1
+		}
+		cost, ok := CostOf(idsOf(slices.DeleteFunc(slices.Clone(voters), func(o *autopilot.ServerState) bool { return o == v })), p.Trip)
+		if worst == nil || r > why || r == why && ok && known && cost.less(least) {
+			worst, least, known, why = v, cost, ok, r
 		}
 	}
 	return worst
+}
+
+// leaving gives a voter that wants to be left in peace. The leader hands over by
+// itself before it drains.
+func (p *Promoter) leaving(voters []*autopilot.ServerState, leader raft.ServerID) *autopilot.ServerState {
+	for _, v := range voters {
+		if v.Server.ID != leader && p.drains(v) {
+			return v
+		}
+	}
+	return nil
+}
+
+func (p *Promoter) drains(s *autopilot.ServerState) bool {
+	return p.Draining != nil && p.Draining(s.Server.ID)
 }
 
 // silent gives a voter that has been ill for long enough to lose its vote.

@@ -20,6 +20,10 @@ type srv struct {
 }
 
 func picture(leader string, servers map[string]srv) *autopilot.State {
+	return pictureAt(now, leader, servers)
+}
+
+func pictureAt(now time.Time, leader string, servers map[string]srv) *autopilot.State {
 	s := &autopilot.State{Leader: raft.ServerID(leader), Servers: make(map[raft.ServerID]*autopilot.ServerState)}
 	for id, v := range servers {
 		st := autopilot.RaftNonVoter
@@ -51,6 +55,7 @@ func TestPromoter(t *testing.T) {
 		{"the third has not caught up: not two voters", "a", map[string]srv{"a": {"ams", true, long}, "b": {"fra", false, long}, "c": {"sgp", false, -time.Second}}, "[]", "[]"},
 		{"the third has only just caught up", "a", map[string]srv{"a": {"ams", true, long}, "b": {"fra", false, long}, "c": {"sgp", false, time.Millisecond}}, "[]", "[]"},
 		{"half done: the third is added", "a", map[string]srv{"a": {"ams", true, long}, "b": {"fra", true, long}, "c": {"sgp", false, long}}, "[c]", "[]"},
+		{"half done and the third will be well for long enough soon", "a", map[string]srv{"a": {"ams", true, long}, "b": {"fra", true, long}, "c": {"sgp", false, time.Millisecond}}, "[]", "[]"},
 		{"half done and nobody left: back to one", "a", map[string]srv{"a": {"ams", true, long}, "b": {"fra", true, long}, "c": {"sgp", false, -long}}, "[]", "[b]"},
 		{"a fourth site stays a learner", "a", map[string]srv{"a": {"ams", true, long}, "b": {"fra", true, long}, "c": {"sgp", true, long}, "d": {"tyo", false, long}}, "[]", "[]"},
 		{"two nodes of one site: one voter", "a", map[string]srv{"a": {"ams", true, long}, "a2": {"ams", false, long}, "b": {"fra", false, long}, "b2": {"fra", false, long}, "c": {"sgp", false, long}}, "[b c]", "[]"},
@@ -100,7 +105,7 @@ func TestPromoter_Five(t *testing.T) {
 		for i, id := range all[:c.sites] {
 			servers[id] = srv{"site-" + id, i < c.voting, long}
 		}
-		p := &Promoter{Want: c.want, Sites: func() int { return c.sites }, Now: func() time.Time { return now }}
+		p := &Promoter{Want: func() int { return c.want }, Sites: func() int { return c.sites }, Now: func() time.Time { return now }}
 		got := p.CalculatePromotionsAndDemotions(nil, picture("a", servers))
 		if up, down := fmt.Sprint(got.Promotions), fmt.Sprint(got.Demotions); up != c.up || down != c.down {
 			t.Errorf("%s: up %s, down %s; want %s, %s", c.name, up, down, c.up, c.down)

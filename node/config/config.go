@@ -36,6 +36,8 @@ const (
 type Config struct {
 	// Site is the site's name; empty where no source names one.
 	Site string
+	// Witness: the node votes and holds no content.
+	Witness bool
 	// Data is the absolute path of the data directory.
 	Data string
 	// Advertise is the name or address that other sites dial.
@@ -154,6 +156,7 @@ func Load(flags *pflag.FlagSet, env []string) (cfg Config, warnings []string, er
 		return o.Default
 	}
 	cfg.Site, cfg.HTTP, cfg.Bind = get(optSite), get("http"), get("bind")
+	cfg.Witness = get(optWitness) == "true"
 	cfg.Advertise, cfg.RegistryURL = get("advertise"), get("registry-url")
 	// Checked texts: the conversions cannot fail.
 	cfg.GossipPort, _ = strconv.Atoi(get("gossip-port"))
@@ -196,6 +199,16 @@ func first(key string, layers ...map[string]any) string {
 func (c *Config) validate() error {
 	if was := c.saved[optSite]; was != "" && was != c.Site {
 		return fmt.Errorf("data directory %s belongs to site %q, not %q: leave out --site, or use another --data", c.Data, was, c.Site)
+	}
+	if was := c.saved[optWitness] == "true"; c.saved[optSite] != "" && was != c.Witness {
+		kind, other := "of a node that holds content", "a witness"
+		if was {
+			kind, other = "of a witness", "a node that holds content"
+		}
+		return fmt.Errorf("data directory %s is that %s, and a node does not change its kind: join with another --data and another site name to add %s", c.Data, kind, other)
+	}
+	if c.Witness && (c.StoreDriver != "disk" || c.StoreRedirect) {
+		return errors.New("a witness holds no content: leave out --store-driver and --store-redirect, or --witness")
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return errors.New("--tls-cert and --tls-key belong together: name both, or none for plain HTTP")

@@ -34,6 +34,8 @@ type Option struct {
 	// Map options have keys of their own: the flag may be given several times, a
 	// file may have them as keys below, and sources add to one another.
 	Map bool
+	// Switch options are true when the flag is given without a value.
+	Switch bool
 	// check refuses bad values and brings good ones into one form.
 	check func(string) (string, error)
 }
@@ -52,6 +54,8 @@ const (
 	optData   = "data"
 	optSite   = "site"
 
+	optWitness = "witness"
+
 	optStoreDriver     = "store-driver"
 	optStoreParameters = "store-parameters"
 )
@@ -62,6 +66,8 @@ var options = []Option{
 		Help: "directory of all that the node keeps on this machine; it restarts from it alone, but for blobs in a bucket"},
 	{Name: optSite, Arg: "NAME", Saved: true, check: SiteName,
 		Help: "name of the site (datacenter) that this node is in"},
+	{Name: optWitness, Arg: "BOOL", Default: "false", Saved: true, Switch: true, check: oneOf("true", "false"),
+		Help: "vote and hold no content: the third voter of a mesh of two datacenters; said once, at the join"},
 	{Name: "advertise", Arg: "HOST", Saved: true, check: checkHost,
 		Derived: "the address of --bind, or the machine's first address that is not loopback",
 		Help:    "name or address that the nodes of other sites dial"},
@@ -137,7 +143,10 @@ func AddFlags(fs *pflag.FlagSet) {
 		if o.Derived != "" {
 			help += "; if not given: " + o.Derived
 		}
-		fs.Var(&flagValue{o: o, text: o.Default}, o.Name, help)
+		f := fs.VarPF(&flagValue{o: o, text: o.Default}, o.Name, "", help)
+		if o.Switch {
+			f.NoOptDefVal = "true"
+		}
 	}
 	fs.String(optConfig, "", fmt.Sprintf("YAML `FILE` with the same options as keys ($%sCONFIG); if not given: %s in the data directory", envPrefix, FileName))
 }

@@ -101,16 +101,31 @@ func New(cfg Config) (*API, error) {
 	if cfg.Poll <= 0 {
 		cfg.Poll = PollInterval
 	}
-	a := &API{cfg: cfg, rest: rest.New(rest.Config{
-		Title: "Portolan mesh", Version: "1.0", Prefix: Prefix, Auth: cfg.Access, Replica: cfg.Replica, Logger: cfg.Logger,
-	})}
-	a.registerStatus()
+	a := newAPI(cfg)
 	a.registerProfile()
+	a.registerVoters()
 	a.registerTokens()
 	a.registerRules()
 	a.registerTags()
 	a.registerPlacement()
 	return a, nil
+}
+
+// NewStatus declares the operations that only say how the mesh is: those of a
+// node without content. It needs nothing of Config that serves the others.
+func NewStatus(cfg Config) (*API, error) {
+	if cfg.View == nil || cfg.Access == nil || cfg.Consensus == nil || cfg.Peer == nil || cfg.Now == nil || cfg.Logger == nil {
+		return nil, errors.New("mesh: an incomplete Config")
+	}
+	return newAPI(cfg), nil
+}
+
+func newAPI(cfg Config) *API {
+	a := &API{cfg: cfg, rest: rest.New(rest.Config{
+		Title: "Portolan mesh", Version: "1.0", Prefix: Prefix, Auth: cfg.Access, Replica: cfg.Replica, Logger: cfg.Logger,
+	})}
+	a.registerStatus()
+	return a
 }
 
 // ServeHTTP implements http.Handler.

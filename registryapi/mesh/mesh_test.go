@@ -74,7 +74,8 @@ func newFixture(t *testing.T) *fixture {
 		View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: f.catalog, Placement: f.placement, Self: m.Identity.ID, Site: m.Site,
 		Consensus: func() Consensus {
 			return Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 9, Applied: 9, Voters: []identity.NodeID{m.Identity.ID},
-				Profile: "lan", Suggested: "wan", RoundTrip: 81.5}
+				Profile: "lan", Suggested: "wan", RoundTrip: 81.5, VotersWanted: m.State.View().Mesh().WantsVoters(),
+				RoundTrips: []RoundTrip{{From: "fra", To: "nyc", RTT: 81.5}, {From: "nyc", To: "fra", RTT: 82}}}
 		},
 		Peer:      func(identity.NodeID) (bool, time.Duration) { return true, 12500 * time.Microsecond },
 		JoinToken: func(j JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]) + "." + j.Site, nil },

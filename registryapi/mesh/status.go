@@ -27,7 +27,7 @@ func (a *API) registerStatus() {
 		Summary: "The mesh as this node sees it"}, a.status)
 	rest.Register(a.rest, rest.Op{ID: "list-sites", Method: http.MethodGet, Path: "/sites", Tag: "mesh", Who: rest.SystemAdmin,
 		Summary: "All sites, by name"}, func(context.Context, *struct{}) (*listSites, error) {
-		return &listSites{Body: sites(a.cfg.View())}, nil
+		return &listSites{Body: a.sites()}, nil
 	})
 	rest.Register(a.rest, rest.Op{ID: "get-site", Method: http.MethodGet, Path: "/sites/{name}", Tag: "mesh", Who: rest.SystemAdmin,
 		Summary: "One site"}, func(_ context.Context, in *siteIn) (*rest.Object[Site], error) {
@@ -36,12 +36,12 @@ func (a *API) registerStatus() {
 		if !ok {
 			return nil, noSite(v, in.Name)
 		}
-		return rest.ObjectOf(s.ID, s.Version, site(v, s)), nil
+		return rest.ObjectOf(s.ID, s.Version, a.site(v, s)), nil
 	})
 	rest.Register(a.rest, rest.Op{ID: "list-nodes", Method: http.MethodGet, Path: "/nodes", Tag: "mesh", Who: rest.SystemAdmin,
 		Summary: "All nodes, by site"}, func(context.Context, *struct{}) (*listNodes, error) {
 		out := &listNodes{Body: []Node{}}
-		for _, s := range sites(a.cfg.View()) {
+		for _, s := range a.sites() {
 			out.Body = append(out.Body, s.Nodes...)
 		}
 		return out, nil
@@ -55,6 +55,9 @@ func (a *API) status(context.Context, *struct{}) (*statusOut, error) {
 	}
 	if c.Learners == nil {
 		c.Learners = []nodeID{}
+	}
+	if c.RoundTrips == nil {
+		c.RoundTrips = []RoundTrip{}
 	}
 	s := Status{Mesh: v.Mesh().ID, Level: v.Mesh().Level, Node: a.cfg.Self, Site: a.cfg.Site, Version: a.cfg.Version, Role: "none",
 		Consensus: c, Sites: []SiteStatus{}}
@@ -80,16 +83,26 @@ func (a *API) status(context.Context, *struct{}) (*statusOut, error) {
 	return &statusOut{Body: s}, nil
 }
 
-func sites(v *state.View) []Site {
+func (a *API) sites() []Site {
+	v, trips := a.cfg.View(), a.cfg.Consensus().RoundTrips
 	out := []Site{}
 	for _, s := range v.Sites() {
-		out = append(out, site(v, s))
+		out = append(out, site(v, s, trips))
 	}
 	return out
 }
 
-func site(v *state.View, s state.Site) Site {
-	out := Site{ID: s.ID, Name: s.Name, CreatedAt: s.CreatedAt, Nodes: []Node{}}
+func (a *API) site(v *state.View, s state.Site) Site {
+	return site(v, s, a.cfg.Consensus().RoundTrips)
+}
+
+func site(v *state.View, s state.Site, trips []RoundTrip) Site {
+	out := Site{ID: s.ID, Name: s.Name, CreatedAt: s.CreatedAt, Nodes: []Node{}, RoundTrips: []RoundTrip{}}
+	for _, t := range trips {
+		if t.From == s.Name {
+			out.RoundTrips = append(out.RoundTrips, t)
+		}
+	}
 	for _, n := range v.NodesOf(s.Name) {
 		out.Nodes = append(out.Nodes, Node{ID: n.ID, Site: n.Site, Host: n.Host, GossipPort: n.GossipPort, ControlPort: n.ControlPort,
 			DataPort: n.DataPort, RegistryURL: n.RegistryURL, Witness: n.Witness, Version: n.Version, JoinedAt: n.JoinedAt})

@@ -30,9 +30,20 @@ type Consensus struct {
 	Voters     []identity.NodeID `json:"voters" doc:"Nodes that vote"`
 	Learners   []identity.NodeID `json:"learners" doc:"Nodes that follow"`
 	Profile    string            `json:"profile" doc:"Raft timings that this node runs with: lan, wan or far"`
+	// VotersWanted is how many sites vote where there are as many.
+	VotersWanted int         `json:"voters_wanted" doc:"How many sites vote, where there are as many: 3 or 5"`
+	RoundTrips   []RoundTrip `json:"round_trips" doc:"Between the sites, as far as they are known here; the voters are chosen by them"`
 	// Suggested and RoundTrip are the leader's to know; see Profile.
 	Suggested string  `json:"-"`
 	RoundTrip float64 `json:"-"`
+}
+
+// RoundTrip is how long a message takes from one site to another and back, over
+// the control port.
+type RoundTrip struct {
+	From string  `json:"from" doc:"The site that measured it"`
+	To   string  `json:"to"`
+	RTT  float64 `json:"rtt_ms" doc:"Median of the last measurements, in milliseconds"`
 }
 
 // SiteStatus is one site in a status.
@@ -62,6 +73,8 @@ type Site struct {
 	Name      string    `json:"name"`
 	CreatedAt time.Time `json:"created_at"`
 	Nodes     []Node    `json:"nodes"`
+	// RoundTrips are those that the site measured.
+	RoundTrips []RoundTrip `json:"round_trips" doc:"What it measured to the other sites, as far as the answering node knows"`
 }
 
 // Node is a member's record.

@@ -56,6 +56,8 @@ type Error struct {
 	Message string
 	// Sites are those that cannot be reached, if that is the reason.
 	Sites []string
+	// Indeterminate: the edit may have been made all the same.
+	Indeterminate bool
 	// RetryAfter says when it is worth trying again; 0: not said.
 	RetryAfter time.Duration
 }
@@ -65,6 +67,8 @@ type Failure struct {
 	Code    string   `json:"code" doc:"Stable name of the failure" example:"NOT_FOUND"`
 	Message string   `json:"message" doc:"One sentence for people: what happened, to what, what to do"`
 	Sites   []string `json:"sites,omitempty" doc:"Sites that cannot be reached, where that is the reason"`
+	// Indeterminate says what a program must know before it repeats an edit.
+	Indeterminate bool `json:"indeterminate,omitempty" doc:"Whether the edit was made is not known: look before you repeat it"`
 }
 
 // Failures is the body of every error answer.
@@ -92,7 +96,7 @@ func (e *Error) GetHeaders() http.Header {
 
 // MarshalJSON gives Harbor's form.
 func (e *Error) MarshalJSON() ([]byte, error) {
-	return json.Marshal(Failures{Errors: []Failure{{Code: e.Code, Message: e.Message, Sites: e.Sites}}})
+	return json.Marshal(Failures{Errors: []Failure{{Code: e.Code, Message: e.Message, Sites: e.Sites, Indeterminate: e.Indeterminate}}})
 }
 
 func fail(status int, format string, args ...any) *Error {
@@ -142,7 +146,7 @@ func FromError(err error) (answer *Error, ok bool) {
 		if retry <= 0 {
 			retry = time.Second
 		}
-		return &Error{Status: http.StatusServiceUnavailable, Code: CodeUnavailable, Message: away.Error(), Sites: away.Sites, RetryAfter: retry}, true
+		return &Error{Status: http.StatusServiceUnavailable, Code: CodeUnavailable, Message: away.Error(), Sites: away.Sites, Indeterminate: away.Indeterminate, RetryAfter: retry}, true
 	}
 	switch {
 	case errors.Is(err, catalog.ErrNotFound):

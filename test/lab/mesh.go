@@ -198,8 +198,12 @@ func (s *Site) bootstrap(ctx context.Context) error {
 		return err
 	}
 	mesh, pid := identity.NewMeshID(), identity.NewProjectID()
-	return s.Node().Bootstrap(ctx, &command.MeshCreate{MeshId: mesh[:], Site: s.Name, GossipKey: random(32), LibraryProjectId: pid[:],
-		AdminPasswordHash: "$argon2id$lab", RaftGeneration: random(16)})
+	if err := s.Node().Bootstrap(ctx, &command.MeshCreate{MeshId: mesh[:], Site: s.Name, GossipKey: random(32), LibraryProjectId: pid[:],
+		AdminPasswordHash: "$argon2id$lab", RaftGeneration: random(16)}); err != nil {
+		return err
+	}
+	_, err := s.Node().Propose(ctx, "user:admin", &command.VotersSet{Voters: 5})
+	return err
 }
 
 func (s *Site) join(ctx context.Context, at *Site) error {
@@ -264,7 +268,7 @@ func (s *Site) start(seeds []*command.Node) error {
 	if err != nil {
 		return err
 	}
-	n, err := consensus.Open(consensus.Config{Dir: s.dir, Identity: s.id, Self: s.record, Profile: s.mesh.profile, Voters: 5, RaftListener: l.Raft(),
+	n, err := consensus.Open(consensus.Config{Dir: s.dir, Identity: s.id, Self: s.record, Profile: s.mesh.profile, RaftListener: l.Raft(),
 		DialControl: s.dial, Seeds: seeds, Logger: log,
 		DialRaft: func(ctx context.Context, addr string, want identity.NodeID) (net.Conn, error) {
 			return s.through(ctx, addr, func() (net.Conn, error) { return wire.DialRaft(ctx, addr, want, s.id, members) })

@@ -12,6 +12,8 @@ import (
 
 	"github.com/anishathalye/porcupine"
 	"go.uber.org/goleak"
+
+	"github.com/portolan/portolan/test/cluster"
 )
 
 var (
@@ -19,7 +21,12 @@ var (
 	forFlag  = flag.Duration("for", 12*time.Second, "how long the clients call, per mesh")
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		cluster.RemoveBinary()
+		os.Exit(code)
+	}))
+}
 
 // checkFor bounds the search; a history that it cannot decide in that time fails.
 const checkFor = 2 * time.Minute

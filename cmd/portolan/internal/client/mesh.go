@@ -33,6 +33,18 @@ func (c *Client) SetProfile(ctx context.Context, name string) (mesh.Profile, err
 	return out, err
 }
 
+// Voters says how many sites vote.
+func (c *Client) Voters(ctx context.Context) (mesh.Voters, error) {
+	return get[mesh.Voters](ctx, c, mesh.Prefix+"/voters", nil)
+}
+
+// SetVoters changes how many sites vote.
+func (c *Client) SetVoters(ctx context.Context, n int) (mesh.Voters, error) {
+	var out mesh.Voters
+	_, err := c.do(ctx, http.MethodPut, mesh.Prefix+"/voters", nil, mesh.VotersRequest{Voters: n}, &out)
+	return out, err
+}
+
 // TokenRequest asks for a join token.
 type TokenRequest struct {
 	Site      string

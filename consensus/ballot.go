@@ -1,0 +1,99 @@
+package consensus
+
+import (
+	"errors"
+	"time"
+
+	"github.com/hashicorp/raft"
+	autopilot "github.com/hashicorp/raft-autopilot"
+
+	"github.com/portolan/portolan/consensus/voters"
+	"github.com/portolan/portolan/node/identity"
+)
+
+// promoter is voters.Promoter with the round trips of this moment: they are put
+// together once for a round, not for each pair.
+type promoter struct {
+	voters.Promoter
+	node *Node
+}
+
+// CalculatePromotionsAndDemotions implements autopilot.Promoter.
+func (p *promoter) CalculatePromotionsAndDemotions(c *autopilot.Config, s *autopilot.State) autopilot.RaftChanges {
+	p.Trip = p.node.distances()
+	return p.Promoter.CalculatePromotionsAndDemotions(c, s)
+}
+
+// ballot is raft as autopilot may use it: handovers have a limit.
+type ballot struct {
+	*raft.Raft
+	node *Node
+}
+
+// LeadershipTransferToServer hands over once, and waits an election timeout.
+func (b ballot) LeadershipTransferToServer(id raft.ServerID, _ raft.ServerAddress) raft.Future {
+	to, err := identity.ParseNodeID(string(id))
+	if err == nil {
+		n := b.node
+		m, _ := n.state.View().Node(to)
+		n.log.Info("leadership goes nearer to the other voters", "site", m.Site)
+		err = n.transfer(to)
+	}
+	return handedOver{err}
+}
+
+// handedOver is a raft.Future that is done.
+type handedOver struct{ err error }
+
+func (h handedOver) Error() error { return h.err }
+
+func (n *Node) draining(id raft.ServerID) bool {
+	node, err := identity.ParseNodeID(string(id))
+	return err == nil && n.cfg.Draining != nil && n.cfg.Draining(node)
+}
+
+// exchange moves a vote nearer to the others, demoted first as everywhere: what
+// fails in between leaves fewer votes than the mesh wants, for the next round to
+// give away, and never more. For that round trip or two there is no spare, so
+// the promoter has asked all the others just before. Each step is made on top of
+// the configuration that it was decided on, or not at all. If the second one
+// fails the vote goes back.
+func (n *Node) exchange(from, to raft.ServerID) {
+	f := n.raft.GetConfiguration()
+	if f.Error() != nil {
+		return
+	}
+	for _, s := range f.Configuration().Servers {
+		if s.ID == from && s.Suffrage != raft.Voter || s.ID == to && s.Suffrage == raft.Voter {
+			return // it was changed since the round began
+		}
+	}
+	start := time.Now()
+	down := n.raft.DemoteVoter(from, f.Index(), n.cfg.Profile.Election)
+	if err := down.Error(); err != nil {
+		n.log.Debug("a vote was not moved", "err", err)
+		return
+	}
+	err := n.raft.AddVoter(to, raft.ServerAddress(to), down.Index(), n.cfg.Profile.Election).Error()
+	if err == nil {
+		n.log.Info("a vote went to a site that is nearer to the other voters", "from", n.siteOf(from), "to", n.siteOf(to), "took", time.Since(start).Round(time.Millisecond))
+		return
+	}
+	back := n.raft.AddVoter(from, raft.ServerAddress(from), 0, n.cfg.Profile.Election).Error()
+	if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipLost) {
+		return // the next leader goes on from there
+	}
+	n.log.Warn("a vote could not be moved to a nearer site", "from", n.siteOf(from), "to", n.siteOf(to), "err", errors.Join(err, back))
+}
+
+// siteOf names a server for people.
+func (n *Node) siteOf(id raft.ServerID) string {
+	node, err := identity.ParseNodeID(string(id))
+	if err != nil {
+		return string(id)
+	}
+	if m, ok := n.state.View().Node(node); ok {
+		return m.Site
+	}
+	return "node " + node.Short()
+}
