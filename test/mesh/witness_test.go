@@ -92,8 +92,8 @@ func TestWitness_TwoDatacenters(t *testing.T) {
 	if where := m.Must(t, 1, "where", "prod/app:1"); strings.Contains(where, "wit") || !strings.Contains(where, "site1") || !strings.Contains(where, "site2") {
 		t.Errorf("where:\n%s", where)
 	}
-	if r := m.CLI(t, 0, "where", "prod/app:1", "--sites", "wit"); r.Code == 0 || !strings.Contains(r.Stderr, "holds no content") {
-		t.Errorf("where at the witness: %d %s", r.Code, r.Stderr)
+	if r := m.CLI(t, 0, "wait", "prod/app:1", "--sites", "site1,wit", "--timeout", "5s"); r.Code == 0 || !strings.Contains(r.Stderr, "holds no content") {
+		t.Errorf("waiting for the witness: %d %s", r.Code, r.Stderr)
 	}
 	for path, want := range map[string]int{"/v2/": 404, "/v2/prod/app/manifests/1": 404, "/service/token": 404, "/api/v2.0/projects": 404, "/api/mesh/v1/tags?repository=prod/app": 404,
 		"/healthz": 200, "/readyz": 200, "/metrics": 200, "/api/mesh/v1/status": 200, "/api/mesh/v1/sites": 200} {
@@ -107,6 +107,7 @@ func TestWitness_TwoDatacenters(t *testing.T) {
 	m.edits(t, 0, "without-site2")
 	m.pushBytes(t, 0, "prod/app", "2", append([]byte("second: "), layer...))
 	m.RestartSite(t, 1)
+	cluster.Eventually(t, cluster.Patience, "the tag is listed at the site that came back", func() error { return m.hasTag(t, 1, "prod/app", "2") })
 	m.Must(t, 1, "wait", "prod/app:2", "--sites", "all", "--timeout", "60s")
 
 	// The witness is lost, and comes back without being told again what it is.
