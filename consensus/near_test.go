@@ -89,7 +89,6 @@ func TestVoters_MoveNearer(t *testing.T) {
 	if sgp.node.Status().IsLeader {
 		t.Fatal("a learner leads")
 	}
-	// Three of its lines say what happened, in words.
 	await(t, "sgp's role", func() bool { return sgp.node.Status().Role == "learner" })
 	best := time.Hour
 	for i := range 10 {

@@ -2,7 +2,9 @@
 // linearizable: meshes of three and five voters, in one process (test/lab), take
 // edits, conditional edits and strict reads at all nodes while leaders are
 // killed and links are cut (in both directions, in one, around a bridge) or slow;
-// porcupine then looks for one order that explains every answer.
+// porcupine then looks for one order that explains every answer. Three processes of
+// the real binary take the same calls by their API while one of them, mostly the
+// one that leads, stands still (SIGSTOP) and goes on.
 //
 //	go test ./test/linear                              # what make test runs: bounded
 //	go test ./test/linear -args -for 10m               # longer
