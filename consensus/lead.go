@@ -77,7 +77,7 @@ func (n *Node) govern(ctx context.Context) {
 	update := max(500*time.Millisecond, n.cfg.Profile.Election*2/5)
 	ap := autopilot.New(n.raft, p,
 		autopilot.WithLogger(telemetry.HCLog(n.log, "voters", repeatsAutopilot)),
-		autopilot.WithPromoter(&voters.Promoter{Sites: p.votingSites, Want: n.cfg.Voters, Answers: func(id raft.ServerID) bool { return p.answers(ctx, id) }}),
+		autopilot.WithPromoter(&drainAware{&voters.Promoter{Sites: p.votingSites, Want: n.cfg.Voters, Answers: func(id raft.ServerID) bool { return p.answers(ctx, id) }}, n}),
 		autopilot.WithUpdateInterval(update), autopilot.WithReconcileInterval(2*update))
 	ap.Start(ctx)
 	defer func() { <-ap.Stop() }()
@@ -88,6 +88,7 @@ func (n *Node) govern(ctx context.Context) {
 		if err := n.reconcile(); err != nil && ctx.Err() == nil {
 			n.log.Warn("raft's configuration does not follow the node list yet", "err", err)
 		}
+		n.yieldIfDraining(ctx)
 		select {
 		case <-ctx.Done():
 			return

@@ -60,6 +60,8 @@ type Node struct {
 	closing  sync.Once
 	closeErr error
 
+	removals removals
+
 	transferStuck atomic.Int64 // unix nanoseconds of the first refusal in a row; raft#696
 
 	mu      sync.Mutex                    // leaf lock
@@ -90,7 +92,7 @@ func Open(cfg Config) (*Node, error) {
 	n.commits = newCommits(n)
 	n.reads.do, n.reads.work = n.askIndex, &n.work
 	n.barriers.do, n.barriers.work = n.makeBarrier, &n.work
-	n.stream = &streamLayer{Listener: n.cfg.RaftListener, self: n.cfg.Identity.ID, node: n, open: make(map[net.Conn]struct{})}
+	n.stream = &streamLayer{Listener: n.cfg.RaftListener, self: n.cfg.Identity.ID, node: n, open: make(map[*dialled]struct{})}
 	if err := n.open(); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
@@ -191,7 +193,8 @@ func (n *Node) raftConfig() *raft.Config {
 // State gives the replicated state. It is there, and readable, from Open on.
 func (n *Node) State() *state.State { return n.state }
 
-// Ready is closed when this node has a state that knows it as a member.
+// Ready is closed when this node has a state that knows it as a member, or as
+// one that was: see Removed.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
 
 func (n *Node) isReady() bool {
@@ -205,7 +208,9 @@ func (n *Node) isReady() bool {
 
 // checkReady is called by Open and then by watch alone.
 func (n *Node) checkReady() bool {
-	if _, ok := n.state.View().Node(n.cfg.Identity.ID); !ok {
+	view := n.state.View()
+	_, member := view.Node(n.cfg.Identity.ID)
+	if _, gone := view.Removed(n.cfg.Identity.ID); !member && !gone {
 		return false
 	}
 	close(n.ready)
@@ -346,16 +351,24 @@ func (n *Node) handOver() {
 	n.log.Info("leadership was handed over", "site", m.Site)
 }
 
-// closest gives the other voter that answered last.
+// closest gives the other voter that answered last, of those that do not drain
+// if there are any.
 func (r *reach) closest() (identity.NodeID, bool) {
 	voters, _ := r.node.servers()
+	view := r.node.state.View()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var best identity.NodeID
 	var at time.Time
+	bestDrains := false
 	for _, id := range voters {
-		if t := r.seen[id]; id != r.node.cfg.Identity.ID && t.After(at) {
-			best, at = id, t
+		t := r.seen[id]
+		if id == r.node.cfg.Identity.ID || t.IsZero() {
+			continue
+		}
+		// One that drains would hand it on: only if there is no other.
+		if known, drains := !at.IsZero(), view.Draining(id); !known || (bestDrains && !drains) || (bestDrains == drains && t.After(at)) {
+			best, at, bestDrains = id, t, drains
 		}
 	}
 	return best, !at.IsZero()

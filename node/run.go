@@ -183,6 +183,7 @@ func (n *node) open(ctx context.Context, made bool) error {
 		return err
 	}
 	n.metrics.MustRegister(n.raft)
+	n.metrics.MustRegister(n.standing()...)
 	return nil
 }
 
