@@ -16,9 +16,13 @@ import (
 const controlGrace = time.Second
 
 // cutOff closes the connections of nodes that are no longer in the node list,
-// on every port, and tells gossip when this site drains.
+// on every port, and those of this node once it is out itself; it tells gossip
+// when this site drains.
 func (n *node) cutOff(ctx context.Context) error {
 	known := map[identity.NodeID]string{} // -> site
+	out := false                          // this node was removed itself
+	tick := time.NewTicker(controlGrace / 2)
+	defer tick.Stop()
 	due := map[identity.NodeID]time.Time{}
 	for {
 		changed := n.raft.State().Changed()
@@ -37,6 +41,15 @@ func (n *node) cutOff(ctx context.Context) error {
 			due[id] = time.Now().Add(controlGrace)
 		}
 		known = now
+		if was := out; !was && n.closed() != "" {
+			for _, m := range n.gossip.Members() {
+				if m.ID != n.id.ID {
+					n.gossip.Remove(m.ID) // it leaves them alone
+					n.host.CutOff(m.ID)
+				}
+			}
+		}
+		out = n.closed() != ""
 		n.gossip.SetDraining(view.Draining(n.id.ID))
 		for id, at := range due {
 			if time.Now().Before(at) {
@@ -46,17 +59,23 @@ func (n *node) cutOff(ctx context.Context) error {
 			n.raft.CutOff(id)
 			delete(due, id)
 		}
-		var next <-chan time.Time
-		if len(due) > 0 {
-			next = time.After(controlGrace / 4)
-		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-		case <-next:
+		case <-tick.C: // what members told, and what is due
 		}
 	}
+}
+
+// leavesOut tells gossip of whom it has nothing to know: of removed nodes, and at
+// a removed node of all others.
+func (n *node) leavesOut(id identity.NodeID) bool {
+	if id != n.id.ID && n.closed() != "" {
+		return true
+	}
+	_, gone := n.view().Removed(id)
+	return gone && id != n.id.ID
 }
 
 // closed says why this site takes no pushes any more; empty: it takes them. What

@@ -172,7 +172,7 @@ func (n *node) startContent(_ context.Context) error {
 		Self: n.id.ID, Site: s.Site, Level: command.Level, BindAddr: s.Bind, Port: s.GossipPort,
 		AdvertiseHost: s.Advertise, AdvertisePort: s.GossipPort,
 		Mesh: mesh.ID, Keys: mesh.GossipKeys, Seeds: n.seeds, Logger: log,
-		Removed: func(id identity.NodeID) bool { _, gone := n.view().Removed(id); return gone },
+		Removed: n.leavesOut,
 	}); err != nil {
 		return err
 	}

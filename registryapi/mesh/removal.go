@@ -377,7 +377,7 @@ func toChange(v *state.View, s state.Site, nodes []state.Node) []string {
 		users++
 	}
 	out := []string{
-		fmt.Sprintf("it has the password hashes (argon2id) of all %d users: change passwords that could be guessed, the administrators' first", users),
+		fmt.Sprintf("it has the password hashes (argon2id) of all local users (%d): change passwords that could be guessed, the administrators' first", users),
 		"it has the mesh's gossip key: close the gossip ports of the other sites to its address",
 	}
 	for _, n := range nodes {
