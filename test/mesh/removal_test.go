@@ -63,8 +63,8 @@ func TestRemoval(t *testing.T) {
 	})
 
 	t.Run("a lost site is removed", func(t *testing.T) {
-		only := m.pushBlob(t, atOsl, "prod/only", "1")
-		cluster.Eventually(t, cluster.Patience, "the push is known at site 1", func() error { return m.hasTag(t, 0, "prod/only", "1") })
+		only := m.pushBlob(t, atOsl, "library/only", "1") // no rule brings it elsewhere
+		cluster.Eventually(t, cluster.Patience, "the push is known at site 1", func() error { return m.hasTag(t, 0, "library/only", "1") })
 		osl.Kill()
 		r := m.CLI(t, 0, "site", "remove", "osl")
 		if r.Code != 1 || !strings.Contains(r.Stderr, "portolan site remove osl --lost") {
@@ -76,7 +76,7 @@ func TestRemoval(t *testing.T) {
 			}
 			return nil
 		})
-		if !strings.Contains(r.Stdout, "prod/only") {
+		if !strings.Contains(r.Stdout, "library/only") {
 			t.Errorf("what had its only copy there is not listed:\n%s", r.Stdout)
 		}
 		back := cluster.Start(t, nil, "serve", "--data", m.Sites[atOsl].Data)
