@@ -144,11 +144,14 @@ func (n *Node) beforeRemoval(ctx context.Context, env *command.Envelope) error {
 	}
 	m := body.(*command.NodeRemove)
 	id, err := identity.NodeIDFromBytes(m.GetNodeId())
+	if err != nil {
+		return &command.Error{Code: command.CodeInvalid, Message: err.Error()}
+	}
 	view := n.state.View()
 	node, member := view.Node(id)
 	site, _ := view.SiteByID(node.SiteID)
-	if err != nil || !member || view.CheckRemove(id) != nil || (m.GetIfVersion() != 0 && m.GetIfVersion() != site.Version) {
-		return nil
+	if !member || view.CheckRemove(id) != nil || (m.GetIfVersion() != 0 && m.GetIfVersion() != site.Version) {
+		return nil // a repetition of what was done already, among others
 	}
 	voters, _ := n.servers()
 	if !slices.Contains(voters, id) {

@@ -155,15 +155,13 @@ func TestAPI_RemoveSite_LastCopies(t *testing.T) {
 	if q := f.leave.asked[len(f.leave.asked)-1]; !q.Lost || q.Site != "sgp" {
 		t.Errorf("asked %+v", q)
 	}
-	if status, body, copies := func() (int, string, int) {
-		f.leave.parts = []LastCopies{oneCopy("prod/c")}
-		after := ""
-		a := f.call("admin", "POST", "/sites/nyc/remove", `{"force":true}`)
-		after = decode[Removal](f, a).After
-		a = f.call("admin", "POST", "/sites/nyc/remove", `{"force":true,"after":"`+after+`"}`)
-		return a.Status, a.Body, len(decode[Removal](f, a).LastCopies)
-	}(); status != 200 || copies != 0 || !strings.Contains(body, `"done":true`) {
-		t.Errorf("forced: %d %s", status, body)
+	f.leave.parts = []LastCopies{oneCopy("prod/c")}
+	r := decode[Removal](f, f.want(200, "admin", "POST", "/sites/nyc/remove", `{"force":true}`))
+	if r.Done || len(r.LastCopies) != 1 {
+		t.Errorf("forced, what goes is not listed first: %+v", r)
+	}
+	if r = decode[Removal](f, f.want(200, "admin", "POST", "/sites/nyc/remove", `{"force":true,"after":"`+r.After+`"}`)); !r.Done || len(r.LastCopies) != 0 {
+		t.Errorf("forced: %+v", r)
 	}
 	if a := f.want(400, "admin", "POST", "/sites/fra/remove", `{"force":true}`); !strings.Contains(a.Body, "the last one that holds content") {
 		t.Errorf("the last site: %s", a.Body)
