@@ -12,7 +12,8 @@ import (
 )
 
 // promoter is voters.Promoter with the round trips of this moment: they are put
-// together once for a round, not for each pair.
+// together once for a round, not for each pair. While leadership
+// is on its way to another node, that one decides.
 type promoter struct {
 	voters.Promoter
 	node *Node
@@ -20,6 +21,9 @@ type promoter struct {
 
 // CalculatePromotionsAndDemotions implements autopilot.Promoter.
 func (p *promoter) CalculatePromotionsAndDemotions(c *autopilot.Config, s *autopilot.State) autopilot.RaftChanges {
+	if p.node.removals.yielding.Load() {
+		return autopilot.RaftChanges{} // the next leader decides
+	}
 	p.Trip = p.node.distances()
 	return p.Promoter.CalculatePromotionsAndDemotions(c, s)
 }
@@ -47,9 +51,11 @@ type handedOver struct{ err error }
 
 func (h handedOver) Error() error { return h.err }
 
+// draining says whether no vote may go to a server: its site drains, it is about
+// to leave, or its own word says so before the command came here.
 func (n *Node) draining(id raft.ServerID) bool {
 	node, err := identity.ParseNodeID(string(id))
-	return err == nil && n.cfg.Draining != nil && n.cfg.Draining(node)
+	return err == nil && (n.state.View().Draining(node) || n.removals.leaves(node) || n.cfg.Draining != nil && n.cfg.Draining(node))
 }
 
 // exchange moves a vote nearer to the others, demoted first as everywhere: what

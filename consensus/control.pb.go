@@ -495,6 +495,68 @@ func (x *NotLeader) GetLeaderId() []byte {
 	return nil
 }
 
+// Removed tells a caller that has shown a removed key what became of it, and
+// nobody else.
+type Removed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Site          string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	UnixNs        int64                  `protobuf:"varint,2,opt,name=unix_ns,json=unixNs,proto3" json:"unix_ns,omitempty"`
+	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Removed) Reset() {
+	*x = Removed{}
+	mi := &file_consensus_control_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Removed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Removed) ProtoMessage() {}
+
+func (x *Removed) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Removed.ProtoReflect.Descriptor instead.
+func (*Removed) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Removed) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *Removed) GetUnixNs() int64 {
+	if x != nil {
+		return x.UnixNs
+	}
+	return 0
+}
+
+func (x *Removed) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
 type JoinRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	MeshId    []byte                 `protobuf:"bytes,1,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
@@ -513,7 +575,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_consensus_control_proto_msgTypes[9]
+	mi := &file_consensus_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +587,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[9]
+	mi := &file_consensus_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +600,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{9}
+	return file_consensus_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JoinRequest) GetMeshId() []byte {
@@ -612,7 +674,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_consensus_control_proto_msgTypes[10]
+	mi := &file_consensus_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +686,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[10]
+	mi := &file_consensus_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +699,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{10}
+	return file_consensus_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *JoinReply) GetMeshId() []byte {
@@ -700,7 +762,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_consensus_control_proto_msgTypes[11]
+	mi := &file_consensus_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +774,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[11]
+	mi := &file_consensus_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +787,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{11}
+	return file_consensus_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PingRequest) GetIndex() uint64 {
@@ -768,7 +830,7 @@ type PingReply struct {
 
 func (x *PingReply) Reset() {
 	*x = PingReply{}
-	mi := &file_consensus_control_proto_msgTypes[12]
+	mi := &file_consensus_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +842,7 @@ func (x *PingReply) String() string {
 func (*PingReply) ProtoMessage() {}
 
 func (x *PingReply) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[12]
+	mi := &file_consensus_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +855,7 @@ func (x *PingReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingReply.ProtoReflect.Descriptor instead.
 func (*PingReply) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{12}
+	return file_consensus_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PingReply) GetTerm() uint64 {
@@ -884,7 +946,7 @@ type Trip struct {
 
 func (x *Trip) Reset() {
 	*x = Trip{}
-	mi := &file_consensus_control_proto_msgTypes[13]
+	mi := &file_consensus_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +958,7 @@ func (x *Trip) String() string {
 func (*Trip) ProtoMessage() {}
 
 func (x *Trip) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[13]
+	mi := &file_consensus_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +971,7 @@ func (x *Trip) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trip.ProtoReflect.Descriptor instead.
 func (*Trip) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{13}
+	return file_consensus_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Trip) GetNodeId() []byte {
@@ -941,7 +1003,7 @@ type TokenBody struct {
 
 func (x *TokenBody) Reset() {
 	*x = TokenBody{}
-	mi := &file_consensus_control_proto_msgTypes[14]
+	mi := &file_consensus_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1015,7 @@ func (x *TokenBody) String() string {
 func (*TokenBody) ProtoMessage() {}
 
 func (x *TokenBody) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[14]
+	mi := &file_consensus_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1028,7 @@ func (x *TokenBody) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenBody.ProtoReflect.Descriptor instead.
 func (*TokenBody) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{14}
+	return file_consensus_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TokenBody) GetMeshId() []byte {
@@ -1021,7 +1083,7 @@ type TokenAddress struct {
 
 func (x *TokenAddress) Reset() {
 	*x = TokenAddress{}
-	mi := &file_consensus_control_proto_msgTypes[15]
+	mi := &file_consensus_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1095,7 @@ func (x *TokenAddress) String() string {
 func (*TokenAddress) ProtoMessage() {}
 
 func (x *TokenAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[15]
+	mi := &file_consensus_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1108,7 @@ func (x *TokenAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenAddress.ProtoReflect.Descriptor instead.
 func (*TokenAddress) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{15}
+	return file_consensus_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TokenAddress) GetAddress() string {
@@ -1075,7 +1137,7 @@ type Seeds struct {
 
 func (x *Seeds) Reset() {
 	*x = Seeds{}
-	mi := &file_consensus_control_proto_msgTypes[16]
+	mi := &file_consensus_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1149,7 @@ func (x *Seeds) String() string {
 func (*Seeds) ProtoMessage() {}
 
 func (x *Seeds) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_control_proto_msgTypes[16]
+	mi := &file_consensus_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1162,7 @@ func (x *Seeds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seeds.ProtoReflect.Descriptor instead.
 func (*Seeds) Descriptor() ([]byte, []int) {
-	return file_consensus_control_proto_rawDescGZIP(), []int{16}
+	return file_consensus_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Seeds) GetNodes() []*command.Node {
@@ -1148,7 +1210,11 @@ const file_consensus_control_proto_rawDesc = "" +
 	"\x0eretry_after_ms\x18\x03 \x01(\x03R\fretryAfterMs\x12$\n" +
 	"\rindeterminate\x18\x04 \x01(\bR\rindeterminate\"(\n" +
 	"\tNotLeader\x12\x1b\n" +
-	"\tleader_id\x18\x01 \x01(\fR\bleaderId\"\xf7\x01\n" +
+	"\tleader_id\x18\x01 \x01(\fR\bleaderId\"F\n" +
+	"\aRemoved\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x17\n" +
+	"\aunix_ns\x18\x02 \x01(\x03R\x06unixNs\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\"\xf7\x01\n" +
 	"\vJoinRequest\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x19\n" +
 	"\btoken_id\x18\x02 \x01(\x03R\atokenId\x12\x16\n" +
@@ -1224,7 +1290,7 @@ func file_consensus_control_proto_rawDescGZIP() []byte {
 	return file_consensus_control_proto_rawDescData
 }
 
-var file_consensus_control_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_consensus_control_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_consensus_control_proto_goTypes = []any{
 	(*ProposeRequest)(nil),   // 0: portolan.consensus.v1.ProposeRequest
 	(*ProposeReply)(nil),     // 1: portolan.consensus.v1.ProposeReply
@@ -1235,34 +1301,35 @@ var file_consensus_control_proto_goTypes = []any{
 	(*Refusal)(nil),          // 6: portolan.consensus.v1.Refusal
 	(*Unavailable)(nil),      // 7: portolan.consensus.v1.Unavailable
 	(*NotLeader)(nil),        // 8: portolan.consensus.v1.NotLeader
-	(*JoinRequest)(nil),      // 9: portolan.consensus.v1.JoinRequest
-	(*JoinReply)(nil),        // 10: portolan.consensus.v1.JoinReply
-	(*PingRequest)(nil),      // 11: portolan.consensus.v1.PingRequest
-	(*PingReply)(nil),        // 12: portolan.consensus.v1.PingReply
-	(*Trip)(nil),             // 13: portolan.consensus.v1.Trip
-	(*TokenBody)(nil),        // 14: portolan.consensus.v1.TokenBody
-	(*TokenAddress)(nil),     // 15: portolan.consensus.v1.TokenAddress
-	(*Seeds)(nil),            // 16: portolan.consensus.v1.Seeds
-	(*command.Envelope)(nil), // 17: portolan.command.v1.Envelope
-	(*command.Node)(nil),     // 18: portolan.command.v1.Node
+	(*Removed)(nil),          // 9: portolan.consensus.v1.Removed
+	(*JoinRequest)(nil),      // 10: portolan.consensus.v1.JoinRequest
+	(*JoinReply)(nil),        // 11: portolan.consensus.v1.JoinReply
+	(*PingRequest)(nil),      // 12: portolan.consensus.v1.PingRequest
+	(*PingReply)(nil),        // 13: portolan.consensus.v1.PingReply
+	(*Trip)(nil),             // 14: portolan.consensus.v1.Trip
+	(*TokenBody)(nil),        // 15: portolan.consensus.v1.TokenBody
+	(*TokenAddress)(nil),     // 16: portolan.consensus.v1.TokenAddress
+	(*Seeds)(nil),            // 17: portolan.consensus.v1.Seeds
+	(*command.Envelope)(nil), // 18: portolan.command.v1.Envelope
+	(*command.Node)(nil),     // 19: portolan.command.v1.Node
 }
 var file_consensus_control_proto_depIdxs = []int32{
-	17, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
-	18, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
-	18, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
-	18, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
-	18, // 4: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
-	13, // 5: portolan.consensus.v1.PingReply.trips:type_name -> portolan.consensus.v1.Trip
-	15, // 6: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
-	18, // 7: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
+	18, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
+	19, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
+	19, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
+	19, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
+	19, // 4: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
+	14, // 5: portolan.consensus.v1.PingReply.trips:type_name -> portolan.consensus.v1.Trip
+	16, // 6: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
+	19, // 7: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
 	0,  // 8: portolan.consensus.v1.Control.Propose:input_type -> portolan.consensus.v1.ProposeRequest
-	9,  // 9: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
-	11, // 10: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
+	10, // 9: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
+	12, // 10: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
 	2,  // 11: portolan.consensus.v1.Control.Committed:input_type -> portolan.consensus.v1.CommitNotice
 	4,  // 12: portolan.consensus.v1.Control.Barrier:input_type -> portolan.consensus.v1.BarrierRequest
 	1,  // 13: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
-	10, // 14: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
-	12, // 15: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
+	11, // 14: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
+	13, // 15: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
 	3,  // 16: portolan.consensus.v1.Control.Committed:output_type -> portolan.consensus.v1.CommittedReply
 	5,  // 17: portolan.consensus.v1.Control.Barrier:output_type -> portolan.consensus.v1.BarrierReply
 	13, // [13:18] is the sub-list for method output_type
@@ -1283,7 +1350,7 @@ func file_consensus_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_control_proto_rawDesc), len(file_consensus_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ type news struct {
 	refused string          // why edits are refused; empty: they are not
 	profile string          // the last one that was told not to fit, or to wait for a restart
 	voter   bool
+	removed bool
 	counted bool // voter was set once
 }
 
@@ -42,6 +43,16 @@ func (w *news) run(ctx context.Context) {
 // look compares what is with what was told.
 func (w *news) look(now time.Time) {
 	n := w.node
+	if r, gone := n.Removed(); gone != w.removed {
+		if w.removed = gone; gone {
+			n.log.Error(r.String())
+		} else {
+			n.log.Warn("this node is a member of the mesh again")
+		}
+	}
+	if w.removed {
+		return // all else follows from it
+	}
 	if why := n.cutOff(); why != w.refused {
 		if w.refused = why; why == "" {
 			n.log.Info("edits are taken again: the majority of the voting sites is in reach")

@@ -59,6 +59,8 @@ type Node struct {
 	closing  sync.Once
 	closeErr error
 
+	removals removals
+
 	transferring  atomic.Bool  // leadership is being handed over
 	transferStuck atomic.Int64 // unix nanoseconds of the first refusal in a row; raft#696
 
@@ -90,7 +92,7 @@ func Open(cfg Config) (*Node, error) {
 	n.commits = newCommits(n)
 	n.reads.do, n.reads.work = n.askIndex, &n.work
 	n.barriers.do, n.barriers.work = n.makeBarrier, &n.work
-	n.stream = &streamLayer{Listener: n.cfg.RaftListener, self: n.cfg.Identity.ID, node: n, open: make(map[net.Conn]struct{})}
+	n.stream = &streamLayer{Listener: n.cfg.RaftListener, self: n.cfg.Identity.ID, node: n, open: make(map[*dialled]struct{})}
 	if err := n.open(); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
@@ -188,7 +190,8 @@ func (n *Node) raftConfig() *raft.Config {
 // State gives the replicated state. It is there, and readable, from Open on.
 func (n *Node) State() *state.State { return n.state }
 
-// Ready is closed when this node has a state that knows it as a member.
+// Ready is closed when this node has a state that knows it as a member, or as
+// one that was: see Removed.
 func (n *Node) Ready() <-chan struct{} { return n.ready }
 
 func (n *Node) isReady() bool {
@@ -202,7 +205,9 @@ func (n *Node) isReady() bool {
 
 // checkReady is called by Open and then by watch alone.
 func (n *Node) checkReady() bool {
-	if _, ok := n.state.View().Node(n.cfg.Identity.ID); !ok {
+	view := n.state.View()
+	_, member := view.Node(n.cfg.Identity.ID)
+	if _, gone := view.Removed(n.cfg.Identity.ID); !member && !gone {
 		return false
 	}
 	close(n.ready)

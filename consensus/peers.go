@@ -35,13 +35,14 @@ type streamLayer struct {
 	node *Node
 
 	mu   sync.Mutex
-	open map[net.Conn]struct{} // dialled; closed at the end, or raft waits for their time-outs
+	open map[*dialled]struct{} // dialled; closed at the end, or raft waits for their time-outs
 }
 
 // dialled is a connection that leaves the list when it is closed.
 type dialled struct {
 	net.Conn
 	layer *streamLayer
+	to    identity.NodeID
 }
 
 func (d *dialled) Close() error {
@@ -63,12 +64,30 @@ func (s *streamLayer) closeDialled() {
 	}
 }
 
+// closeTo ends what was dialled to one node.
+func (s *streamLayer) closeTo(id identity.NodeID) {
+	s.mu.Lock()
+	var conns []net.Conn
+	for c := range s.open {
+		if c.to == id {
+			conns = append(conns, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range conns {
+		_ = c.Close()
+	}
+}
+
 func (s *streamLayer) Addr() net.Addr { return raftAddr(s.self) }
 
 func (s *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	id, err := identity.ParseNodeID(string(address))
 	if err != nil {
 		return nil, err
+	}
+	if id != s.self && s.node.dialsNobody() {
+		return nil, errors.New("this node was removed from the mesh")
 	}
 	addr, ok := s.node.addrOf(id)
 	if !ok {
@@ -80,7 +99,7 @@ func (s *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (n
 	if err != nil {
 		return nil, err
 	}
-	d := &dialled{Conn: c, layer: s}
+	d := &dialled{Conn: c, layer: s, to: id}
 	s.mu.Lock()
 	s.open[d] = struct{}{}
 	s.mu.Unlock()
@@ -206,6 +225,9 @@ func dialControl(addr string, creds credentials.TransportCredentials, dial func(
 // one has moved to, or they could not reach it to be told by itself.
 func (n *Node) addrOf(id identity.NodeID) (string, bool) {
 	view := n.state.View()
+	if _, gone := view.Removed(id); gone {
+		return "", false
+	}
 	m, ok := view.Node(id)
 	if heard, known := n.heardOf(id); known && (!ok || heard.index > view.Index()) {
 		m, ok = heard.Node, true
@@ -221,8 +243,12 @@ func (n *Node) addrOf(id identity.NodeID) (string, bool) {
 // members: a node that was away must let a leader in that joined meanwhile, or
 // it could never learn of it.
 func (n *Node) IsMember(id identity.NodeID) bool {
-	if _, ok := n.state.View().Node(id); ok {
+	view := n.state.View()
+	if _, ok := view.Node(id); ok {
 		return true
+	}
+	if _, gone := view.Removed(id); gone {
+		return false // whatever a member that is behind may say
 	}
 	_, ok := n.heardOf(id)
 	return ok

@@ -107,6 +107,9 @@ const (
 // decide tries until someone decides, within the bounds that the package's
 // comment promises.
 func (n *Node) decide(ctx context.Context, attempt func(context.Context) error) error {
+	if err := n.refuseRemoved(); err != nil {
+		return err
+	}
 	if why := n.cutOff(); why != "" {
 		return n.unavailable(why, false)
 	}
@@ -132,6 +135,8 @@ func (n *Node) decide(ctx context.Context, attempt func(context.Context) error) 
 		switch {
 		case n.lifetime.Err() != nil:
 			return n.stoppingError(unsure)
+		case !unsure && n.refuseRemoved() != nil:
+			return n.refuseRemoved()
 		case why != "":
 			return n.unavailable(why, unsure)
 		case ctx.Err() != nil:
@@ -215,6 +220,7 @@ func (n *Node) attempt(ctx context.Context, env *command.Envelope) (command.Resu
 	rep, err := c.Propose(ctx, &ProposeRequest{Envelope: env})
 	if err != nil {
 		err = fromStatus(err)
+		n.noteRemoval(leader, err)
 		var d *decided
 		if errors.As(err, &d) {
 			n.commits.heard(leader, d.index, d.term)
@@ -238,6 +244,9 @@ func (n *Node) apply(ctx context.Context, env *command.Envelope) (command.Result
 	if !command.Known(env.GetType()) && !command.CanIgnore(env.GetType()) {
 		return command.Result{}, 0, &command.Error{Code: command.CodeInvalid,
 			Message: fmt.Sprintf("the leading site does not know command type %d: upgrade it first", uint32(env.GetType()))}
+	}
+	if err := n.beforeRemoval(ctx, env); err != nil {
+		return command.Result{}, 0, err
 	}
 	stamped := proto.Clone(env).(*command.Envelope)
 	stamped.ProposedUnixNs = n.cfg.Now().UnixNano()

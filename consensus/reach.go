@@ -143,6 +143,9 @@ func (r *reach) run(ctx context.Context) {
 // whom gives the voters to ask now.
 func (r *reach) whom() []identity.NodeID {
 	n := r.node
+	if _, gone := n.Removed(); gone && !n.removals.asksAgain(time.Now()) {
+		return nil
+	}
 	voters, _ := n.servers()
 	leads := n.raft.State() == raft.Leader
 	if !leads {
@@ -213,6 +216,7 @@ func (n *Node) pingFor(ctx context.Context, id identity.NodeID, trips bool) (*Pi
 	start := time.Now()
 	rep, err := c.Ping(ctx, req)
 	if err != nil {
+		n.noteRemoval(id, fromStatus(err))
 		return nil, err
 	}
 	n.trips.add(id, time.Since(start))

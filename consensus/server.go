@@ -30,6 +30,9 @@ type server struct {
 // member refuses callers that are no members.
 func (n *Node) member(ctx context.Context) (identity.NodeID, error) {
 	id, ok := wire.PeerNodeID(ctx)
+	if r, gone := n.state.View().Removed(id); ok && gone {
+		return id, toStatus(&removedError{removalOf(r)})
+	}
 	if !ok || !n.IsMember(id) {
 		return id, status.Error(codes.PermissionDenied, "only members of the mesh may ask this")
 	}

@@ -112,6 +112,7 @@ func toStatus(err error) error {
 		e      *command.Error
 		u      *command.Unavailable
 		other  *notLeader
+		gone   *removedError
 		detail protoadapt.MessageV1
 		code   = codes.Internal
 	)
@@ -124,6 +125,8 @@ func toStatus(err error) error {
 		code, detail = codes.Aborted, protoadapt.MessageV1Of(&Refusal{Code: uint32(e.Code), Message: e.Message})
 	case errors.As(err, &u):
 		code, detail = codes.Unavailable, protoadapt.MessageV1Of(&Unavailable{Reason: u.Reason, Sites: u.Sites, RetryAfterMs: u.RetryAfter.Milliseconds(), Indeterminate: u.Indeterminate})
+	case errors.As(err, &gone):
+		code, detail = codes.PermissionDenied, protoadapt.MessageV1Of(&Removed{Site: gone.Site, UnixNs: gone.At.UnixNano(), By: gone.By})
 	case errors.As(err, &other):
 		id, _ := identity.ParseNodeID(other.leader)
 		code, detail = codes.FailedPrecondition, protoadapt.MessageV1Of(&NotLeader{LeaderId: id[:]})
@@ -156,6 +159,8 @@ func fromStatus(err error) error {
 			return &command.Unavailable{Reason: d.GetReason(), Sites: d.GetSites(), RetryAfter: time.Duration(d.GetRetryAfterMs()) * time.Millisecond, Indeterminate: d.GetIndeterminate()}
 		case *NotLeader:
 			return &notLeader{}
+		case *Removed:
+			return &removedError{Removal{Site: d.GetSite(), At: time.Unix(0, d.GetUnixNs()).UTC(), By: d.GetBy()}}
 		}
 	}
 	return &command.Unavailable{Reason: st.Message(), Indeterminate: true}

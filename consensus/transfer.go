@@ -61,16 +61,24 @@ func (n *Node) handOver() {
 	n.log.Info("leadership was handed over", "site", m.Site)
 }
 
-// closest gives the other voter that answered last.
+// closest gives the other voter that answered last, of those that do not drain
+// if there are any.
 func (r *reach) closest() (identity.NodeID, bool) {
 	voters, _ := r.node.servers()
+	view := r.node.state.View()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var best identity.NodeID
 	var at time.Time
+	bestDrains := false
 	for _, id := range voters {
-		if t := r.seen[id]; id != r.node.cfg.Identity.ID && t.After(at) {
-			best, at = id, t
+		t := r.seen[id]
+		if id == r.node.cfg.Identity.ID || t.IsZero() {
+			continue
+		}
+		// One that drains would hand it on: only if there is no other.
+		if known, drains := !at.IsZero(), view.Draining(id); !known || (bestDrains && !drains) || (bestDrains == drains && t.After(at)) {
+			best, at, bestDrains = id, t, drains
 		}
 	}
 	return best, !at.IsZero()

@@ -45,6 +45,10 @@ func (d *delegate) NotifyMsg(b []byte) {
 		d.dropped.WithLabelValues("unreadable").Inc()
 		return
 	}
+	if from, err := identity.NodeIDFromBytes(h.GetFrom()); err == nil && (*Mesh)(d).isRemoved(from) {
+		d.dropped.WithLabelValues("removed").Inc()
+		return
+	}
 	if h.GetKind() == kindGoodbye {
 		d.goodbye(h)
 		return
@@ -78,8 +82,12 @@ func (d *delegate) LocalState(bool) []byte          { return nil }
 func (d *delegate) MergeRemoteState([]byte, bool)   {}
 func (d *delegate) AckPayload() []byte              { return nil }
 func (d *delegate) NotifyAlive(n *memberlist.Node) error {
-	if _, err := identity.ParseNodeID(n.Name); err != nil {
+	id, err := identity.ParseNodeID(n.Name)
+	if err != nil {
 		return fmt.Errorf("gossip of an unknown kind of node at %s: %w", n.Address(), err)
+	}
+	if (*Mesh)(d).isRemoved(id) {
+		return fmt.Errorf("gossip of node %s at %s: it was removed from the mesh", n.Name, n.Address())
 	}
 	if err := proto.Unmarshal(n.Meta, new(Meta)); err != nil {
 		return fmt.Errorf("gossip of node %s: %w", n.Name, err)
@@ -98,8 +106,8 @@ func (d *delegate) NotifyLeave(n *memberlist.Node) { d.set(n, false) }
 
 func (d *delegate) set(n *memberlist.Node, alive bool) {
 	id, err := identity.ParseNodeID(n.Name)
-	if err != nil {
-		return
+	if err != nil || (*Mesh)(d).isRemoved(id) {
+		return // what memberlist still says of a removed one is no news
 	}
 	var meta Meta
 	_ = proto.Unmarshal(n.Meta, &meta) // NotifyAlive has seen it
@@ -112,6 +120,9 @@ func (d *delegate) set(n *memberlist.Node, alive bool) {
 	}
 	x.ID, x.Site, x.Level, x.Draining = id, meta.GetSite(), meta.GetLevel(), meta.GetDraining()
 	x.Host, x.Alive = n.Address(), alive
+	if alive {
+		(*Mesh)(d).allow(x.Host)
+	}
 	stopped := x.leaving && !alive
 	if turned {
 		x.Since = time.Now()

@@ -93,6 +93,9 @@ type Config struct {
 	// Seeds gives host:port of every known node, own one included or not. It is
 	// asked again and again, from one goroutine.
 	Seeds func() []string
+	// Removed says of a node whether it was taken out of the mesh for ever; nil:
+	// none was. It is asked under memberlist's locks and must answer from memory.
+	Removed func(identity.NodeID) bool
 	// RejoinEvery is DefaultRejoinEvery if zero.
 	RejoinEvery time.Duration
 	// Logger is where the log goes.
@@ -137,6 +140,7 @@ type Mesh struct {
 	// lock, so no memberlist method is called while it is held.
 	mu       sync.Mutex
 	members  map[identity.NodeID]*member
+	blocked  map[string]identity.NodeID // where removed nodes were (IP:port)
 	onHint   func(identity.NodeID, byte, []byte)
 	onChange func()
 	draining bool
@@ -186,6 +190,7 @@ func New(cfg Config) (*Mesh, error) {
 		changed: make(chan struct{}, 1),
 		events:  make(chan event, eventQueue),
 		members: make(map[identity.NodeID]*member),
+		blocked: make(map[string]identity.NodeID),
 	}
 	m.initMetrics()
 	if n := len(m.meta()); n > maxMetaBytes {
@@ -195,6 +200,7 @@ func New(cfg Config) (*Mesh, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.tr.refuse = filter{packet: m.refusesPacket, stream: m.refusesStream, dial: m.dialsRemoved}
 	m.tr.advertise = m.resolveAdvertise()
 	m.tr.port = cfg.AdvertisePort
 	if m.tr.port == 0 {

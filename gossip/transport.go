@@ -38,6 +38,7 @@ type transport struct {
 	udp       net.PacketConn
 	advertise net.IP
 	port      int // advertised
+	refuse    filter
 
 	packets chan *memberlist.Packet
 	streams chan net.Conn
@@ -118,7 +119,7 @@ func (t *transport) readPackets() {
 			}
 			continue
 		}
-		if n == 0 {
+		if n == 0 || t.refuse.packet(from.String()) {
 			continue
 		}
 		p := &memberlist.Packet{Buf: append([]byte(nil), buf[:n]...), From: from, Timestamp: now}
@@ -140,6 +141,10 @@ func (t *transport) acceptStreams() {
 			continue
 		}
 		s, ok := t.track(c, true)
+		if ok && t.refuse.stream(c.RemoteAddr()) {
+			_ = s.Close()
+			continue
+		}
 		if !ok {
 			_ = c.Close()
 			continue
@@ -221,6 +226,9 @@ func (t *transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
 
 // WriteTo implements memberlist.Transport.
 func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
+	if t.refuse.packet(addr) {
+		return time.Time{}, errRemoved
+	}
 	to, err := net.ResolveUDPAddr("udp", addr) // always a literal address: no lookup
 	if err != nil {
 		return time.Time{}, err
@@ -256,6 +264,9 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 
 // DialAddressTimeout implements memberlist.NodeAwareTransport.
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	if t.refuse.dial(a.Name) {
+		return nil, errRemoved
+	}
 	return t.DialTimeout(a.Addr, timeout)
 }
 

@@ -33,13 +33,13 @@ func (n *node) api() (registryapi.Config, error) {
 	registry, err := v2.New(v2.Config{
 		View: n.view, Access: who, Store: n.store, Site: s.Site, Logger: log, Now: n.cfg.Now,
 		Source: source{n}, Claimer: claimer{n.reconciler}, Refresher: n.sync, Metrics: n.metrics,
-		Limits: v2.Limits{Stall: s.ClientTimeout}, Redirect: s.StoreRedirect,
+		Limits: v2.Limits{Stall: s.ClientTimeout}, Redirect: s.StoreRedirect, Closed: n.closed,
 	})
 	if err != nil {
 		return none, err
 	}
 	management, err := harbor.New(harbor.Config{
-		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: n.store.Catalog(), Version: n.cfg.Version, Logger: log,
+		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: n.store.Catalog(), Closed: n.closed, Version: n.cfg.Version, Logger: log,
 	})
 	if err != nil {
 		return none, err
@@ -47,6 +47,7 @@ func (n *node) api() (registryapi.Config, error) {
 	sites, err := mesh.New(mesh.Config{
 		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: n.store.Catalog(), Placement: placement{n.reconciler}, Refresh: n.sync.PullProject,
 		Self: n.id.ID, Site: s.Site, Consensus: n.consensusStatus, Peer: n.peerStatus, JoinToken: n.joinToken,
+		Removed: n.removedStatus, LastCopies: n.lastCopies,
 		Version: n.cfg.Version, Now: n.cfg.Now, Logger: log,
 	})
 	if err != nil {
@@ -59,8 +60,12 @@ func (n *node) api() (registryapi.Config, error) {
 }
 
 // ready: the control state is here (or there would be no registry yet), and the
-// catalogue was exchanged once. It stays so when the node is cut off.
+// catalogue was exchanged once. It stays so when the node is cut off, and no
+// longer once it was removed.
 func (n *node) ready(context.Context) error {
+	if n.closed() != "" {
+		return errRemoved
+	}
 	select {
 	case <-n.sync.FirstDone():
 		return nil
@@ -72,6 +77,9 @@ func (n *node) ready(context.Context) error {
 type notReady string
 
 func (e notReady) Error() string { return string(e) }
+
+// errRemoved says no more: anybody may ask.
+const errRemoved = notReady("this node was removed from the mesh: its log and status say when, and by whom")
 
 const errNotSynced = notReady("the first exchange of the catalogue with the other sites is under way")
 
@@ -185,30 +193,33 @@ func (n *node) siteOf(id identity.NodeID) string {
 	return id.String()
 }
 
-// cutOff closes the connections of nodes that are no longer in the node list,
-// on every port.
-func (n *node) cutOff(ctx context.Context) error {
-	known := map[identity.NodeID]bool{}
-	for {
-		changed := n.raft.State().Changed()
-		now := map[identity.NodeID]bool{}
-		for _, m := range n.view().Nodes() {
-			now[m.ID] = true
-		}
-		for id := range known {
-			if !now[id] {
-				n.log.Info("a node was removed; its connections are cut", "node", id)
-				n.control.CutOff(id)
-				if n.host != nil { // a witness has no data plane
-					n.host.CutOff(id)
-				}
-			}
-		}
-		known = now
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-		}
+// removedStatus is what a status says of this node's removal.
+func (n *node) removedStatus() *mesh.Removed {
+	r := n.removal()
+	if r == nil {
+		return nil
 	}
+	return &mesh.Removed{Site: r.Site, At: r.At, By: r.By, Message: r.String()}
+}
+
+// lastCopies answers what only one site holds.
+func (n *node) lastCopies(ctx context.Context, q mesh.LastCopyQuestion) (mesh.LastCopies, error) {
+	a, err := n.reconciler.LastCopies(ctx, transfer.LeaveQuestion(q))
+	var silent *transfer.SilentError
+	switch {
+	case errors.As(err, &silent):
+		return mesh.LastCopies{}, &mesh.SilentSite{Site: silent.Site, Err: silent.Err}
+	case errors.Is(err, transfer.ErrCursor):
+		return mesh.LastCopies{}, mesh.ErrCursor
+	case err != nil:
+		return mesh.LastCopies{}, err
+	}
+	out := mesh.LastCopies{Manifests: a.Manifests, Next: a.Next}
+	for _, c := range a.Copies {
+		out.Copies = append(out.Copies, mesh.LastCopy(c))
+	}
+	for _, u := range a.Unseen {
+		out.Unseen = append(out.Unseen, mesh.Unseen(u))
+	}
+	return out, nil
 }

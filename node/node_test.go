@@ -374,3 +374,46 @@ func TestRun_OtherPorts(t *testing.T) {
 		}
 	}
 }
+
+// TestRun_MovesToAnotherMachine: the data directory of a stopped node goes to a
+// machine with another address, and starts there with it; the others find it.
+func TestRun_MovesToAnotherMachine(t *testing.T) {
+	a, b, c := newMachine(t), newMachine(t), newMachine(t)
+	a.start("--site", "ams")
+	b.join(a.token("fra"))
+	b.start()
+	c.join(a.token("sgp"))
+	c.start()
+	before := b.push("library/before", "1")
+	b.mustStop()
+	moved := filepath.Join(t.TempDir(), "elsewhere")
+	if err := os.Rename(b.dir, moved); err != nil {
+		t.Fatal(err)
+	}
+	b.dir = moved
+	b.freePorts()
+	b.start("--advertise", "127.0.0.2", "--bind", "127.0.0.2")
+	for _, o := range []*machine{a, c} {
+		o.await("the moved site is alive where it is now", func() error {
+			s, err := o.status()
+			if err != nil {
+				return err
+			}
+			for _, x := range s.Sites {
+				if n := x.Nodes[0]; x.Name == "fra" && (!n.Alive || n.Host != "127.0.0.2") {
+					return fmt.Errorf("%+v", n)
+				}
+			}
+			return nil
+		})
+		o.await("what it had comes from there", func() error {
+			_, err := o.get("/v2/library/before/blobs/" + before)
+			return err
+		})
+	}
+	b.await("an edit at the moved site", func() error { return b.createProject("moved") })
+	a.await("that edit", func() error { return a.hasProject("moved") })
+	if out, err := a.get("/api/mesh/v1/sites/fra"); err != nil || !strings.Contains(string(out), "127.0.0.2") {
+		t.Errorf("%s %v", out, err)
+	}
+}

@@ -198,6 +198,7 @@ func (n *node) openControl(store identity.StoreID) (err error) {
 		return err
 	}
 	n.metrics.MustRegister(n.raft)
+	n.metrics.MustRegister(n.standing()...)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -142,6 +143,9 @@ func (n *node) awaitState(ctx context.Context, mesh identity.MeshID) error {
 			}
 			return nil
 		case <-tick.C:
+			if why := n.closed(); why != "" {
+				return errors.New(why) // it was removed before it ever came: there is nothing to serve
+			}
 			n.log.Info("waiting for the control state from the other sites")
 		case err := <-n.stages.ended:
 			return err
@@ -156,6 +160,9 @@ func (n *node) view() *state.View { return n.raft.State().View() }
 // seeds gives where the other nodes gossip.
 func (n *node) seeds() []string {
 	var out []string
+	if n.closed() != "" {
+		return nil // nobody would have it
+	}
 	for _, m := range n.view().Nodes() {
 		if m.ID != n.id.ID {
 			out = append(out, net.JoinHostPort(m.Host, strconv.Itoa(m.GossipPort)))
@@ -172,6 +179,7 @@ func (n *node) startGossip() (err error) {
 		Self: n.id.ID, Site: s.Site, Level: command.Level, BindAddr: s.Bind, Port: s.GossipPort,
 		AdvertiseHost: s.Advertise, AdvertisePort: s.GossipPort,
 		Mesh: mesh.ID, Keys: mesh.GossipKeys, Seeds: n.seeds, Logger: log,
+		Removed: n.leavesOut,
 	}); err != nil {
 		return err
 	}
@@ -189,7 +197,7 @@ func (n *node) startContent() error {
 		Identity: n.id, Listen: s.Content(), Logger: log, Registerer: reg,
 		Members: func(id identity.NodeID) (string, int, bool) {
 			m, ok := n.view().Node(id)
-			return m.Host, m.DataPort, ok && !m.Witness
+			return m.Host, m.DataPort, ok && !m.Witness && n.closed() == ""
 		},
 	}); err != nil {
 		return err

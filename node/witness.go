@@ -24,7 +24,7 @@ func (n *node) startWitness() (registryapi.Config, error) {
 	}
 	sites, err := mesh.NewStatus(mesh.Config{
 		View: n.view, Replica: n.raft, Access: who, Self: n.id.ID, Site: s.Site, Consensus: n.consensusStatus, Peer: n.peerStatus,
-		Version: n.cfg.Version, Now: n.cfg.Now, Logger: log,
+		Removed: n.removedStatus, Version: n.cfg.Version, Now: n.cfg.Now, Logger: log,
 	})
 	if err != nil {
 		return none, err

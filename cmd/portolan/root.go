@@ -63,7 +63,7 @@ PORTOLAN_USERNAME and PORTOLAN_PASSWORD or the saved one.`,
 	root.PersistentFlags().StringVar(&a.server, serverFlag, "", "URL of the node to speak to (default: $PORTOLAN_SERVER, then the last login)")
 	root.AddCommand(
 		newLoginCommand(a), newLogoutCommand(a), newVersionCommand(a), newStatusCommand(a),
-		newWhereCommand(a), newWaitCommand(a), newSiteCommand(a), newTagCommand(a),
+		newWhereCommand(a), newWaitCommand(a), newSiteCommand(a), newNodeCommand(a), newTagCommand(a),
 		newProjectCommand(a), newUserCommand(a), newRuleCommand(a), newTokenCommand(a), newMeshCommand(a),
 	)
 	return root

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -30,7 +31,7 @@ func newRuleCommand(a *app) *cobra.Command {
 				return a.show(rules, func(w io.Writer) {
 					var rows [][]string
 					for _, r := range rules {
-						rows = append(rows, []string{r.Name, list(r.Projects, "-"), list(r.Repositories, "all"), list(r.Tags, "all"), list(r.Sites, "-"), onOff(r)})
+						rows = append(rows, []string{r.Name, list(r.Projects, "-"), list(r.Repositories, "all"), list(r.Tags, "all"), list(ruleSites(r), "-"), onOff(r)})
 					}
 					table(w, []string{"RULE", "PROJECTS", "REPOSITORIES", "TAGS", "SITES", "STATE"}, rows)
 				})
@@ -51,7 +52,7 @@ func newRuleCommand(a *app) *cobra.Command {
 				}
 				return a.show(r, func(w io.Writer) {
 					fields(w, [2]string{"name", r.Name}, [2]string{"id", strconv.FormatInt(r.ID, 10)}, [2]string{"projects", list(r.Projects, "-")},
-						[2]string{"repositories", list(r.Repositories, "all")}, [2]string{"tags", list(r.Tags, "all")}, [2]string{"sites", list(r.Sites, "-")},
+						[2]string{"repositories", list(r.Repositories, "all")}, [2]string{"tags", list(r.Tags, "all")}, [2]string{"sites", list(ruleSites(r), "-")},
 						[2]string{"state", onOff(r)}, [2]string{"created", when(r.CreatedAt)})
 				})
 			},
@@ -142,6 +143,17 @@ func patterns(s string) []string {
 	}
 	if start < len(s) { // an open brace: the node says what is wrong with it
 		out = append(out, s[start:])
+	}
+	return out
+}
+
+// ruleSites names a rule's sites, and says which are there no more.
+func ruleSites(r mesh.Rule) []string {
+	out := slices.Clone(r.Sites)
+	for i, s := range out {
+		if slices.Contains(r.Gone, s) {
+			out[i] = s + " (gone)"
+		}
 	}
 	return out
 }

@@ -41,6 +41,8 @@ func TestMain(m *testing.M) {
 //
 //	push IMAGE TEXT            an image arrives in the catalogue
 //	presence SITE WORDS…       what the site answers of any image: reachable, complete, covered, evictable, missing=N, torn (an error of several lines)
+//	leaving SITE WORDS…        what the site alone holds: copies=N (in parts of two), unseen, silent, away (no gossip of it)
+//	removed                    the asked node was removed
 //	lose SITES… | heal         the majority is out of reach, or back
 //	settle                     the last stdout to the file got, with TIME, DIGEST, NODE… for what differs each time
 //	onedoc                     the last stdout is exactly one JSON document
@@ -59,6 +61,8 @@ func TestScripts(t *testing.T) {
 				w.placement.tag(w.mesh.Push(w.catalog, project, repo, args[1], tag))
 			},
 			"presence": func(ts *testscript.TestScript, _ bool, args []string) { world(ts).placement.set(args[0], args[1:]) },
+			"leaving":  func(ts *testscript.TestScript, _ bool, args []string) { world(ts).leaving.set(args[0], args[1:]) },
+			"removed":  func(ts *testscript.TestScript, _ bool, _ []string) { world(ts).leaving.remove() },
 			"lose":     func(ts *testscript.TestScript, _ bool, args []string) { world(ts).mesh.Lose(args) },
 			"heal":     func(ts *testscript.TestScript, _ bool, _ []string) { world(ts).mesh.Lose(nil) },
 			"settle":   settle,
@@ -81,6 +85,7 @@ type scene struct {
 	mesh      *apitest.Mesh
 	catalog   *catalog.Catalog
 	placement *placement
+	leaving   *leaving
 }
 
 type sceneKey struct{}
@@ -90,7 +95,7 @@ func world(ts *testscript.TestScript) *scene { return ts.Value(sceneKey{}).(*sce
 func setup(env *testscript.Env) error {
 	tb := env.T().(testing.TB)
 	m := apitest.New(tb, "fra", "nyc", "sgp")
-	w := &scene{mesh: m, catalog: apitest.OpenCatalog(tb), placement: &placement{at: map[string]mesh.Presence{}}}
+	w := &scene{mesh: m, catalog: apitest.OpenCatalog(tb), placement: &placement{at: map[string]mesh.Presence{}}, leaving: &leaving{}}
 	log := slog.New(slog.DiscardHandler)
 	hapi, err := harbor.New(harbor.Config{View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: w.catalog, Version: "test", Logger: log})
 	if err != nil {
@@ -107,7 +112,11 @@ func setup(env *testscript.Env) error {
 			}
 			return c
 		},
-		Peer:      func(identity.NodeID) (bool, time.Duration) { return true, 12500 * time.Microsecond },
+		Peer: func(id identity.NodeID) (bool, time.Duration) {
+			n, _ := m.State.View().Node(id)
+			return !w.leaving.isAway(n.Site), 12500 * time.Microsecond
+		},
+		Removed: w.leaving.status, LastCopies: w.leaving.answer,
 		JoinToken: func(j mesh.JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]), nil },
 		Version:   "test", Now: time.Now, Logger: log, Poll: time.Millisecond,
 	})

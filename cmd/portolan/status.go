@@ -23,6 +23,9 @@ func newStatusCommand(a *app) *cobra.Command {
 				return err
 			}
 			return a.show(s, func(w io.Writer) {
+				if s.Removed != nil {
+					fmt.Fprintf(w, "%s\n\n", s.Removed.Message)
+				}
 				leader := "none known: edits are refused until there is one"
 				if !s.Leader.IsZero() {
 					leader = "site " + s.LeaderSite
@@ -38,8 +41,11 @@ func newStatusCommand(a *app) *cobra.Command {
 				for _, site := range s.Sites {
 					for _, n := range site.Nodes {
 						state := "alive"
-						if !n.Alive {
+						switch {
+						case !n.Alive:
 							state = "away"
+						case site.Draining:
+							state = "draining"
 						}
 						rtt := "-"
 						if n.Self {
@@ -86,15 +92,24 @@ func newSiteCommand(a *app) *cobra.Command {
 			return a.show(sites, func(w io.Writer) {
 				var rows [][]string
 				for _, s := range sites {
+					state := "active"
+					if s.Draining {
+						state = "draining"
+					}
 					for _, n := range s.Nodes {
-						rows = append(rows, []string{s.Name, n.ID.Short(), n.Host, n.RegistryURL, when(n.JoinedAt)})
+						rows = append(rows, []string{s.Name, state, n.ID.Short(), n.Host, n.RegistryURL, when(n.JoinedAt)})
 					}
 					if len(s.Nodes) == 0 {
-						rows = append(rows, []string{s.Name, "-", "-", "-", "-"})
+						rows = append(rows, []string{s.Name, state, "-", "-", "-", "-"})
 					}
 				}
-				table(w, []string{"SITE", "NODE", "HOST", "REGISTRY", "JOINED"}, rows)
+				table(w, []string{"SITE", "STATE", "NODE", "HOST", "REGISTRY", "JOINED"}, rows)
 			})
 		},
-	}))
+	}),
+		newSiteRemoveCommand(a),
+		newSiteDrainCommand(a, "drain SITE", "Ask for a site to be left in peace", `Ask for a site to be left in peace, before work on it: its node hands leadership
+over, gets no vote anew, and other sites fetch from it last. It goes on serving
+pulls and pushes.`, true),
+		newSiteDrainCommand(a, "undrain SITE", "Take a drain back", "", false))
 }

@@ -56,6 +56,8 @@ var kinds = []kind{
 	{Type_TYPE_RULE_DELETE, 1, func() proto.Message { return new(RuleDelete) }},
 	{Type_TYPE_PROFILE_SET, 1, func() proto.Message { return new(ProfileSet) }},
 	{Type_TYPE_TOKEN_REVOKE, 1, func() proto.Message { return new(TokenRevoke) }},
+	{Type_TYPE_NODE_REMOVE, 1, func() proto.Message { return new(NodeRemove) }},
+	{Type_TYPE_SITE_DRAIN, 1, func() proto.Message { return new(SiteDrain) }},
 	{Type_TYPE_VOTERS_SET, 1, func() proto.Message { return new(VotersSet) }},
 }
 

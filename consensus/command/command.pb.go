@@ -48,6 +48,8 @@ const (
 	Type_TYPE_RULE_DELETE    Type = 17
 	Type_TYPE_PROFILE_SET    Type = 18
 	Type_TYPE_TOKEN_REVOKE   Type = 19
+	Type_TYPE_NODE_REMOVE    Type = 20
+	Type_TYPE_SITE_DRAIN     Type = 21
 	Type_TYPE_VOTERS_SET     Type = 25
 )
 
@@ -74,6 +76,8 @@ var (
 		17: "TYPE_RULE_DELETE",
 		18: "TYPE_PROFILE_SET",
 		19: "TYPE_TOKEN_REVOKE",
+		20: "TYPE_NODE_REMOVE",
+		21: "TYPE_SITE_DRAIN",
 		25: "TYPE_VOTERS_SET",
 	}
 	Type_value = map[string]int32{
@@ -97,6 +101,8 @@ var (
 		"TYPE_RULE_DELETE":    17,
 		"TYPE_PROFILE_SET":    18,
 		"TYPE_TOKEN_REVOKE":   19,
+		"TYPE_NODE_REMOVE":    20,
+		"TYPE_SITE_DRAIN":     21,
 		"TYPE_VOTERS_SET":     25,
 	}
 )
@@ -881,6 +887,130 @@ func (x *NodeUpdate) GetNode() *Node {
 	return nil
 }
 
+// NodeRemove takes a node out of the mesh for ever: its key never comes back. A
+// site whose last node goes is gone with it, and its name is free.
+type NodeRemove struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Lost          bool                   `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`                            // it does not answer any more; for the record
+	IfVersion     uint64                 `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // of its site's record; 0: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeRemove) Reset() {
+	*x = NodeRemove{}
+	mi := &file_consensus_command_command_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeRemove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeRemove) ProtoMessage() {}
+
+func (x *NodeRemove) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeRemove.ProtoReflect.Descriptor instead.
+func (*NodeRemove) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *NodeRemove) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *NodeRemove) GetLost() bool {
+	if x != nil {
+		return x.Lost
+	}
+	return false
+}
+
+func (x *NodeRemove) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+// SiteDrain asks a site to be left in peace, or no longer: no leadership, no
+// vote, no first choice as a source.
+type SiteDrain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Drain         bool                   `protobuf:"varint,2,opt,name=drain,proto3" json:"drain,omitempty"`
+	IfVersion     uint64                 `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SiteDrain) Reset() {
+	*x = SiteDrain{}
+	mi := &file_consensus_command_command_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SiteDrain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SiteDrain) ProtoMessage() {}
+
+func (x *SiteDrain) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SiteDrain.ProtoReflect.Descriptor instead.
+func (*SiteDrain) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *SiteDrain) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SiteDrain) GetDrain() bool {
+	if x != nil {
+		return x.Drain
+	}
+	return false
+}
+
+func (x *SiteDrain) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
 type ProjectCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"` // 16 random bytes chosen by the proposer
@@ -894,7 +1024,7 @@ type ProjectCreate struct {
 
 func (x *ProjectCreate) Reset() {
 	*x = ProjectCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[11]
+	mi := &file_consensus_command_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -906,7 +1036,7 @@ func (x *ProjectCreate) String() string {
 func (*ProjectCreate) ProtoMessage() {}
 
 func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[11]
+	mi := &file_consensus_command_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -919,7 +1049,7 @@ func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectCreate.ProtoReflect.Descriptor instead.
 func (*ProjectCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{11}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ProjectCreate) GetProjectId() []byte {
@@ -968,7 +1098,7 @@ type ProjectUpdate struct {
 
 func (x *ProjectUpdate) Reset() {
 	*x = ProjectUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[12]
+	mi := &file_consensus_command_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1110,7 @@ func (x *ProjectUpdate) String() string {
 func (*ProjectUpdate) ProtoMessage() {}
 
 func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[12]
+	mi := &file_consensus_command_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1123,7 @@ func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectUpdate.ProtoReflect.Descriptor instead.
 func (*ProjectUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{12}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ProjectUpdate) GetId() int64 {
@@ -1027,7 +1157,7 @@ type ProjectDelete struct {
 
 func (x *ProjectDelete) Reset() {
 	*x = ProjectDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[13]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1169,7 @@ func (x *ProjectDelete) String() string {
 func (*ProjectDelete) ProtoMessage() {}
 
 func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[13]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1182,7 @@ func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectDelete.ProtoReflect.Descriptor instead.
 func (*ProjectDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{13}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ProjectDelete) GetId() int64 {
@@ -1083,7 +1213,7 @@ type UserCreate struct {
 
 func (x *UserCreate) Reset() {
 	*x = UserCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1225,7 @@ func (x *UserCreate) String() string {
 func (*UserCreate) ProtoMessage() {}
 
 func (x *UserCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1238,7 @@ func (x *UserCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserCreate.ProtoReflect.Descriptor instead.
 func (*UserCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UserCreate) GetName() string {
@@ -1168,7 +1298,7 @@ type UserUpdate struct {
 
 func (x *UserUpdate) Reset() {
 	*x = UserUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1310,7 @@ func (x *UserUpdate) String() string {
 func (*UserUpdate) ProtoMessage() {}
 
 func (x *UserUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1323,7 @@ func (x *UserUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserUpdate.ProtoReflect.Descriptor instead.
 func (*UserUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UserUpdate) GetId() int64 {
@@ -1255,7 +1385,7 @@ type UserDelete struct {
 
 func (x *UserDelete) Reset() {
 	*x = UserDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1397,7 @@ func (x *UserDelete) String() string {
 func (*UserDelete) ProtoMessage() {}
 
 func (x *UserDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1410,7 @@ func (x *UserDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDelete.ProtoReflect.Descriptor instead.
 func (*UserDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UserDelete) GetId() int64 {
@@ -1312,7 +1442,7 @@ type MemberSet struct {
 
 func (x *MemberSet) Reset() {
 	*x = MemberSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1454,7 @@ func (x *MemberSet) String() string {
 func (*MemberSet) ProtoMessage() {}
 
 func (x *MemberSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1467,7 @@ func (x *MemberSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberSet.ProtoReflect.Descriptor instead.
 func (*MemberSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *MemberSet) GetProjectId() int64 {
@@ -1386,7 +1516,7 @@ type MemberDelete struct {
 
 func (x *MemberDelete) Reset() {
 	*x = MemberDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +1528,7 @@ func (x *MemberDelete) String() string {
 func (*MemberDelete) ProtoMessage() {}
 
 func (x *MemberDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +1541,7 @@ func (x *MemberDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberDelete.ProtoReflect.Descriptor instead.
 func (*MemberDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MemberDelete) GetProjectId() int64 {
@@ -1450,7 +1580,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1592,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1605,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Rule) GetName() string {
@@ -1536,7 +1666,7 @@ type RuleCreate struct {
 
 func (x *RuleCreate) Reset() {
 	*x = RuleCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1678,7 @@ func (x *RuleCreate) String() string {
 func (*RuleCreate) ProtoMessage() {}
 
 func (x *RuleCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1691,7 @@ func (x *RuleCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCreate.ProtoReflect.Descriptor instead.
 func (*RuleCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RuleCreate) GetRule() *Rule {
@@ -1582,7 +1712,7 @@ type RuleUpdate struct {
 
 func (x *RuleUpdate) Reset() {
 	*x = RuleUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1724,7 @@ func (x *RuleUpdate) String() string {
 func (*RuleUpdate) ProtoMessage() {}
 
 func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1737,7 @@ func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleUpdate.ProtoReflect.Descriptor instead.
 func (*RuleUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RuleUpdate) GetId() int64 {
@@ -1641,7 +1771,7 @@ type RuleDelete struct {
 
 func (x *RuleDelete) Reset() {
 	*x = RuleDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +1783,7 @@ func (x *RuleDelete) String() string {
 func (*RuleDelete) ProtoMessage() {}
 
 func (x *RuleDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +1796,7 @@ func (x *RuleDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleDelete.ProtoReflect.Descriptor instead.
 func (*RuleDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RuleDelete) GetId() int64 {
@@ -1696,7 +1826,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +1838,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +1851,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -1816,7 +1946,18 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x04node\x18\x04 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\";\n" +
 	"\n" +
 	"NodeUpdate\x12-\n" +
-	"\x04node\x18\x01 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\"\x8b\x01\n" +
+	"\x04node\x18\x01 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\"X\n" +
+	"\n" +
+	"NodeRemove\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x12\n" +
+	"\x04lost\x18\x02 \x01(\bR\x04lost\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\"P\n" +
+	"\tSiteDrain\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
+	"\x05drain\x18\x02 \x01(\bR\x05drain\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\"\x8b\x01\n" +
 	"\rProjectCreate\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x12\n" +
@@ -1903,7 +2044,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index*\xdc\x03\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index*\x87\x04\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -1925,7 +2066,9 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x10TYPE_RULE_UPDATE\x10\x10\x12\x14\n" +
 	"\x10TYPE_RULE_DELETE\x10\x11\x12\x14\n" +
 	"\x10TYPE_PROFILE_SET\x10\x12\x12\x15\n" +
-	"\x11TYPE_TOKEN_REVOKE\x10\x13\x12\x13\n" +
+	"\x11TYPE_TOKEN_REVOKE\x10\x13\x12\x14\n" +
+	"\x10TYPE_NODE_REMOVE\x10\x14\x12\x13\n" +
+	"\x0fTYPE_SITE_DRAIN\x10\x15\x12\x13\n" +
 	"\x0fTYPE_VOTERS_SET\x10\x19B0Z.github.com/portolan/portolan/consensus/commandb\x06proto3"
 
 var (
@@ -1941,7 +2084,7 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),              // 0: portolan.command.v1.Type
 	(*Envelope)(nil),       // 1: portolan.command.v1.Envelope
@@ -1955,27 +2098,29 @@ var file_consensus_command_command_proto_goTypes = []any{
 	(*TokenDelete)(nil),    // 9: portolan.command.v1.TokenDelete
 	(*NodeJoin)(nil),       // 10: portolan.command.v1.NodeJoin
 	(*NodeUpdate)(nil),     // 11: portolan.command.v1.NodeUpdate
-	(*ProjectCreate)(nil),  // 12: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),  // 13: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),  // 14: portolan.command.v1.ProjectDelete
-	(*UserCreate)(nil),     // 15: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),     // 16: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),     // 17: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),      // 18: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),   // 19: portolan.command.v1.MemberDelete
-	(*Rule)(nil),           // 20: portolan.command.v1.Rule
-	(*RuleCreate)(nil),     // 21: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),     // 22: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),     // 23: portolan.command.v1.RuleDelete
-	(*SnapshotHeader)(nil), // 24: portolan.command.v1.SnapshotHeader
+	(*NodeRemove)(nil),     // 12: portolan.command.v1.NodeRemove
+	(*SiteDrain)(nil),      // 13: portolan.command.v1.SiteDrain
+	(*ProjectCreate)(nil),  // 14: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),  // 15: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),  // 16: portolan.command.v1.ProjectDelete
+	(*UserCreate)(nil),     // 17: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),     // 18: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),     // 19: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),      // 20: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),   // 21: portolan.command.v1.MemberDelete
+	(*Rule)(nil),           // 22: portolan.command.v1.Rule
+	(*RuleCreate)(nil),     // 23: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),     // 24: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),     // 25: portolan.command.v1.RuleDelete
+	(*SnapshotHeader)(nil), // 26: portolan.command.v1.SnapshotHeader
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
 	2,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
 	2,  // 2: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
 	2,  // 3: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
-	20, // 4: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	20, // 5: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	22, // 4: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	22, // 5: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
 	6,  // [6:6] is the sub-list for method output_type
 	6,  // [6:6] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
@@ -1988,15 +2133,15 @@ func file_consensus_command_command_proto_init() {
 	if File_consensus_command_command_proto != nil {
 		return
 	}
-	file_consensus_command_command_proto_msgTypes[12].OneofWrappers = []any{}
-	file_consensus_command_command_proto_msgTypes[15].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[14].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

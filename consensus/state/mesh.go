@@ -181,6 +181,9 @@ func (v *View) addNode(site string, m *command.Node) (int64, error) {
 	if n.Level < v.mesh.Level {
 		return 0, refuse(command.CodeConflict, "this version of portolan is too old: the mesh is at command level %d, it understands %d; install the version that the other sites run", v.mesh.Level, n.Level)
 	}
+	if err := v.checkKey(n.ID); err != nil {
+		return 0, err
+	}
 	if old, ok := v.nodes.Get(n.ID[:]); ok {
 		return 0, refuse(command.CodeExists, "this node's key is a member already, as site %s", old.Site)
 	}
@@ -279,6 +282,9 @@ func (v *View) CheckToken(id int64, secretHash []byte, site string, node identit
 	if !ok || subtle.ConstantTimeCompare(t.SecretHash[:], secretHash) != 1 {
 		// One answer for both: nobody learns which tokens there are.
 		return false, refuse(command.CodeDenied, "the token is not known here: it was revoked, or copied wrongly; make a new one with: portolan token create --site %s", clip(site))
+	}
+	if err := v.checkKey(node); err != nil {
+		return false, err
 	}
 	if t.Site != site {
 		return false, refuse(command.CodeInvalid, "the token is for site %q, not for %q", t.Site, clip(site))

@@ -99,6 +99,11 @@ func clip(s string) string {
 	return s[:most] + "…"
 }
 
+// without gives what a list has and the other has not.
+func without(list, other []string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return slices.Contains(other, s) })
+}
+
 // set sorts a copy of a list and drops what is there twice.
 func set(list []string) []string {
 	out := slices.Clone(list)

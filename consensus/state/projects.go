@@ -138,7 +138,8 @@ func (v *View) memberDelete(m *command.MemberDelete) (int64, error) {
 }
 
 // rule checks a rule's words and makes the row.
-func (v *View) rule(m *command.Rule) (Rule, error) {
+// Sites that the rule names already may be gone.
+func (v *View) rule(m *command.Rule, named []string) (Rule, error) {
 	if err := checkRuleName(m.GetName()); err != nil {
 		return Rule{}, err
 	}
@@ -156,7 +157,7 @@ func (v *View) rule(m *command.Rule) (Rule, error) {
 	if m.GetAllSites() == (len(m.GetSites()) > 0) {
 		return Rule{}, refuse(command.CodeInvalid, "the rule %q must name sites, or all of them, and not both", m.GetName())
 	}
-	if err := v.checkSites(m.GetSites()); err != nil {
+	if err := v.checkSites(without(m.GetSites(), named)); err != nil {
 		return Rule{}, err
 	}
 	return Rule{Name: m.GetName(), Projects: slices.Clone(m.GetProjects()), Repositories: slices.Clone(m.GetRepositories()), Tags: slices.Clone(m.GetTags()),
@@ -164,7 +165,7 @@ func (v *View) rule(m *command.Rule) (Rule, error) {
 }
 
 func (v *View) ruleCreate(m *command.RuleCreate) (int64, error) {
-	r, err := v.rule(m.GetRule())
+	r, err := v.rule(m.GetRule(), nil)
 	if err != nil {
 		return 0, err
 	}
@@ -184,7 +185,7 @@ func (v *View) ruleUpdate(m *command.RuleUpdate) (int64, error) {
 	if err := checkVersion("rule "+old.Name, old.Version, m.GetIfVersion()); err != nil {
 		return 0, err
 	}
-	r, err := v.rule(m.GetRule())
+	r, err := v.rule(m.GetRule(), old.Sites)
 	if err != nil {
 		return 0, err
 	}

@@ -97,12 +97,18 @@ func (v *View) records(yield func(*Record) bool) {
 		return
 	}
 	for s := range all(v.sites, nil) {
-		if !yield(&Record{Row: &Record_Site{&SiteRow{Id: s.ID, Name: s.Name, CreatedUnixNs: toNanos(s.CreatedAt), Version: s.Version}}}) {
+		if !yield(&Record{Row: &Record_Site{&SiteRow{Id: s.ID, Name: s.Name, CreatedUnixNs: toNanos(s.CreatedAt), Version: s.Version,
+			DrainedUnixNs: toNanos(s.DrainedAt), DrainedBy: s.DrainedBy}}}) {
 			return
 		}
 	}
 	for n := range all(v.nodes, nil) {
 		if !yield(&Record{Row: &Record_Node{&NodeRow{Node: n.Command(), SiteId: n.SiteID, JoinedUnixNs: toNanos(n.JoinedAt), Version: n.Record}}}) {
+			return
+		}
+	}
+	for r := range all(v.removed, nil) {
+		if !yield(removedRow(r)) {
 			return
 		}
 	}
@@ -167,7 +173,8 @@ func (v *View) load(rec *Record) error {
 		return v.loadMesh(row.Mesh)
 	case *Record_Site:
 		s := row.Site
-		v.putSite(Site{ID: s.GetId(), Name: s.GetName(), CreatedAt: fromNanos(s.GetCreatedUnixNs()), Version: s.GetVersion()})
+		v.putSite(Site{ID: s.GetId(), Name: s.GetName(), CreatedAt: fromNanos(s.GetCreatedUnixNs()), Version: s.GetVersion(),
+			DrainedAt: fromNanos(s.GetDrainedUnixNs()), DrainedBy: s.GetDrainedBy()})
 	case *Record_Node:
 		n, err := NodeOf(row.Node.GetNode())
 		if err != nil {
@@ -198,6 +205,8 @@ func (v *View) load(rec *Record) error {
 		r := row.Rule.GetRule()
 		v.putRule(Rule{ID: row.Rule.GetId(), Name: r.GetName(), Projects: r.GetProjects(), Repositories: r.GetRepositories(), Tags: r.GetTags(), AllSites: r.GetAllSites(),
 			Sites: r.GetSites(), Disabled: r.GetDisabled(), Version: row.Rule.GetVersion(), CreatedAt: fromNanos(row.Rule.GetCreatedUnixNs())})
+	case *Record_Removed:
+		return v.loadRemoved(row.Removed)
 	case *Record_Token:
 		return v.loadToken(row.Token)
 	case *Record_Request:

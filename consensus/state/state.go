@@ -167,6 +167,10 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 		return v.nodeJoin(m)
 	case *command.NodeUpdate:
 		return v.nodeUpdate(actor, m)
+	case *command.NodeRemove:
+		return v.nodeRemove(actor, m)
+	case *command.SiteDrain:
+		return v.siteDrain(actor, m)
 	case *command.ProjectCreate:
 		return v.projectCreate(m)
 	case *command.ProjectUpdate:

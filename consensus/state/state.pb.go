@@ -40,6 +40,7 @@ type Record struct {
 	//	*Record_Token
 	//	*Record_Request
 	//	*Record_End
+	//	*Record_Removed
 	Row           isRecord_Row `protobuf_oneof:"row"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -172,6 +173,15 @@ func (x *Record) GetEnd() *End {
 	return nil
 }
 
+func (x *Record) GetRemoved() *RemovedRow {
+	if x != nil {
+		if x, ok := x.Row.(*Record_Removed); ok {
+			return x.Removed
+		}
+	}
+	return nil
+}
+
 type isRecord_Row interface {
 	isRecord_Row()
 }
@@ -216,6 +226,10 @@ type Record_End struct {
 	End *End `protobuf:"bytes,15,opt,name=end,proto3,oneof"`
 }
 
+type Record_Removed struct {
+	Removed *RemovedRow `protobuf:"bytes,20,opt,name=removed,proto3,oneof"`
+}
+
 func (*Record_Mesh) isRecord_Row() {}
 
 func (*Record_Site) isRecord_Row() {}
@@ -235,6 +249,8 @@ func (*Record_Token) isRecord_Row() {}
 func (*Record_Request) isRecord_Row() {}
 
 func (*Record_End) isRecord_Row() {}
+
+func (*Record_Removed) isRecord_Row() {}
 
 type MeshRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -358,6 +374,8 @@ type SiteRow struct {
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	CreatedUnixNs int64                  `protobuf:"varint,3,opt,name=created_unix_ns,json=createdUnixNs,proto3" json:"created_unix_ns,omitempty"`
 	Version       uint64                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	DrainedUnixNs int64                  `protobuf:"varint,20,opt,name=drained_unix_ns,json=drainedUnixNs,proto3" json:"drained_unix_ns,omitempty"` // since when it drains; 0: it does not
+	DrainedBy     string                 `protobuf:"bytes,21,opt,name=drained_by,json=drainedBy,proto3" json:"drained_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -418,6 +436,20 @@ func (x *SiteRow) GetVersion() uint64 {
 		return x.Version
 	}
 	return 0
+}
+
+func (x *SiteRow) GetDrainedUnixNs() int64 {
+	if x != nil {
+		return x.DrainedUnixNs
+	}
+	return 0
+}
+
+func (x *SiteRow) GetDrainedBy() string {
+	if x != nil {
+		return x.DrainedBy
+	}
+	return ""
 }
 
 type NodeRow struct {
@@ -1065,6 +1097,83 @@ func (x *RequestRow) GetMessage() string {
 	return ""
 }
 
+// RemovedRow is a key that was a member's and never will be again.
+type RemovedRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Site          string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	RemovedUnixNs int64                  `protobuf:"varint,3,opt,name=removed_unix_ns,json=removedUnixNs,proto3" json:"removed_unix_ns,omitempty"`
+	RemovedBy     string                 `protobuf:"bytes,4,opt,name=removed_by,json=removedBy,proto3" json:"removed_by,omitempty"`
+	Lost          bool                   `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"` // it did not answer when it was removed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovedRow) Reset() {
+	*x = RemovedRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovedRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovedRow) ProtoMessage() {}
+
+func (x *RemovedRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovedRow.ProtoReflect.Descriptor instead.
+func (*RemovedRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RemovedRow) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *RemovedRow) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *RemovedRow) GetRemovedUnixNs() int64 {
+	if x != nil {
+		return x.RemovedUnixNs
+	}
+	return 0
+}
+
+func (x *RemovedRow) GetRemovedBy() string {
+	if x != nil {
+		return x.RemovedBy
+	}
+	return ""
+}
+
+func (x *RemovedRow) GetLost() bool {
+	if x != nil {
+		return x.Lost
+	}
+	return false
+}
+
 type End struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Records       uint64                 `protobuf:"varint,1,opt,name=records,proto3" json:"records,omitempty"`
@@ -1074,7 +1183,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_consensus_state_state_proto_msgTypes[10]
+	mi := &file_consensus_state_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1195,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[10]
+	mi := &file_consensus_state_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1208,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{10}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *End) GetRecords() uint64 {
@@ -1113,7 +1222,7 @@ var File_consensus_state_state_proto protoreflect.FileDescriptor
 
 const file_consensus_state_state_proto_rawDesc = "" +
 	"\n" +
-	"\x1bconsensus/state/state.proto\x12\x11portolan.state.v1\x1a\x1fconsensus/command/command.proto\"\x98\x04\n" +
+	"\x1bconsensus/state/state.proto\x12\x11portolan.state.v1\x1a\x1fconsensus/command/command.proto\"\xd3\x04\n" +
 	"\x06Record\x120\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x1a.portolan.state.v1.MeshRowH\x00R\x04mesh\x120\n" +
 	"\x04site\x18\x02 \x01(\v2\x1a.portolan.state.v1.SiteRowH\x00R\x04site\x120\n" +
@@ -1124,7 +1233,8 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x04rule\x18\a \x01(\v2\x1a.portolan.state.v1.RuleRowH\x00R\x04rule\x123\n" +
 	"\x05token\x18\b \x01(\v2\x1b.portolan.state.v1.TokenRowH\x00R\x05token\x129\n" +
 	"\arequest\x18\t \x01(\v2\x1d.portolan.state.v1.RequestRowH\x00R\arequest\x12*\n" +
-	"\x03end\x18\x0f \x01(\v2\x16.portolan.state.v1.EndH\x00R\x03endB\x05\n" +
+	"\x03end\x18\x0f \x01(\v2\x16.portolan.state.v1.EndH\x00R\x03end\x129\n" +
+	"\aremoved\x18\x14 \x01(\v2\x1d.portolan.state.v1.RemovedRowH\x00R\aremovedB\x05\n" +
 	"\x03row\"\xaa\x02\n" +
 	"\aMeshRow\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x1f\n" +
@@ -1139,12 +1249,15 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\alast_id\x18\a \x01(\x03R\x06lastId\x12\"\n" +
 	"\rclock_unix_ns\x18\b \x01(\x03R\vclockUnixNs\x12\x18\n" +
 	"\aversion\x18\t \x01(\x04R\aversion\x12\x16\n" +
-	"\x06voters\x18\x14 \x01(\rR\x06voters\"o\n" +
+	"\x06voters\x18\x14 \x01(\rR\x06voters\"\xb6\x01\n" +
 	"\aSiteRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
 	"\x0fcreated_unix_ns\x18\x03 \x01(\x03R\rcreatedUnixNs\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\x04R\aversion\"\x91\x01\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\x12&\n" +
+	"\x0fdrained_unix_ns\x18\x14 \x01(\x03R\rdrainedUnixNs\x12\x1d\n" +
+	"\n" +
+	"drained_by\x18\x15 \x01(\tR\tdrainedBy\"\x91\x01\n" +
 	"\aNodeRow\x12-\n" +
 	"\x04node\x18\x01 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\x12\x17\n" +
 	"\asite_id\x18\x02 \x01(\x03R\x06siteId\x12$\n" +
@@ -1212,7 +1325,15 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x0e\n" +
 	"\x02id\x18\x03 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04code\x18\x04 \x01(\rR\x04code\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\"\x1f\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"\x94\x01\n" +
+	"\n" +
+	"RemovedRow\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12&\n" +
+	"\x0fremoved_unix_ns\x18\x03 \x01(\x03R\rremovedUnixNs\x12\x1d\n" +
+	"\n" +
+	"removed_by\x18\x04 \x01(\tR\tremovedBy\x12\x12\n" +
+	"\x04lost\x18\x05 \x01(\bR\x04lost\"\x1f\n" +
 	"\x03End\x12\x18\n" +
 	"\arecords\x18\x01 \x01(\x04R\arecordsB.Z,github.com/portolan/portolan/consensus/stateb\x06proto3"
 
@@ -1228,7 +1349,7 @@ func file_consensus_state_state_proto_rawDescGZIP() []byte {
 	return file_consensus_state_state_proto_rawDescData
 }
 
-var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_consensus_state_state_proto_goTypes = []any{
 	(*Record)(nil),       // 0: portolan.state.v1.Record
 	(*MeshRow)(nil),      // 1: portolan.state.v1.MeshRow
@@ -1240,9 +1361,10 @@ var file_consensus_state_state_proto_goTypes = []any{
 	(*RuleRow)(nil),      // 7: portolan.state.v1.RuleRow
 	(*TokenRow)(nil),     // 8: portolan.state.v1.TokenRow
 	(*RequestRow)(nil),   // 9: portolan.state.v1.RequestRow
-	(*End)(nil),          // 10: portolan.state.v1.End
-	(*command.Node)(nil), // 11: portolan.command.v1.Node
-	(*command.Rule)(nil), // 12: portolan.command.v1.Rule
+	(*RemovedRow)(nil),   // 10: portolan.state.v1.RemovedRow
+	(*End)(nil),          // 11: portolan.state.v1.End
+	(*command.Node)(nil), // 12: portolan.command.v1.Node
+	(*command.Rule)(nil), // 13: portolan.command.v1.Rule
 }
 var file_consensus_state_state_proto_depIdxs = []int32{
 	1,  // 0: portolan.state.v1.Record.mesh:type_name -> portolan.state.v1.MeshRow
@@ -1254,14 +1376,15 @@ var file_consensus_state_state_proto_depIdxs = []int32{
 	7,  // 6: portolan.state.v1.Record.rule:type_name -> portolan.state.v1.RuleRow
 	8,  // 7: portolan.state.v1.Record.token:type_name -> portolan.state.v1.TokenRow
 	9,  // 8: portolan.state.v1.Record.request:type_name -> portolan.state.v1.RequestRow
-	10, // 9: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
-	11, // 10: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
-	12, // 11: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	11, // 9: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
+	10, // 10: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
+	12, // 11: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
+	13, // 12: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_consensus_state_state_proto_init() }
@@ -1280,6 +1403,7 @@ func file_consensus_state_state_proto_init() {
 		(*Record_Token)(nil),
 		(*Record_Request)(nil),
 		(*Record_End)(nil),
+		(*Record_Removed)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1287,7 +1411,7 @@ func file_consensus_state_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_state_state_proto_rawDesc), len(file_consensus_state_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -33,7 +33,7 @@ var update = flag.Bool("update", false, "rewrite the transcripts; understand the
 //	> restore                               go on from a snapshot of the state
 //	# …                                     for people
 //
-// NODE(2) stands for a node's record, WITNESS(2) for that of a witness, BYTES(7) for sixteen bytes, HASH(s) for a
+// NODE(2) stands for a node's record, WITNESS(2) for that of a witness, ID(2) for its id, BYTES(7) for sixteen bytes, HASH(s) for a
 // hash, AT(1h) for a time after the first command's in nanoseconds.
 func TestTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -132,7 +132,7 @@ func answer(out *strings.Builder, m *machine, env *command.Envelope) {
 	}
 }
 
-var macro = regexp.MustCompile(`\b(NODE|WITNESS|BYTES|HASH|AT)\(([^)]*)\)`)
+var macro = regexp.MustCompile(`\b(NODE|WITNESS|ID|BYTES|HASH|AT)\(([^)]*)\)`)
 
 // parse reads a command.
 func (m *machine) parse(line string, words map[string]string) *command.Envelope {
@@ -185,6 +185,8 @@ func (m *machine) expand(word string, words map[string]string) string {
 			}
 		}
 		return "{" + compact(rec) + "}"
+	case "ID":
+		return bytesOf(node(byte(n)).Id, fmt.Sprintf("id-of(%d)", n))
 	case "BYTES":
 		return bytesOf(id16(byte(n)), word)
 	case "HASH":
@@ -229,7 +231,8 @@ func shown(v *View, words map[string]string) []string {
 func FuzzApply(f *testing.F) {
 	for _, body := range []proto.Message{meshCreate(), &command.UserCreate{Name: "ann", PasswordHash: "x"},
 		&command.MemberSet{ProjectId: 3, UserId: 2, Role: 2, IfVersion: 1}, &command.NodeUpdate{Node: node(2)},
-		&command.RuleCreate{Rule: &command.Rule{Name: "r", Projects: []string{"*"}, AllSites: true}}, &command.TokenRevoke{Id: 7}, &command.VotersSet{Voters: 5}} {
+		&command.RuleCreate{Rule: &command.Rule{Name: "r", Projects: []string{"*"}, AllSites: true}}, &command.TokenRevoke{Id: 7}, &command.VotersSet{Voters: 5},
+		&command.NodeRemove{NodeId: node(2).Id, IfVersion: 1}, &command.SiteDrain{Id: 1, Drain: true}} {
 		env, err := command.New("user:admin", t0, body)
 		if err != nil {
 			f.Fatal(err)

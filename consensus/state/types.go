@@ -34,7 +34,12 @@ type Site struct {
 	Name      string
 	CreatedAt time.Time
 	Version   uint64
+	DrainedAt time.Time // since when it drains; zero: it does not
+	DrainedBy string    // actor
 }
+
+// Draining reports whether the site asks to be left in peace.
+func (s Site) Draining() bool { return !s.DrainedAt.IsZero() }
 
 // Node is one member process.
 type Node struct {

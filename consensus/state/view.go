@@ -51,6 +51,8 @@ type View struct {
 	tokens     *iradix.Tree[Token]
 	requests   *iradix.Tree[request] // by request id
 	requestAge *iradix.Tree[string]  // by index -> request id
+
+	removals
 }
 
 func newView() *View {
@@ -63,6 +65,7 @@ func newView() *View {
 		paths: iradix.New[int64](), publicPaths: iradix.New[int64](), memberPaths: iradix.New[int64](),
 		rules: iradix.New[Rule](), ruleNames: iradix.New[int64](),
 		tokens: iradix.New[Token](), requests: iradix.New[request](), requestAge: iradix.New[string](),
+		removals: newRemovals(),
 	}
 }
 

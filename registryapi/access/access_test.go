@@ -377,6 +377,34 @@ func TestToken_OfAnotherSite(t *testing.T) {
 	}
 }
 
+// TestToken_OfARemovedNode: its tokens die with its key, at once and everywhere
+// but at itself, which may serve what it has.
+func TestToken_OfARemovedNode(t *testing.T) {
+	m := newMesh(t)
+	other := newIdentity(t)
+	secret := make([]byte, 32)
+	token := m.apply(&command.TokenCreate{Site: "sgp", SecretHash: secret, ExpiresUnixNs: m.now.Add(time.Hour).UnixNano()})
+	m.apply(&command.NodeJoin{TokenId: token, SecretHash: secret, Site: "sgp", Node: nodeRecord(other, 8946)})
+	there, err := New(Config{View: m.state.View, Identity: other, Now: func() time.Time { return m.now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := m.access()
+	known, fresh := m.token(there, "admin", "secret"), m.token(there, "", "", "repository:library/x:pull")
+	if _, err := here.AuthenticateRegistry(bearer(known)); err != nil {
+		t.Fatal(err)
+	}
+	m.apply(&command.NodeRemove{NodeId: other.ID[:]})
+	for _, tok := range []string{known, fresh} {
+		if _, err := here.AuthenticateRegistry(bearer(tok)); !errors.Is(err, ErrToken) {
+			t.Errorf("a removed node's token: %v, want ErrToken", err)
+		}
+		if _, err := there.AuthenticateRegistry(bearer(tok)); err != nil {
+			t.Errorf("at the removed node itself: %v", err)
+		}
+	}
+}
+
 func TestToken_Forged(t *testing.T) {
 	m := newMesh(t)
 	a := m.access()

@@ -112,7 +112,7 @@ func (a *Access) verifyToken(raw string) (Subject, error) {
 	c, ok := a.tokens.Get(key)
 	if !ok {
 		var err error
-		if c, err = parseToken(raw, v); err != nil {
+		if c, err = parseToken(raw, v, a.cfg.Identity.ID); err != nil {
 			a.cfg.Logger.Debug("token refused", slog.Any("error", err))
 			return Subject{}, fmt.Errorf("%w (%s)", ErrToken, reason(err))
 		}
@@ -128,7 +128,7 @@ func (a *Access) verifyToken(raw string) (Subject, error) {
 	case c.Issuer != v.Mesh().ID.String():
 		return Subject{}, fmt.Errorf("%w (made by another mesh)", ErrToken)
 	}
-	if _, member := v.Node(c.node); !member {
+	if !signs(v, c.node, a.cfg.Identity.ID) {
 		a.tokens.Remove(key)
 		return Subject{}, fmt.Errorf("%w (made by a node that is no member)", ErrToken)
 	}
@@ -154,7 +154,15 @@ func reason(err error) string {
 	return "malformed"
 }
 
-func parseToken(raw string, v *state.View) (*claims, error) {
+// signs reports whether a node's tokens are good: those of members are, and a
+// node's own, so that one that was removed still serves what it has. Everywhere
+// else a removed node's tokens die with its key.
+func signs(v *state.View, node, self identity.NodeID) bool {
+	_, member := v.Node(node)
+	return member || node == self
+}
+
+func parseToken(raw string, v *state.View, self identity.NodeID) (*claims, error) {
 	c := &claims{}
 	// Times and issuer are judged at each use, by verifyToken.
 	p := jwt.NewParser(jwt.WithValidMethods([]string{jwt.SigningMethodEdDSA.Alg()}), jwt.WithStrictDecoding(), jwt.WithoutClaimsValidation())
@@ -164,7 +172,7 @@ func parseToken(raw string, v *state.View) (*claims, error) {
 		if err != nil {
 			return nil, err
 		}
-		if _, ok := v.Node(id); !ok {
+		if !signs(v, id, self) {
 			return nil, errNotMember
 		}
 		c.node = id

@@ -66,6 +66,8 @@ type Config struct {
 	Proposer Proposer
 	Access   Access
 	Catalog  Catalog
+	// Closed says why this node makes no changes any more; empty, or nil: it does.
+	Closed func() string
 	// Version of the binary, for /systeminfo.
 	Version string
 	Logger  *slog.Logger
@@ -86,7 +88,7 @@ func New(cfg Config) (*API, error) {
 		return nil, errors.New("harbor: an incomplete Config")
 	}
 	a := &API{cfg: cfg, hashing: make(chan struct{}, runtime.GOMAXPROCS(0)), rest: rest.New(rest.Config{
-		Title: "Portolan management, in Harbor's words", Version: "2.0", Prefix: Prefix, Lenient: true, Auth: cfg.Access, Replica: cfg.Replica, Logger: cfg.Logger,
+		Title: "Portolan management, in Harbor's words", Version: "2.0", Prefix: Prefix, Lenient: true, Auth: cfg.Access, Replica: cfg.Replica, Closed: cfg.Closed, Logger: cfg.Logger,
 	})}
 	a.registerSystem()
 	a.registerProjects()

@@ -76,6 +76,11 @@ type Config struct {
 	Consensus func() Consensus
 	// Peer gives what gossip says of a node: is it alive, how far is it.
 	Peer func(identity.NodeID) (alive bool, rtt time.Duration)
+	// Removed says that this node is no member any more; nil, as a function or as
+	// its answer: it is one.
+	Removed func() *Removed
+	// LastCopies finds what one site alone holds, in parts; see RemovalRequest.
+	LastCopies func(context.Context, LastCopyQuestion) (LastCopies, error)
 	// JoinToken writes a join token's text.
 	JoinToken func(JoinToken) (string, error)
 	// Version of the binary.
@@ -95,13 +100,14 @@ type API struct {
 // New declares all operations.
 func New(cfg Config) (*API, error) {
 	if cfg.View == nil || cfg.Proposer == nil || cfg.Access == nil || cfg.Catalog == nil || cfg.Placement == nil ||
-		cfg.Consensus == nil || cfg.Peer == nil || cfg.JoinToken == nil || cfg.Now == nil || cfg.Logger == nil {
+		cfg.Consensus == nil || cfg.Peer == nil || cfg.JoinToken == nil || cfg.LastCopies == nil || cfg.Now == nil || cfg.Logger == nil {
 		return nil, errors.New("mesh: an incomplete Config")
 	}
 	if cfg.Poll <= 0 {
 		cfg.Poll = PollInterval
 	}
 	a := newAPI(cfg)
+	a.registerRemoval()
 	a.registerProfile()
 	a.registerVoters()
 	a.registerTokens()
@@ -122,7 +128,7 @@ func NewStatus(cfg Config) (*API, error) {
 
 func newAPI(cfg Config) *API {
 	a := &API{cfg: cfg, rest: rest.New(rest.Config{
-		Title: "Portolan mesh", Version: "1.0", Prefix: Prefix, Auth: cfg.Access, Replica: cfg.Replica, Logger: cfg.Logger,
+		Title: "Portolan mesh", Version: "1.0", Prefix: Prefix, Auth: cfg.Access, Replica: cfg.Replica, Closed: closed(cfg.Removed), Logger: cfg.Logger,
 	})}
 	a.registerStatus()
 	return a

@@ -59,13 +59,14 @@ type fixture struct {
 	mesh      *apitest.Mesh
 	catalog   *catalog.Catalog
 	placement *placement
+	leave     *leave
 	api       *API
 }
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	m := apitest.New(t, "fra", "nyc", "sgp")
-	f := &fixture{T: t, mesh: m, catalog: apitest.OpenCatalog(t), placement: &placement{at: map[string]Presence{}, asked: make(chan Question, 1)}}
+	f := &fixture{T: t, mesh: m, catalog: apitest.OpenCatalog(t), placement: &placement{at: map[string]Presence{}, asked: make(chan Question, 1)}, leave: &leave{}}
 	for _, s := range m.State.View().Sites() {
 		f.placement.set(s.Name, Presence{})
 	}
@@ -77,7 +78,8 @@ func newFixture(t *testing.T) *fixture {
 				Profile: "lan", Suggested: "wan", RoundTrip: 81.5, VotersWanted: m.State.View().Mesh().WantsVoters(),
 				RoundTrips: []RoundTrip{{From: "fra", To: "nyc", RTT: 81.5}, {From: "nyc", To: "fra", RTT: 82}}}
 		},
-		Peer:      func(identity.NodeID) (bool, time.Duration) { return true, 12500 * time.Microsecond },
+		Peer:    func(id identity.NodeID) (bool, time.Duration) { return !f.leave.away(id), 12500 * time.Microsecond },
+		Removed: f.leave.removedAs, LastCopies: f.leave.answer,
 		JoinToken: func(j JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]) + "." + j.Site, nil },
 		Version:   "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
 	})

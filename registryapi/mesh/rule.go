@@ -34,14 +34,16 @@ type ruleDeleteIn struct {
 	rest.Condition
 }
 
-func ruleOut(r state.Rule) *rest.Object[Rule] { return rest.ObjectOf(r.ID, r.Version, rule(r)) }
+func (a *API) ruleOut(r state.Rule) *rest.Object[Rule] {
+	return rest.ObjectOf(r.ID, r.Version, a.rule(r))
+}
 
 func (a *API) registerRules() {
 	rest.Register(a.rest, rest.Op{ID: "list-rules", Method: http.MethodGet, Path: "/rules", Tag: "rules", Who: rest.SystemAdmin,
 		Summary: "Replication rules, by name"}, func(context.Context, *struct{}) (*listRules, error) {
 		out := &listRules{Body: []Rule{}}
 		for _, r := range a.cfg.View().Rules() {
-			out.Body = append(out.Body, rule(r))
+			out.Body = append(out.Body, a.rule(r))
 		}
 		return out, nil
 	})
@@ -50,7 +52,7 @@ func (a *API) registerRules() {
 	rest.Register(a.rest, rest.Op{ID: "get-rule", Method: http.MethodGet, Path: "/rules/{rule}", Tag: "rules", Who: rest.SystemAdmin,
 		Summary: "One replication rule"}, func(_ context.Context, in *RulePath) (*rest.Object[Rule], error) {
 		r, err := a.findRule(in.Rule)
-		return ruleOut(r), err
+		return a.ruleOut(r), err
 	})
 	rest.Register(a.rest, rest.Op{ID: "update-rule", Method: http.MethodPut, Path: "/rules/{rule}", Tag: "rules", Who: rest.SystemAdmin,
 		Summary: "Replace a replication rule"}, a.updateRule)
@@ -89,7 +91,7 @@ func (a *API) createRule(ctx context.Context, in *struct{ Body RuleRequest }) (*
 	if !ok {
 		return nil, rest.Conflict("the rule %q was deleted at the moment it was made", in.Body.Name)
 	}
-	return rest.Made(fmt.Sprintf("%s/rules/%d", Prefix, r.ID), rule(r)), nil
+	return rest.Made(fmt.Sprintf("%s/rules/%d", Prefix, r.ID), a.rule(r)), nil
 }
 
 func (a *API) updateRule(ctx context.Context, in *ruleUpdateIn) (*rest.Object[Rule], error) {
@@ -112,7 +114,7 @@ func (a *API) updateRule(ctx context.Context, in *ruleUpdateIn) (*rest.Object[Ru
 	if !ok {
 		return nil, rest.Conflict("the rule %q was deleted at the moment it was changed", in.Body.Name)
 	}
-	return ruleOut(r), nil
+	return a.ruleOut(r), nil
 }
 
 // ruleCommand checks what only people can get wrong; the state machine checks
@@ -140,11 +142,17 @@ func ruleCommand(in RuleRequest) (*command.Rule, error) {
 	return r, nil
 }
 
-func rule(r state.Rule) Rule {
+func (a *API) rule(r state.Rule) Rule {
 	out := Rule{ID: r.ID, Name: r.Name, Projects: list(r.Projects), Repositories: list(r.Repositories), Tags: list(r.Tags), Sites: list(r.Sites),
 		Disabled: r.Disabled, Version: r.Version, CreatedAt: r.CreatedAt}
 	if r.AllSites {
 		out.Sites = []string{allSites}
+	}
+	v := a.cfg.View()
+	for _, name := range r.Sites {
+		if _, ok := v.Site(name); !ok {
+			out.Gone = append(out.Gone, name)
+		}
 	}
 	return out
 }

@@ -61,6 +61,9 @@ func (a *API) status(context.Context, *struct{}) (*statusOut, error) {
 	}
 	s := Status{Mesh: v.Mesh().ID, Level: v.Mesh().Level, Node: a.cfg.Self, Site: a.cfg.Site, Version: a.cfg.Version, Role: "none",
 		Consensus: c, Sites: []SiteStatus{}}
+	if a.cfg.Removed != nil {
+		s.Removed = a.cfg.Removed()
+	}
 	switch {
 	case slices.Contains(c.Voters, a.cfg.Self):
 		s.Role = "voter"
@@ -68,7 +71,7 @@ func (a *API) status(context.Context, *struct{}) (*statusOut, error) {
 		s.Role = "learner"
 	}
 	for _, site := range v.Sites() {
-		st := SiteStatus{Name: site.Name, Nodes: []NodeStatus{}}
+		st := SiteStatus{Name: site.Name, Draining: site.Draining(), Nodes: []NodeStatus{}}
 		for _, n := range v.NodesOf(site.Name) {
 			ns := NodeStatus{ID: n.ID, Self: n.ID == a.cfg.Self, Alive: n.ID == a.cfg.Self, Voter: slices.Contains(c.Voters, n.ID),
 				Leader: n.ID == c.Leader, Witness: n.Witness, Version: n.Version, RegistryURL: n.RegistryURL, Host: n.Host, JoinedAt: n.JoinedAt}
@@ -97,7 +100,7 @@ func (a *API) site(v *state.View, s state.Site) Site {
 }
 
 func site(v *state.View, s state.Site, trips []RoundTrip) Site {
-	out := Site{ID: s.ID, Name: s.Name, CreatedAt: s.CreatedAt, Nodes: []Node{}, RoundTrips: []RoundTrip{}}
+	out := Site{ID: s.ID, Name: s.Name, CreatedAt: s.CreatedAt, Draining: s.Draining(), DrainedAt: s.DrainedAt, DrainedBy: s.DrainedBy, Nodes: []Node{}, RoundTrips: []RoundTrip{}, Version: s.Version}
 	for _, t := range trips {
 		if t.From == s.Name {
 			out.RoundTrips = append(out.RoundTrips, t)

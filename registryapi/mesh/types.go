@@ -16,6 +16,8 @@ type Status struct {
 	Site    string          `json:"site" doc:"Its site"`
 	Version string          `json:"version" doc:"Its binary's version"`
 	Role    string          `json:"role" doc:"voter, learner or none" enum:"voter,learner,none"`
+	// Removed is set at a node that was taken out of the mesh.
+	Removed *Removed `json:"removed,omitempty" doc:"The answering node was removed; all else is what it knew last"`
 	Consensus
 	Sites []SiteStatus `json:"sites" doc:"All sites, by name"`
 }
@@ -48,8 +50,9 @@ type RoundTrip struct {
 
 // SiteStatus is one site in a status.
 type SiteStatus struct {
-	Name  string       `json:"name"`
-	Nodes []NodeStatus `json:"nodes"`
+	Name     string       `json:"name"`
+	Draining bool         `json:"draining" doc:"It asks to be left in peace"`
+	Nodes    []NodeStatus `json:"nodes"`
 }
 
 // NodeStatus is one node as the answering node sees it.
@@ -72,9 +75,13 @@ type Site struct {
 	ID        int64     `json:"id"`
 	Name      string    `json:"name"`
 	CreatedAt time.Time `json:"created_at"`
+	Draining  bool      `json:"draining" doc:"It asks to be left in peace"`
+	DrainedAt time.Time `json:"drained_at,omitzero" doc:"Since when"`
+	DrainedBy string    `json:"drained_by,omitempty"`
 	Nodes     []Node    `json:"nodes"`
 	// RoundTrips are those that the site measured.
 	RoundTrips []RoundTrip `json:"round_trips" doc:"What it measured to the other sites, as far as the answering node knows"`
+	Version   uint64    `json:"resource_version" doc:"Goes up with every edit of the site and its nodes"`
 }
 
 // Node is a member's record.
@@ -120,6 +127,7 @@ type Rule struct {
 	Repositories []string  `json:"repositories" doc:"Globs on the path below the project; none: all"`
 	Tags         []string  `json:"tags" doc:"Globs; none: everything, the untagged too"`
 	Sites        []string  `json:"sites" doc:"Names of sites, or all"`
+	Gone         []string  `json:"gone_sites,omitempty" doc:"Sites that it names and that are not there any more"`
 	Disabled     bool      `json:"disabled"`
 	Version      uint64    `json:"resource_version" doc:"Goes up with every edit"`
 	CreatedAt    time.Time `json:"created_at"`

@@ -45,7 +45,10 @@ type Config struct {
 	// Replica is what the operations read; nil: it is nobody's copy, and answers
 	// say nothing of how fresh they are.
 	Replica Replica
-	Logger  *slog.Logger
+	// Closed says why this node makes no changes any more, in a sentence; empty: it
+	// does. nil: it always does.
+	Closed func() string
+	Logger *slog.Logger
 }
 
 // API is a set of operations under one prefix.
@@ -220,7 +223,7 @@ func Register[I, O any](a *API, op Op, h func(context.Context, *I) (*O, error)) 
 		// readBody has done both.
 		MaxBodyBytes:    MaxBodyBytes + 1,
 		BodyReadTimeout: -1,
-		Middlewares:     huma.Middlewares{a.jsonErrors, a.who(op.Who)},
+		Middlewares:     huma.Middlewares{a.jsonErrors, a.who(op)},
 	}
 	if a.cfg.Replica != nil {
 		ho.Middlewares = append(ho.Middlewares, a.freshness(op.Who))
@@ -246,11 +249,17 @@ func (a *API) failures() *huma.Response {
 	}
 }
 
-// who lets an operation's callers through, and says who they are.
-func (a *API) who(need Who) func(huma.Context, func(huma.Context)) {
+// who lets an operation's callers through, and says who they are. A node that
+// makes no changes refuses them here, also those that need no majority.
+func (a *API) who(op Op) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, w := humago.Unwrap(ctx)
-		s, err := a.authenticate(r, need)
+		s, err := a.authenticate(r, op.Who)
+		if err == nil && a.cfg.Closed != nil && op.Method != http.MethodGet && op.Method != http.MethodHead {
+			if why := a.cfg.Closed(); why != "" {
+				err = Forbidden("%s", why)
+			}
+		}
 		if err != nil {
 			a.write(w, a.answer(ctx.Context(), "authenticate", err))
 			return

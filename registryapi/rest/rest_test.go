@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -145,3 +146,32 @@ func (w *watched) SetReadDeadline(t time.Time) error {
 }
 
 func (w *watched) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// TestAPI_Closed: a node that makes no changes any more refuses them, whoever
+// would make them, and answers all else.
+func TestAPI_Closed(t *testing.T) {
+	why := ""
+	a := New(Config{Title: "t", Version: "1", Prefix: "/x", Auth: anyone{}, Closed: func() string { return why }, Logger: slog.New(slog.DiscardHandler)})
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodDelete} {
+		Register(a, Op{ID: "do-" + strings.ToLower(method), Method: method, Path: "/thing"}, func(context.Context, *struct{}) (*struct{ Body string }, error) {
+			return &struct{ Body string }{"done"}, nil
+		})
+	}
+	call := func(method string) (int, string) {
+		w := httptest.NewRecorder()
+		a.ServeHTTP(w, httptest.NewRequest(method, "/x/thing", nil))
+		return w.Code, w.Body.String()
+	}
+	if code, body := call(http.MethodDelete); code != http.StatusOK {
+		t.Errorf("open: %d %s", code, body)
+	}
+	why = "this node was removed"
+	if code, body := call(http.MethodGet); code != http.StatusOK {
+		t.Errorf("a read: %d %s", code, body)
+	}
+	for _, method := range []string{http.MethodPost, http.MethodDelete} {
+		if code, body := call(method); code != http.StatusForbidden || !strings.Contains(body, why) {
+			t.Errorf("%s: %d %s", method, code, body)
+		}
+	}
+}

@@ -119,6 +119,9 @@ type Config struct {
 	// Site is this site's name, for messages and as home of what is pushed.
 	Site   string
 	Limits Limits
+	// Closed says why this site takes no pushes or deletes any more, in a sentence;
+	// empty: it takes them. nil: it always does.
+	Closed func() string
 	// Redirect: a GET of a blob that is in a bucket is answered with a presigned
 	// URL. HEAD is not.
 	Redirect bool
@@ -281,8 +284,14 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	if project == "" {
 		return end(h, q)
 	}
-	if q.project, err = h.authorise(q, project, q.repo, needs(rt.name, method)...); err != nil {
+	need := needs(rt.name, method)
+	if q.project, err = h.authorise(q, project, q.repo, need...); err != nil {
 		return err
+	}
+	if h.cfg.Closed != nil && need[0] != access.Pull {
+		if why := h.cfg.Closed(); why != "" {
+			return refuse(errcode.ErrorCodeDenied, "%s", why)
+		}
 	}
 	return end(h, q)
 }

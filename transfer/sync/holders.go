@@ -134,6 +134,10 @@ func (s *Sync) whoHas(ctx context.Context, view *state.View, d digest.Digest, pi
 // shows to be there.
 const outOfReach = time.Hour
 
+// drainsBehind puts nodes of sites that drain behind all others that are in
+// reach.
+const drainsBehind = outOfReach / 2
+
 // nearness orders peers: by round trip, a connection being worth as much as
 // opening one costs.
 func (s *Sync) nearness(id identity.NodeID) time.Duration {
@@ -164,8 +168,12 @@ func (s *Sync) nearness(id identity.NodeID) time.Duration {
 
 func (s *Sync) sortByNearness(ids []identity.NodeID) {
 	near := make(map[identity.NodeID]time.Duration, len(ids))
+	view := s.cfg.State.View()
 	for _, id := range ids {
 		near[id] = s.nearness(id)
+		if near[id] < outOfReach && view.Draining(id) {
+			near[id] += drainsBehind
+		}
 	}
 	slices.SortStableFunc(ids, func(a, b identity.NodeID) int {
 		return cmp.Or(cmp.Compare(near[a], near[b]), slices.Compare(a[:], b[:]))

@@ -185,6 +185,9 @@ func (s *Sync) followMembers(ctx context.Context, wg *sync.WaitGroup) {
 		}
 	}
 	_, self := view.Node(s.cfg.Self)
+	if _, removed := view.Removed(s.cfg.Self); removed {
+		clear(want) // nobody would answer
+	}
 	projects := fingerprint(view)
 
 	s.mu.Lock()

@@ -21,6 +21,39 @@ func (c *Client) Sites(ctx context.Context) ([]mesh.Site, error) {
 	return get[[]mesh.Site](ctx, c, mesh.Prefix+"/sites", nil)
 }
 
+// Nodes gives all nodes, by site.
+func (c *Client) Nodes(ctx context.Context) ([]mesh.Node, error) {
+	return get[[]mesh.Node](ctx, c, mesh.Prefix+"/nodes", nil)
+}
+
+// DrainSite asks a site to be left in peace, or takes that back.
+func (c *Client) DrainSite(ctx context.Context, name string, drain bool) (mesh.Site, error) {
+	verb := "undrain"
+	if drain {
+		verb = "drain"
+	}
+	var out mesh.Site
+	_, err := c.do(ctx, http.MethodPost, mesh.Prefix+"/sites/"+url.PathEscape(name)+"/"+verb, nil, nil, &out)
+	return out, err
+}
+
+// RemoveSite does a part of a removal; repeat it with the answer's After until
+// it is done.
+func (c *Client) RemoveSite(ctx context.Context, name string, r mesh.RemovalRequest) (mesh.Removal, error) {
+	return c.remove(ctx, "/sites/"+url.PathEscape(name), r)
+}
+
+// RemoveNode is RemoveSite for one node, by its id.
+func (c *Client) RemoveNode(ctx context.Context, id string, r mesh.RemovalRequest) (mesh.Removal, error) {
+	return c.remove(ctx, "/nodes/"+url.PathEscape(id), r)
+}
+
+func (c *Client) remove(ctx context.Context, path string, r mesh.RemovalRequest) (mesh.Removal, error) {
+	var out mesh.Removal
+	_, err := c.do(ctx, http.MethodPost, mesh.Prefix+path+"/remove", nil, r, &out)
+	return out, err
+}
+
 // Profile gives the mesh's raft timings.
 func (c *Client) Profile(ctx context.Context) (mesh.Profile, error) {
 	return get[mesh.Profile](ctx, c, mesh.Prefix+"/profile", nil)

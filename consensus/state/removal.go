@@ -1,0 +1,149 @@
+package state
+
+import (
+	"slices"
+	"time"
+
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/identity"
+)
+
+// Removed is a key that was a member's. It is kept for ever, or the key could
+// come back: 32 bytes and a few words for each removal that a mesh ever sees.
+type Removed struct {
+	ID   identity.NodeID
+	Site string // that it was
+	At   time.Time
+	By   string // actor
+	Lost bool   // it did not answer when it was removed
+}
+
+// removals is part of View.
+type removals struct {
+	removed *iradix.Tree[Removed] // by node id
+}
+
+func newRemovals() removals { return removals{removed: iradix.New[Removed]()} }
+
+// Removed finds a key that was removed.
+func (v *View) Removed(id identity.NodeID) (Removed, bool) { return v.removed.Get(id[:]) }
+
+// RemovedNodes gives all keys that were removed, in the order of their ids.
+func (v *View) RemovedNodes() []Removed { return slices.Collect(all(v.removed, nil)) }
+
+// Draining reports whether a node's site asks to be left in peace.
+func (v *View) Draining(id identity.NodeID) bool {
+	n, ok := v.Node(id)
+	if !ok {
+		return false
+	}
+	s, ok := v.SiteByID(n.SiteID)
+	return ok && s.Draining()
+}
+
+// CheckRemove says why a node cannot be removed, nil if it can. Whether the rest
+// can go on without it is the leader's to judge.
+func (v *View) CheckRemove(id identity.NodeID) error {
+	n, ok := v.Node(id)
+	if r, gone := v.Removed(id); !ok && gone {
+		return refuse(command.CodeNotFound, "the node %s of site %s was removed already, at %s by %s", id.Short(), r.Site, r.At.Format(time.RFC3339), r.By)
+	}
+	if !ok {
+		return refuse(command.CodeNotFound, "there is no node %s: see the ids with: portolan node list", id)
+	}
+	for other := range all(v.nodes, nil) {
+		if other.ID != id && !other.Witness {
+			return nil
+		}
+	}
+	return refuse(command.CodeInvalid, "site %s is the last one that holds content: add another before you remove it, or stop its node and delete its data directory to end the mesh", n.Site)
+}
+
+// nodeRemove takes a node, and its site if it was the last one there, out of the
+// mesh. Rules and residency go on naming the site: what they say is people's to
+// change, and holds again for a new site of that name.
+func (v *View) nodeRemove(actor string, m *command.NodeRemove) (int64, error) {
+	id, err := identity.NodeIDFromBytes(m.GetNodeId())
+	if err != nil {
+		return 0, refuse(command.CodeInvalid, "%s", err)
+	}
+	if err := v.CheckRemove(id); err != nil {
+		return 0, err
+	}
+	n, _ := v.Node(id)
+	s, _ := v.SiteByID(n.SiteID)
+	if err := checkVersion("site "+s.Name, s.Version, m.GetIfVersion()); err != nil {
+		return 0, err
+	}
+	v.nodes, _, _ = v.nodes.Delete(id[:])
+	if !n.Store.IsZero() {
+		v.stores, _, _ = v.stores.Delete(n.Store[:])
+	}
+	v.putRemoved(Removed{ID: id, Site: s.Name, At: v.now(), By: clip(actor), Lost: m.GetLost()})
+	if len(v.NodesOf(s.Name)) > 0 {
+		s.Version++
+		v.putSite(s)
+	} else {
+		v.sites, _, _ = v.sites.Delete(idKey(s.ID))
+		v.siteNames, _, _ = v.siteNames.Delete([]byte(s.Name))
+	}
+	for t := range all(v.tokens, nil) {
+		switch {
+		case t.UsedBy == id:
+			v.tokens, _, _ = v.tokens.Delete(idKey(t.ID))
+		case t.Site == s.Name && t.UsedBy.IsZero() && !t.Revoked():
+			// An invitation to a site of that name was for another time: whoever
+			// frees the name gives out a new one.
+			t.RevokedAt, t.RevokedBy = v.now(), clip(actor)
+			t.Version++
+			v.putToken(t)
+		}
+	}
+	return s.ID, nil
+}
+
+func (v *View) siteDrain(actor string, m *command.SiteDrain) (int64, error) {
+	s, ok := v.SiteByID(m.GetId())
+	if !ok {
+		return 0, refuse(command.CodeNotFound, "there is no site %d: see the sites with: portolan site list", m.GetId())
+	}
+	if err := checkVersion("site "+s.Name, s.Version, m.GetIfVersion()); err != nil {
+		return 0, err
+	}
+	if s.Draining() == m.GetDrain() {
+		return s.ID, nil // again is as good as once
+	}
+	s.DrainedAt, s.DrainedBy = time.Time{}, ""
+	if m.GetDrain() {
+		s.DrainedAt, s.DrainedBy = v.now(), clip(actor)
+	}
+	s.Version++
+	v.putSite(s)
+	return s.ID, nil
+}
+
+// checkKey refuses a key that was removed.
+func (v *View) checkKey(id identity.NodeID) error {
+	r, gone := v.Removed(id)
+	if !gone {
+		return nil
+	}
+	return refuse(command.CodeDenied, "the key of this node was that of site %s and was removed from the mesh at %s: a removed key never comes back; join with an empty data directory", r.Site, r.At.Format(time.RFC3339))
+}
+
+func (v *View) putRemoved(r Removed) { v.removed, _, _ = v.removed.Insert(r.ID[:], r) }
+
+func removedRow(r Removed) *Record {
+	return &Record{Row: &Record_Removed{&RemovedRow{NodeId: r.ID[:], Site: r.Site, RemovedUnixNs: toNanos(r.At), RemovedBy: r.By, Lost: r.Lost}}}
+}
+
+func (v *View) loadRemoved(row *RemovedRow) error {
+	id, err := identity.NodeIDFromBytes(row.GetNodeId())
+	if err != nil {
+		return err
+	}
+	v.putRemoved(Removed{ID: id, Site: row.GetSite(), At: fromNanos(row.GetRemovedUnixNs()), By: row.GetRemovedBy(), Lost: row.GetLost()})
+	return nil
+}

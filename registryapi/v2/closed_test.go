@@ -1,0 +1,48 @@
+package v2
+
+import (
+	"bytes"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// TestClosed: a site that takes no changes any more serves what it has, and says
+// why it takes nothing; to those alone who might have pushed.
+func TestClosed(t *testing.T) {
+	var shut atomic.Bool
+	s := newSite(t, func(c *Config) {
+		c.Closed = func() string {
+			if shut.Load() {
+				return "this node was removed"
+			}
+			return ""
+		}
+	})
+	config, layer := []byte("{}"), []byte("layer")
+	s.push("prod/app", config)
+	d := s.push("prod/app", layer)
+	m := image(config, layer)
+	s.do("dev", "PUT", "/v2/prod/app/manifests/1", bytes.NewReader(m), "Content-Type", imageType).want(t, http.StatusCreated)
+	shut.Store(true)
+	s.do("guest", "GET", "/v2/prod/app/manifests/1", nil).want(t, http.StatusOK)
+	s.do("guest", "GET", "/v2/prod/app/blobs/"+d.String(), nil).want(t, http.StatusOK)
+	s.do("guest", "GET", "/v2/prod/app/tags/list", nil).want(t, http.StatusOK)
+	for _, c := range [][2]string{
+		{"POST", "/v2/prod/app/blobs/uploads/"},
+		{"POST", "/v2/prod/app/blobs/uploads/?digest=" + digest.FromString("x").String()},
+		{"PUT", "/v2/prod/app/manifests/2"},
+		{"DELETE", "/v2/prod/app/manifests/1"},
+		{"DELETE", "/v2/prod/app/blobs/" + d.String()},
+	} {
+		if e := s.do("admin", c[0], c[1], bytes.NewReader(m), "Content-Type", imageType).want(t, http.StatusForbidden); !strings.Contains(string(e.body), "this node was removed") {
+			t.Errorf("%s %s: %s", c[0], c[1], e.body)
+		}
+	}
+	if e := s.do("stranger", "PUT", "/v2/prod/app/manifests/2", bytes.NewReader(m), "Content-Type", imageType).want(t, http.StatusForbidden); strings.Contains(string(e.body), "removed") {
+		t.Errorf("a stranger learns: %s", e.body)
+	}
+}

@@ -1,0 +1,424 @@
+package transfer
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog"
+	syncer "github.com/portolan/portolan/transfer/sync"
+)
+
+const (
+	// leavePage is how many manifests are looked at together: with their blobs they
+	// fit into one or two questions to each site.
+	leavePage = 256
+	// maxLeaveCopies bounds the copies of one answer, and with them its size.
+	maxLeaveCopies = 200
+)
+
+// LeaveQuestion asks what only one site holds.
+type LeaveQuestion struct {
+	Site string
+	// Lost: the site does not answer any more. What it had is told by its feed, as
+	// far as it was read, and by the manifests that it accepted.
+	Lost bool
+	// After is where the last answer ended; empty: begin.
+	After string
+	// For bounds the answer's time, about.
+	For time.Duration
+}
+
+// LastCopy is an image of which the site holds something that no other site
+// durably has.
+type LastCopy struct {
+	Repository string // in full
+	Digest     digest.Digest
+	Tags       []string // some of them
+	// Content is what no other site has: the image's manifest, its blobs.
+	Content []digest.Digest
+	Bytes   int64
+	// Cached are other sites that hold some of it, only because it was pulled
+	// there; Silent are sites that may hold some of it and did not answer.
+	Cached, Silent []string
+}
+
+// Unseen is a project that may not rest at this site: what the leaving site
+// holds of it can be told at Sites alone.
+type Unseen struct {
+	Project string
+	Sites   []string
+}
+
+// LeaveAnswer is one part of the answer.
+type LeaveAnswer struct {
+	Copies    []LastCopy
+	Manifests int // looked at for this part
+	Unseen    []Unseen
+	// Next continues; empty: this was the last part.
+	Next string
+}
+
+// SilentError says that the leaving site does not say what it holds.
+type SilentError struct {
+	Site string
+	Err  error
+}
+
+func (e *SilentError) Error() string {
+	return fmt.Sprintf("site %s does not answer, so nobody can say what only it holds: %v", e.Site, e.Err)
+}
+
+// Unwrap gives why.
+func (e *SilentError) Unwrap() error { return e.Err }
+
+// leaveCursor is where a walk over projects, repositories and manifests is.
+type leaveCursor struct {
+	Project    string        `json:"p"`
+	Repository string        `json:"r,omitempty"`
+	Digest     digest.Digest `json:"d,omitempty"`
+}
+
+func (c leaveCursor) String() string {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return "" // three strings always encode
+	}
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// ErrCursor is returned for a LeaveQuestion.After that was not answered before.
+var ErrCursor = errors.New("this is not where an answer ended: begin anew")
+
+func parseLeaveCursor(s string) (c leaveCursor, err error) {
+	if s == "" {
+		return c, nil
+	}
+	b, err := base64.RawURLEncoding.DecodeString(s)
+	if err != nil || json.Unmarshal(b, &c) != nil {
+		return c, ErrCursor
+	}
+	return c, nil
+}
+
+// leaving is one LastCopies.
+type leaving struct {
+	r     *Reconciler
+	q     LeaveQuestion
+	view  *state.View
+	node  state.Node // of the leaving site
+	end   time.Time
+	out   LeaveAnswer
+	mu    sync.Mutex
+	quiet map[string]bool // sites that did not answer: they are not waited for again
+}
+
+// LastCopies goes through all that the catalogue here knows, in parts, and asks
+// every other site for its durable word about what the leaving site holds. A
+// copy that is only cached elsewhere does not count: it may go at any moment.
+// What no manifest names (uploads under way) is not content yet, and left out.
+func (r *Reconciler) LastCopies(ctx context.Context, q LeaveQuestion) (LeaveAnswer, error) {
+	at, err := parseLeaveCursor(q.After)
+	if err != nil {
+		return LeaveAnswer{}, err
+	}
+	l := &leaving{r: r, q: q, view: r.cfg.State.View(), end: r.cfg.Now().Add(q.For), quiet: map[string]bool{}}
+	for _, n := range l.view.NodesOf(q.Site) {
+		if !n.Witness {
+			l.node = n
+		}
+	}
+	if l.node.ID.IsZero() {
+		return l.out, nil // it holds no content
+	}
+	for p := range l.view.Projects() {
+		if p.Name < at.Project || !l.view.MayRest(p, q.Site) {
+			continue
+		}
+		if !l.view.MayRest(p, r.cfg.Site) {
+			others := slices.DeleteFunc(slices.Clone(p.Sites), func(s string) bool { return s == q.Site })
+			l.out.Unseen = append(l.out.Unseen, Unseen{Project: p.Name, Sites: others})
+			continue
+		}
+		from := leaveCursor{Project: p.Name}
+		if p.Name == at.Project {
+			from = at
+		}
+		more, err := l.project(ctx, p, from)
+		if err != nil || more != nil {
+			if more != nil {
+				l.out.Next = more.String()
+			}
+			return l.out, err
+		}
+	}
+	return l.out, nil
+}
+
+// project goes through one project; more is where it stopped, nil at its end.
+func (l *leaving) project(ctx context.Context, p state.Project, at leaveCursor) (more *leaveCursor, err error) {
+	if at.Repository == "" && l.q.Site != l.r.cfg.Site {
+		// What the leaving site accepted a moment ago counts, too.
+		silent, err := l.r.cfg.Sync.PullProject(ctx, p.PID)
+		if err != nil {
+			return nil, err
+		}
+		if !l.q.Lost && slices.Contains(silent, l.q.Site) {
+			return nil, &SilentError{l.q.Site, errors.New("it did not send its newest entries")}
+		}
+	}
+	repos, err := l.repositories(p, at.Repository)
+	if err != nil {
+		return nil, err
+	}
+	for _, repo := range repos {
+		after := digest.Digest("")
+		if repo == at.Repository {
+			after = at.Digest
+		}
+		for {
+			page, err := l.r.cat.Manifests(p.PID, repo, after, leavePage)
+			if err != nil {
+				return nil, fmt.Errorf("manifests of %s/%s: %w", p.Name, repo, err)
+			}
+			if len(page) == 0 {
+				break
+			}
+			if err := l.look(ctx, p, repo, page); err != nil {
+				return nil, err
+			}
+			after = page[len(page)-1].Digest
+			if len(l.out.Copies) >= maxLeaveCopies || !l.r.cfg.Now().Before(l.end) {
+				return &leaveCursor{p.Name, repo, after}, nil
+			}
+			if len(page) < leavePage {
+				break
+			}
+		}
+	}
+	return nil, nil
+}
+
+// repositories lists a project's, from one on.
+func (l *leaving) repositories(p state.Project, from string) ([]string, error) {
+	var all []string
+	if from != "" {
+		all = append(all, from)
+	}
+	for after := from; ; {
+		part, err := l.r.cat.Repositories(p.PID, after, scanPage)
+		if err != nil {
+			return nil, fmt.Errorf("repositories of %s: %w", p.Name, err)
+		}
+		all = append(all, part...)
+		if len(part) < scanPage {
+			return all, nil
+		}
+		after = part[len(part)-1]
+	}
+}
+
+// copyOf is what is known of one digest.
+type copyOf struct {
+	size           int64
+	manifest       bool
+	cached, silent []string
+	elsewhere      bool
+}
+
+// look finds what of some manifests and their blobs is held at the leaving site
+// alone.
+func (l *leaving) look(ctx context.Context, p state.Project, repo string, page []catalog.ManifestInfo) error {
+	l.out.Manifests += len(page)
+	all := map[digest.Digest]*copyOf{}
+	of := make([][]digest.Digest, len(page))
+	accepted := map[digest.Digest]bool{} // named by a manifest whose home leaves
+	for i, m := range page {
+		refs, err := l.r.cat.Refs(p.PID, repo, m.Digest)
+		if errors.Is(err, catalog.ErrNotFound) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return fmt.Errorf("manifest %s: %w", m.Digest, err)
+		}
+		all[m.Digest] = &copyOf{size: m.Size, manifest: true}
+		of[i] = append(of[i], m.Digest)
+		for _, ref := range refs {
+			if ref.Kind == catalog.RefManifest {
+				continue // it has a row of its own
+			}
+			if all[ref.Digest] == nil {
+				all[ref.Digest] = &copyOf{size: ref.Size}
+			}
+			of[i] = append(of[i], ref.Digest)
+		}
+		for _, d := range of[i] {
+			accepted[d] = accepted[d] || m.Home == l.q.Site
+		}
+	}
+	if err := l.keepHeld(ctx, p, repo, all, accepted); err != nil {
+		return err
+	}
+	if err := l.askOthers(ctx, p, repo, all); err != nil {
+		return err
+	}
+	for i, m := range page {
+		c := LastCopy{Repository: p.Name + "/" + repo, Digest: m.Digest}
+		for _, d := range of[i] {
+			x := all[d]
+			if x == nil || x.elsewhere {
+				continue
+			}
+			c.Content = append(c.Content, d)
+			c.Bytes += x.size
+			c.Cached = append(c.Cached, x.cached...)
+			c.Silent = append(c.Silent, x.silent...)
+		}
+		if len(c.Content) == 0 {
+			continue
+		}
+		for _, list := range []*[]string{&c.Cached, &c.Silent} {
+			slices.Sort(*list)
+			*list = slices.Compact(*list)
+		}
+		var err error
+		if c.Tags, err = l.r.cat.TagsOf(p.PID, repo, m.Digest, maxCopyTags); err != nil {
+			return err
+		}
+		l.out.Copies = append(l.out.Copies, c)
+	}
+	return nil
+}
+
+// maxCopyTags is how many tags of an image are named.
+const maxCopyTags = 3
+
+// keepHeld drops what the leaving site does not hold.
+func (l *leaving) keepHeld(ctx context.Context, p state.Project, repo string, all map[digest.Digest]*copyOf, accepted map[digest.Digest]bool) error {
+	if !l.q.Lost {
+		held, err := l.has(ctx, l.node.ID, p, repo, all)
+		if err != nil {
+			return &SilentError{l.q.Site, err}
+		}
+		for d := range all {
+			if held[d] == syncer.Absent {
+				delete(all, d)
+			}
+		}
+		return nil
+	}
+	for d := range all {
+		stores, err := l.r.cat.Holders(d)
+		if err != nil {
+			return fmt.Errorf("holders of %s: %w", d, err)
+		}
+		if !accepted[d] && !slices.Contains(stores, l.node.Store) {
+			delete(all, d)
+		}
+	}
+	return nil
+}
+
+// askOthers notes what is held elsewhere: this node first, which costs nothing,
+// then all other sites at once for what is left.
+func (l *leaving) askOthers(ctx context.Context, p state.Project, repo string, all map[digest.Digest]*copyOf) error {
+	if l.q.Site != l.r.cfg.Site {
+		if err := l.askOther(ctx, l.r.cfg.Self, l.r.cfg.Site, p, repo, all); err != nil {
+			return err
+		}
+	}
+	left := map[digest.Digest]*copyOf{}
+	for d, x := range all {
+		if !x.elsewhere {
+			left[d] = x
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	var wg sync.WaitGroup
+	for _, n := range l.view.Nodes() {
+		if n.Witness || n.Site == l.q.Site || n.ID == l.r.cfg.Self || !l.view.MayRest(p, n.Site) {
+			continue
+		}
+		wg.Go(func() {
+			if l.isQuiet(n.Site) || l.askOther(ctx, n.ID, n.Site, p, repo, left) != nil {
+				l.silent(n, left)
+			}
+		})
+	}
+	wg.Wait()
+	return ctx.Err()
+}
+
+// askOther notes what one node holds.
+func (l *leaving) askOther(ctx context.Context, node identity.NodeID, site string, p state.Project, repo string, of map[digest.Digest]*copyOf) error {
+	held, err := l.has(ctx, node, p, repo, of)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for d, h := range held {
+		switch h {
+		case syncer.Placed:
+			of[d].elsewhere = true
+		case syncer.Cached:
+			of[d].cached = append(of[d].cached, site)
+		}
+	}
+	return nil
+}
+
+func (l *leaving) isQuiet(site string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.quiet[site]
+}
+
+// silent notes a site that did not answer at what its feed says that it has.
+func (l *leaving) silent(n state.Node, of map[digest.Digest]*copyOf) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.quiet[n.Site] = true
+	for d, x := range of {
+		if stores, err := l.r.cat.Holders(d); err == nil && slices.Contains(stores, n.Store) {
+			x.silent = append(x.silent, n.Site)
+		}
+	}
+}
+
+// has asks one node within the bounds of Status.
+func (l *leaving) has(ctx context.Context, node identity.NodeID, p state.Project, repo string, of map[digest.Digest]*copyOf) (map[digest.Digest]syncer.Holding, error) {
+	ctx, cancel := context.WithTimeout(ctx, askSiteWithin)
+	defer cancel()
+	ask := syncer.Question{PID: p.PID, Repository: repo}
+	for d, x := range of {
+		if x.manifest {
+			ask.Manifests = append(ask.Manifests, d)
+		} else {
+			ask.Blobs = append(ask.Blobs, d)
+		}
+	}
+	a, err := l.r.cfg.Sync.Has(ctx, node, ask)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[digest.Digest]syncer.Holding, len(of))
+	for i, d := range ask.Manifests {
+		out[d] = a.Manifests[i]
+	}
+	for i, d := range ask.Blobs {
+		out[d] = a.Blobs[i]
+	}
+	return out, nil
+}
