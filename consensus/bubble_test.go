@@ -228,7 +228,7 @@ func TestVoters_Bubble(t *testing.T) {
 			t.Fatalf("the leader is far away: %s", got)
 		}
 		rest := len(seen)
-		if got := pass(3 * time.Hour); got != "fra par waw" || len(seen) != rest {
+		if got := pass(20 * time.Minute); got != "fra par waw" || len(seen) != rest {
 			t.Fatalf("in rest: %v", seen)
 		}
 		t.Logf("seen: %q", seen)

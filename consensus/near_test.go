@@ -146,11 +146,14 @@ func TestVoters_Draining(t *testing.T) {
 	await(t, "three voters", func() bool { return len(all[3].node.Status().Voters) == 3 })
 	_, others := leaderOf(t, all)
 	var drains *site
-	for _, s := range others {
-		if s.node.Status().Role == "voter" {
-			drains = s
+	await(t, "another voter than the leader knows that it is one", func() bool {
+		for _, s := range others {
+			if s.node.Status().Role == "voter" {
+				drains = s
+			}
 		}
-	}
+		return drains != nil
+	})
 	who.Store(&drains.id.ID)
 	// A successor must have been well for a minute: the promoter's own tests have
 	// the clock for that. Here it keeps its vote meanwhile, and edits go on.
