@@ -1,7 +1,6 @@
 package state
 
 import (
-	"slices"
 	"time"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
@@ -29,9 +28,6 @@ func newRemovals() removals { return removals{removed: iradix.New[Removed]()} }
 
 // Removed finds a key that was removed.
 func (v *View) Removed(id identity.NodeID) (Removed, bool) { return v.removed.Get(id[:]) }
-
-// RemovedNodes gives all keys that were removed, in the order of their ids.
-func (v *View) RemovedNodes() []Removed { return slices.Collect(all(v.removed, nil)) }
 
 // Draining reports whether a node's site asks to be left in peace.
 func (v *View) Draining(id identity.NodeID) bool {
