@@ -88,6 +88,7 @@ func (n *Node) govern(ctx context.Context) {
 		if err := n.reconcile(); err != nil && ctx.Err() == nil {
 			n.log.Warn("raft's configuration does not follow the node list yet", "err", err)
 		}
+		n.raiseLevel(ctx)
 		select {
 		case <-ctx.Done():
 			return

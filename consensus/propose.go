@@ -157,6 +157,8 @@ func (n *Node) lostMajority() bool {
 // cutOff gives the reason why edits are refused at once; empty: they are not.
 func (n *Node) cutOff() string {
 	switch {
+	case n.isOutdated() != nil:
+		return reasonOutdated
 	case n.lostMajority():
 		return reasonLost
 	case n.reach.leaderAway():
@@ -230,6 +232,12 @@ func (n *Node) attempt(ctx context.Context, env *command.Envelope) (command.Resu
 func (n *Node) apply(ctx context.Context, env *command.Envelope) (command.Result, uint64, error) {
 	if err := command.Check(env); err != nil {
 		return command.Result{}, 0, err
+	}
+	if n.isOutdated() != nil {
+		return command.Result{}, 0, &notLeader{}
+	}
+	if env.GetType() == command.Type_TYPE_MESH_RECOVERED {
+		return command.Result{}, 0, &command.Error{Code: command.CodeDenied, Message: "only portolan recover begins a raft generation"}
 	}
 	if mesh := n.state.View().Mesh(); !mesh.ID.IsZero() && env.GetMinLevel() > mesh.Level {
 		return command.Result{}, 0, &command.Error{Code: command.CodeConflict,

@@ -201,7 +201,7 @@ func (n *Node) ping(ctx context.Context, id identity.NodeID) (*PingReply, error)
 	}
 	view := n.state.View()
 	have := view.Index()
-	req := &PingRequest{Index: have}
+	req := &PingRequest{Index: have, Acknowledged: n.acknowledgedBy()}
 	if m, ok := view.Node(n.cfg.Identity.ID); ok && !proto.Equal(m.Command(), n.cfg.Self) {
 		req.Self = n.cfg.Self
 	}

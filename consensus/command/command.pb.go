@@ -48,6 +48,7 @@ const (
 	Type_TYPE_RULE_DELETE    Type = 17
 	Type_TYPE_PROFILE_SET    Type = 18
 	Type_TYPE_TOKEN_REVOKE   Type = 19
+	Type_TYPE_MESH_RECOVERED Type = 32
 )
 
 // Enum value maps for Type.
@@ -73,6 +74,7 @@ var (
 		17: "TYPE_RULE_DELETE",
 		18: "TYPE_PROFILE_SET",
 		19: "TYPE_TOKEN_REVOKE",
+		32: "TYPE_MESH_RECOVERED",
 	}
 	Type_value = map[string]int32{
 		"TYPE_UNSPECIFIED":    0,
@@ -95,6 +97,7 @@ var (
 		"TYPE_RULE_DELETE":    17,
 		"TYPE_PROFILE_SET":    18,
 		"TYPE_TOKEN_REVOKE":   19,
+		"TYPE_MESH_RECOVERED": 32,
 	}
 )
 
@@ -547,6 +550,60 @@ func (x *ProfileSet) GetIfVersion() uint64 {
 	return 0
 }
 
+// MeshRecovered begins a new raft generation. `portolan recover` alone makes it,
+// as the last command of what it recovers; no leader takes it.
+type MeshRecovered struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    []byte                 `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"`       // 16 random bytes
+	NodeId        []byte                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"` // where it was recovered
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MeshRecovered) Reset() {
+	*x = MeshRecovered{}
+	mi := &file_consensus_command_command_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MeshRecovered) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MeshRecovered) ProtoMessage() {}
+
+func (x *MeshRecovered) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MeshRecovered.ProtoReflect.Descriptor instead.
+func (*MeshRecovered) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *MeshRecovered) GetGeneration() []byte {
+	if x != nil {
+		return x.Generation
+	}
+	return nil
+}
+
+func (x *MeshRecovered) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
 type TokenCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Site          string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
@@ -558,7 +615,7 @@ type TokenCreate struct {
 
 func (x *TokenCreate) Reset() {
 	*x = TokenCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[5]
+	mi := &file_consensus_command_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +627,7 @@ func (x *TokenCreate) String() string {
 func (*TokenCreate) ProtoMessage() {}
 
 func (x *TokenCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[5]
+	mi := &file_consensus_command_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +640,7 @@ func (x *TokenCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenCreate.ProtoReflect.Descriptor instead.
 func (*TokenCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{5}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TokenCreate) GetSite() string {
@@ -619,7 +676,7 @@ type TokenRevoke struct {
 
 func (x *TokenRevoke) Reset() {
 	*x = TokenRevoke{}
-	mi := &file_consensus_command_command_proto_msgTypes[6]
+	mi := &file_consensus_command_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -631,7 +688,7 @@ func (x *TokenRevoke) String() string {
 func (*TokenRevoke) ProtoMessage() {}
 
 func (x *TokenRevoke) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[6]
+	mi := &file_consensus_command_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -644,7 +701,7 @@ func (x *TokenRevoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRevoke.ProtoReflect.Descriptor instead.
 func (*TokenRevoke) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{6}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TokenRevoke) GetId() int64 {
@@ -671,7 +728,7 @@ type TokenDelete struct {
 
 func (x *TokenDelete) Reset() {
 	*x = TokenDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[7]
+	mi := &file_consensus_command_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +740,7 @@ func (x *TokenDelete) String() string {
 func (*TokenDelete) ProtoMessage() {}
 
 func (x *TokenDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[7]
+	mi := &file_consensus_command_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +753,7 @@ func (x *TokenDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenDelete.ProtoReflect.Descriptor instead.
 func (*TokenDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{7}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TokenDelete) GetId() int64 {
@@ -725,7 +782,7 @@ type NodeJoin struct {
 
 func (x *NodeJoin) Reset() {
 	*x = NodeJoin{}
-	mi := &file_consensus_command_command_proto_msgTypes[8]
+	mi := &file_consensus_command_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +794,7 @@ func (x *NodeJoin) String() string {
 func (*NodeJoin) ProtoMessage() {}
 
 func (x *NodeJoin) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[8]
+	mi := &file_consensus_command_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +807,7 @@ func (x *NodeJoin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeJoin.ProtoReflect.Descriptor instead.
 func (*NodeJoin) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{8}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NodeJoin) GetTokenId() int64 {
@@ -790,7 +847,7 @@ type NodeUpdate struct {
 
 func (x *NodeUpdate) Reset() {
 	*x = NodeUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[9]
+	mi := &file_consensus_command_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +859,7 @@ func (x *NodeUpdate) String() string {
 func (*NodeUpdate) ProtoMessage() {}
 
 func (x *NodeUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[9]
+	mi := &file_consensus_command_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +872,7 @@ func (x *NodeUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeUpdate.ProtoReflect.Descriptor instead.
 func (*NodeUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{9}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodeUpdate) GetNode() *Node {
@@ -838,7 +895,7 @@ type ProjectCreate struct {
 
 func (x *ProjectCreate) Reset() {
 	*x = ProjectCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[10]
+	mi := &file_consensus_command_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +907,7 @@ func (x *ProjectCreate) String() string {
 func (*ProjectCreate) ProtoMessage() {}
 
 func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[10]
+	mi := &file_consensus_command_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +920,7 @@ func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectCreate.ProtoReflect.Descriptor instead.
 func (*ProjectCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{10}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ProjectCreate) GetProjectId() []byte {
@@ -912,7 +969,7 @@ type ProjectUpdate struct {
 
 func (x *ProjectUpdate) Reset() {
 	*x = ProjectUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[11]
+	mi := &file_consensus_command_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +981,7 @@ func (x *ProjectUpdate) String() string {
 func (*ProjectUpdate) ProtoMessage() {}
 
 func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[11]
+	mi := &file_consensus_command_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +994,7 @@ func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectUpdate.ProtoReflect.Descriptor instead.
 func (*ProjectUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{11}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ProjectUpdate) GetId() int64 {
@@ -971,7 +1028,7 @@ type ProjectDelete struct {
 
 func (x *ProjectDelete) Reset() {
 	*x = ProjectDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[12]
+	mi := &file_consensus_command_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1040,7 @@ func (x *ProjectDelete) String() string {
 func (*ProjectDelete) ProtoMessage() {}
 
 func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[12]
+	mi := &file_consensus_command_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1053,7 @@ func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectDelete.ProtoReflect.Descriptor instead.
 func (*ProjectDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{12}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ProjectDelete) GetId() int64 {
@@ -1027,7 +1084,7 @@ type UserCreate struct {
 
 func (x *UserCreate) Reset() {
 	*x = UserCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[13]
+	mi := &file_consensus_command_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1096,7 @@ func (x *UserCreate) String() string {
 func (*UserCreate) ProtoMessage() {}
 
 func (x *UserCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[13]
+	mi := &file_consensus_command_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1109,7 @@ func (x *UserCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserCreate.ProtoReflect.Descriptor instead.
 func (*UserCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{13}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UserCreate) GetName() string {
@@ -1112,7 +1169,7 @@ type UserUpdate struct {
 
 func (x *UserUpdate) Reset() {
 	*x = UserUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1181,7 @@ func (x *UserUpdate) String() string {
 func (*UserUpdate) ProtoMessage() {}
 
 func (x *UserUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +1194,7 @@ func (x *UserUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserUpdate.ProtoReflect.Descriptor instead.
 func (*UserUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UserUpdate) GetId() int64 {
@@ -1199,7 +1256,7 @@ type UserDelete struct {
 
 func (x *UserDelete) Reset() {
 	*x = UserDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1268,7 @@ func (x *UserDelete) String() string {
 func (*UserDelete) ProtoMessage() {}
 
 func (x *UserDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1281,7 @@ func (x *UserDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDelete.ProtoReflect.Descriptor instead.
 func (*UserDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UserDelete) GetId() int64 {
@@ -1256,7 +1313,7 @@ type MemberSet struct {
 
 func (x *MemberSet) Reset() {
 	*x = MemberSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1325,7 @@ func (x *MemberSet) String() string {
 func (*MemberSet) ProtoMessage() {}
 
 func (x *MemberSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1338,7 @@ func (x *MemberSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberSet.ProtoReflect.Descriptor instead.
 func (*MemberSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MemberSet) GetProjectId() int64 {
@@ -1330,7 +1387,7 @@ type MemberDelete struct {
 
 func (x *MemberDelete) Reset() {
 	*x = MemberDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1342,7 +1399,7 @@ func (x *MemberDelete) String() string {
 func (*MemberDelete) ProtoMessage() {}
 
 func (x *MemberDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1355,7 +1412,7 @@ func (x *MemberDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberDelete.ProtoReflect.Descriptor instead.
 func (*MemberDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MemberDelete) GetProjectId() int64 {
@@ -1394,7 +1451,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1463,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1476,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Rule) GetName() string {
@@ -1480,7 +1537,7 @@ type RuleCreate struct {
 
 func (x *RuleCreate) Reset() {
 	*x = RuleCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1549,7 @@ func (x *RuleCreate) String() string {
 func (*RuleCreate) ProtoMessage() {}
 
 func (x *RuleCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1562,7 @@ func (x *RuleCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCreate.ProtoReflect.Descriptor instead.
 func (*RuleCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RuleCreate) GetRule() *Rule {
@@ -1526,7 +1583,7 @@ type RuleUpdate struct {
 
 func (x *RuleUpdate) Reset() {
 	*x = RuleUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1595,7 @@ func (x *RuleUpdate) String() string {
 func (*RuleUpdate) ProtoMessage() {}
 
 func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1608,7 @@ func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleUpdate.ProtoReflect.Descriptor instead.
 func (*RuleUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RuleUpdate) GetId() int64 {
@@ -1585,7 +1642,7 @@ type RuleDelete struct {
 
 func (x *RuleDelete) Reset() {
 	*x = RuleDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1654,7 @@ func (x *RuleDelete) String() string {
 func (*RuleDelete) ProtoMessage() {}
 
 func (x *RuleDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1667,7 @@ func (x *RuleDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleDelete.ProtoReflect.Descriptor instead.
 func (*RuleDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RuleDelete) GetId() int64 {
@@ -1640,7 +1697,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1652,7 +1709,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1665,7 +1722,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -1734,7 +1791,12 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"ProfileSet\x12\x18\n" +
 	"\aprofile\x18\x01 \x01(\tR\aprofile\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x02 \x01(\x04R\tifVersion\"j\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"H\n" +
+	"\rMeshRecovered\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\fR\n" +
+	"generation\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\fR\x06nodeId\"j\n" +
 	"\vTokenCreate\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
@@ -1843,7 +1905,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index*\xc7\x03\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index*\xe0\x03\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -1865,7 +1927,8 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x10TYPE_RULE_UPDATE\x10\x10\x12\x14\n" +
 	"\x10TYPE_RULE_DELETE\x10\x11\x12\x14\n" +
 	"\x10TYPE_PROFILE_SET\x10\x12\x12\x15\n" +
-	"\x11TYPE_TOKEN_REVOKE\x10\x13B0Z.github.com/portolan/portolan/consensus/commandb\x06proto3"
+	"\x11TYPE_TOKEN_REVOKE\x10\x13\x12\x17\n" +
+	"\x13TYPE_MESH_RECOVERED\x10 B0Z.github.com/portolan/portolan/consensus/commandb\x06proto3"
 
 var (
 	file_consensus_command_command_proto_rawDescOnce sync.Once
@@ -1880,7 +1943,7 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),              // 0: portolan.command.v1.Type
 	(*Envelope)(nil),       // 1: portolan.command.v1.Envelope
@@ -1888,32 +1951,33 @@ var file_consensus_command_command_proto_goTypes = []any{
 	(*MeshCreate)(nil),     // 3: portolan.command.v1.MeshCreate
 	(*SetLevel)(nil),       // 4: portolan.command.v1.SetLevel
 	(*ProfileSet)(nil),     // 5: portolan.command.v1.ProfileSet
-	(*TokenCreate)(nil),    // 6: portolan.command.v1.TokenCreate
-	(*TokenRevoke)(nil),    // 7: portolan.command.v1.TokenRevoke
-	(*TokenDelete)(nil),    // 8: portolan.command.v1.TokenDelete
-	(*NodeJoin)(nil),       // 9: portolan.command.v1.NodeJoin
-	(*NodeUpdate)(nil),     // 10: portolan.command.v1.NodeUpdate
-	(*ProjectCreate)(nil),  // 11: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),  // 12: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),  // 13: portolan.command.v1.ProjectDelete
-	(*UserCreate)(nil),     // 14: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),     // 15: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),     // 16: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),      // 17: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),   // 18: portolan.command.v1.MemberDelete
-	(*Rule)(nil),           // 19: portolan.command.v1.Rule
-	(*RuleCreate)(nil),     // 20: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),     // 21: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),     // 22: portolan.command.v1.RuleDelete
-	(*SnapshotHeader)(nil), // 23: portolan.command.v1.SnapshotHeader
+	(*MeshRecovered)(nil),  // 6: portolan.command.v1.MeshRecovered
+	(*TokenCreate)(nil),    // 7: portolan.command.v1.TokenCreate
+	(*TokenRevoke)(nil),    // 8: portolan.command.v1.TokenRevoke
+	(*TokenDelete)(nil),    // 9: portolan.command.v1.TokenDelete
+	(*NodeJoin)(nil),       // 10: portolan.command.v1.NodeJoin
+	(*NodeUpdate)(nil),     // 11: portolan.command.v1.NodeUpdate
+	(*ProjectCreate)(nil),  // 12: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),  // 13: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),  // 14: portolan.command.v1.ProjectDelete
+	(*UserCreate)(nil),     // 15: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),     // 16: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),     // 17: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),      // 18: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),   // 19: portolan.command.v1.MemberDelete
+	(*Rule)(nil),           // 20: portolan.command.v1.Rule
+	(*RuleCreate)(nil),     // 21: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),     // 22: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),     // 23: portolan.command.v1.RuleDelete
+	(*SnapshotHeader)(nil), // 24: portolan.command.v1.SnapshotHeader
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
 	2,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
 	2,  // 2: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
 	2,  // 3: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
-	19, // 4: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	19, // 5: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	20, // 4: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	20, // 5: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
 	6,  // [6:6] is the sub-list for method output_type
 	6,  // [6:6] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
@@ -1926,15 +1990,15 @@ func file_consensus_command_command_proto_init() {
 	if File_consensus_command_command_proto != nil {
 		return
 	}
-	file_consensus_command_command_proto_msgTypes[11].OneofWrappers = []any{}
-	file_consensus_command_command_proto_msgTypes[14].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[12].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -33,7 +33,7 @@ var update = flag.Bool("update", false, "rewrite the transcripts; understand the
 //	> restore                               go on from a snapshot of the state
 //	# …                                     for people
 //
-// NODE(2) stands for a node's record, BYTES(7) for sixteen bytes, HASH(s) for a
+// NODE(2) stands for a node's record, ID(2) for its id, BYTES(7) for sixteen bytes, HASH(s) for a
 // hash, AT(1h) for a time after the first command's in nanoseconds.
 func TestTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -132,7 +132,7 @@ func answer(out *strings.Builder, m *machine, env *command.Envelope) {
 	}
 }
 
-var macro = regexp.MustCompile(`\b(NODE|BYTES|HASH|AT)\(([^)]*)\)`)
+var macro = regexp.MustCompile(`\b(NODE|ID|BYTES|HASH|AT)\(([^)]*)\)`)
 
 // parse reads a command.
 func (m *machine) parse(line string, words map[string]string) *command.Envelope {
@@ -180,6 +180,8 @@ func (m *machine) expand(word string, words map[string]string) string {
 			bytesOf(b, fmt.Sprintf("%s-of(%d)", what, n))
 		}
 		return "{" + compact(rec) + "}"
+	case "ID":
+		return bytesOf(node(byte(n)).Id, fmt.Sprintf("id-of(%d)", n))
 	case "BYTES":
 		return bytesOf(id16(byte(n)), word)
 	case "HASH":
