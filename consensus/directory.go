@@ -3,6 +3,7 @@ package consensus
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -31,6 +32,8 @@ const (
 	keptTime   = "20060102T150405.000Z"
 )
 
+var errNoLog = errors.New("there is no raft log: this node was never a member, or its directory was emptied")
+
 // directory is what a raft directory holds, read without raft.
 type directory struct {
 	state  *state.State
@@ -45,11 +48,11 @@ type directory struct {
 func readDirectory(dir string, onlyApplied bool) (*directory, error) {
 	walDir := filepath.Join(dir, walDirName)
 	if files, err := os.ReadDir(walDir); err != nil || len(files) == 0 {
-		return nil, errors.Join(fmt.Errorf("there is no raft log in %s: this node was never a member, or its directory was emptied", walDir), err)
+		return nil, errors.Join(errNoLog, err)
 	}
 	logs, err := wal.Open(walDir, wal.WithSegmentSize(walSegmentBytes), wal.WithLogger(hclog.NewNullLogger()))
 	if err != nil {
-		return nil, fmt.Errorf("the raft log in %s is damaged: %w", walDir, err)
+		return nil, fmt.Errorf("the raft log is damaged: %w", err)
 	}
 	d, err := readLogs(dir, logs, onlyApplied)
 	return d, errors.Join(err, logs.Close())
@@ -62,7 +65,7 @@ func readLogs(dir string, logs *wal.WAL, onlyApplied bool) (*directory, error) {
 		return nil, err
 	}
 	if d.term, err = logs.GetUint64(keyCurrentTerm); err != nil {
-		return nil, fmt.Errorf("the raft log in %s is damaged: %w", dir, err)
+		return nil, fmt.Errorf("the raft log is damaged: %w", err)
 	}
 	mark, err := openMarker(dir)
 	if err != nil {
@@ -76,11 +79,11 @@ func readLogs(dir string, logs *wal.WAL, onlyApplied bool) (*directory, error) {
 	f.mark = nil // what is applied here is no start
 	first, err := logs.FirstIndex()
 	if err != nil {
-		return nil, fmt.Errorf("the raft log in %s is damaged: %w", dir, err)
+		return nil, fmt.Errorf("the raft log is damaged: %w", err)
 	}
 	last, err := logs.LastIndex()
 	if err != nil {
-		return nil, fmt.Errorf("the raft log in %s is damaged: %w", dir, err)
+		return nil, fmt.Errorf("the raft log is damaged: %w", err)
 	}
 	if err := d.restore(f, snaps, first); err != nil {
 		return nil, err
@@ -273,6 +276,34 @@ func copyMemory(from, to string) error {
 		return err
 	}
 	return writeFile(filepath.Join(to, memoryFile), b)
+}
+
+// copyTree copies a directory of files for this process alone: it has password
+// hashes and keys.
+func copyTree(from, to string) error {
+	return filepath.WalkDir(from, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		if e.IsDir() {
+			return os.Mkdir(filepath.Join(to, rel), 0o700)
+		}
+		in, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		out, err := os.OpenFile(filepath.Join(to, rel), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(out, in)
+		return errors.Join(err, out.Close())
+	})
 }
 
 func dropOldAsides(dir string) error {

@@ -93,6 +93,9 @@ func (n *Node) stoppingError(indeterminate bool) *command.Unavailable {
 
 // unavailable is the answer when no majority decides.
 func (n *Node) unavailable(reason string, indeterminate bool) *command.Unavailable {
+	if reason == reasonOutdated { // no other site's fault
+		return &command.Unavailable{Reason: reason, RetryAfter: n.cfg.Profile.Election, Indeterminate: indeterminate}
+	}
 	return &command.Unavailable{Reason: reason, Sites: n.reach.unreachable(), RetryAfter: n.cfg.Profile.Election, Indeterminate: indeterminate}
 }
 

@@ -51,13 +51,26 @@ type SurveyMember struct {
 
 // Inspect reads the raft directory of a node that does not run: dir is its
 // Config.Dir. It reads every entry, so it finds what is damaged.
-func Inspect(dir string, self identity.NodeID) (*Survey, error) {
+func Inspect(dir string, self identity.NodeID) (s *Survey, err error) {
 	if err := finishSwap(dir); err != nil {
 		return nil, err
 	}
-	d, err := readDirectory(dir, false)
-	if err != nil {
+	// A copy is read: a log that is opened cuts off what it takes for the torn end
+	// of a write, and what is damaged shall stay as it is for whoever repairs it.
+	look := dir + lookSuffix
+	if err := os.RemoveAll(look); err != nil {
 		return nil, fmt.Errorf("consensus: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(look)) }()
+	if _, err := os.Lstat(filepath.Join(dir, walDirName)); err != nil {
+		return nil, fmt.Errorf("consensus: %w", errors.Join(errNoLog, err))
+	}
+	if err := copyTree(dir, look); err != nil {
+		return nil, fmt.Errorf("consensus: %s cannot be read: %w", dir, err)
+	}
+	d, err := readDirectory(look, false)
+	if err != nil {
+		return nil, fmt.Errorf("consensus: %s: %w", dir, err)
 	}
 	view := d.state.View()
 	mesh := view.Mesh()
@@ -68,11 +81,11 @@ func Inspect(dir string, self identity.NodeID) (*Survey, error) {
 	if !ok {
 		return nil, fmt.Errorf("consensus: by the control state in %s this node is no member of the mesh: it was removed", dir)
 	}
-	memory, err := openMemory(dir, func() []byte { return mesh.Generation[:] })
+	memory, err := openMemory(look, func() []byte { return mesh.Generation[:] })
 	if err != nil {
 		return nil, err
 	}
-	s := &Survey{Mesh: mesh.ID, Generation: mesh.Generation, Recoveries: mesh.Recoveries, Site: own.Site, Term: d.last.term, Index: d.last.index, ChangedAt: view.Clock(), directory: d}
+	s = &Survey{Mesh: mesh.ID, Generation: mesh.Generation, Recoveries: mesh.Recoveries, Site: own.Site, Term: d.last.term, Index: d.last.index, ChangedAt: view.Clock(), directory: d}
 	voters, _ := split(d.config)
 	for _, m := range view.Nodes() {
 		votes := slices.Contains(voters, m.ID)
@@ -115,6 +128,9 @@ type Recovered struct {
 	Index      uint64 // of the first entry of the new generation
 	Kept       string // where the directory that was replaced is
 }
+
+// lookSuffix is of the copy that Inspect reads.
+const lookSuffix = ".look"
 
 // askAliveFor is how long the others have to show that they live.
 const askAliveFor = 5 * time.Second
