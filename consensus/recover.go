@@ -34,6 +34,8 @@ type Survey struct {
 	Index      uint64
 	ChangedAt  time.Time // the time of the last command, by its leader's clock
 	Voter      bool      // this node's
+	// Outdated is why this node takes part no more; empty: it does.
+	Outdated string
 	// Members are the mesh's nodes, by site; Had is what this node knows a voter
 	// to have had, zero: nothing.
 	Members []SurveyMember
@@ -86,6 +88,11 @@ func Inspect(dir string, self identity.NodeID) (s *Survey, err error) {
 		return nil, err
 	}
 	s = &Survey{Mesh: mesh.ID, Generation: mesh.Generation, Recoveries: mesh.Recoveries, Site: own.Site, Term: d.last.term, Index: d.last.index, ChangedAt: view.Clock(), directory: d}
+	var o Outdated
+	if _, err := readMessage(filepath.Join(look, outdatedFile), &o); err != nil {
+		return nil, err
+	}
+	s.Outdated = o.GetReason()
 	voters, _ := split(d.config)
 	for _, m := range view.Nodes() {
 		votes := slices.Contains(voters, m.ID)
@@ -203,7 +210,10 @@ func (s *Survey) checkLost(cfg RecoverConfig) error {
 	}
 	voters, left := 0, 0
 	if s.Voter {
-		voters, left = 1, 1
+		voters = 1
+		if s.Outdated == "" { // else it is none, whether it is started or not
+			left = 1
+		}
 	}
 	var remaining []string
 	for _, m := range s.Members {

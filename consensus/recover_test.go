@@ -427,9 +427,18 @@ func TestOldImage_OnlyVoter_StopsEdits(t *testing.T) {
 	if _, err := a.createProject("x"); err == nil || !strings.Contains(err.Error(), reasonOutdated) {
 		t.Fatalf("said %v", err)
 	}
-	// The learner has more: it is recovered, and the voter follows it.
 	a.stop()
 	b.stop()
+	// Whoever would rather give the newer edits up can recover the voter.
+	c := a.recoverConfig(mesh, "fra")
+	c.Dir = filepath.Join(t.TempDir(), "raft")
+	if err := copyTree(a.dir, c.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Recover(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	// The learner has more: it is recovered, and the voter follows it.
 	b.recover(mesh, "ams")
 	b.start(nil)
 	b.insist("recovered")

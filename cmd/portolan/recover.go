@@ -106,6 +106,7 @@ type survey struct {
 	Term       uint64         `json:"term"`
 	Entry      uint64         `json:"entry"`
 	ChangedAt  time.Time      `json:"changed_at"`
+	Outdated   string         `json:"outdated"` // why it takes part no more; empty: it does
 	Recoveries []recovery     `json:"recoveries"`
 	Others     []surveyMember `json:"others"`
 }
@@ -128,7 +129,7 @@ type surveyMember struct {
 func showSurvey(w io.Writer, s *consensus.Survey, asJSON bool) error {
 	if asJSON {
 		out := survey{Mesh: s.Mesh.String(), Site: s.Site, Voter: s.Voter, Generation: hex.EncodeToString(s.Generation[:]), Term: s.Term, Entry: s.Index,
-			ChangedAt: s.ChangedAt, Recoveries: []recovery{}, Others: []surveyMember{}}
+			ChangedAt: s.ChangedAt, Outdated: s.Outdated, Recoveries: []recovery{}, Others: []surveyMember{}}
 		for _, r := range s.Recoveries {
 			out.Recoveries = append(out.Recoveries, recovery{At: r.At, Node: r.Node.String(), Entry: r.Index, Ended: hex.EncodeToString(r.Ended[:])})
 		}
@@ -147,6 +148,9 @@ func showSurvey(w io.Writer, s *consensus.Survey, asJSON bool) error {
 		[2]string{"last change", s.ChangedAt.Format(time.RFC3339)})
 	for _, r := range s.Recoveries {
 		fmt.Fprintf(w, "recovered:  at %s, with entry %d\n", r.At.Format(time.RFC3339), r.Index)
+	}
+	if s.Outdated != "" {
+		fmt.Fprintf(w, "takes part no more: %s\n", s.Outdated)
 	}
 	fmt.Fprintln(w)
 	var rows [][]string
