@@ -212,9 +212,14 @@ func (n *Node) isLed() bool {
 // isBehind: this node once had more than it has. Voters know, and where there is
 // only one, the learners that it sent its entries to.
 func (n *Node) isBehind(peer identity.NodeID, site string, had, has position) {
+	// By its own log it may not even vote yet: the image can be of before that.
 	voters, _ := n.servers()
-	self := n.cfg.Identity.ID
-	if !slices.Contains(voters, self) || !(slices.Contains(voters, peer) || len(voters) == 1) {
+	alone := len(voters) == 1 && voters[0] == n.cfg.Identity.ID
+	if !alone && !slices.Contains(voters, peer) {
+		n.sayOnce("image "+site, func() {
+			n.log.Error("a site that did not vote, as far as this node knows, says that this node's control state is older than what it had; if its disk was put back, stop this node and run here: portolan recover --follow "+site,
+				"site", site, "node", peer, "had", had.String(), "has", has.String())
+		})
 		return
 	}
 	n.beOutdated(fmt.Sprintf("this node's control state is older than what it had (%s now, %s before, as site %s remembers): its disk was put back", has, had, site), n.generation())

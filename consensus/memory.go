@@ -156,6 +156,18 @@ func (m *memory) forget(id identity.NodeID) {
 	}
 }
 
+// only drops what is known of nodes that are no servers any more.
+func (m *memory) only(servers []identity.NodeID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id := range m.at {
+		if !slices.Contains(servers, id) {
+			delete(m.at, id)
+			m.dirty = true
+		}
+	}
+}
+
 // keep writes the file if there is something new.
 func (m *memory) keep() error {
 	m.mu.Lock()
@@ -190,6 +202,9 @@ func (n *Node) remember(ctx context.Context) {
 	defer tick.Stop()
 	failed := false
 	keep := func() {
+		if voters, learners := n.servers(); len(voters) > 0 {
+			n.memory.only(append(voters, learners...))
+		}
 		err := n.memory.keep()
 		if err != nil && !failed {
 			n.log.Error("what the other nodes acknowledged cannot be kept", "err", err)

@@ -16,6 +16,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/consensus/command"
@@ -269,8 +271,14 @@ func (c RecoverConfig) askOne(ctx context.Context, view *state.View, m state.Nod
 	}
 	defer func() { _ = conn.Close() }()
 	rep, err := NewControlClient(conn).Ping(ctx, &PingRequest{Index: view.Index()})
-	if err != nil {
-		return nil //nolint:nilerr // it does not run, or does not know this node
+	switch status.Code(err) {
+	case codes.OK:
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+		return nil // it does not run, or nobody reaches it
+	case codes.PermissionDenied:
+		return fmt.Errorf("site %s answers, and says that this node is no member: it was removed; a new node joins with a token", m.Site)
+	default:
+		return fmt.Errorf("site %s answers: stop it, and recover the one that has most (%w)", m.Site, err)
 	}
 	if leader, err := identity.NodeIDFromBytes(rep.GetLeaderId()); err == nil && !leader.IsZero() {
 		at := "node " + leader.Short()

@@ -90,6 +90,14 @@ func TestRecover_MajorityLost_LostOnesComeBack(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "nothing is lost") {
 		t.Fatalf("recovered beside a mesh that lives: %v", err)
 	}
+	// A member that was removed is no more than a stranger to those who live.
+	removed := last.recoverConfig(mesh)
+	removed.Identity = newIdentity(t)
+	view := gone[0].node.State().View()
+	row, _ := view.Node(gone[0].id.ID)
+	if err := removed.askOne(t.Context(), view, row); err == nil || !strings.Contains(err.Error(), "no member") {
+		t.Errorf("a removed node may recover: %v", err)
+	}
 	for _, s := range gone {
 		s.stop()
 	}
@@ -377,6 +385,70 @@ func TestOldImage_IsRecognised(t *testing.T) {
 	s.mustCreateProject("after")
 	if st := other.node.Status(); len(st.Voters) != 3 {
 		t.Fatalf("%+v", st)
+	}
+}
+
+// TestOldImage_OfALearner: the image is of before the node voted. By its own log
+// it has promised nothing; the others know better.
+func TestOldImage_OfALearner_IsRecognised(t *testing.T) {
+	m := newMesh(t)
+	all := []*site{m.site("ams"), m.site("fra"), m.site("sgp")}
+	all[0].bootstrap()
+	all[1].join(all[0])
+	image := takeImage(t, all[1])
+	all[2].join(all[0])
+	awaitVoters(t, all, 3)
+	all[0].insist("later")
+	s := all[1]
+	await(t, "the edit is there", func() bool { return s.has("later") })
+	putBack(t, s, image)
+	s.beginAnew()
+	awaitVoters(t, all, 3)
+	await(t, "what it had acknowledged is there", func() bool { return s.has("later") })
+}
+
+// TestRaft212_RefusedSnapshot_IsReadToItsEnd: what follows it on the connection
+// is not taken for a part of it.
+func TestRaft212_RefusedSnapshot_IsReadToItsEnd(t *testing.T) {
+	g := &guard{node: &Node{}}
+	data := strings.NewReader("a snapshot")
+	answered := make(chan raft.RPCResponse, 1)
+	rpc := raft.RPC{Command: &raft.InstallSnapshotRequest{Term: 9}, Reader: data, RespChan: answered}
+	if g.admits(rpc) {
+		t.Fatal("a node that takes no part takes a snapshot")
+	}
+	refuseRPC(rpc)
+	if resp := <-answered; resp.Error == nil || data.Len() != 0 {
+		t.Fatalf("answered %v with %d bytes left", resp.Error, data.Len())
+	}
+}
+
+// TestGuard_Learns: who comes back takes nothing of a leader before the one that
+// took its vote away, and gives no votes.
+func TestGuard_Learns_FromThatLeaderOn(t *testing.T) {
+	g := &guard{node: &Node{}}
+	g.set(learns, 5)
+	for name, test := range map[string]struct {
+		command any
+		want    bool
+	}{
+		"entries of an older leader":      {&raft.AppendEntriesRequest{Term: 4}, false},
+		"entries of that leader":          {&raft.AppendEntriesRequest{Term: 5}, true},
+		"entries of a later one":          {&raft.AppendEntriesRequest{Term: 6}, true},
+		"a snapshot of an older one":      {&raft.InstallSnapshotRequest{Term: 4}, false},
+		"a snapshot of that leader":       {&raft.InstallSnapshotRequest{Term: 5}, true},
+		"a vote is asked for":             {&raft.RequestVoteRequest{Term: 9}, false},
+		"a pre-vote is asked for":         {&raft.RequestPreVoteRequest{Term: 9}, false},
+		"it is asked to stand (raft#476)": {&raft.TimeoutNowRequest{}, false},
+	} {
+		if got := g.admits(raft.RPC{Command: test.command}); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	g.shutDoor()
+	g.set(takesPart, 0)
+	if g.admits(raft.RPC{Command: &raft.AppendEntriesRequest{Term: 9}}) {
+		t.Error("a door that was shut for ever opened")
 	}
 }
 

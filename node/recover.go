@@ -13,6 +13,13 @@ import (
 	"github.com/portolan/portolan/node/identity"
 )
 
+// Survey is what a node that does not run has of the control state, and Recovered
+// what a recovery made: package consensus says all of it.
+type (
+	Survey    = consensus.Survey
+	Recovered = consensus.Recovered
+)
+
 // RecoverConfig is what [Recover] needs.
 type RecoverConfig struct {
 	// Data is the absolute path of the data directory.
@@ -28,8 +35,8 @@ type RecoverConfig struct {
 // Recover makes the node of a data directory the only voter of its mesh: the way
 // back when the majority of the voters is lost for ever. It refuses while the
 // node runs, and whatever does not look like such a loss.
-func Recover(ctx context.Context, cfg RecoverConfig) (*consensus.Recovered, error) {
-	var out *consensus.Recovered
+func Recover(ctx context.Context, cfg RecoverConfig) (*Recovered, error) {
+	var out *Recovered
 	err := offline(cfg.Data, func(raft string, id *identity.Identity, f config.Format) (err error) {
 		out, err = consensus.Recover(ctx, consensus.RecoverConfig{Dir: raft, Identity: id, Mesh: f.Mesh, Lost: cfg.Lost, Stopped: cfg.Stopped, Progress: cfg.Say})
 		return err
@@ -39,9 +46,9 @@ func Recover(ctx context.Context, cfg RecoverConfig) (*consensus.Recovered, erro
 
 // Inspect says what the node of a data directory, which does not run, has of the
 // control state.
-func Inspect(data string) (*consensus.Survey, error) {
-	var out *consensus.Survey
-	err := offline(data, func(raft string, id *identity.Identity, f config.Format) (err error) {
+func Inspect(data string) (*Survey, error) {
+	var out *Survey
+	err := offline(data, func(raft string, id *identity.Identity, _ config.Format) (err error) {
 		out, err = consensus.Inspect(raft, id.ID)
 		return err
 	})

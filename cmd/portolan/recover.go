@@ -14,7 +14,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/portolan/portolan/consensus"
 	"github.com/portolan/portolan/node"
 )
 
@@ -126,7 +125,7 @@ type surveyMember struct {
 	HadEntry uint64 `json:"had_entry"`
 }
 
-func showSurvey(w io.Writer, s *consensus.Survey, asJSON bool) error {
+func showSurvey(w io.Writer, s *node.Survey, asJSON bool) error {
 	if asJSON {
 		out := survey{Mesh: s.Mesh.String(), Site: s.Site, Voter: s.Voter, Generation: hex.EncodeToString(s.Generation[:]), Term: s.Term, Entry: s.Index,
 			ChangedAt: s.ChangedAt, Outdated: s.Outdated, Recoveries: []recovery{}, Others: []surveyMember{}}
