@@ -752,10 +752,12 @@ func (x *JoinReply) GetLevel() uint32 {
 }
 
 type PingRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`  // what the caller has applied
-	Self          *command.Node          `protobuf:"bytes,2,opt,name=self,proto3" json:"self,omitempty"`     // the caller's own record, while the mesh has another one
-	Trips         bool                   `protobuf:"varint,20,opt,name=trips,proto3" json:"trips,omitempty"` // answer with the round trips that you measured
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Index uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`  // what the caller has applied
+	Self  *command.Node          `protobuf:"bytes,2,opt,name=self,proto3" json:"self,omitempty"`     // the caller's own record, while the mesh has another one
+	Trips bool                   `protobuf:"varint,20,opt,name=trips,proto3" json:"trips,omitempty"` // answer with the round trips that you measured
+	// From a leader: the last entries that voters have acknowledged to it.
+	Acknowledged  []*Acknowledged `protobuf:"bytes,32,rep,name=acknowledged,proto3" json:"acknowledged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -809,6 +811,13 @@ func (x *PingRequest) GetTrips() bool {
 		return x.Trips
 	}
 	return false
+}
+
+func (x *PingRequest) GetAcknowledged() []*Acknowledged {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return nil
 }
 
 type PingReply struct {
@@ -1130,7 +1139,8 @@ func (x *TokenAddress) GetNodeId() []byte {
 type Seeds struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Nodes         []*command.Node        `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	Profile       string                 `protobuf:"bytes,2,opt,name=profile,proto3" json:"profile,omitempty"` // raft timings of the mesh, as of the join
+	Profile       string                 `protobuf:"bytes,2,opt,name=profile,proto3" json:"profile,omitempty"`        // raft timings of the mesh, as of the join
+	Generation    []byte                 `protobuf:"bytes,32,opt,name=generation,proto3" json:"generation,omitempty"` // raft's, as of the join
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1177,6 +1187,456 @@ func (x *Seeds) GetProfile() string {
 		return x.Profile
 	}
 	return ""
+}
+
+func (x *Seeds) GetGeneration() []byte {
+	if x != nil {
+		return x.Generation
+	}
+	return nil
+}
+
+// Position is an entry in a raft log. A log's last one never goes back: what
+// replaces an entry has a higher term.
+type Position struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Position) Reset() {
+	*x = Position{}
+	mi := &file_consensus_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Position) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Position) ProtoMessage() {}
+
+func (x *Position) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Position.ProtoReflect.Descriptor instead.
+func (*Position) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Position) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *Position) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type Acknowledged struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Last          *Position              `protobuf:"bytes,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Acknowledged) Reset() {
+	*x = Acknowledged{}
+	mi := &file_consensus_control_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Acknowledged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Acknowledged) ProtoMessage() {}
+
+func (x *Acknowledged) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Acknowledged.ProtoReflect.Descriptor instead.
+func (*Acknowledged) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Acknowledged) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *Acknowledged) GetLast() *Position {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+// Greetings open each raft connection, before raft says anything: two bytes of
+// length, big-endian, and the message. Dialler, acceptor, and the dialler again
+// with its position alone. A node looks up what it remembers of the other one
+// before that one looks at its log.
+type Greeting struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    []byte                 `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"` // 16 bytes; empty: none yet
+	Ended         [][]byte               `protobuf:"bytes,2,rep,name=ended,proto3" json:"ended,omitempty"`           // generations that recoveries ended, oldest first
+	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
+	Last          *Position              `protobuf:"bytes,4,opt,name=last,proto3" json:"last,omitempty"`             // in the sender's log
+	Remembered    *Position              `protobuf:"bytes,5,opt,name=remembered,proto3" json:"remembered,omitempty"` // what the receiver once acknowledged, as far as the sender knows
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Greeting) Reset() {
+	*x = Greeting{}
+	mi := &file_consensus_control_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Greeting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Greeting) ProtoMessage() {}
+
+func (x *Greeting) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Greeting.ProtoReflect.Descriptor instead.
+func (*Greeting) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Greeting) GetGeneration() []byte {
+	if x != nil {
+		return x.Generation
+	}
+	return nil
+}
+
+func (x *Greeting) GetEnded() [][]byte {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *Greeting) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *Greeting) GetLast() *Position {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+func (x *Greeting) GetRemembered() *Position {
+	if x != nil {
+		return x.Remembered
+	}
+	return nil
+}
+
+type ReturnRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    []byte                 `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnRequest) Reset() {
+	*x = ReturnRequest{}
+	mi := &file_consensus_control_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnRequest) ProtoMessage() {}
+
+func (x *ReturnRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnRequest.ProtoReflect.Descriptor instead.
+func (*ReturnRequest) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ReturnRequest) GetGeneration() []byte {
+	if x != nil {
+		return x.Generation
+	}
+	return nil
+}
+
+type ReturnReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`   // of the leader
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"` // committed, and later than the end of the caller's vote
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnReply) Reset() {
+	*x = ReturnReply{}
+	mi := &file_consensus_control_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnReply) ProtoMessage() {}
+
+func (x *ReturnReply) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnReply.ProtoReflect.Descriptor instead.
+func (*ReturnReply) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ReturnReply) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *ReturnReply) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+// Memory is the file `acknowledged`: what the others have acknowledged.
+type Memory struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    []byte                 `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Acknowledged  []*Acknowledged        `protobuf:"bytes,2,rep,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Memory) Reset() {
+	*x = Memory{}
+	mi := &file_consensus_control_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Memory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Memory) ProtoMessage() {}
+
+func (x *Memory) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Memory.ProtoReflect.Descriptor instead.
+func (*Memory) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Memory) GetGeneration() []byte {
+	if x != nil {
+		return x.Generation
+	}
+	return nil
+}
+
+func (x *Memory) GetAcknowledged() []*Acknowledged {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return nil
+}
+
+// Outdated is the file `outdated` in a raft directory that takes part no more:
+// it waits to be set aside.
+type Outdated struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`         // for people
+	Generation    []byte                 `protobuf:"bytes,2,opt,name=generation,proto3" json:"generation,omitempty"` // the one to come back to
+	Follow        []byte                 `protobuf:"bytes,3,opt,name=follow,proto3" json:"follow,omitempty"`         // the node to ask; empty: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Outdated) Reset() {
+	*x = Outdated{}
+	mi := &file_consensus_control_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Outdated) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Outdated) ProtoMessage() {}
+
+func (x *Outdated) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Outdated.ProtoReflect.Descriptor instead.
+func (*Outdated) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Outdated) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Outdated) GetGeneration() []byte {
+	if x != nil {
+		return x.Generation
+	}
+	return nil
+}
+
+func (x *Outdated) GetFollow() []byte {
+	if x != nil {
+		return x.Follow
+	}
+	return nil
+}
+
+// Returning is the file `returning` in a raft directory that was begun anew,
+// until a leader has taken the node back.
+type Returning struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Follow        []byte                 `protobuf:"bytes,1,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Returning) Reset() {
+	*x = Returning{}
+	mi := &file_consensus_control_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Returning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Returning) ProtoMessage() {}
+
+func (x *Returning) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Returning.ProtoReflect.Descriptor instead.
+func (*Returning) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Returning) GetFollow() []byte {
+	if x != nil {
+		return x.Follow
+	}
+	return nil
 }
 
 var File_consensus_control_proto protoreflect.FileDescriptor
@@ -1234,11 +1694,12 @@ const file_consensus_control_proto_rawDesc = "" +
 	"generation\x18\x05 \x01(\fR\n" +
 	"generation\x12\x1e\n" +
 	"\vnow_unix_ns\x18\x06 \x01(\x03R\tnowUnixNs\x12\x14\n" +
-	"\x05level\x18\a \x01(\rR\x05level\"h\n" +
+	"\x05level\x18\a \x01(\rR\x05level\"\xb1\x01\n" +
 	"\vPingRequest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12-\n" +
 	"\x04self\x18\x02 \x01(\v2\x19.portolan.command.v1.NodeR\x04self\x12\x14\n" +
-	"\x05trips\x18\x14 \x01(\bR\x05trips\"\xf7\x02\n" +
+	"\x05trips\x18\x14 \x01(\bR\x05trips\x12G\n" +
+	"\facknowledged\x18  \x03(\v2#.portolan.consensus.v1.AcknowledgedR\facknowledged\"\xf7\x02\n" +
 	"\tPingReply\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1d\n" +
 	"\n" +
@@ -1267,16 +1728,56 @@ const file_consensus_control_proto_rawDesc = "" +
 	"\taddresses\x18\x06 \x03(\v2#.portolan.consensus.v1.TokenAddressR\taddresses\"A\n" +
 	"\fTokenAddress\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x17\n" +
-	"\anode_id\x18\x02 \x01(\fR\x06nodeId\"R\n" +
+	"\anode_id\x18\x02 \x01(\fR\x06nodeId\"r\n" +
 	"\x05Seeds\x12/\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes\x12\x18\n" +
-	"\aprofile\x18\x02 \x01(\tR\aprofile2\xae\x03\n" +
+	"\aprofile\x18\x02 \x01(\tR\aprofile\x12\x1e\n" +
+	"\n" +
+	"generation\x18  \x01(\fR\n" +
+	"generation\"4\n" +
+	"\bPosition\x12\x12\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\\\n" +
+	"\fAcknowledged\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x123\n" +
+	"\x04last\x18\x02 \x01(\v2\x1f.portolan.consensus.v1.PositionR\x04last\"\xca\x01\n" +
+	"\bGreeting\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\fR\n" +
+	"generation\x12\x14\n" +
+	"\x05ended\x18\x02 \x03(\fR\x05ended\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x123\n" +
+	"\x04last\x18\x04 \x01(\v2\x1f.portolan.consensus.v1.PositionR\x04last\x12?\n" +
+	"\n" +
+	"remembered\x18\x05 \x01(\v2\x1f.portolan.consensus.v1.PositionR\n" +
+	"remembered\"/\n" +
+	"\rReturnRequest\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\fR\n" +
+	"generation\"7\n" +
+	"\vReturnReply\x12\x12\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"q\n" +
+	"\x06Memory\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\fR\n" +
+	"generation\x12G\n" +
+	"\facknowledged\x18\x02 \x03(\v2#.portolan.consensus.v1.AcknowledgedR\facknowledged\"Z\n" +
+	"\bOutdated\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\fR\n" +
+	"generation\x12\x16\n" +
+	"\x06follow\x18\x03 \x01(\fR\x06follow\"#\n" +
+	"\tReturning\x12\x16\n" +
+	"\x06follow\x18\x01 \x01(\fR\x06follow2\x82\x04\n" +
 	"\aControl\x12U\n" +
 	"\aPropose\x12%.portolan.consensus.v1.ProposeRequest\x1a#.portolan.consensus.v1.ProposeReply\x12L\n" +
 	"\x04Join\x12\".portolan.consensus.v1.JoinRequest\x1a .portolan.consensus.v1.JoinReply\x12L\n" +
 	"\x04Ping\x12\".portolan.consensus.v1.PingRequest\x1a .portolan.consensus.v1.PingReply\x12Y\n" +
 	"\tCommitted\x12#.portolan.consensus.v1.CommitNotice\x1a%.portolan.consensus.v1.CommittedReply(\x01\x12U\n" +
-	"\aBarrier\x12%.portolan.consensus.v1.BarrierRequest\x1a#.portolan.consensus.v1.BarrierReplyB(Z&github.com/portolan/portolan/consensusb\x06proto3"
+	"\aBarrier\x12%.portolan.consensus.v1.BarrierRequest\x1a#.portolan.consensus.v1.BarrierReply\x12R\n" +
+	"\x06Return\x12$.portolan.consensus.v1.ReturnRequest\x1a\".portolan.consensus.v1.ReturnReplyB(Z&github.com/portolan/portolan/consensusb\x06proto3"
 
 var (
 	file_consensus_control_proto_rawDescOnce sync.Once
@@ -1290,7 +1791,7 @@ func file_consensus_control_proto_rawDescGZIP() []byte {
 	return file_consensus_control_proto_rawDescData
 }
 
-var file_consensus_control_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_consensus_control_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_consensus_control_proto_goTypes = []any{
 	(*ProposeRequest)(nil),   // 0: portolan.consensus.v1.ProposeRequest
 	(*ProposeReply)(nil),     // 1: portolan.consensus.v1.ProposeReply
@@ -1310,33 +1811,48 @@ var file_consensus_control_proto_goTypes = []any{
 	(*TokenBody)(nil),        // 15: portolan.consensus.v1.TokenBody
 	(*TokenAddress)(nil),     // 16: portolan.consensus.v1.TokenAddress
 	(*Seeds)(nil),            // 17: portolan.consensus.v1.Seeds
-	(*command.Envelope)(nil), // 18: portolan.command.v1.Envelope
-	(*command.Node)(nil),     // 19: portolan.command.v1.Node
+	(*Position)(nil),         // 18: portolan.consensus.v1.Position
+	(*Acknowledged)(nil),     // 19: portolan.consensus.v1.Acknowledged
+	(*Greeting)(nil),         // 20: portolan.consensus.v1.Greeting
+	(*ReturnRequest)(nil),    // 21: portolan.consensus.v1.ReturnRequest
+	(*ReturnReply)(nil),      // 22: portolan.consensus.v1.ReturnReply
+	(*Memory)(nil),           // 23: portolan.consensus.v1.Memory
+	(*Outdated)(nil),         // 24: portolan.consensus.v1.Outdated
+	(*Returning)(nil),        // 25: portolan.consensus.v1.Returning
+	(*command.Envelope)(nil), // 26: portolan.command.v1.Envelope
+	(*command.Node)(nil),     // 27: portolan.command.v1.Node
 }
 var file_consensus_control_proto_depIdxs = []int32{
-	18, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
-	19, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
-	19, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
-	19, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
-	19, // 4: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
-	14, // 5: portolan.consensus.v1.PingReply.trips:type_name -> portolan.consensus.v1.Trip
-	16, // 6: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
-	19, // 7: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
-	0,  // 8: portolan.consensus.v1.Control.Propose:input_type -> portolan.consensus.v1.ProposeRequest
-	10, // 9: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
-	12, // 10: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
-	2,  // 11: portolan.consensus.v1.Control.Committed:input_type -> portolan.consensus.v1.CommitNotice
-	4,  // 12: portolan.consensus.v1.Control.Barrier:input_type -> portolan.consensus.v1.BarrierRequest
-	1,  // 13: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
-	11, // 14: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
-	13, // 15: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
-	3,  // 16: portolan.consensus.v1.Control.Committed:output_type -> portolan.consensus.v1.CommittedReply
-	5,  // 17: portolan.consensus.v1.Control.Barrier:output_type -> portolan.consensus.v1.BarrierReply
-	13, // [13:18] is the sub-list for method output_type
-	8,  // [8:13] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	26, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
+	27, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
+	27, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
+	27, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
+	19, // 4: portolan.consensus.v1.PingRequest.acknowledged:type_name -> portolan.consensus.v1.Acknowledged
+	27, // 5: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
+	14, // 6: portolan.consensus.v1.PingReply.trips:type_name -> portolan.consensus.v1.Trip
+	16, // 7: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
+	27, // 8: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
+	18, // 9: portolan.consensus.v1.Acknowledged.last:type_name -> portolan.consensus.v1.Position
+	18, // 10: portolan.consensus.v1.Greeting.last:type_name -> portolan.consensus.v1.Position
+	18, // 11: portolan.consensus.v1.Greeting.remembered:type_name -> portolan.consensus.v1.Position
+	19, // 12: portolan.consensus.v1.Memory.acknowledged:type_name -> portolan.consensus.v1.Acknowledged
+	0,  // 13: portolan.consensus.v1.Control.Propose:input_type -> portolan.consensus.v1.ProposeRequest
+	10, // 14: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
+	12, // 15: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
+	2,  // 16: portolan.consensus.v1.Control.Committed:input_type -> portolan.consensus.v1.CommitNotice
+	4,  // 17: portolan.consensus.v1.Control.Barrier:input_type -> portolan.consensus.v1.BarrierRequest
+	21, // 18: portolan.consensus.v1.Control.Return:input_type -> portolan.consensus.v1.ReturnRequest
+	1,  // 19: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
+	11, // 20: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
+	13, // 21: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
+	3,  // 22: portolan.consensus.v1.Control.Committed:output_type -> portolan.consensus.v1.CommittedReply
+	5,  // 23: portolan.consensus.v1.Control.Barrier:output_type -> portolan.consensus.v1.BarrierReply
+	22, // 24: portolan.consensus.v1.Control.Return:output_type -> portolan.consensus.v1.ReturnReply
+	19, // [19:25] is the sub-list for method output_type
+	13, // [13:19] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_consensus_control_proto_init() }
@@ -1350,7 +1866,7 @@ func file_consensus_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_control_proto_rawDesc), len(file_consensus_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,7 @@ const (
 	Control_Ping_FullMethodName      = "/portolan.consensus.v1.Control/Ping"
 	Control_Committed_FullMethodName = "/portolan.consensus.v1.Control/Committed"
 	Control_Barrier_FullMethodName   = "/portolan.consensus.v1.Control/Barrier"
+	Control_Return_FullMethodName    = "/portolan.consensus.v1.Control/Return"
 )
 
 // ControlClient is the client API for Control service.
@@ -45,6 +46,9 @@ type ControlClient interface {
 	// Barrier tells a member, at the leader, how far a state must be to have all
 	// that was answered before the call. One hop, as Propose.
 	Barrier(ctx context.Context, in *BarrierRequest, opts ...grpc.CallOption) (*BarrierReply, error)
+	// Return takes back, at the leader, a member that has set its raft directory
+	// aside: it votes no more, and learns everything anew.
+	Return(ctx context.Context, in *ReturnRequest, opts ...grpc.CallOption) (*ReturnReply, error)
 }
 
 type controlClient struct {
@@ -108,6 +112,16 @@ func (c *controlClient) Barrier(ctx context.Context, in *BarrierRequest, opts ..
 	return out, nil
 }
 
+func (c *controlClient) Return(ctx context.Context, in *ReturnRequest, opts ...grpc.CallOption) (*ReturnReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReturnReply)
+	err := c.cc.Invoke(ctx, Control_Return_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -125,6 +139,9 @@ type ControlServer interface {
 	// Barrier tells a member, at the leader, how far a state must be to have all
 	// that was answered before the call. One hop, as Propose.
 	Barrier(context.Context, *BarrierRequest) (*BarrierReply, error)
+	// Return takes back, at the leader, a member that has set its raft directory
+	// aside: it votes no more, and learns everything anew.
+	Return(context.Context, *ReturnRequest) (*ReturnReply, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -149,6 +166,9 @@ func (UnimplementedControlServer) Committed(grpc.ClientStreamingServer[CommitNot
 }
 func (UnimplementedControlServer) Barrier(context.Context, *BarrierRequest) (*BarrierReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Barrier not implemented")
+}
+func (UnimplementedControlServer) Return(context.Context, *ReturnRequest) (*ReturnReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Return not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -250,6 +270,24 @@ func _Control_Barrier_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Return_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReturnRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Return(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Return_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Return(ctx, req.(*ReturnRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -272,6 +310,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Barrier",
 			Handler:    _Control_Barrier_Handler,
+		},
+		{
+			MethodName: "Return",
+			Handler:    _Control_Return_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -61,12 +61,12 @@ func (n *Node) yield(ctx context.Context, must bool) error {
 	if promote {
 		id := raft.ServerID(to.String())
 		if err := n.raft.AddVoter(id, raft.ServerAddress(id), 0, n.cfg.Profile.Election).Error(); err != nil {
-			return fmt.Errorf("site %s was not made a voter: %w", n.siteName(view, to), err)
+			return fmt.Errorf("site %s was not made a voter: %w", n.siteName(to), err)
 		}
 	}
 	if err := n.transfer(to); err != nil {
 		return err
 	}
-	n.log.Info("leadership was handed over: this site drains or leaves", "to_site", n.siteName(view, to))
+	n.log.Info("leadership was handed over: this site drains or leaves", "to_site", n.siteName(to))
 	return nil
 }

@@ -190,6 +190,7 @@ type site struct {
 	minLevel uint32 // as a joiner; 0: the binary's
 	node     *Node
 	shutdown func() error
+	ended    <-chan struct{} // closed when the node ends by itself, or is stopped
 	// shutdownErr is shutdown where an error is what the test wants.
 	shutdownErr func() error
 	lines       lines
@@ -327,7 +328,13 @@ func (s *site) start(seeds []*command.Node) {
 	wg.Go(func() { _ = srv.Serve(l.GRPC()) })
 	ran := make(chan error, 1)
 	nodeCtx, stopNode := context.WithCancel(ctx)
-	go func() { ran <- n.Run(nodeCtx) }()
+	ended := make(chan struct{})
+	s.ended = ended
+	go func() {
+		err := n.Run(nodeCtx)
+		close(ended)
+		ran <- err
+	}()
 	s.shutdown = sync.OnceValue(func() error {
 		stopNode()
 		err := <-ran

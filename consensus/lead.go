@@ -92,6 +92,7 @@ func (n *Node) govern(ctx context.Context) {
 			n.log.Warn("raft's configuration does not follow the node list yet", "err", err)
 		}
 		n.yieldIfDraining(ctx)
+		n.raiseLevel(ctx)
 		select {
 		case <-ctx.Done():
 			return

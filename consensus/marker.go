@@ -55,9 +55,9 @@ func (m *marker) get() (index, term uint64) {
 	return binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint64(b[16:])
 }
 
-// set is called by raft's apply goroutine alone.
+// set is called by raft's apply goroutine alone; nil remembers nothing.
 func (m *marker) set(index, term uint64) {
-	if m.err != nil {
+	if m == nil || m.err != nil {
 		return
 	}
 	var b [markerBytes]byte

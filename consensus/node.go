@@ -38,6 +38,8 @@ type Node struct {
 	wal    *wal.WAL
 	mark   *marker
 	trans  *raft.NetworkTransport
+	guard  *guard
+	memory *memory
 	stream *streamLayer
 	peers  *peers
 	reach  *reach
@@ -51,8 +53,10 @@ type Node struct {
 
 	lifetime context.Context // ends with the node
 	end      context.CancelFunc
-	work     sync.WaitGroup // edits under way
-	edits    chan struct{}  // bounds them
+	work     sync.WaitGroup     // edits under way
+	door     sync.WaitGroup     // the guard's
+	down     func() raft.Future // stops raft, once
+	edits    chan struct{}      // bounds them
 	joins    chan struct{}
 	ready    chan struct{}
 	fatal    chan error
@@ -61,13 +65,22 @@ type Node struct {
 
 	removals removals
 
-	transferring  atomic.Bool  // leadership is being handed over
+	transferring atomic.Bool   // leadership is being handed over
+	opened       chan struct{} // closed when raft is there
+	outdated     atomic.Pointer[Outdated]
+	isOut        chan struct{} // closed once outdated is set
+	comingBack   atomic.Bool   // the raft directory was begun anew
+	follow       []byte        // whom to come back to; nil: anybody
+
 	transferStuck atomic.Int64 // unix nanoseconds of the first refusal in a row; raft#696
 
 	mu      sync.Mutex                    // leaf lock
 	heard   map[identity.NodeID]heardNode // members by hearsay
 	heardAt time.Time
 	stopped bool
+	told    map[string]struct{} // see sayOnce
+	// seedGeneration is that of the join, or of the log that was set aside.
+	seedGeneration []byte
 	// committed is raft's configuration when it was last seen committed.
 	committed []raft.Server
 }
@@ -79,7 +92,8 @@ func Open(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger, state: state.New(), heard: make(map[identity.NodeID]heardNode),
-		edits: make(chan struct{}, maxInFlight), joins: make(chan struct{}, maxJoins), ready: make(chan struct{}), fatal: make(chan error, 1)}
+		edits: make(chan struct{}, maxInFlight), joins: make(chan struct{}, maxJoins), ready: make(chan struct{}), fatal: make(chan error, 1),
+		opened: make(chan struct{}), isOut: make(chan struct{}), told: make(map[string]struct{})}
 	n.lifetime, n.end = context.WithCancel(context.Background())
 	n.stats.init()
 	if n.cfg.DialRaft == nil {
@@ -122,6 +136,9 @@ func fill(cfg *Config) error {
 }
 
 func (n *Node) open() error {
+	if err := finishSwap(n.cfg.Dir); err != nil {
+		return err
+	}
 	walDir := filepath.Join(n.cfg.Dir, "wal")
 	if err := os.MkdirAll(walDir, 0o700); err != nil {
 		return fmt.Errorf("consensus: make directory: %w", err)
@@ -156,6 +173,9 @@ func (n *Node) open() error {
 	if err := n.useProfile(); err != nil {
 		return err
 	}
+	if n.memory, err = openMemory(n.cfg.Dir, n.generation); err != nil {
+		return err
+	}
 	n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  n.stream,
 		MaxPool: transportPool,
@@ -165,9 +185,17 @@ func (n *Node) open() error {
 		MsgpackUseNewTimeFormat: true,
 		Logger:                  hlog,
 	})
-	if n.raft, err = raft.NewRaft(n.raftConfig(), n.fsm, logs, n.wal, snaps, n.trans); err != nil {
+	// Shut until Run has found out whether this node may take part.
+	n.guard = newGuard(n, n.trans)
+	if err := errors.Join(n.loadOutdated(), n.loadReturning()); err != nil {
+		return err
+	}
+	n.door.Go(func() { n.guard.run(n.lifetime) })
+	if n.raft, err = raft.NewRaft(n.raftConfig(), n.fsm, logs, n.wal, snaps, n.guard); err != nil {
 		return errors.Join(n.fsm.haltedBy(), fmt.Errorf("consensus: start raft: %w", err))
 	}
+	n.down = sync.OnceValue(n.raft.Shutdown)
+	close(n.opened)
 	n.commits.storedUpTo(n.raft.LastIndex())
 	n.checkReady()
 	return nil
@@ -270,7 +298,8 @@ func (n *Node) Run(ctx context.Context) error {
 	wg.Go(func() { n.commits.run(run) })
 	wg.Go(func() { n.survey(run) })
 	wg.Go(func() { (&news{node: n}).run(run) })
-	wg.Go(n.stand)
+	wg.Go(func() { n.takePart(run) })
+	wg.Go(func() { n.remember(run) })
 	var err error
 	select {
 	case <-ctx.Done():
@@ -334,7 +363,7 @@ func (n *Node) Close() error {
 		var errs []error
 		if n.raft != nil {
 			done := make(chan error, 1)
-			go func() { done <- n.raft.Shutdown().Error() }()
+			go func() { done <- n.down().Error() }()
 			select {
 			case err := <-done:
 				errs = append(errs, err)
@@ -349,6 +378,7 @@ func (n *Node) Close() error {
 		}
 		n.peers.close()
 		n.work.Wait()
+		n.door.Wait()
 		if n.wal != nil {
 			errs = append(errs, n.wal.Close())
 		}
@@ -399,7 +429,7 @@ func (n *Node) loadSeeds() error {
 	}
 	path := filepath.Join(n.cfg.Dir, seedsFile)
 	if n.cfg.Seeds != nil {
-		if err := KeepSeeds(n.cfg.Dir, n.cfg.Profile.Name, n.cfg.Seeds); err != nil {
+		if err := KeepSeeds(n.cfg.Dir, n.cfg.Profile.Name, nil, n.cfg.Seeds); err != nil {
 			return err
 		}
 		n.hear(n.cfg.Seeds, 0)
@@ -421,7 +451,7 @@ func (n *Node) loadSeeds() error {
 		return fmt.Errorf("consensus: %s is damaged: join again with a new token: %w", path, err)
 	}
 	n.hear(s.GetNodes(), 0)
-	n.joined = s.GetProfile()
+	n.joined, n.seedGeneration = s.GetProfile(), s.GetGeneration()
 	return nil
 }
 

@@ -79,6 +79,15 @@ func (s *streamLayer) closeTo(id identity.NodeID) {
 	}
 }
 
+// Accept implements net.Listener: who comes is greeted before raft hears of it.
+func (s *streamLayer) Accept() (net.Conn, error) {
+	c, err := s.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &greeted{Conn: c, node: s.node}, nil
+}
+
 func (s *streamLayer) Addr() net.Addr { return raftAddr(s.self) }
 
 func (s *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
@@ -98,6 +107,18 @@ func (s *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (n
 	c, err := s.node.cfg.DialRaft(ctx, addr, id)
 	if err != nil {
 		return nil, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		err = c.SetDeadline(deadline)
+	}
+	if err == nil {
+		err = s.node.greet(ctx, c, id, true)
+	}
+	if err == nil {
+		err = c.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
 	}
 	d := &dialled{Conn: c, layer: s, to: id}
 	s.mu.Lock()

@@ -93,6 +93,9 @@ func (n *Node) stoppingError(indeterminate bool) *command.Unavailable {
 
 // unavailable is the answer when no majority decides.
 func (n *Node) unavailable(reason string, indeterminate bool) *command.Unavailable {
+	if reason == reasonOutdated { // no other site's fault
+		return &command.Unavailable{Reason: reason, RetryAfter: n.cfg.Profile.Election, Indeterminate: indeterminate}
+	}
 	return &command.Unavailable{Reason: reason, Sites: n.reach.unreachable(), RetryAfter: n.cfg.Profile.Election, Indeterminate: indeterminate}
 }
 
@@ -162,6 +165,8 @@ func (n *Node) lostMajority() bool {
 // cutOff gives the reason why edits are refused at once; empty: they are not.
 func (n *Node) cutOff() string {
 	switch {
+	case n.isOutdated() != nil:
+		return reasonOutdated
 	case n.lostMajority():
 		return reasonLost
 	case n.reach.leaderAway():
@@ -236,6 +241,12 @@ func (n *Node) attempt(ctx context.Context, env *command.Envelope) (command.Resu
 func (n *Node) apply(ctx context.Context, env *command.Envelope) (command.Result, uint64, error) {
 	if err := command.Check(env); err != nil {
 		return command.Result{}, 0, err
+	}
+	if n.isOutdated() != nil {
+		return command.Result{}, 0, &notLeader{}
+	}
+	if env.GetType() == command.Type_TYPE_MESH_RECOVERED {
+		return command.Result{}, 0, &command.Error{Code: command.CodeDenied, Message: "only portolan recover begins a raft generation"}
 	}
 	if mesh := n.state.View().Mesh(); !mesh.ID.IsZero() && env.GetMinLevel() > mesh.Level {
 		return command.Result{}, 0, &command.Error{Code: command.CodeConflict,

@@ -209,7 +209,7 @@ func (n *Node) pingFor(ctx context.Context, id identity.NodeID, trips bool) (*Pi
 	}
 	view := n.state.View()
 	have := view.Index()
-	req := &PingRequest{Index: have, Trips: trips}
+	req := &PingRequest{Index: have, Trips: trips, Acknowledged: n.acknowledgedBy()}
 	if m, ok := view.Node(n.cfg.Identity.ID); ok && !proto.Equal(m.Command(), n.cfg.Self) {
 		req.Self = n.cfg.Self
 	}

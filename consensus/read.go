@@ -88,6 +88,9 @@ func (n *Node) askBarrier(ctx context.Context) (barrier, error) {
 // committed before it is applied here. raft's VerifyLeader proves less: it
 // counts learners, and answers that were sent before.
 func (n *Node) makeBarrier() (barrier, error) {
+	if n.isOutdated() != nil {
+		return barrier{}, &notLeader{}
+	}
 	f := n.raft.Barrier(n.cfg.Profile.Election)
 	if err := n.watchTransfer(f.Error()); err != nil {
 		return barrier{}, err

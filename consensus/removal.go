@@ -170,7 +170,7 @@ func (n *Node) beforeRemoval(ctx context.Context, env *command.Envelope) error {
 		var away []string
 		for _, v := range rest {
 			if !slices.Contains(alive, v) {
-				away = append(away, n.siteName(view, v))
+				away = append(away, n.siteName(v))
 			}
 		}
 		slices.Sort(away)
@@ -233,11 +233,4 @@ func (n *Node) answering(ctx context.Context, ids []identity.NodeID) []identity.
 		}
 	}
 	return out
-}
-
-func (n *Node) siteName(view *state.View, id identity.NodeID) string {
-	if m, ok := view.Node(id); ok {
-		return m.Site
-	}
-	return "node " + id.Short()
 }

@@ -72,6 +72,9 @@ func (n *server) Ping(ctx context.Context, req *PingRequest) (*PingReply, error)
 		// itself counts until the state here goes on.
 		n.hear([]*command.Node{self}, view.Index()+1)
 	}
+	if _, leader := n.raft.LeaderWithID(); string(leader) == caller.String() {
+		n.memory.take(req.GetAcknowledged()) // from its leader, as raft's own messages are
+	}
 	mesh := view.Mesh()
 	rep := &PingReply{Term: n.raft.CurrentTerm(), LastIndex: n.raft.LastIndex(), LastTerm: n.lastTerm(), Applied: view.Index(), LastContactMs: -1,
 		NowUnixNs: n.cfg.Now().UnixNano(), MeshId: mesh.ID[:], Generation: mesh.Generation[:]}

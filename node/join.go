@@ -96,7 +96,7 @@ func Join(ctx context.Context, cfg JoinConfig) (config.Config, error) {
 	if err := os.RemoveAll(dir); err != nil {
 		return settings, err
 	}
-	if err := consensus.KeepSeeds(dir, answer.Profile.Name, answer.Nodes); err != nil {
+	if err := consensus.KeepSeeds(dir, answer.Profile.Name, answer.Generation[:], answer.Nodes); err != nil {
 		return settings, err
 	}
 	if err := settings.Save(); err != nil {

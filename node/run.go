@@ -45,7 +45,11 @@ type Config struct {
 
 // Run runs a node until ctx ends, then stops it in order. On an empty data
 // directory it makes a new mesh, if a site is named.
-func Run(ctx context.Context, cfg Config) (err error) {
+//
+// A node whose control state is an old one, from a backup or from before a
+// recovery, stops once the mesh can give it the present one, sets the old one
+// aside, and starts again, all within Run.
+func Run(ctx context.Context, cfg Config) error {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -55,6 +59,21 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer lock.Close()
+	for {
+		var old *consensus.OutdatedError
+		if err := run(ctx, cfg, dir); !errors.As(err, &old) {
+			return err
+		}
+		kept, err := consensus.SetAside(filepath.Join(dir, raftDir), cfg.Now())
+		if err != nil {
+			return err
+		}
+		cfg.Logger.Warn("this node begins its control state anew, and keeps its content", "reason", old.Reason, "old_one", kept)
+	}
+}
+
+// run is Run once.
+func run(ctx context.Context, cfg Config, dir string) (err error) {
 	format, made, err := config.ReadFormat(dir)
 	if err != nil {
 		return err

@@ -35,7 +35,8 @@ func newRootCommand(a *app) *cobra.Command {
 		Short: "A container registry that lives in many datacenters",
 		Long: `A container registry that lives in many datacenters.
 
-serve, join and dev run nodes. All other commands speak to one: to the node that
+serve, join and dev run nodes, recover repairs one that does not run. All other
+commands speak to one: to the node that
 --server or PORTOLAN_SERVER names, or that of the last login, with the login in
 PORTOLAN_USERNAME and PORTOLAN_PASSWORD or the saved one.`,
 		SilenceErrors: true, // printed once, by main

@@ -10,11 +10,6 @@ import (
 )
 
 const (
-	// Level is the highest command level that this binary understands. It goes
-	// up by one when a command or a field is added, and never down. No version
-	// of level 1 has been released yet: until then it takes in what is added.
-	Level uint32 = 1
-
 	// MaxBytes bounds an envelope: raft sends up to 64 of them in one request,
 	// and everyone keeps thousands in memory.
 	MaxBytes = 64 << 10
@@ -59,6 +54,7 @@ var kinds = []kind{
 	{Type_TYPE_NODE_REMOVE, 1, func() proto.Message { return new(NodeRemove) }},
 	{Type_TYPE_SITE_DRAIN, 1, func() proto.Message { return new(SiteDrain) }},
 	{Type_TYPE_VOTERS_SET, 1, func() proto.Message { return new(VotersSet) }},
+	{Type_TYPE_MESH_RECOVERED, 1, func() proto.Message { return new(MeshRecovered) }},
 }
 
 // index finds kinds by type and by message name. Made at first use: generated

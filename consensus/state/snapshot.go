@@ -92,7 +92,8 @@ func noEOF(err error) error {
 // records yields every row, referenced ones before those that refer to them.
 func (v *View) records(yield func(*Record) bool) {
 	mesh := &MeshRow{MeshId: v.mesh.ID[:], GossipKeys: v.mesh.GossipKeys, Generation: v.mesh.Generation[:], Level: v.mesh.Level,
-		CreatedUnixNs: toNanos(v.mesh.CreatedAt), Profile: v.mesh.Profile, LastId: v.lastID, ClockUnixNs: v.clock, Version: v.mesh.Version, Voters: uint32(v.mesh.Voters)}
+		CreatedUnixNs: toNanos(v.mesh.CreatedAt), Profile: v.mesh.Profile, LastId: v.lastID, ClockUnixNs: v.clock, Version: v.mesh.Version,
+		Voters: uint32(v.mesh.Voters), Recoveries: recoveryRows(v.mesh.Recoveries)}
 	if !yield(&Record{Row: &Record_Mesh{mesh}}) {
 		return
 	}
@@ -233,7 +234,8 @@ func (v *View) loadMesh(m *MeshRow) error {
 	v.mesh = Mesh{ID: id, GossipKeys: m.GetGossipKeys(), Generation: [16]byte(m.GetGeneration()), Level: m.GetLevel(), Profile: m.GetProfile(),
 		Voters: int(m.GetVoters()), CreatedAt: fromNanos(m.GetCreatedUnixNs()), Version: counted(m.GetVersion())}
 	v.lastID, v.clock = m.GetLastId(), m.GetClockUnixNs()
-	return nil
+	v.mesh.Recoveries, err = readRecoveries(m.GetRecoveries())
+	return err
 }
 
 func (v *View) loadToken(r *TokenRow) error {

@@ -157,6 +157,8 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 		return v.profileSet(m)
 	case *command.VotersSet:
 		return v.votersSet(m)
+	case *command.MeshRecovered:
+		return v.meshRecovered(m)
 	case *command.TokenCreate:
 		return v.tokenCreate(actor, m)
 	case *command.TokenRevoke:

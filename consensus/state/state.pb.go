@@ -264,6 +264,7 @@ type MeshRow struct {
 	ClockUnixNs   int64                  `protobuf:"varint,8,opt,name=clock_unix_ns,json=clockUnixNs,proto3" json:"clock_unix_ns,omitempty"` // the latest time seen
 	Version       uint64                 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`                              // of the settings: level, profile, keys, voters
 	Voters        uint32                 `protobuf:"varint,20,opt,name=voters,proto3" json:"voters,omitempty"`                               // how many sites vote; 0: nobody said, three
+	Recoveries    []*RecoveryRow         `protobuf:"bytes,32,rep,name=recoveries,proto3" json:"recoveries,omitempty"`                        // oldest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -368,6 +369,82 @@ func (x *MeshRow) GetVoters() uint32 {
 	return 0
 }
 
+func (x *MeshRow) GetRecoveries() []*RecoveryRow {
+	if x != nil {
+		return x.Recoveries
+	}
+	return nil
+}
+
+// RecoveryRow is a raft generation that ended, and how.
+type RecoveryRow struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Generation      []byte                 `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"` // the one that ended
+	Index           uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`          // the first of the next one
+	RecoveredUnixNs int64                  `protobuf:"varint,3,opt,name=recovered_unix_ns,json=recoveredUnixNs,proto3" json:"recovered_unix_ns,omitempty"`
+	NodeId          []byte                 `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"` // where
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *RecoveryRow) Reset() {
+	*x = RecoveryRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoveryRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoveryRow) ProtoMessage() {}
+
+func (x *RecoveryRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoveryRow.ProtoReflect.Descriptor instead.
+func (*RecoveryRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RecoveryRow) GetGeneration() []byte {
+	if x != nil {
+		return x.Generation
+	}
+	return nil
+}
+
+func (x *RecoveryRow) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RecoveryRow) GetRecoveredUnixNs() int64 {
+	if x != nil {
+		return x.RecoveredUnixNs
+	}
+	return 0
+}
+
+func (x *RecoveryRow) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
 type SiteRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -382,7 +459,7 @@ type SiteRow struct {
 
 func (x *SiteRow) Reset() {
 	*x = SiteRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[2]
+	mi := &file_consensus_state_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -394,7 +471,7 @@ func (x *SiteRow) String() string {
 func (*SiteRow) ProtoMessage() {}
 
 func (x *SiteRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[2]
+	mi := &file_consensus_state_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,7 +484,7 @@ func (x *SiteRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteRow.ProtoReflect.Descriptor instead.
 func (*SiteRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{2}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SiteRow) GetId() int64 {
@@ -464,7 +541,7 @@ type NodeRow struct {
 
 func (x *NodeRow) Reset() {
 	*x = NodeRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[3]
+	mi := &file_consensus_state_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +553,7 @@ func (x *NodeRow) String() string {
 func (*NodeRow) ProtoMessage() {}
 
 func (x *NodeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[3]
+	mi := &file_consensus_state_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +566,7 @@ func (x *NodeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRow.ProtoReflect.Descriptor instead.
 func (*NodeRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{3}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NodeRow) GetNode() *command.Node {
@@ -538,7 +615,7 @@ type ProjectRow struct {
 
 func (x *ProjectRow) Reset() {
 	*x = ProjectRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[4]
+	mi := &file_consensus_state_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +627,7 @@ func (x *ProjectRow) String() string {
 func (*ProjectRow) ProtoMessage() {}
 
 func (x *ProjectRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[4]
+	mi := &file_consensus_state_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +640,7 @@ func (x *ProjectRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectRow.ProtoReflect.Descriptor instead.
 func (*ProjectRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{4}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ProjectRow) GetId() int64 {
@@ -654,7 +731,7 @@ type UserRow struct {
 
 func (x *UserRow) Reset() {
 	*x = UserRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[5]
+	mi := &file_consensus_state_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -666,7 +743,7 @@ func (x *UserRow) String() string {
 func (*UserRow) ProtoMessage() {}
 
 func (x *UserRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[5]
+	mi := &file_consensus_state_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -679,7 +756,7 @@ func (x *UserRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRow.ProtoReflect.Descriptor instead.
 func (*UserRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{5}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *UserRow) GetId() int64 {
@@ -765,7 +842,7 @@ type MemberRow struct {
 
 func (x *MemberRow) Reset() {
 	*x = MemberRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[6]
+	mi := &file_consensus_state_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +854,7 @@ func (x *MemberRow) String() string {
 func (*MemberRow) ProtoMessage() {}
 
 func (x *MemberRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[6]
+	mi := &file_consensus_state_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +867,7 @@ func (x *MemberRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRow.ProtoReflect.Descriptor instead.
 func (*MemberRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{6}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *MemberRow) GetId() int64 {
@@ -840,7 +917,7 @@ type RuleRow struct {
 
 func (x *RuleRow) Reset() {
 	*x = RuleRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[7]
+	mi := &file_consensus_state_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +929,7 @@ func (x *RuleRow) String() string {
 func (*RuleRow) ProtoMessage() {}
 
 func (x *RuleRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[7]
+	mi := &file_consensus_state_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +942,7 @@ func (x *RuleRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleRow.ProtoReflect.Descriptor instead.
 func (*RuleRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{7}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RuleRow) GetId() int64 {
@@ -915,7 +992,7 @@ type TokenRow struct {
 
 func (x *TokenRow) Reset() {
 	*x = TokenRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[8]
+	mi := &file_consensus_state_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1004,7 @@ func (x *TokenRow) String() string {
 func (*TokenRow) ProtoMessage() {}
 
 func (x *TokenRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[8]
+	mi := &file_consensus_state_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1017,7 @@ func (x *TokenRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRow.ProtoReflect.Descriptor instead.
 func (*TokenRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{8}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TokenRow) GetId() int64 {
@@ -1034,7 +1111,7 @@ type RequestRow struct {
 
 func (x *RequestRow) Reset() {
 	*x = RequestRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[9]
+	mi := &file_consensus_state_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1123,7 @@ func (x *RequestRow) String() string {
 func (*RequestRow) ProtoMessage() {}
 
 func (x *RequestRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[9]
+	mi := &file_consensus_state_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1136,7 @@ func (x *RequestRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRow.ProtoReflect.Descriptor instead.
 func (*RequestRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{9}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RequestRow) GetRequestId() []byte {
@@ -1111,7 +1188,7 @@ type RemovedRow struct {
 
 func (x *RemovedRow) Reset() {
 	*x = RemovedRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[10]
+	mi := &file_consensus_state_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1200,7 @@ func (x *RemovedRow) String() string {
 func (*RemovedRow) ProtoMessage() {}
 
 func (x *RemovedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[10]
+	mi := &file_consensus_state_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1213,7 @@ func (x *RemovedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovedRow.ProtoReflect.Descriptor instead.
 func (*RemovedRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{10}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RemovedRow) GetNodeId() []byte {
@@ -1183,7 +1260,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_consensus_state_state_proto_msgTypes[11]
+	mi := &file_consensus_state_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1272,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[11]
+	mi := &file_consensus_state_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1285,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{11}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *End) GetRecords() uint64 {
@@ -1235,7 +1312,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\arequest\x18\t \x01(\v2\x1d.portolan.state.v1.RequestRowH\x00R\arequest\x12*\n" +
 	"\x03end\x18\x0f \x01(\v2\x16.portolan.state.v1.EndH\x00R\x03end\x129\n" +
 	"\aremoved\x18\x14 \x01(\v2\x1d.portolan.state.v1.RemovedRowH\x00R\aremovedB\x05\n" +
-	"\x03row\"\xaa\x02\n" +
+	"\x03row\"\xea\x02\n" +
 	"\aMeshRow\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x1f\n" +
 	"\vgossip_keys\x18\x02 \x03(\fR\n" +
@@ -1249,7 +1326,17 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\alast_id\x18\a \x01(\x03R\x06lastId\x12\"\n" +
 	"\rclock_unix_ns\x18\b \x01(\x03R\vclockUnixNs\x12\x18\n" +
 	"\aversion\x18\t \x01(\x04R\aversion\x12\x16\n" +
-	"\x06voters\x18\x14 \x01(\rR\x06voters\"\xb6\x01\n" +
+	"\x06voters\x18\x14 \x01(\rR\x06voters\x12>\n" +
+	"\n" +
+	"recoveries\x18  \x03(\v2\x1e.portolan.state.v1.RecoveryRowR\n" +
+	"recoveries\"\x88\x01\n" +
+	"\vRecoveryRow\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\fR\n" +
+	"generation\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12*\n" +
+	"\x11recovered_unix_ns\x18\x03 \x01(\x03R\x0frecoveredUnixNs\x12\x17\n" +
+	"\anode_id\x18\x04 \x01(\fR\x06nodeId\"\xb6\x01\n" +
 	"\aSiteRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -1349,42 +1436,44 @@ func file_consensus_state_state_proto_rawDescGZIP() []byte {
 	return file_consensus_state_state_proto_rawDescData
 }
 
-var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_consensus_state_state_proto_goTypes = []any{
 	(*Record)(nil),       // 0: portolan.state.v1.Record
 	(*MeshRow)(nil),      // 1: portolan.state.v1.MeshRow
-	(*SiteRow)(nil),      // 2: portolan.state.v1.SiteRow
-	(*NodeRow)(nil),      // 3: portolan.state.v1.NodeRow
-	(*ProjectRow)(nil),   // 4: portolan.state.v1.ProjectRow
-	(*UserRow)(nil),      // 5: portolan.state.v1.UserRow
-	(*MemberRow)(nil),    // 6: portolan.state.v1.MemberRow
-	(*RuleRow)(nil),      // 7: portolan.state.v1.RuleRow
-	(*TokenRow)(nil),     // 8: portolan.state.v1.TokenRow
-	(*RequestRow)(nil),   // 9: portolan.state.v1.RequestRow
-	(*RemovedRow)(nil),   // 10: portolan.state.v1.RemovedRow
-	(*End)(nil),          // 11: portolan.state.v1.End
-	(*command.Node)(nil), // 12: portolan.command.v1.Node
-	(*command.Rule)(nil), // 13: portolan.command.v1.Rule
+	(*RecoveryRow)(nil),  // 2: portolan.state.v1.RecoveryRow
+	(*SiteRow)(nil),      // 3: portolan.state.v1.SiteRow
+	(*NodeRow)(nil),      // 4: portolan.state.v1.NodeRow
+	(*ProjectRow)(nil),   // 5: portolan.state.v1.ProjectRow
+	(*UserRow)(nil),      // 6: portolan.state.v1.UserRow
+	(*MemberRow)(nil),    // 7: portolan.state.v1.MemberRow
+	(*RuleRow)(nil),      // 8: portolan.state.v1.RuleRow
+	(*TokenRow)(nil),     // 9: portolan.state.v1.TokenRow
+	(*RequestRow)(nil),   // 10: portolan.state.v1.RequestRow
+	(*RemovedRow)(nil),   // 11: portolan.state.v1.RemovedRow
+	(*End)(nil),          // 12: portolan.state.v1.End
+	(*command.Node)(nil), // 13: portolan.command.v1.Node
+	(*command.Rule)(nil), // 14: portolan.command.v1.Rule
 }
 var file_consensus_state_state_proto_depIdxs = []int32{
 	1,  // 0: portolan.state.v1.Record.mesh:type_name -> portolan.state.v1.MeshRow
-	2,  // 1: portolan.state.v1.Record.site:type_name -> portolan.state.v1.SiteRow
-	3,  // 2: portolan.state.v1.Record.node:type_name -> portolan.state.v1.NodeRow
-	4,  // 3: portolan.state.v1.Record.project:type_name -> portolan.state.v1.ProjectRow
-	5,  // 4: portolan.state.v1.Record.user:type_name -> portolan.state.v1.UserRow
-	6,  // 5: portolan.state.v1.Record.member:type_name -> portolan.state.v1.MemberRow
-	7,  // 6: portolan.state.v1.Record.rule:type_name -> portolan.state.v1.RuleRow
-	8,  // 7: portolan.state.v1.Record.token:type_name -> portolan.state.v1.TokenRow
-	9,  // 8: portolan.state.v1.Record.request:type_name -> portolan.state.v1.RequestRow
-	11, // 9: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
-	10, // 10: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
-	12, // 11: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
-	13, // 12: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	3,  // 1: portolan.state.v1.Record.site:type_name -> portolan.state.v1.SiteRow
+	4,  // 2: portolan.state.v1.Record.node:type_name -> portolan.state.v1.NodeRow
+	5,  // 3: portolan.state.v1.Record.project:type_name -> portolan.state.v1.ProjectRow
+	6,  // 4: portolan.state.v1.Record.user:type_name -> portolan.state.v1.UserRow
+	7,  // 5: portolan.state.v1.Record.member:type_name -> portolan.state.v1.MemberRow
+	8,  // 6: portolan.state.v1.Record.rule:type_name -> portolan.state.v1.RuleRow
+	9,  // 7: portolan.state.v1.Record.token:type_name -> portolan.state.v1.TokenRow
+	10, // 8: portolan.state.v1.Record.request:type_name -> portolan.state.v1.RequestRow
+	12, // 9: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
+	11, // 10: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
+	2,  // 11: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
+	13, // 12: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
+	14, // 13: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_consensus_state_state_proto_init() }
@@ -1411,7 +1500,7 @@ func file_consensus_state_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_state_state_proto_rawDesc), len(file_consensus_state_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

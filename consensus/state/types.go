@@ -11,12 +11,13 @@ import (
 // Mesh is what holds for all sites together.
 type Mesh struct {
 	ID         identity.MeshID
-	GossipKeys [][]byte // primary first
-	Generation [16]byte // raft generation: random, new after a recovery
-	Level      uint32   // commands up to this level may be proposed
-	Profile    string   // raft timings: "lan", "wan" or "far"
-	Voters     int      // how many sites vote, as a command said; 0: none did. See WantsVoters
-	Version    uint64   // of the settings: goes up with every edit of level, profile or voters
+	GossipKeys [][]byte   // primary first
+	Generation [16]byte   // raft generation: random, new after a recovery
+	Recoveries []Recovery // oldest first, the last ones
+	Level      uint32     // commands up to this level may be proposed
+	Profile    string     // raft timings: "lan", "wan" or "far"
+	Voters     int        // how many sites vote, as a command said; 0: none did. See WantsVoters
+	Version    uint64     // of the settings: goes up with every edit of level, profile or voters
 	CreatedAt  time.Time
 }
 

@@ -7,7 +7,7 @@
 //	              |
 //	    client certificate -> NodeID
 //	      |                  |
-//	"portolan-raft/1"       "h2"      ALPN
+//	"portolan-raft/2"       "h2"      ALPN
 //	members only           anyone     (a joiner is no member yet: gRPC methods
 //	      |                  |         decide by PeerNodeID)
 //	   Raft()             GRPC()      virtual listeners

@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	// ALPNRaft is for raft's own stream protocol; version in the name.
-	ALPNRaft = "portolan-raft/1"
+	// ALPNRaft is for raft's own stream protocol; version in the name: 2 opens
+	// with a greeting.
+	ALPNRaft = "portolan-raft/2"
 	// ALPNGRPC is HTTP/2, which gRPC speaks.
 	ALPNGRPC = "h2"
 )

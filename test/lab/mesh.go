@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -259,6 +260,13 @@ func (m *lateMembers) IsMember(id identity.NodeID) bool {
 func (s *Site) Start() error { return s.start(nil) }
 
 func (s *Site) start(seeds []*command.Node) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open(seeds)
+}
+
+// open is start for a caller who holds s.mu.
+func (s *Site) open(seeds []*command.Node) error {
 	log := slog.New(slog.DiscardHandler)
 	if s.mesh.Log != nil {
 		log = slog.New(slog.NewTextHandler(s.mesh.Log, &slog.HandlerOptions{Level: slog.LevelInfo})).With("at", s.Name)
@@ -285,9 +293,14 @@ func (s *Site) start(seeds []*command.Node) error {
 	wg.Go(func() { _ = srv.Serve(l.GRPC()) })
 	ran := make(chan error, 1)
 	nodeCtx, stopNode := context.WithCancel(ctx)
-	go func() { ran <- n.Run(nodeCtx) }()
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	go func() {
+		err := n.Run(nodeCtx)
+		ran <- err
+		var old *consensus.OutdatedError
+		if errors.As(err, &old) {
+			s.beginAnew(n)
+		}
+	}()
 	s.node = n
 	s.stop = func() error {
 		stopNode()
@@ -309,7 +322,42 @@ func (s *Site) Stop() error {
 	if stop == nil {
 		return nil
 	}
-	return stop()
+	var old *consensus.OutdatedError
+	if err := stop(); !errors.As(err, &old) {
+		return err
+	}
+	return nil
+}
+
+// beginAnew does for a node what the node's process would: its control state is
+// an old one.
+func (s *Site) beginAnew(n *consensus.Node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.node != n {
+		return // it was stopped meanwhile
+	}
+	_ = s.stop() // ends with what is known already
+	s.node, s.stop = nil, nil
+	_, err := consensus.SetAside(s.dir, time.Now())
+	if err == nil {
+		err = s.open(nil)
+	}
+	if err != nil && s.mesh.Log != nil {
+		fmt.Fprintf(s.mesh.Log, "site %s does not begin anew: %v\n", s.Name, err)
+	}
+}
+
+// Image copies the site's disk, while it does not run, to a directory that is
+// not there.
+func (s *Site) Image(to string) error { return os.CopyFS(to, os.DirFS(s.dir)) }
+
+// PutBack makes an image the site's disk, while it does not run.
+func (s *Site) PutBack(image string) error {
+	if err := os.RemoveAll(s.dir); err != nil {
+		return err
+	}
+	return os.CopyFS(s.dir, os.DirFS(image))
 }
 
 // Kill ends the node as the others see a power cut: its connections end at once
