@@ -271,8 +271,8 @@ func (n *Node) greetOthers(ctx context.Context) {
 		}
 		wg.Go(func() {
 			for ctx.Err() == nil && n.isOutdated() == nil {
-				if n.greetOne(ctx, id) == nil {
-					return
+				if err := n.greetOne(ctx, id); err == nil || errors.Is(err, errGreeting) {
+					return // it has said what it knows
 				}
 				select {
 				case <-ctx.Done():

@@ -61,9 +61,11 @@ func Run(ctx context.Context, cfg Config) error {
 	defer lock.Close()
 	for {
 		var old *consensus.OutdatedError
-		if err := run(ctx, cfg, dir); !errors.As(err, &old) {
+		err := run(ctx, cfg, dir)
+		if !errors.As(err, &old) {
 			return err
 		}
+		cfg.Logger.Debug("the node stopped to begin its control state anew", "err", err)
 		kept, err := consensus.SetAside(filepath.Join(dir, raftDir), cfg.Now())
 		if err != nil {
 			return err
