@@ -41,6 +41,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Now is the clock that stamps commands and judges joiners'; nil is time.Now.
 	Now func() time.Time
+
+	keyAwayFor, keyBehindFor time.Duration // the constants of these names, but for tests
 }
 
 // Limits and periods that do not follow the profile.

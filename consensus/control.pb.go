@@ -600,7 +600,6 @@ func (x *JoinRequest) GetForwarded() bool {
 type JoinReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MeshId        []byte                 `protobuf:"bytes,1,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
-	GossipKeys    [][]byte               `protobuf:"bytes,2,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
 	Nodes         []*command.Node        `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Profile       string                 `protobuf:"bytes,4,opt,name=profile,proto3" json:"profile,omitempty"`
 	Generation    []byte                 `protobuf:"bytes,5,opt,name=generation,proto3" json:"generation,omitempty"`
@@ -643,13 +642,6 @@ func (*JoinReply) Descriptor() ([]byte, []int) {
 func (x *JoinReply) GetMeshId() []byte {
 	if x != nil {
 		return x.MeshId
-	}
-	return nil
-}
-
-func (x *JoinReply) GetGossipKeys() [][]byte {
-	if x != nil {
-		return x.GossipKeys
 	}
 	return nil
 }
@@ -742,19 +734,20 @@ func (x *PingRequest) GetSelf() *command.Node {
 }
 
 type PingReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
-	LastIndex     uint64                 `protobuf:"varint,2,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
-	LastTerm      uint64                 `protobuf:"varint,3,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
-	Applied       uint64                 `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`                                    // index of its state
-	LastContactMs int64                  `protobuf:"varint,5,opt,name=last_contact_ms,json=lastContactMs,proto3" json:"last_contact_ms,omitempty"` // since it heard from a leader; -1: never
-	LeaderId      []byte                 `protobuf:"bytes,6,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
-	NowUnixNs     int64                  `protobuf:"varint,7,opt,name=now_unix_ns,json=nowUnixNs,proto3" json:"now_unix_ns,omitempty"`
-	MeshId        []byte                 `protobuf:"bytes,8,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
-	Generation    []byte                 `protobuf:"bytes,9,opt,name=generation,proto3" json:"generation,omitempty"`
-	Nodes         []*command.Node        `protobuf:"bytes,10,rep,name=nodes,proto3" json:"nodes,omitempty"` // if the caller is behind
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Term           uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	LastIndex      uint64                 `protobuf:"varint,2,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
+	LastTerm       uint64                 `protobuf:"varint,3,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
+	Applied        uint64                 `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`                                    // index of its state
+	LastContactMs  int64                  `protobuf:"varint,5,opt,name=last_contact_ms,json=lastContactMs,proto3" json:"last_contact_ms,omitempty"` // since it heard from a leader; -1: never
+	LeaderId       []byte                 `protobuf:"bytes,6,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
+	NowUnixNs      int64                  `protobuf:"varint,7,opt,name=now_unix_ns,json=nowUnixNs,proto3" json:"now_unix_ns,omitempty"`
+	MeshId         []byte                 `protobuf:"bytes,8,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
+	Generation     []byte                 `protobuf:"bytes,9,opt,name=generation,proto3" json:"generation,omitempty"`
+	Nodes          []*command.Node        `protobuf:"bytes,10,rep,name=nodes,proto3" json:"nodes,omitempty"`                                          // if the caller is behind
+	GossipRevision uint64                 `protobuf:"varint,27,opt,name=gossip_revision,json=gossipRevision,proto3" json:"gossip_revision,omitempty"` // of the gossip keys that the node uses
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *PingReply) Reset() {
@@ -855,6 +848,13 @@ func (x *PingReply) GetNodes() []*command.Node {
 		return x.Nodes
 	}
 	return nil
+}
+
+func (x *PingReply) GetGossipRevision() uint64 {
+	if x != nil {
+		return x.GossipRevision
+	}
+	return 0
 }
 
 // TokenBody is what a join token carries, see Token.
@@ -1088,21 +1088,19 @@ const file_consensus_control_proto_rawDesc = "" +
 	"\x04node\x18\x05 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\x12\x1e\n" +
 	"\vnow_unix_ns\x18\x06 \x01(\x03R\tnowUnixNs\x12\x1b\n" +
 	"\tmin_level\x18\a \x01(\rR\bminLevel\x12\x1c\n" +
-	"\tforwarded\x18\b \x01(\bR\tforwarded\"\xe6\x01\n" +
+	"\tforwarded\x18\b \x01(\bR\tforwarded\"\xcb\x01\n" +
 	"\tJoinReply\x12\x17\n" +
-	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x1f\n" +
-	"\vgossip_keys\x18\x02 \x03(\fR\n" +
-	"gossipKeys\x12/\n" +
+	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12/\n" +
 	"\x05nodes\x18\x03 \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes\x12\x18\n" +
 	"\aprofile\x18\x04 \x01(\tR\aprofile\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x05 \x01(\fR\n" +
 	"generation\x12\x1e\n" +
 	"\vnow_unix_ns\x18\x06 \x01(\x03R\tnowUnixNs\x12\x14\n" +
-	"\x05level\x18\a \x01(\rR\x05level\"R\n" +
+	"\x05level\x18\a \x01(\rR\x05levelJ\x04\b\x02\x10\x03\"R\n" +
 	"\vPingRequest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12-\n" +
-	"\x04self\x18\x02 \x01(\v2\x19.portolan.command.v1.NodeR\x04self\"\xc4\x02\n" +
+	"\x04self\x18\x02 \x01(\v2\x19.portolan.command.v1.NodeR\x04self\"\xed\x02\n" +
 	"\tPingReply\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1d\n" +
 	"\n" +
@@ -1117,7 +1115,8 @@ const file_consensus_control_proto_rawDesc = "" +
 	"generation\x18\t \x01(\fR\n" +
 	"generation\x12/\n" +
 	"\x05nodes\x18\n" +
-	" \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes\"\xc9\x01\n" +
+	" \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes\x12'\n" +
+	"\x0fgossip_revision\x18\x1b \x01(\x04R\x0egossipRevision\"\xc9\x01\n" +
 	"\tTokenBody\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x03R\x02id\x12\x16\n" +

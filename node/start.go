@@ -110,6 +110,9 @@ func (n *node) create(ctx context.Context) error {
 		fmt.Fprintf(n.cfg.Notice, "The administrator is user %q with password %q; it is kept in %s.\n",
 			"admin", password, AdminPasswordFile)
 	}
+	if n.cfg.Notice != nil {
+		fmt.Fprintln(n.cfg.Notice, "Make the recovery key, without which there are no backups, with: portolan keys recovery create")
+	}
 	return nil
 }
 
@@ -158,14 +161,17 @@ func (n *node) seeds() []string {
 }
 
 // startContent starts what moves and describes images.
-func (n *node) startContent(_ context.Context) error {
+func (n *node) startContent(ctx context.Context) error {
 	s, log, reg := n.cfg.Settings, n.cfg.Logger, n.metrics
 	mesh := n.view().Mesh()
-	var err error
+	keys, err := n.gossipKeys(ctx)
+	if err != nil {
+		return err
+	}
 	if n.gossip, err = gossip.New(gossip.Config{
 		Self: n.id.ID, Site: s.Site, Level: command.Level, BindAddr: s.Bind, Port: s.GossipPort,
 		AdvertiseHost: s.Advertise, AdvertisePort: s.GossipPort,
-		Mesh: mesh.ID, Keys: mesh.GossipKeys, Seeds: n.seeds, Logger: log,
+		Mesh: mesh.ID, Keys: keys, Seeds: n.seeds, Logger: log,
 	}); err != nil {
 		return err
 	}
@@ -180,6 +186,7 @@ func (n *node) startContent(_ context.Context) error {
 		return errors.Join(err, n.gossip.Close())
 	}
 	n.stages.start("gossip", n.gossip.Run)
+	n.stages.start("gossip keys", n.followGossipKeys)
 	n.stages.start("data plane", n.host.Run)
 	if n.sync, err = sync.New(sync.Config{
 		Self: n.id.ID, Site: s.Site, Dir: n.dir, Store: n.store, State: n.raft.State(),

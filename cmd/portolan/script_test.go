@@ -19,6 +19,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/portolan/portolan/consensus/backup"
+	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/registryapi"
@@ -42,6 +44,7 @@ func TestMain(m *testing.M) {
 //	push IMAGE TEXT            an image arrives in the catalogue
 //	presence SITE WORDS…       what the site answers of any image: reachable, complete, covered, evictable, missing=N, torn (an error of several lines)
 //	lose SITES… | heal         the majority is out of reach, or back
+//	rotate                     the nodes do what keys rotate has asked for
 //	settle                     the last stdout to the file got, with TIME, DIGEST, NODE… for what differs each time
 //	onedoc                     the last stdout is exactly one JSON document
 func TestScripts(t *testing.T) {
@@ -61,6 +64,7 @@ func TestScripts(t *testing.T) {
 			"presence": func(ts *testscript.TestScript, _ bool, args []string) { world(ts).placement.set(args[0], args[1:]) },
 			"lose":     func(ts *testscript.TestScript, _ bool, args []string) { world(ts).mesh.Lose(args) },
 			"heal":     func(ts *testscript.TestScript, _ bool, _ []string) { world(ts).mesh.Lose(nil) },
+			"rotate":   func(ts *testscript.TestScript, _ bool, _ []string) { world(ts).rotate(ts) },
 			"settle":   settle,
 			"onedoc": func(ts *testscript.TestScript, _ bool, _ []string) {
 				dec := json.NewDecoder(strings.NewReader(ts.ReadFile("stdout")))
@@ -107,6 +111,14 @@ func setup(env *testscript.Env) error {
 		},
 		Peer:      func(identity.NodeID) (bool, time.Duration) { return true, 12500 * time.Microsecond },
 		JoinToken: func(j mesh.JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]), nil },
+		Backup: func(_ context.Context, out io.Writer) error {
+			st := m.State.View().KeyState()
+			if st.Recovery == "" {
+				return &command.Error{Code: command.CodeConflict, Message: "the mesh has no recovery key to seal a backup to: make one with: portolan keys recovery create"}
+			}
+			return backup.Write(out, st.Recovery, backup.Source{View: m.State.View(), Site: m.Site, Version: "test", Now: time.Now()})
+		},
+		CheckRecovery: backup.CheckRecipient,
 		Version:   "test", Now: time.Now, Logger: log, Poll: time.Millisecond,
 	})
 	if err != nil {
@@ -127,6 +139,23 @@ func setup(env *testscript.Env) error {
 	env.Setenv("PORTOLAN_USERNAME", "admin")
 	env.Setenv("PORTOLAN_PASSWORD", apitest.AdminPassword)
 	return nil
+}
+
+// rotate makes the steps that the nodes would: of the gossip key the first two,
+// of the mesh key all.
+func (w *scene) rotate(ts *testscript.TestScript) {
+	var boxes []*command.KeyBox
+	for _, n := range w.mesh.State.View().Nodes() {
+		boxes = append(boxes, &command.KeyBox{NodeId: n.ID[:], Box: []byte("box")})
+	}
+	for _, s := range []*command.KeyStep{
+		{Kind: command.KeyKind_KEY_KIND_GOSSIP, Version: 2, Step: command.KeyStep_STEP_ADD, Boxes: boxes[1:]},
+		{Kind: command.KeyKind_KEY_KIND_MESH, Version: 2, Step: command.KeyStep_STEP_ADD, Boxes: boxes},
+		{Kind: command.KeyKind_KEY_KIND_MESH, Version: 1, Step: command.KeyStep_STEP_REMOVE},
+	} {
+		_, err := w.mesh.Propose(context.Background(), "node:x", s)
+		ts.Check(err)
+	}
 }
 
 // placement answers as the script says that sites would.
@@ -189,6 +218,8 @@ var varying = []struct {
 }{
 	{regexp.MustCompile(`\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?Z`), "TIME"},
 	{regexp.MustCompile(`sha256:[0-9a-f]{12,64}`), "DIGEST"},
+	{regexp.MustCompile(`\b[0-9a-f]{64}\b`), "DIGEST"},
+	{regexp.MustCompile(`age1[0-9a-z]{58}`), "RECIPIENT"},
 	{regexp.MustCompile(`12D3KooW[1-9A-HJ-NP-Za-km-z]{44}`), "NODE"},
 	{regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`), "UUID"},
 	{regexp.MustCompile(`"[0-9a-f]{64}"`), `"SECRET"`},

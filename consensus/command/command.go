@@ -56,6 +56,10 @@ var kinds = []kind{
 	{Type_TYPE_RULE_DELETE, 1, func() proto.Message { return new(RuleDelete) }},
 	{Type_TYPE_PROFILE_SET, 1, func() proto.Message { return new(ProfileSet) }},
 	{Type_TYPE_TOKEN_REVOKE, 1, func() proto.Message { return new(TokenRevoke) }},
+	{Type_TYPE_KEYS_ROTATE, 1, func() proto.Message { return new(KeysRotate) }},
+	{Type_TYPE_KEY_STEP, 1, func() proto.Message { return new(KeyStep) }},
+	{Type_TYPE_SECRET_SET, 1, func() proto.Message { return new(SecretSet) }},
+	{Type_TYPE_RECOVERY_SET, 1, func() proto.Message { return new(RecoverySet) }},
 }
 
 // index finds kinds by type and by message name. Made at first use: generated

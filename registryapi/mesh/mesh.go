@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -78,6 +79,11 @@ type Config struct {
 	Peer func(identity.NodeID) (alive bool, rtt time.Duration)
 	// JoinToken writes a join token's text.
 	JoinToken func(JoinToken) (string, error)
+	// Backup writes the control state, sealed to the recovery key; a *command.Error
+	// if there is none.
+	Backup func(context.Context, io.Writer) error
+	// CheckRecovery judges the public half of a recovery key.
+	CheckRecovery func(string) error
 	// Version of the binary.
 	Version string
 	Now     func() time.Time
@@ -95,7 +101,7 @@ type API struct {
 // New declares all operations.
 func New(cfg Config) (*API, error) {
 	if cfg.View == nil || cfg.Proposer == nil || cfg.Access == nil || cfg.Catalog == nil || cfg.Placement == nil ||
-		cfg.Consensus == nil || cfg.Peer == nil || cfg.JoinToken == nil || cfg.Now == nil || cfg.Logger == nil {
+		cfg.Consensus == nil || cfg.Peer == nil || cfg.JoinToken == nil || cfg.Backup == nil || cfg.CheckRecovery == nil || cfg.Now == nil || cfg.Logger == nil {
 		return nil, errors.New("mesh: an incomplete Config")
 	}
 	if cfg.Poll <= 0 {
@@ -107,6 +113,7 @@ func New(cfg Config) (*API, error) {
 	a.registerStatus()
 	a.registerProfile()
 	a.registerTokens()
+	a.registerKeys()
 	a.registerRules()
 	a.registerTags()
 	a.registerPlacement()

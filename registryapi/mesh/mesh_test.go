@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http/httptest"
 	"net/url"
@@ -60,6 +62,7 @@ type fixture struct {
 	catalog   *catalog.Catalog
 	placement *placement
 	api       *API
+	backup    func(context.Context, io.Writer) error
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -78,7 +81,14 @@ func newFixture(t *testing.T) *fixture {
 		},
 		Peer:      func(identity.NodeID) (bool, time.Duration) { return true, 12500 * time.Microsecond },
 		JoinToken: func(j JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]) + "." + j.Site, nil },
-		Version:   "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
+		Backup:    func(ctx context.Context, w io.Writer) error { return f.backup(ctx, w) },
+		CheckRecovery: func(s string) error {
+			if !strings.HasPrefix(s, "age1") {
+				return errors.New("this is not the public half of a recovery key")
+			}
+			return nil
+		},
+		Version: "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)

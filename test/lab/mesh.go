@@ -198,7 +198,7 @@ func (s *Site) bootstrap(ctx context.Context) error {
 		return err
 	}
 	mesh, pid := identity.NewMeshID(), identity.NewProjectID()
-	return s.Node().Bootstrap(ctx, &command.MeshCreate{MeshId: mesh[:], Site: s.Name, GossipKey: random(32), LibraryProjectId: pid[:],
+	return s.Node().Bootstrap(ctx, &command.MeshCreate{MeshId: mesh[:], Site: s.Name, LibraryProjectId: pid[:],
 		AdminPasswordHash: "$argon2id$lab", RaftGeneration: random(16)})
 }
 
