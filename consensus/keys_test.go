@@ -151,6 +151,7 @@ func TestKeys_AreInBoxesOnly(t *testing.T) {
 			t.Fatalf("keys are due: %+v", st)
 		}
 	}
+	all[0].mustCreateProject("prod") // raft takes no snapshot before a command came after its last configuration
 	if err := all[0].node.raft.Snapshot().Error(); err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,11 @@ func TestBackup_RestoredWithNoOldNodeLeft(t *testing.T) {
 	data := at("new")
 	base := cluster.BasePort(t, 10)
 	args := func(data string) []string {
-		return []string{"--data", data, "--site", "osl", "--advertise", "127.0.0.1", "--http", "127.0.0.1:" + strconv.Itoa(base),
+		site := "osl"
+		if data == old {
+			site = sites[1].Name
+		}
+		return []string{"--data", data, "--site", site, "--advertise", "127.0.0.1", "--http", "127.0.0.1:" + strconv.Itoa(base),
 			"--gossip-port", strconv.Itoa(base + 1), "--control-port", strconv.Itoa(base + 2), "--data-port", strconv.Itoa(base + 3)}
 	}
 	restore := func(file, key, data string) []string {
@@ -88,8 +92,10 @@ func TestBackup_RestoredWithNoOldNodeLeft(t *testing.T) {
 	check := func() {
 		t.Helper()
 		// The old passwords, ids and versions.
-		if s := m.status(t, 0, "/api/mesh/v1/sites", "ann", "Harbour-5678"); s != http.StatusOK {
-			t.Errorf("ann's login: %d", s)
+		for password, want := range map[string]int{"Harbour-5678": http.StatusOK, "Harbour-8765": http.StatusUnauthorized} {
+			if s := m.status(t, 0, "/api/v2.0/users/current", "ann", password); s != want {
+				t.Errorf("ann's login with %q: %d", password, s)
+			}
 		}
 		if got := m.Must(t, 0, "user", "list", "--json"); got != users {
 			t.Errorf("users are\n%s, were\n%s", got, users)
