@@ -52,11 +52,11 @@ type rotation struct {
 	answered map[identity.NodeID]bool // of the members, since then
 	asked    time.Time                // the last time that members were asked
 	work     [3]time.Time             // by kind: since when there has been something to do
-	skip     map[secrets.Place]bool   // that do not open; told once
+	told     map[secrets.Place]uint64 // secrets that do not open, and their version: told once
 }
 
 func newRotation(n *Node) *rotation {
-	return &rotation{node: n, away: n.cfg.keyAwayFor, behind: n.cfg.keyBehindFor, skip: make(map[secrets.Place]bool)}
+	return &rotation{node: n, away: n.cfg.keyAwayFor, behind: n.cfg.keyBehindFor, told: make(map[secrets.Place]uint64)}
 }
 
 func (r *rotation) run(ctx context.Context) {
@@ -69,15 +69,23 @@ func (r *rotation) run(ctx context.Context) {
 	tick := time.NewTicker(reconcileEvery)
 	defer tick.Stop()
 	for {
-		changed := n.state.Changed()
+		seen := n.state.View()
 		if r.next(ctx) {
 			continue
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-changed:
-		case <-tick.C:
+		// Most edits are of other things: thousands a second must cost nothing here.
+		for again := false; !again; {
+			changed := n.state.Changed()
+			if !n.state.View().SameKeys(seen) {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			case <-tick.C:
+				again = true
+			}
 		}
 	}
 }
@@ -116,11 +124,14 @@ func (r *rotation) rank(view *state.View, kind command.KeyKind) (int, bool) {
 	if err != nil {
 		return 0, false
 	}
-	newest, there := view.NewestKey(kind)
-	able := func(m state.Node) bool {
-		_, has := newest.Box(m.ID)
-		// A key that nobody can open any more is as good as none.
-		return state.MayHold(m, kind) && (has || !there || newest.Boxes() == 0)
+	keys := view.Keys(kind)
+	able := func(m state.Node) bool { return state.MayHold(m, kind) && opens(m, keys) }
+	if !slices.ContainsFunc(view.Nodes(), able) {
+		// Nobody can open all versions: whoever has the newest goes on with what
+		// can be had. One that nobody can open any more is as good as none.
+		able = func(m state.Node) bool {
+			return state.MayHold(m, kind) && (len(keys) == 0 || keys[len(keys)-1].Boxes() == 0 || opens(m, keys[len(keys)-1:]))
+		}
 	}
 	if m, ok := view.Node(leader); ok && able(m) {
 		return 0, leader == n.cfg.Identity.ID && n.raft.State() == raft.Leader
@@ -135,6 +146,16 @@ func (r *rotation) rank(view *state.View, kind command.KeyKind) (int, bool) {
 		}
 	}
 	return 0, false
+}
+
+// opens reports whether a node has a box of each of the keys.
+func opens(m state.Node, keys []state.Key) bool {
+	for _, k := range keys {
+		if _, ok := k.Box(m.ID); !ok {
+			return false
+		}
+	}
+	return true
 }
 
 // step decides what comes next for a kind of key, from the state alone; say is
@@ -178,12 +199,15 @@ func (r *rotation) meshStep(view *state.View, keys []state.Key, newest state.Key
 	left := make(map[uint32]int)
 	for s := range view.Secrets() {
 		left[s.KeyVer]++
-		if s.KeyVer == newest.Version || r.skip[s.Place] {
+		if s.KeyVer == newest.Version {
 			continue
 		}
 		sealed, err := r.sealAnew(view, s)
 		if err != nil {
-			r.skip[s.Place] = true
+			if r.told[s.Place] == s.Version {
+				continue
+			}
+			r.told[s.Place] = s.Version
 			r.node.log.Error("a secret cannot be sealed anew, and the old mesh key stays: enter the secret again", "secret", s.Place, "err", err)
 			continue
 		}

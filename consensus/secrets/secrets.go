@@ -43,7 +43,7 @@ func NewKey() Key {
 	return k
 }
 
-// String, GoString and LogValue keep keys out of logs.
+// String implements fmt.Stringer: never the key; so do the three below.
 func (Key) String() string             { return "(secret)" }
 func (Key) GoString() string           { return "(secret)" }
 func (Key) LogValue() slog.Value       { return slog.StringValue("(secret)") }

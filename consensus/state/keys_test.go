@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/consensus/secrets"
 	"github.com/portolan/portolan/node/identity"
@@ -186,5 +188,24 @@ func TestRenew_Refusals(t *testing.T) {
 	}
 	if err := try(append(slices.Clone(rows), &Record{}), same); !errors.As(err, &unsupported) {
 		t.Errorf("a row of another kind: %v", err)
+	}
+}
+
+func TestSameKeys(t *testing.T) {
+	m := built(t)
+	seen := m.View()
+	m.must(&command.UserCreate{Name: "carl", PasswordHash: "x"})
+	if !m.View().SameKeys(seen) {
+		t.Error("an edit of something else is taken for one of the keys")
+	}
+	for _, body := range []proto.Message{&command.KeysRotate{Mesh: true}, &command.NodeUpdate{Node: node(2)},
+		&command.SecretSet{Object: "ldap", Field: "bind_password"},
+		&command.KeyStep{Kind: meshKind, Version: 2, Step: command.KeyStep_STEP_ADD, Boxes: []*command.KeyBox{{NodeId: node(1).Id, Box: id16(1)}}},
+		&command.KeyStep{Kind: meshKind, Version: 2, Step: command.KeyStep_STEP_BOX, Boxes: []*command.KeyBox{{NodeId: node(2).Id, Box: id16(2)}}}} {
+		before := m.View()
+		m.must(body)
+		if m.View().SameKeys(before) {
+			t.Errorf("%T is not noticed", body)
+		}
 	}
 }
