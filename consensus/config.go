@@ -44,7 +44,8 @@ type Config struct {
 
 	// lasting is for how long nearer voters must be in sight before votes move to
 	// them, but for tests.
-	lasting time.Duration
+	lasting                  time.Duration
+	keyAwayFor, keyBehindFor time.Duration // the constants of these names, but for tests
 }
 
 // Limits and periods that do not follow the profile.

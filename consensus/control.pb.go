@@ -662,7 +662,6 @@ func (x *JoinRequest) GetForwarded() bool {
 type JoinReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MeshId        []byte                 `protobuf:"bytes,1,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
-	GossipKeys    [][]byte               `protobuf:"bytes,2,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"`
 	Nodes         []*command.Node        `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Profile       string                 `protobuf:"bytes,4,opt,name=profile,proto3" json:"profile,omitempty"`
 	Generation    []byte                 `protobuf:"bytes,5,opt,name=generation,proto3" json:"generation,omitempty"`
@@ -705,13 +704,6 @@ func (*JoinReply) Descriptor() ([]byte, []int) {
 func (x *JoinReply) GetMeshId() []byte {
 	if x != nil {
 		return x.MeshId
-	}
-	return nil
-}
-
-func (x *JoinReply) GetGossipKeys() [][]byte {
-	if x != nil {
-		return x.GossipKeys
 	}
 	return nil
 }
@@ -821,20 +813,21 @@ func (x *PingRequest) GetAcknowledged() []*Acknowledged {
 }
 
 type PingReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
-	LastIndex     uint64                 `protobuf:"varint,2,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
-	LastTerm      uint64                 `protobuf:"varint,3,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
-	Applied       uint64                 `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`                                    // index of its state
-	LastContactMs int64                  `protobuf:"varint,5,opt,name=last_contact_ms,json=lastContactMs,proto3" json:"last_contact_ms,omitempty"` // since it heard from a leader; -1: never
-	LeaderId      []byte                 `protobuf:"bytes,6,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
-	NowUnixNs     int64                  `protobuf:"varint,7,opt,name=now_unix_ns,json=nowUnixNs,proto3" json:"now_unix_ns,omitempty"`
-	MeshId        []byte                 `protobuf:"bytes,8,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
-	Generation    []byte                 `protobuf:"bytes,9,opt,name=generation,proto3" json:"generation,omitempty"`
-	Nodes         []*command.Node        `protobuf:"bytes,10,rep,name=nodes,proto3" json:"nodes,omitempty"` // if the caller is behind
-	Trips         []*Trip                `protobuf:"bytes,20,rep,name=trips,proto3" json:"trips,omitempty"` // if the caller asked for them
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Term           uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	LastIndex      uint64                 `protobuf:"varint,2,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
+	LastTerm       uint64                 `protobuf:"varint,3,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
+	Applied        uint64                 `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`                                    // index of its state
+	LastContactMs  int64                  `protobuf:"varint,5,opt,name=last_contact_ms,json=lastContactMs,proto3" json:"last_contact_ms,omitempty"` // since it heard from a leader; -1: never
+	LeaderId       []byte                 `protobuf:"bytes,6,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"`
+	NowUnixNs      int64                  `protobuf:"varint,7,opt,name=now_unix_ns,json=nowUnixNs,proto3" json:"now_unix_ns,omitempty"`
+	MeshId         []byte                 `protobuf:"bytes,8,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
+	Generation     []byte                 `protobuf:"bytes,9,opt,name=generation,proto3" json:"generation,omitempty"`
+	Nodes          []*command.Node        `protobuf:"bytes,10,rep,name=nodes,proto3" json:"nodes,omitempty"`                                          // if the caller is behind
+	Trips          []*Trip                `protobuf:"bytes,20,rep,name=trips,proto3" json:"trips,omitempty"`                                          // if the caller asked for them
+	GossipRevision uint64                 `protobuf:"varint,27,opt,name=gossip_revision,json=gossipRevision,proto3" json:"gossip_revision,omitempty"` // of the gossip keys that the node uses
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *PingReply) Reset() {
@@ -942,6 +935,13 @@ func (x *PingReply) GetTrips() []*Trip {
 		return x.Trips
 	}
 	return nil
+}
+
+func (x *PingReply) GetGossipRevision() uint64 {
+	if x != nil {
+		return x.GossipRevision
+	}
+	return 0
 }
 
 // Trip is the usual round trip from the node that says so to another.
@@ -1683,23 +1683,21 @@ const file_consensus_control_proto_rawDesc = "" +
 	"\x04node\x18\x05 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\x12\x1e\n" +
 	"\vnow_unix_ns\x18\x06 \x01(\x03R\tnowUnixNs\x12\x1b\n" +
 	"\tmin_level\x18\a \x01(\rR\bminLevel\x12\x1c\n" +
-	"\tforwarded\x18\b \x01(\bR\tforwarded\"\xe6\x01\n" +
+	"\tforwarded\x18\b \x01(\bR\tforwarded\"\xcb\x01\n" +
 	"\tJoinReply\x12\x17\n" +
-	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x1f\n" +
-	"\vgossip_keys\x18\x02 \x03(\fR\n" +
-	"gossipKeys\x12/\n" +
+	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12/\n" +
 	"\x05nodes\x18\x03 \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes\x12\x18\n" +
 	"\aprofile\x18\x04 \x01(\tR\aprofile\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x05 \x01(\fR\n" +
 	"generation\x12\x1e\n" +
 	"\vnow_unix_ns\x18\x06 \x01(\x03R\tnowUnixNs\x12\x14\n" +
-	"\x05level\x18\a \x01(\rR\x05level\"\xb1\x01\n" +
+	"\x05level\x18\a \x01(\rR\x05levelJ\x04\b\x02\x10\x03\"\xb1\x01\n" +
 	"\vPingRequest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12-\n" +
 	"\x04self\x18\x02 \x01(\v2\x19.portolan.command.v1.NodeR\x04self\x12\x14\n" +
 	"\x05trips\x18\x14 \x01(\bR\x05trips\x12G\n" +
-	"\facknowledged\x18  \x03(\v2#.portolan.consensus.v1.AcknowledgedR\facknowledged\"\xf7\x02\n" +
+	"\facknowledged\x18  \x03(\v2#.portolan.consensus.v1.AcknowledgedR\facknowledged\"\xa0\x03\n" +
 	"\tPingReply\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1d\n" +
 	"\n" +
@@ -1715,7 +1713,8 @@ const file_consensus_control_proto_rawDesc = "" +
 	"generation\x12/\n" +
 	"\x05nodes\x18\n" +
 	" \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes\x121\n" +
-	"\x05trips\x18\x14 \x03(\v2\x1b.portolan.consensus.v1.TripR\x05trips\"C\n" +
+	"\x05trips\x18\x14 \x03(\v2\x1b.portolan.consensus.v1.TripR\x05trips\x12'\n" +
+	"\x0fgossip_revision\x18\x1b \x01(\x04R\x0egossipRevision\"C\n" +
 	"\x04Trip\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\"\n" +
 	"\fmicroseconds\x18\x02 \x01(\rR\fmicroseconds\"\xc9\x01\n" +

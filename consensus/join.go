@@ -39,7 +39,6 @@ type JoinConfig struct {
 // JoinResult is what a new member learns of its mesh.
 type JoinResult struct {
 	Mesh       identity.MeshID
-	GossipKeys [][]byte // primary first
 	Nodes      []*command.Node
 	Profile    Profile
 	Generation [16]byte
@@ -162,10 +161,10 @@ func readJoinReply(t Token, rep *JoinReply) (*JoinResult, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join: %w: install the version that the other sites run", err)
 	}
-	if len(rep.GetGeneration()) != 16 || len(rep.GetGossipKeys()) == 0 {
+	if len(rep.GetGeneration()) != 16 {
 		return nil, errors.New("join: the answer is not complete: install the version that the other sites run")
 	}
-	return &JoinResult{Mesh: mesh, GossipKeys: rep.GetGossipKeys(), Nodes: rep.GetNodes(), Profile: profile, Generation: [16]byte(rep.GetGeneration()), Level: rep.GetLevel()}, nil
+	return &JoinResult{Mesh: mesh, Nodes: rep.GetNodes(), Profile: profile, Generation: [16]byte(rep.GetGeneration()), Level: rep.GetLevel()}, nil
 }
 
 // firstError keeps the reason of a failed connection, which gRPC gives as text.

@@ -188,9 +188,11 @@ type site struct {
 	lasting  time.Duration    // before votes move for distance; 0: the real time
 	draining func(identity.NodeID) bool
 	minLevel uint32 // as a joiner; 0: the binary's
-	node     *Node
-	shutdown func() error
-	ended    <-chan struct{} // closed when the node ends by itself, or is stopped
+	// keyAway and keyBehind are the node's keyAwayFor and keyBehindFor; 0: as they are.
+	keyAway, keyBehind time.Duration
+	node               *Node
+	shutdown           func() error
+	ended              <-chan struct{} // closed when the node ends by itself, or is stopped
 	// shutdownErr is shutdown where an error is what the test wants.
 	shutdownErr func() error
 	lines       lines
@@ -308,6 +310,7 @@ func (s *site) start(seeds []*command.Node) {
 			}
 			return s.net.link(s.name, peer, c), nil
 		},
+		keyAwayFor: s.keyAway, keyBehindFor: s.keyBehind,
 		Seeds: seeds, Logger: s.logger(), lasting: s.lasting, Draining: s.draining, Now: func() time.Time {
 			if now := s.clock.Load(); now != nil {
 				return (*now)()
@@ -364,7 +367,7 @@ func (s *site) bootstrap() {
 	s.start(nil)
 	pid := identity.NewProjectID()
 	id := identity.NewMeshID()
-	err := s.node.Bootstrap(s.t.Context(), &command.MeshCreate{MeshId: id[:], Site: s.name, GossipKey: random(32), LibraryProjectId: pid[:], AdminPasswordHash: "$argon2id$x", RaftGeneration: random(16)})
+	err := s.node.Bootstrap(s.t.Context(), &command.MeshCreate{MeshId: id[:], Site: s.name, LibraryProjectId: pid[:], AdminPasswordHash: "$argon2id$x", RaftGeneration: random(16)})
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -49,6 +49,7 @@ type Node struct {
 	reads    shared[uint64]
 	barriers shared[barrier]
 	trips    trips
+	keys     *keyring
 	joined   string // the mesh's profile as of the join, or of the state at the start
 
 	lifetime context.Context // ends with the node
@@ -104,6 +105,7 @@ func Open(cfg Config) (*Node, error) {
 	n.peers = &peers{node: n, conns: make(map[identity.NodeID]*peer)}
 	n.reach = newReach(n)
 	n.commits = newCommits(n)
+	n.keys = newKeyring(n)
 	n.reads.do, n.reads.work = n.askIndex, &n.work
 	n.barriers.do, n.barriers.work = n.makeBarrier, &n.work
 	n.stream = &streamLayer{Listener: n.cfg.RaftListener, self: n.cfg.Identity.ID, node: n, open: make(map[*dialled]struct{})}
@@ -126,6 +128,9 @@ func fill(cfg *Config) error {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.keyAwayFor == 0 {
+		cfg.keyAwayFor, cfg.keyBehindFor = keyAwayFor, keyBehindFor
 	}
 	if cfg.DialControl == nil {
 		cfg.DialControl = func(ctx context.Context, addr string) (net.Conn, error) {
@@ -252,7 +257,7 @@ func (n *Node) Fresh() bool {
 
 // Bootstrap makes a new mesh with this node as its first member. The directory
 // must be empty, or one in which a first Bootstrap did not come to its end. The
-// command's node and profile are those of the Config.
+// command's node and profile are those of the Config, its keys are made here.
 func (n *Node) Bootstrap(ctx context.Context, mesh *command.MeshCreate) error {
 	if id := n.state.View().Mesh().ID; !id.IsZero() {
 		return fmt.Errorf("consensus: %s belongs to the mesh %s already: start it without making a new one", n.cfg.Dir, id)
@@ -281,6 +286,9 @@ func (n *Node) Bootstrap(ctx context.Context, mesh *command.MeshCreate) error {
 	}
 	mesh = proto.Clone(mesh).(*command.MeshCreate)
 	mesh.Profile, mesh.Node = n.cfg.Profile.Name, n.cfg.Self
+	if mesh.Keys, err = n.newKeys(mesh.GetMeshId()); err != nil {
+		return fmt.Errorf("consensus: make a new mesh: %w", err)
+	}
 	_, err = n.Propose(ctx, "system", mesh)
 	return err
 }
@@ -297,6 +305,7 @@ func (n *Node) Run(ctx context.Context) error {
 	wg.Go(func() { n.keepRecord(run) })
 	wg.Go(func() { n.commits.run(run) })
 	wg.Go(func() { n.survey(run) })
+	wg.Go(func() { newRotation(n).run(run) })
 	wg.Go(func() { (&news{node: n}).run(run) })
 	wg.Go(func() { n.takePart(run) })
 	wg.Go(func() { n.remember(run) })

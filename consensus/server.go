@@ -77,7 +77,7 @@ func (n *server) Ping(ctx context.Context, req *PingRequest) (*PingReply, error)
 	}
 	mesh := view.Mesh()
 	rep := &PingReply{Term: n.raft.CurrentTerm(), LastIndex: n.raft.LastIndex(), LastTerm: n.lastTerm(), Applied: view.Index(), LastContactMs: -1,
-		NowUnixNs: n.cfg.Now().UnixNano(), MeshId: mesh.ID[:], Generation: mesh.Generation[:]}
+		NowUnixNs: n.cfg.Now().UnixNano(), MeshId: mesh.ID[:], Generation: mesh.Generation[:], GossipRevision: n.keys.installed()}
 	if c := n.lastContact(); c >= 0 {
 		rep.LastContactMs = c.Milliseconds()
 	}
@@ -220,13 +220,14 @@ func (n *Node) admit(ctx context.Context, req *JoinRequest) (*JoinReply, error) 
 	if _, err := n.state.View().CheckToken(req.GetTokenId(), hash[:], req.GetSite(), joiner, n.cfg.Now()); err != nil {
 		return nil, err
 	}
-	body := &command.NodeJoin{TokenId: req.GetTokenId(), SecretHash: hash[:], Site: req.GetSite(), Node: req.GetNode()}
+	body := &command.NodeJoin{TokenId: req.GetTokenId(), SecretHash: hash[:], Site: req.GetSite(), Node: req.GetNode(),
+		Keys: n.keys.forJoiner(n.state.View(), req.GetNode())}
 	if _, err := n.Propose(ctx, "node:"+joiner.String(), body); err != nil {
 		return nil, err
 	}
 	n.log.Info("a node joined the mesh", "node", joiner, "site", req.GetSite())
 	view := n.state.View()
 	mesh := view.Mesh()
-	return &JoinReply{MeshId: mesh.ID[:], GossipKeys: mesh.GossipKeys, Nodes: nodeRecords(view), Profile: mesh.Profile, Generation: mesh.Generation[:],
+	return &JoinReply{MeshId: mesh.ID[:], Nodes: nodeRecords(view), Profile: mesh.Profile, Generation: mesh.Generation[:],
 		NowUnixNs: n.cfg.Now().UnixNano(), Level: mesh.Level}, nil
 }

@@ -125,6 +125,7 @@ type Mesh struct {
 	log   *slog.Logger
 	tr    *transport
 	list  *memberlist.Memberlist
+	ring  *memberlist.Keyring
 	hints chan *Hint
 	// changed has room for one: many changes become one call.
 	changed chan struct{}
@@ -169,13 +170,8 @@ func New(cfg Config) (*Mesh, error) {
 	if cfg.Self.IsZero() || cfg.Mesh.IsZero() || cfg.Seeds == nil || cfg.Logger == nil {
 		return nil, errors.New("gossip: Self, Mesh, Seeds and Logger are needed")
 	}
-	if len(cfg.Keys) == 0 {
-		return nil, errors.New("gossip needs a key: it never runs in the clear")
-	}
-	for _, k := range cfg.Keys {
-		if len(k) != keyBytes {
-			return nil, fmt.Errorf("gossip key of %d bytes: expected %d", len(k), keyBytes)
-		}
+	if err := checkKeys(cfg.Keys); err != nil {
+		return nil, err
 	}
 	keyring, err := memberlist.NewKeyring(cfg.Keys, cfg.Keys[0])
 	if err != nil {
@@ -185,7 +181,7 @@ func New(cfg Config) (*Mesh, error) {
 		cfg.RejoinEvery = DefaultRejoinEvery
 	}
 	m := &Mesh{
-		cfg: cfg, log: cfg.Logger,
+		cfg: cfg, log: cfg.Logger, ring: keyring,
 		hints:   make(chan *Hint, hintQueue),
 		changed: make(chan struct{}, 1),
 		events:  make(chan event, eventQueue),

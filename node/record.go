@@ -53,11 +53,10 @@ func newMesh(cfg Config, id *identity.Identity, storeID identity.StoreID) (mesh 
 		return nil, "", err
 	}
 	meshID, library := identity.NewMeshID(), identity.NewProjectID()
-	key, generation := make([]byte, 32), make([]byte, 16)
-	_, _ = rand.Read(key) // crypto/rand.Read never fails (Go 1.24)
-	_, _ = rand.Read(generation)
+	generation := make([]byte, 16)
+	_, _ = rand.Read(generation) // crypto/rand.Read never fails (Go 1.24)
 	return &command.MeshCreate{
-		MeshId: meshID[:], Site: cfg.Settings.Site, Node: record(cfg, id, storeID), GossipKey: key,
+		MeshId: meshID[:], Site: cfg.Settings.Site, Node: record(cfg, id, storeID),
 		LibraryProjectId: library[:], AdminPasswordHash: hash, RaftGeneration: generation,
 	}, made, nil
 }

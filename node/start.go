@@ -47,7 +47,7 @@ func (n *node) start(ctx context.Context, made bool, mesh identity.MeshID) error
 	} else if err := n.awaitState(ctx, mesh); err != nil {
 		return err
 	}
-	if err := n.startGossip(); err != nil {
+	if err := n.startGossip(ctx); err != nil {
 		return err
 	}
 	var api registryapi.Config
@@ -118,6 +118,9 @@ func (n *node) create(ctx context.Context) error {
 		fmt.Fprintf(n.cfg.Notice, "The administrator is user %q with password %q; it is kept in %s.\n",
 			"admin", password, AdminPasswordFile)
 	}
+	if n.cfg.Notice != nil {
+		fmt.Fprintln(n.cfg.Notice, "Make the recovery key, without which there are no backups, with: portolan keys recovery create")
+	}
 	return nil
 }
 
@@ -172,13 +175,17 @@ func (n *node) seeds() []string {
 }
 
 // startGossip starts to look for the others.
-func (n *node) startGossip() (err error) {
+func (n *node) startGossip(ctx context.Context) error {
 	s, log := n.cfg.Settings, n.cfg.Logger
 	mesh := n.view().Mesh()
+	keys, err := n.gossipKeys(ctx)
+	if err != nil {
+		return err
+	}
 	if n.gossip, err = gossip.New(gossip.Config{
 		Self: n.id.ID, Site: s.Site, Level: command.Level, BindAddr: s.Bind, Port: s.GossipPort,
 		AdvertiseHost: s.Advertise, AdvertisePort: s.GossipPort,
-		Mesh: mesh.ID, Keys: mesh.GossipKeys, Seeds: n.seeds, Logger: log,
+		Mesh: mesh.ID, Keys: keys, Seeds: n.seeds, Logger: log,
 		Removed: n.leavesOut,
 	}); err != nil {
 		return err
@@ -186,6 +193,7 @@ func (n *node) startGossip() (err error) {
 	n.metrics.MustRegister(n.gossip)
 	n.heard.Store(n.gossip)
 	n.stages.start("gossip", n.gossip.Run)
+	n.stages.start("gossip keys", n.followGossipKeys)
 	return nil
 }
 

@@ -115,9 +115,9 @@ func (b *bed) addSite(name string) *site {
 	n.open()
 	record := n.record()
 	if len(b.nodes) == 1 {
-		key, gen := make([]byte, 32), make([]byte, 16)
+		gen := make([]byte, 16)
 		mesh, pid := identity.NewMeshID(), identity.NewProjectID()
-		b.propose(&command.MeshCreate{MeshId: mesh[:], Site: name, Node: record, GossipKey: key, RaftGeneration: gen, LibraryProjectId: pid[:], AdminPasswordHash: "$argon2id$v=19$m=1,t=1,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"})
+		b.propose(&command.MeshCreate{MeshId: mesh[:], Site: name, Node: record, RaftGeneration: gen, LibraryProjectId: pid[:], AdminPasswordHash: "$argon2id$v=19$m=1,t=1,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"})
 	} else {
 		hash := sha256.Sum256([]byte(name))
 		token := b.propose(&command.TokenCreate{Site: name, SecretHash: hash[:], ExpiresUnixNs: time.Now().Add(time.Hour).UnixNano()})

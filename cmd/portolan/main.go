@@ -18,8 +18,9 @@ func main() { os.Exit(run()) }
 // runs.
 func run() int {
 	version = cmp.Or(version, buildVersion())
-	root := newRootCommand(&app{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Getenv})
-	root.AddCommand(nodeCommands()...)
+	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Getenv}
+	root := newRootCommand(a)
+	root.AddCommand(nodeCommands(a)...)
 	if err := root.ExecuteContext(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "portolan: "+err.Error())
 		return 1

@@ -19,6 +19,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/portolan/portolan/consensus/backup"
+	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/registryapi"
@@ -44,6 +46,7 @@ func TestMain(m *testing.M) {
 //	leaving SITE WORDS…        what the site alone holds: copies=N (in parts of two), unseen, silent, away (no gossip of it)
 //	removed                    the asked node was removed
 //	lose SITES… | heal         the majority is out of reach, or back
+//	rotate                     the nodes do what keys rotate has asked for
 //	settle                     the last stdout to the file got, with TIME, DIGEST, NODE… for what differs each time
 //	onedoc                     the last stdout is exactly one JSON document
 func TestScripts(t *testing.T) {
@@ -65,6 +68,7 @@ func TestScripts(t *testing.T) {
 			"removed":  func(ts *testscript.TestScript, _ bool, _ []string) { world(ts).leaving.remove() },
 			"lose":     func(ts *testscript.TestScript, _ bool, args []string) { world(ts).mesh.Lose(args) },
 			"heal":     func(ts *testscript.TestScript, _ bool, _ []string) { world(ts).mesh.Lose(nil) },
+			"rotate":   func(ts *testscript.TestScript, _ bool, _ []string) { world(ts).rotate(ts) },
 			"settle":   settle,
 			"onedoc": func(ts *testscript.TestScript, _ bool, _ []string) {
 				dec := json.NewDecoder(strings.NewReader(ts.ReadFile("stdout")))
@@ -118,7 +122,15 @@ func setup(env *testscript.Env) error {
 		},
 		Removed: w.leaving.status, LastCopies: w.leaving.answer,
 		JoinToken: func(j mesh.JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]), nil },
-		Version:   "test", Now: time.Now, Logger: log, Poll: time.Millisecond,
+		Backup: func(_ context.Context, out io.Writer) error {
+			st := m.State.View().KeyState()
+			if st.Recovery == "" {
+				return &command.Error{Code: command.CodeConflict, Message: "the mesh has no recovery key to seal a backup to: make one with: portolan keys recovery create"}
+			}
+			return backup.Write(out, st.Recovery, backup.Source{View: m.State.View(), Site: m.Site, Version: "test", Now: time.Now()})
+		},
+		CheckRecovery: backup.CheckRecipient,
+		Version:       "test", Now: time.Now, Logger: log, Poll: time.Millisecond,
 	})
 	if err != nil {
 		return err
@@ -138,6 +150,26 @@ func setup(env *testscript.Env) error {
 	env.Setenv("PORTOLAN_USERNAME", "admin")
 	env.Setenv("PORTOLAN_PASSWORD", apitest.AdminPassword)
 	return nil
+}
+
+// rotate makes steps that the nodes would: of the gossip key the first, which nyc
+// cannot open yet, of the mesh key all.
+func (w *scene) rotate(ts *testscript.TestScript) {
+	var boxes, allButNYC []*command.KeyBox
+	for _, n := range w.mesh.State.View().Nodes() {
+		b := &command.KeyBox{NodeId: n.ID[:], Box: []byte("box")}
+		if boxes = append(boxes, b); n.Site != "nyc" {
+			allButNYC = append(allButNYC, b)
+		}
+	}
+	for _, s := range []*command.KeyStep{
+		{Kind: command.KeyKind_KEY_KIND_GOSSIP, Version: 2, Step: command.KeyStep_STEP_ADD, Boxes: allButNYC},
+		{Kind: command.KeyKind_KEY_KIND_MESH, Version: 2, Step: command.KeyStep_STEP_ADD, Boxes: boxes},
+		{Kind: command.KeyKind_KEY_KIND_MESH, Version: 1, Step: command.KeyStep_STEP_REMOVE},
+	} {
+		_, err := w.mesh.Propose(context.Background(), "node:x", s)
+		ts.Check(err)
+	}
 }
 
 // placement answers as the script says that sites would.
@@ -200,9 +232,11 @@ var varying = []struct {
 }{
 	{regexp.MustCompile(`\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?Z`), "TIME"},
 	{regexp.MustCompile(`sha256:[0-9a-f]{12,64}`), "DIGEST"},
+	{regexp.MustCompile(`age1[0-9a-z]{58}`), "RECIPIENT"},
 	{regexp.MustCompile(`12D3KooW[1-9A-HJ-NP-Za-km-z]{44}`), "NODE"},
 	{regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`), "UUID"},
 	{regexp.MustCompile(`"[0-9a-f]{64}"`), `"SECRET"`},
+	{regexp.MustCompile(`\b[0-9a-f]{64}\b`), "DIGEST"},
 }
 
 // settle writes stdout to the file got, what varies from run to run replaced,

@@ -55,6 +55,10 @@ var kinds = []kind{
 	{Type_TYPE_SITE_DRAIN, 1, func() proto.Message { return new(SiteDrain) }},
 	{Type_TYPE_VOTERS_SET, 1, func() proto.Message { return new(VotersSet) }},
 	{Type_TYPE_MESH_RECOVERED, 1, func() proto.Message { return new(MeshRecovered) }},
+	{Type_TYPE_KEYS_ROTATE, 1, func() proto.Message { return new(KeysRotate) }},
+	{Type_TYPE_KEY_STEP, 1, func() proto.Message { return new(KeyStep) }},
+	{Type_TYPE_SECRET_SET, 1, func() proto.Message { return new(SecretSet) }},
+	{Type_TYPE_RECOVERY_SET, 1, func() proto.Message { return new(RecoverySet) }},
 }
 
 // index finds kinds by type and by message name. Made at first use: generated

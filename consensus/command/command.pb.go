@@ -52,6 +52,10 @@ const (
 	Type_TYPE_SITE_DRAIN     Type = 21
 	Type_TYPE_VOTERS_SET     Type = 25
 	Type_TYPE_MESH_RECOVERED Type = 32
+	Type_TYPE_KEYS_ROTATE    Type = 27
+	Type_TYPE_KEY_STEP       Type = 28
+	Type_TYPE_SECRET_SET     Type = 29
+	Type_TYPE_RECOVERY_SET   Type = 30
 )
 
 // Enum value maps for Type.
@@ -81,6 +85,10 @@ var (
 		21: "TYPE_SITE_DRAIN",
 		25: "TYPE_VOTERS_SET",
 		32: "TYPE_MESH_RECOVERED",
+		27: "TYPE_KEYS_ROTATE",
+		28: "TYPE_KEY_STEP",
+		29: "TYPE_SECRET_SET",
+		30: "TYPE_RECOVERY_SET",
 	}
 	Type_value = map[string]int32{
 		"TYPE_UNSPECIFIED":    0,
@@ -107,6 +115,10 @@ var (
 		"TYPE_SITE_DRAIN":     21,
 		"TYPE_VOTERS_SET":     25,
 		"TYPE_MESH_RECOVERED": 32,
+		"TYPE_KEYS_ROTATE":    27,
+		"TYPE_KEY_STEP":       28,
+		"TYPE_SECRET_SET":     29,
+		"TYPE_RECOVERY_SET":   30,
 	}
 )
 
@@ -135,6 +147,111 @@ func (x Type) Number() protoreflect.EnumNumber {
 // Deprecated: Use Type.Descriptor instead.
 func (Type) EnumDescriptor() ([]byte, []int) {
 	return file_consensus_command_command_proto_rawDescGZIP(), []int{0}
+}
+
+// KeyKind tells the keys that the mesh shares.
+type KeyKind int32
+
+const (
+	KeyKind_KEY_KIND_UNSPECIFIED KeyKind = 0
+	KeyKind_KEY_KIND_GOSSIP      KeyKind = 1 // encrypts gossip; every node has it
+	KeyKind_KEY_KIND_MESH        KeyKind = 2 // seals secrets in the state; witnesses have it not
+)
+
+// Enum value maps for KeyKind.
+var (
+	KeyKind_name = map[int32]string{
+		0: "KEY_KIND_UNSPECIFIED",
+		1: "KEY_KIND_GOSSIP",
+		2: "KEY_KIND_MESH",
+	}
+	KeyKind_value = map[string]int32{
+		"KEY_KIND_UNSPECIFIED": 0,
+		"KEY_KIND_GOSSIP":      1,
+		"KEY_KIND_MESH":        2,
+	}
+)
+
+func (x KeyKind) Enum() *KeyKind {
+	p := new(KeyKind)
+	*p = x
+	return p
+}
+
+func (x KeyKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (KeyKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_consensus_command_command_proto_enumTypes[1].Descriptor()
+}
+
+func (KeyKind) Type() protoreflect.EnumType {
+	return &file_consensus_command_command_proto_enumTypes[1]
+}
+
+func (x KeyKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use KeyKind.Descriptor instead.
+func (KeyKind) EnumDescriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{1}
+}
+
+type KeyStep_Step int32
+
+const (
+	KeyStep_STEP_UNSPECIFIED KeyStep_Step = 0
+	KeyStep_STEP_ADD         KeyStep_Step = 1 // a new version, with boxes: gossip nodes decrypt by it
+	KeyStep_STEP_BOX         KeyStep_Step = 2 // boxes for nodes that have none
+	KeyStep_STEP_USE         KeyStep_Step = 3 // gossip nodes encrypt by it
+	KeyStep_STEP_REMOVE      KeyStep_Step = 4 // nothing needs it any more
+)
+
+// Enum value maps for KeyStep_Step.
+var (
+	KeyStep_Step_name = map[int32]string{
+		0: "STEP_UNSPECIFIED",
+		1: "STEP_ADD",
+		2: "STEP_BOX",
+		3: "STEP_USE",
+		4: "STEP_REMOVE",
+	}
+	KeyStep_Step_value = map[string]int32{
+		"STEP_UNSPECIFIED": 0,
+		"STEP_ADD":         1,
+		"STEP_BOX":         2,
+		"STEP_USE":         3,
+		"STEP_REMOVE":      4,
+	}
+)
+
+func (x KeyStep_Step) Enum() *KeyStep_Step {
+	p := new(KeyStep_Step)
+	*p = x
+	return p
+}
+
+func (x KeyStep_Step) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (KeyStep_Step) Descriptor() protoreflect.EnumDescriptor {
+	return file_consensus_command_command_proto_enumTypes[2].Descriptor()
+}
+
+func (KeyStep_Step) Type() protoreflect.EnumType {
+	return &file_consensus_command_command_proto_enumTypes[2]
+}
+
+func (x KeyStep_Step) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use KeyStep_Step.Descriptor instead.
+func (KeyStep_Step) EnumDescriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{29, 0}
 }
 
 // Envelope is one raft log entry.
@@ -367,11 +484,11 @@ type MeshCreate struct {
 	MeshId            []byte                 `protobuf:"bytes,1,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
 	Site              string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
 	Node              *Node                  `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
-	GossipKey         []byte                 `protobuf:"bytes,4,opt,name=gossip_key,json=gossipKey,proto3" json:"gossip_key,omitempty"`                           // 32 bytes
 	LibraryProjectId  []byte                 `protobuf:"bytes,5,opt,name=library_project_id,json=libraryProjectId,proto3" json:"library_project_id,omitempty"`    // pid of the project "library"
 	AdminPasswordHash string                 `protobuf:"bytes,6,opt,name=admin_password_hash,json=adminPasswordHash,proto3" json:"admin_password_hash,omitempty"` // PHC string, argon2id
 	RaftGeneration    []byte                 `protobuf:"bytes,7,opt,name=raft_generation,json=raftGeneration,proto3" json:"raft_generation,omitempty"`            // 16 random bytes
 	Profile           string                 `protobuf:"bytes,8,opt,name=profile,proto3" json:"profile,omitempty"`                                                // raft timings: "lan" (also when empty), "wan", "far"
+	Keys              []*NodeKey             `protobuf:"bytes,9,rep,name=keys,proto3" json:"keys,omitempty"`                                                      // version 1 of each key, boxed to the node; none: made right after
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -427,13 +544,6 @@ func (x *MeshCreate) GetNode() *Node {
 	return nil
 }
 
-func (x *MeshCreate) GetGossipKey() []byte {
-	if x != nil {
-		return x.GossipKey
-	}
-	return nil
-}
-
 func (x *MeshCreate) GetLibraryProjectId() []byte {
 	if x != nil {
 		return x.LibraryProjectId
@@ -460,6 +570,13 @@ func (x *MeshCreate) GetProfile() string {
 		return x.Profile
 	}
 	return ""
+}
+
+func (x *MeshCreate) GetKeys() []*NodeKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
 }
 
 type SetLevel struct {
@@ -838,6 +955,7 @@ type NodeJoin struct {
 	SecretHash    []byte                 `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
 	Site          string                 `protobuf:"bytes,3,opt,name=site,proto3" json:"site,omitempty"`
 	Node          *Node                  `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Keys          []*NodeKey             `protobuf:"bytes,27,rep,name=keys,proto3" json:"keys,omitempty"` // the mesh's keys, boxed to the node by who admits it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -896,6 +1014,13 @@ func (x *NodeJoin) GetSite() string {
 func (x *NodeJoin) GetNode() *Node {
 	if x != nil {
 		return x.Node
+	}
+	return nil
+}
+
+func (x *NodeJoin) GetKeys() []*NodeKey {
+	if x != nil {
+		return x.Keys
 	}
 	return nil
 }
@@ -1870,6 +1995,365 @@ func (x *RuleDelete) GetIfVersion() uint64 {
 	return 0
 }
 
+// KeyBox is a key, encrypted to one node's box key. See consensus/secrets.
+type KeyBox struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Box           []byte                 `protobuf:"bytes,2,opt,name=box,proto3" json:"box,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyBox) Reset() {
+	*x = KeyBox{}
+	mi := &file_consensus_command_command_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyBox) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyBox) ProtoMessage() {}
+
+func (x *KeyBox) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyBox.ProtoReflect.Descriptor instead.
+func (*KeyBox) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *KeyBox) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *KeyBox) GetBox() []byte {
+	if x != nil {
+		return x.Box
+	}
+	return nil
+}
+
+// NodeKey is a box of one version of one key; whose it is, the context says.
+type NodeKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          KeyKind                `protobuf:"varint,1,opt,name=kind,proto3,enum=portolan.command.v1.KeyKind" json:"kind,omitempty"`
+	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Box           []byte                 `protobuf:"bytes,3,opt,name=box,proto3" json:"box,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeKey) Reset() {
+	*x = NodeKey{}
+	mi := &file_consensus_command_command_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeKey) ProtoMessage() {}
+
+func (x *NodeKey) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeKey.ProtoReflect.Descriptor instead.
+func (*NodeKey) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *NodeKey) GetKind() KeyKind {
+	if x != nil {
+		return x.Kind
+	}
+	return KeyKind_KEY_KIND_UNSPECIFIED
+}
+
+func (x *NodeKey) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *NodeKey) GetBox() []byte {
+	if x != nil {
+		return x.Box
+	}
+	return nil
+}
+
+// KeysRotate asks for new keys. The nodes make them, see KeyStep.
+type KeysRotate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gossip        bool                   `protobuf:"varint,1,opt,name=gossip,proto3" json:"gossip,omitempty"`
+	Mesh          bool                   `protobuf:"varint,2,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeysRotate) Reset() {
+	*x = KeysRotate{}
+	mi := &file_consensus_command_command_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeysRotate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeysRotate) ProtoMessage() {}
+
+func (x *KeysRotate) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeysRotate.ProtoReflect.Descriptor instead.
+func (*KeysRotate) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *KeysRotate) GetGossip() bool {
+	if x != nil {
+		return x.Gossip
+	}
+	return false
+}
+
+func (x *KeysRotate) GetMesh() bool {
+	if x != nil {
+		return x.Mesh
+	}
+	return false
+}
+
+// KeyStep is one step of a key's life.
+type KeyStep struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          KeyKind                `protobuf:"varint,1,opt,name=kind,proto3,enum=portolan.command.v1.KeyKind" json:"kind,omitempty"`
+	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Step          KeyStep_Step           `protobuf:"varint,3,opt,name=step,proto3,enum=portolan.command.v1.KeyStep_Step" json:"step,omitempty"`
+	Boxes         []*KeyBox              `protobuf:"bytes,4,rep,name=boxes,proto3" json:"boxes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyStep) Reset() {
+	*x = KeyStep{}
+	mi := &file_consensus_command_command_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyStep) ProtoMessage() {}
+
+func (x *KeyStep) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyStep.ProtoReflect.Descriptor instead.
+func (*KeyStep) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *KeyStep) GetKind() KeyKind {
+	if x != nil {
+		return x.Kind
+	}
+	return KeyKind_KEY_KIND_UNSPECIFIED
+}
+
+func (x *KeyStep) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *KeyStep) GetStep() KeyStep_Step {
+	if x != nil {
+		return x.Step
+	}
+	return KeyStep_STEP_UNSPECIFIED
+}
+
+func (x *KeyStep) GetBoxes() []*KeyBox {
+	if x != nil {
+		return x.Boxes
+	}
+	return nil
+}
+
+// SecretSet keeps a value that was sealed with the mesh key; without a value it
+// forgets the secret.
+type SecretSet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Object        string                 `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"` // whose it is, by an id that is never used again: "ldap", "upstream/12"
+	Field         string                 `protobuf:"bytes,2,opt,name=field,proto3" json:"field,omitempty"`   // "bind_password"
+	Sealed        []byte                 `protobuf:"bytes,3,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	IfVersion     uint64                 `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // 0: any, also none yet
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecretSet) Reset() {
+	*x = SecretSet{}
+	mi := &file_consensus_command_command_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretSet) ProtoMessage() {}
+
+func (x *SecretSet) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretSet.ProtoReflect.Descriptor instead.
+func (*SecretSet) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SecretSet) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *SecretSet) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *SecretSet) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+func (x *SecretSet) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+// RecoverySet says to whom backups are sealed.
+type RecoverySet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Recipient     string                 `protobuf:"bytes,1,opt,name=recipient,proto3" json:"recipient,omitempty"` // age's form of an X25519 public key
+	Replace       bool                   `protobuf:"varint,2,opt,name=replace,proto3" json:"replace,omitempty"`    // though there is one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverySet) Reset() {
+	*x = RecoverySet{}
+	mi := &file_consensus_command_command_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverySet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverySet) ProtoMessage() {}
+
+func (x *RecoverySet) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverySet.ProtoReflect.Descriptor instead.
+func (*RecoverySet) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RecoverySet) GetRecipient() string {
+	if x != nil {
+		return x.Recipient
+	}
+	return ""
+}
+
+func (x *RecoverySet) GetReplace() bool {
+	if x != nil {
+		return x.Replace
+	}
+	return false
+}
+
 // Snapshot is the whole state, as one stream of length-prefixed messages; the
 // header comes first. See consensus/state.
 type SnapshotHeader struct {
@@ -1883,7 +2367,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +2379,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +2392,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -1959,18 +2443,18 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x05level\x18\n" +
 	" \x01(\rR\x05level\x12\x18\n" +
 	"\aversion\x18\v \x01(\tR\aversion\x12\x18\n" +
-	"\awitness\x18\f \x01(\bR\awitnessJ\x04\b\r\x10\x14\"\xae\x02\n" +
+	"\awitness\x18\f \x01(\bR\awitnessJ\x04\b\r\x10\x14\"\xc7\x02\n" +
 	"\n" +
 	"MeshCreate\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12-\n" +
-	"\x04node\x18\x03 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\x12\x1d\n" +
-	"\n" +
-	"gossip_key\x18\x04 \x01(\fR\tgossipKey\x12,\n" +
+	"\x04node\x18\x03 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\x12,\n" +
 	"\x12library_project_id\x18\x05 \x01(\fR\x10libraryProjectId\x12.\n" +
 	"\x13admin_password_hash\x18\x06 \x01(\tR\x11adminPasswordHash\x12'\n" +
 	"\x0fraft_generation\x18\a \x01(\fR\x0eraftGeneration\x12\x18\n" +
-	"\aprofile\x18\b \x01(\tR\aprofileJ\x04\b\t\x10\x10\" \n" +
+	"\aprofile\x18\b \x01(\tR\aprofile\x120\n" +
+	"\x04keys\x18\t \x03(\v2\x1c.portolan.command.v1.NodeKeyR\x04keysJ\x04\b\x04\x10\x05J\x04\b\n" +
+	"\x10\x10\" \n" +
 	"\bSetLevel\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\rR\x05level\"E\n" +
 	"\n" +
@@ -1999,13 +2483,14 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\vTokenDelete\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x02 \x01(\x04R\tifVersion\"\x89\x01\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"\xbb\x01\n" +
 	"\bNodeJoin\x12\x19\n" +
 	"\btoken_id\x18\x01 \x01(\x03R\atokenId\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
 	"secretHash\x12\x12\n" +
 	"\x04site\x18\x03 \x01(\tR\x04site\x12-\n" +
-	"\x04node\x18\x04 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\";\n" +
+	"\x04node\x18\x04 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\x120\n" +
+	"\x04keys\x18\x1b \x03(\v2\x1c.portolan.command.v1.NodeKeyR\x04keys\";\n" +
 	"\n" +
 	"NodeUpdate\x12-\n" +
 	"\x04node\x18\x01 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\"X\n" +
@@ -2102,11 +2587,42 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"RuleDelete\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x02 \x01(\x04R\tifVersion\"T\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"3\n" +
+	"\x06KeyBox\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x10\n" +
+	"\x03box\x18\x02 \x01(\fR\x03box\"g\n" +
+	"\aNodeKey\x120\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1c.portolan.command.v1.KeyKindR\x04kind\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12\x10\n" +
+	"\x03box\x18\x03 \x01(\fR\x03box\"8\n" +
+	"\n" +
+	"KeysRotate\x12\x16\n" +
+	"\x06gossip\x18\x01 \x01(\bR\x06gossip\x12\x12\n" +
+	"\x04mesh\x18\x02 \x01(\bR\x04mesh\"\x98\x02\n" +
+	"\aKeyStep\x120\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1c.portolan.command.v1.KeyKindR\x04kind\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x125\n" +
+	"\x04step\x18\x03 \x01(\x0e2!.portolan.command.v1.KeyStep.StepR\x04step\x121\n" +
+	"\x05boxes\x18\x04 \x03(\v2\x1b.portolan.command.v1.KeyBoxR\x05boxes\"W\n" +
+	"\x04Step\x12\x14\n" +
+	"\x10STEP_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bSTEP_ADD\x10\x01\x12\f\n" +
+	"\bSTEP_BOX\x10\x02\x12\f\n" +
+	"\bSTEP_USE\x10\x03\x12\x0f\n" +
+	"\vSTEP_REMOVE\x10\x04\"p\n" +
+	"\tSecretSet\x12\x16\n" +
+	"\x06object\x18\x01 \x01(\tR\x06object\x12\x14\n" +
+	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
+	"\x06sealed\x18\x03 \x01(\fR\x06sealed\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x04 \x01(\x04R\tifVersion\"E\n" +
+	"\vRecoverySet\x12\x1c\n" +
+	"\trecipient\x18\x01 \x01(\tR\trecipient\x12\x18\n" +
+	"\areplace\x18\x02 \x01(\bR\areplace\"T\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index*\xa0\x04\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index*\xf5\x04\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -2132,7 +2648,15 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x10TYPE_NODE_REMOVE\x10\x14\x12\x13\n" +
 	"\x0fTYPE_SITE_DRAIN\x10\x15\x12\x13\n" +
 	"\x0fTYPE_VOTERS_SET\x10\x19\x12\x17\n" +
-	"\x13TYPE_MESH_RECOVERED\x10 B0Z.github.com/portolan/portolan/consensus/commandb\x06proto3"
+	"\x13TYPE_MESH_RECOVERED\x10 \x12\x14\n" +
+	"\x10TYPE_KEYS_ROTATE\x10\x1b\x12\x11\n" +
+	"\rTYPE_KEY_STEP\x10\x1c\x12\x13\n" +
+	"\x0fTYPE_SECRET_SET\x10\x1d\x12\x15\n" +
+	"\x11TYPE_RECOVERY_SET\x10\x1e*K\n" +
+	"\aKeyKind\x12\x18\n" +
+	"\x14KEY_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fKEY_KIND_GOSSIP\x10\x01\x12\x11\n" +
+	"\rKEY_KIND_MESH\x10\x02B0Z.github.com/portolan/portolan/consensus/commandb\x06proto3"
 
 var (
 	file_consensus_command_command_proto_rawDescOnce sync.Once
@@ -2146,50 +2670,64 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 	return file_consensus_command_command_proto_rawDescData
 }
 
-var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),              // 0: portolan.command.v1.Type
-	(*Envelope)(nil),       // 1: portolan.command.v1.Envelope
-	(*Node)(nil),           // 2: portolan.command.v1.Node
-	(*MeshCreate)(nil),     // 3: portolan.command.v1.MeshCreate
-	(*SetLevel)(nil),       // 4: portolan.command.v1.SetLevel
-	(*ProfileSet)(nil),     // 5: portolan.command.v1.ProfileSet
-	(*VotersSet)(nil),      // 6: portolan.command.v1.VotersSet
-	(*MeshRecovered)(nil),  // 7: portolan.command.v1.MeshRecovered
-	(*TokenCreate)(nil),    // 8: portolan.command.v1.TokenCreate
-	(*TokenRevoke)(nil),    // 9: portolan.command.v1.TokenRevoke
-	(*TokenDelete)(nil),    // 10: portolan.command.v1.TokenDelete
-	(*NodeJoin)(nil),       // 11: portolan.command.v1.NodeJoin
-	(*NodeUpdate)(nil),     // 12: portolan.command.v1.NodeUpdate
-	(*NodeRemove)(nil),     // 13: portolan.command.v1.NodeRemove
-	(*SiteDrain)(nil),      // 14: portolan.command.v1.SiteDrain
-	(*ProjectCreate)(nil),  // 15: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),  // 16: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),  // 17: portolan.command.v1.ProjectDelete
-	(*UserCreate)(nil),     // 18: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),     // 19: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),     // 20: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),      // 21: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),   // 22: portolan.command.v1.MemberDelete
-	(*Rule)(nil),           // 23: portolan.command.v1.Rule
-	(*RuleCreate)(nil),     // 24: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),     // 25: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),     // 26: portolan.command.v1.RuleDelete
-	(*SnapshotHeader)(nil), // 27: portolan.command.v1.SnapshotHeader
+	(KeyKind)(0),           // 1: portolan.command.v1.KeyKind
+	(KeyStep_Step)(0),      // 2: portolan.command.v1.KeyStep.Step
+	(*Envelope)(nil),       // 3: portolan.command.v1.Envelope
+	(*Node)(nil),           // 4: portolan.command.v1.Node
+	(*MeshCreate)(nil),     // 5: portolan.command.v1.MeshCreate
+	(*SetLevel)(nil),       // 6: portolan.command.v1.SetLevel
+	(*ProfileSet)(nil),     // 7: portolan.command.v1.ProfileSet
+	(*VotersSet)(nil),      // 8: portolan.command.v1.VotersSet
+	(*MeshRecovered)(nil),  // 9: portolan.command.v1.MeshRecovered
+	(*TokenCreate)(nil),    // 10: portolan.command.v1.TokenCreate
+	(*TokenRevoke)(nil),    // 11: portolan.command.v1.TokenRevoke
+	(*TokenDelete)(nil),    // 12: portolan.command.v1.TokenDelete
+	(*NodeJoin)(nil),       // 13: portolan.command.v1.NodeJoin
+	(*NodeUpdate)(nil),     // 14: portolan.command.v1.NodeUpdate
+	(*NodeRemove)(nil),     // 15: portolan.command.v1.NodeRemove
+	(*SiteDrain)(nil),      // 16: portolan.command.v1.SiteDrain
+	(*ProjectCreate)(nil),  // 17: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),  // 18: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),  // 19: portolan.command.v1.ProjectDelete
+	(*UserCreate)(nil),     // 20: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),     // 21: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),     // 22: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),      // 23: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),   // 24: portolan.command.v1.MemberDelete
+	(*Rule)(nil),           // 25: portolan.command.v1.Rule
+	(*RuleCreate)(nil),     // 26: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),     // 27: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),     // 28: portolan.command.v1.RuleDelete
+	(*KeyBox)(nil),         // 29: portolan.command.v1.KeyBox
+	(*NodeKey)(nil),        // 30: portolan.command.v1.NodeKey
+	(*KeysRotate)(nil),     // 31: portolan.command.v1.KeysRotate
+	(*KeyStep)(nil),        // 32: portolan.command.v1.KeyStep
+	(*SecretSet)(nil),      // 33: portolan.command.v1.SecretSet
+	(*RecoverySet)(nil),    // 34: portolan.command.v1.RecoverySet
+	(*SnapshotHeader)(nil), // 35: portolan.command.v1.SnapshotHeader
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
-	2,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
-	2,  // 2: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
-	2,  // 3: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
-	23, // 4: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	23, // 5: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
-	6,  // [6:6] is the sub-list for method output_type
-	6,  // [6:6] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	4,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
+	30, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
+	4,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
+	30, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
+	4,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
+	25, // 6: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	25, // 7: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	1,  // 8: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
+	1,  // 9: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
+	2,  // 10: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
+	29, // 11: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_consensus_command_command_proto_init() }
@@ -2204,8 +2742,8 @@ func file_consensus_command_command_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   27,
+			NumEnums:      3,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

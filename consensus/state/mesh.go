@@ -36,8 +36,8 @@ func (v *View) meshCreate(m *command.MeshCreate) (int64, error) {
 	if err != nil {
 		return 0, refuse(command.CodeInvalid, "%s", err)
 	}
-	if len(m.GetGossipKey()) != 32 || len(m.GetRaftGeneration()) != 16 {
-		return 0, refuse(command.CodeInvalid, "a gossip key has 32 bytes and a raft generation 16, not %d and %d", len(m.GetGossipKey()), len(m.GetRaftGeneration()))
+	if len(m.GetRaftGeneration()) != 16 {
+		return 0, refuse(command.CodeInvalid, "a raft generation has 16 bytes, not %d", len(m.GetRaftGeneration()))
 	}
 	profile := m.GetProfile()
 	if profile == "" {
@@ -49,12 +49,15 @@ func (v *View) meshCreate(m *command.MeshCreate) (int64, error) {
 	if m.GetNode().GetLevel() > command.Level {
 		return 0, &UnsupportedError{Index: v.index, Reason: "a mesh of a command level above its own"}
 	}
-	v.mesh = Mesh{ID: id, GossipKeys: [][]byte{slices.Clone(m.GetGossipKey())}, Generation: [16]byte(m.GetRaftGeneration()),
+	v.mesh = Mesh{ID: id, Generation: [16]byte(m.GetRaftGeneration()),
 		Level: m.GetNode().GetLevel(), Profile: profile, CreatedAt: v.now(), Version: 1}
 	if m.GetNode().GetWitness() {
 		return 0, refuse(command.CodeInvalid, "the first node of a mesh holds content: a witness joins later")
 	}
 	if _, err := v.addNode(m.GetSite(), m.GetNode()); err != nil {
+		return 0, err
+	}
+	if err := v.firstKeys(identity.NodeID(m.GetNode().GetId()), m.GetKeys()); err != nil {
 		return 0, err
 	}
 	admin, err := v.userCreate(&command.UserCreate{Name: firstAdmin, PasswordHash: m.GetAdminPasswordHash(), Comment: "made with the mesh", Admin: true})
@@ -323,6 +326,9 @@ func (v *View) nodeJoin(m *command.NodeJoin) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if err := v.takeKeys(node, m.GetKeys()); err != nil {
+		return 0, err
+	}
 	t, _ := v.Token(m.GetTokenId())
 	t.UsedBy, t.UsedAt = node, v.now()
 	t.Version++
@@ -365,6 +371,7 @@ func (v *View) replaceNode(m *command.Node) (int64, error) {
 	}
 	n.SiteID, n.Site, n.JoinedAt, n.Record = old.SiteID, old.Site, old.JoinedAt, old.Record+1
 	v.putNode(n)
+	v.keysFollow(old, n)
 	if s, ok := v.SiteByID(n.SiteID); ok {
 		s.Version++
 		v.putSite(s)

@@ -74,6 +74,7 @@ func (v *View) nodeRemove(actor string, m *command.NodeRemove) (int64, error) {
 		return 0, err
 	}
 	v.nodes, _, _ = v.nodes.Delete(id[:])
+	v.discloseKeys(id) // it knows those of now
 	if !n.Store.IsZero() {
 		v.stores, _, _ = v.stores.Delete(n.Store[:])
 	}

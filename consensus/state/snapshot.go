@@ -91,9 +91,9 @@ func noEOF(err error) error {
 
 // records yields every row, referenced ones before those that refer to them.
 func (v *View) records(yield func(*Record) bool) {
-	mesh := &MeshRow{MeshId: v.mesh.ID[:], GossipKeys: v.mesh.GossipKeys, Generation: v.mesh.Generation[:], Level: v.mesh.Level,
+	mesh := &MeshRow{MeshId: v.mesh.ID[:], Generation: v.mesh.Generation[:], Level: v.mesh.Level,
 		CreatedUnixNs: toNanos(v.mesh.CreatedAt), Profile: v.mesh.Profile, LastId: v.lastID, ClockUnixNs: v.clock, Version: v.mesh.Version,
-		Voters: uint32(v.mesh.Voters), Recoveries: recoveryRows(v.mesh.Recoveries)}
+		Voters: uint32(v.mesh.Voters), Recoveries: recoveryRows(v.mesh.Recoveries), Keys: v.keyState.row()}
 	if !yield(&Record{Row: &Record_Mesh{mesh}}) {
 		return
 	}
@@ -148,6 +148,9 @@ func (v *View) records(yield func(*Record) bool) {
 		if !yield(&Record{Row: &Record_Token{row}}) {
 			return
 		}
+	}
+	if !v.keyRecords(yield) {
+		return
 	}
 	for id := range all(v.requestAge, nil) {
 		r, _ := v.requests.Get([]byte(id))
@@ -210,6 +213,10 @@ func (v *View) load(rec *Record) error {
 		return v.loadRemoved(row.Removed)
 	case *Record_Token:
 		return v.loadToken(row.Token)
+	case *Record_Key:
+		return v.loadKey(row.Key)
+	case *Record_Secret:
+		return v.loadSecret(row.Secret)
 	case *Record_Request:
 		r := row.Request
 		v.addRequest(request{id: string(r.GetRequestId()), index: r.GetIndex(), result: r.GetId(), code: r.GetCode(), message: r.GetMessage()})
@@ -231,9 +238,9 @@ func (v *View) loadMesh(m *MeshRow) error {
 	if len(m.GetGeneration()) != len(v.mesh.Generation) {
 		return fmt.Errorf("raft generation of %d bytes", len(m.GetGeneration()))
 	}
-	v.mesh = Mesh{ID: id, GossipKeys: m.GetGossipKeys(), Generation: [16]byte(m.GetGeneration()), Level: m.GetLevel(), Profile: m.GetProfile(),
+	v.mesh = Mesh{ID: id, Generation: [16]byte(m.GetGeneration()), Level: m.GetLevel(), Profile: m.GetProfile(),
 		Voters: int(m.GetVoters()), CreatedAt: fromNanos(m.GetCreatedUnixNs()), Version: counted(m.GetVersion())}
-	v.lastID, v.clock = m.GetLastId(), m.GetClockUnixNs()
+	v.lastID, v.clock, v.keyState = m.GetLastId(), m.GetClockUnixNs(), m.GetKeys().keyState()
 	v.mesh.Recoveries, err = readRecoveries(m.GetRecoveries())
 	return err
 }

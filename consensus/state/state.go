@@ -195,6 +195,14 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 		return v.ruleUpdate(m)
 	case *command.RuleDelete:
 		return v.ruleDelete(m)
+	case *command.KeysRotate:
+		return v.keysRotate(m)
+	case *command.KeyStep:
+		return v.keyStep(m)
+	case *command.SecretSet:
+		return v.secretSet(m)
+	case *command.RecoverySet:
+		return v.recoverySet(actor, m)
 	default:
 		return 0, &UnsupportedError{Index: v.index, Reason: fmt.Sprintf("command %T", body)}
 	}

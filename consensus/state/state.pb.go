@@ -39,6 +39,8 @@ type Record struct {
 	//	*Record_Rule
 	//	*Record_Token
 	//	*Record_Request
+	//	*Record_Key
+	//	*Record_Secret
 	//	*Record_End
 	//	*Record_Removed
 	Row           isRecord_Row `protobuf_oneof:"row"`
@@ -164,6 +166,24 @@ func (x *Record) GetRequest() *RequestRow {
 	return nil
 }
 
+func (x *Record) GetKey() *KeyRow {
+	if x != nil {
+		if x, ok := x.Row.(*Record_Key); ok {
+			return x.Key
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetSecret() *SecretRow {
+	if x != nil {
+		if x, ok := x.Row.(*Record_Secret); ok {
+			return x.Secret
+		}
+	}
+	return nil
+}
+
 func (x *Record) GetEnd() *End {
 	if x != nil {
 		if x, ok := x.Row.(*Record_End); ok {
@@ -222,6 +242,14 @@ type Record_Request struct {
 	Request *RequestRow `protobuf:"bytes,9,opt,name=request,proto3,oneof"`
 }
 
+type Record_Key struct {
+	Key *KeyRow `protobuf:"bytes,27,opt,name=key,proto3,oneof"`
+}
+
+type Record_Secret struct {
+	Secret *SecretRow `protobuf:"bytes,28,opt,name=secret,proto3,oneof"`
+}
+
 type Record_End struct {
 	End *End `protobuf:"bytes,15,opt,name=end,proto3,oneof"`
 }
@@ -248,6 +276,10 @@ func (*Record_Token) isRecord_Row() {}
 
 func (*Record_Request) isRecord_Row() {}
 
+func (*Record_Key) isRecord_Row() {}
+
+func (*Record_Secret) isRecord_Row() {}
+
 func (*Record_End) isRecord_Row() {}
 
 func (*Record_Removed) isRecord_Row() {}
@@ -255,16 +287,16 @@ func (*Record_Removed) isRecord_Row() {}
 type MeshRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MeshId        []byte                 `protobuf:"bytes,1,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
-	GossipKeys    [][]byte               `protobuf:"bytes,2,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"` // primary first
 	Generation    []byte                 `protobuf:"bytes,3,opt,name=generation,proto3" json:"generation,omitempty"`
 	Level         uint32                 `protobuf:"varint,4,opt,name=level,proto3" json:"level,omitempty"`
 	CreatedUnixNs int64                  `protobuf:"varint,5,opt,name=created_unix_ns,json=createdUnixNs,proto3" json:"created_unix_ns,omitempty"`
 	Profile       string                 `protobuf:"bytes,6,opt,name=profile,proto3" json:"profile,omitempty"`
 	LastId        int64                  `protobuf:"varint,7,opt,name=last_id,json=lastId,proto3" json:"last_id,omitempty"`                  // the highest object id given out
 	ClockUnixNs   int64                  `protobuf:"varint,8,opt,name=clock_unix_ns,json=clockUnixNs,proto3" json:"clock_unix_ns,omitempty"` // the latest time seen
-	Version       uint64                 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`                              // of the settings: level, profile, keys, voters
+	Version       uint64                 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`                              // of the settings: level, profile, voters
 	Voters        uint32                 `protobuf:"varint,20,opt,name=voters,proto3" json:"voters,omitempty"`                               // how many sites vote; 0: nobody said, three
-	Recoveries    []*RecoveryRow         `protobuf:"bytes,32,rep,name=recoveries,proto3" json:"recoveries,omitempty"`                        // oldest first
+	Keys          *KeysRow               `protobuf:"bytes,27,opt,name=keys,proto3" json:"keys,omitempty"`
+	Recoveries    []*RecoveryRow         `protobuf:"bytes,32,rep,name=recoveries,proto3" json:"recoveries,omitempty"` // oldest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -302,13 +334,6 @@ func (*MeshRow) Descriptor() ([]byte, []int) {
 func (x *MeshRow) GetMeshId() []byte {
 	if x != nil {
 		return x.MeshId
-	}
-	return nil
-}
-
-func (x *MeshRow) GetGossipKeys() [][]byte {
-	if x != nil {
-		return x.GossipKeys
 	}
 	return nil
 }
@@ -367,6 +392,13 @@ func (x *MeshRow) GetVoters() uint32 {
 		return x.Voters
 	}
 	return 0
+}
+
+func (x *MeshRow) GetKeys() *KeysRow {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
 }
 
 func (x *MeshRow) GetRecoveries() []*RecoveryRow {
@@ -445,6 +477,243 @@ func (x *RecoveryRow) GetNodeId() []byte {
 	return nil
 }
 
+// KeysRow is how far the keys' lives are, beside the keys themselves.
+type KeysRow struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	GossipPrimary  uint32                 `protobuf:"varint,1,opt,name=gossip_primary,json=gossipPrimary,proto3" json:"gossip_primary,omitempty"`    // the version that encrypts; the others only decrypt
+	GossipRevision uint64                 `protobuf:"varint,2,opt,name=gossip_revision,json=gossipRevision,proto3" json:"gossip_revision,omitempty"` // goes up with every change of what gossip uses
+	GossipDue      bool                   `protobuf:"varint,3,opt,name=gossip_due,json=gossipDue,proto3" json:"gossip_due,omitempty"`                // a new one was asked for
+	MeshDue        bool                   `protobuf:"varint,4,opt,name=mesh_due,json=meshDue,proto3" json:"mesh_due,omitempty"`
+	Recovery       string                 `protobuf:"bytes,5,opt,name=recovery,proto3" json:"recovery,omitempty"` // to whom backups are sealed; empty: to nobody yet
+	RecoveryUnixNs int64                  `protobuf:"varint,6,opt,name=recovery_unix_ns,json=recoveryUnixNs,proto3" json:"recovery_unix_ns,omitempty"`
+	RecoveryBy     string                 `protobuf:"bytes,7,opt,name=recovery_by,json=recoveryBy,proto3" json:"recovery_by,omitempty"` // actor
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *KeysRow) Reset() {
+	*x = KeysRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeysRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeysRow) ProtoMessage() {}
+
+func (x *KeysRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeysRow.ProtoReflect.Descriptor instead.
+func (*KeysRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *KeysRow) GetGossipPrimary() uint32 {
+	if x != nil {
+		return x.GossipPrimary
+	}
+	return 0
+}
+
+func (x *KeysRow) GetGossipRevision() uint64 {
+	if x != nil {
+		return x.GossipRevision
+	}
+	return 0
+}
+
+func (x *KeysRow) GetGossipDue() bool {
+	if x != nil {
+		return x.GossipDue
+	}
+	return false
+}
+
+func (x *KeysRow) GetMeshDue() bool {
+	if x != nil {
+		return x.MeshDue
+	}
+	return false
+}
+
+func (x *KeysRow) GetRecovery() string {
+	if x != nil {
+		return x.Recovery
+	}
+	return ""
+}
+
+func (x *KeysRow) GetRecoveryUnixNs() int64 {
+	if x != nil {
+		return x.RecoveryUnixNs
+	}
+	return 0
+}
+
+func (x *KeysRow) GetRecoveryBy() string {
+	if x != nil {
+		return x.RecoveryBy
+	}
+	return ""
+}
+
+type KeyRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          command.KeyKind        `protobuf:"varint,1,opt,name=kind,proto3,enum=portolan.command.v1.KeyKind" json:"kind,omitempty"`
+	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Boxes         []*command.KeyBox      `protobuf:"bytes,3,rep,name=boxes,proto3" json:"boxes,omitempty"`
+	CreatedUnixNs int64                  `protobuf:"varint,4,opt,name=created_unix_ns,json=createdUnixNs,proto3" json:"created_unix_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyRow) Reset() {
+	*x = KeyRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyRow) ProtoMessage() {}
+
+func (x *KeyRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyRow.ProtoReflect.Descriptor instead.
+func (*KeyRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *KeyRow) GetKind() command.KeyKind {
+	if x != nil {
+		return x.Kind
+	}
+	return command.KeyKind(0)
+}
+
+func (x *KeyRow) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *KeyRow) GetBoxes() []*command.KeyBox {
+	if x != nil {
+		return x.Boxes
+	}
+	return nil
+}
+
+func (x *KeyRow) GetCreatedUnixNs() int64 {
+	if x != nil {
+		return x.CreatedUnixNs
+	}
+	return 0
+}
+
+type SecretRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Object        string                 `protobuf:"bytes,1,opt,name=object,proto3" json:"object,omitempty"`
+	Field         string                 `protobuf:"bytes,2,opt,name=field,proto3" json:"field,omitempty"`
+	Sealed        []byte                 `protobuf:"bytes,3,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	Version       uint64                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	UpdatedUnixNs int64                  `protobuf:"varint,5,opt,name=updated_unix_ns,json=updatedUnixNs,proto3" json:"updated_unix_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecretRow) Reset() {
+	*x = SecretRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretRow) ProtoMessage() {}
+
+func (x *SecretRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretRow.ProtoReflect.Descriptor instead.
+func (*SecretRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SecretRow) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *SecretRow) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *SecretRow) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+func (x *SecretRow) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *SecretRow) GetUpdatedUnixNs() int64 {
+	if x != nil {
+		return x.UpdatedUnixNs
+	}
+	return 0
+}
+
 type SiteRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -459,7 +728,7 @@ type SiteRow struct {
 
 func (x *SiteRow) Reset() {
 	*x = SiteRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[3]
+	mi := &file_consensus_state_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -471,7 +740,7 @@ func (x *SiteRow) String() string {
 func (*SiteRow) ProtoMessage() {}
 
 func (x *SiteRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[3]
+	mi := &file_consensus_state_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -484,7 +753,7 @@ func (x *SiteRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteRow.ProtoReflect.Descriptor instead.
 func (*SiteRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{3}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SiteRow) GetId() int64 {
@@ -541,7 +810,7 @@ type NodeRow struct {
 
 func (x *NodeRow) Reset() {
 	*x = NodeRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[4]
+	mi := &file_consensus_state_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +822,7 @@ func (x *NodeRow) String() string {
 func (*NodeRow) ProtoMessage() {}
 
 func (x *NodeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[4]
+	mi := &file_consensus_state_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +835,7 @@ func (x *NodeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRow.ProtoReflect.Descriptor instead.
 func (*NodeRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{4}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeRow) GetNode() *command.Node {
@@ -615,7 +884,7 @@ type ProjectRow struct {
 
 func (x *ProjectRow) Reset() {
 	*x = ProjectRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[5]
+	mi := &file_consensus_state_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +896,7 @@ func (x *ProjectRow) String() string {
 func (*ProjectRow) ProtoMessage() {}
 
 func (x *ProjectRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[5]
+	mi := &file_consensus_state_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +909,7 @@ func (x *ProjectRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectRow.ProtoReflect.Descriptor instead.
 func (*ProjectRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{5}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ProjectRow) GetId() int64 {
@@ -731,7 +1000,7 @@ type UserRow struct {
 
 func (x *UserRow) Reset() {
 	*x = UserRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[6]
+	mi := &file_consensus_state_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +1012,7 @@ func (x *UserRow) String() string {
 func (*UserRow) ProtoMessage() {}
 
 func (x *UserRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[6]
+	mi := &file_consensus_state_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +1025,7 @@ func (x *UserRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRow.ProtoReflect.Descriptor instead.
 func (*UserRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{6}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UserRow) GetId() int64 {
@@ -842,7 +1111,7 @@ type MemberRow struct {
 
 func (x *MemberRow) Reset() {
 	*x = MemberRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[7]
+	mi := &file_consensus_state_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +1123,7 @@ func (x *MemberRow) String() string {
 func (*MemberRow) ProtoMessage() {}
 
 func (x *MemberRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[7]
+	mi := &file_consensus_state_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +1136,7 @@ func (x *MemberRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRow.ProtoReflect.Descriptor instead.
 func (*MemberRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{7}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MemberRow) GetId() int64 {
@@ -917,7 +1186,7 @@ type RuleRow struct {
 
 func (x *RuleRow) Reset() {
 	*x = RuleRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[8]
+	mi := &file_consensus_state_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1198,7 @@ func (x *RuleRow) String() string {
 func (*RuleRow) ProtoMessage() {}
 
 func (x *RuleRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[8]
+	mi := &file_consensus_state_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1211,7 @@ func (x *RuleRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleRow.ProtoReflect.Descriptor instead.
 func (*RuleRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{8}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RuleRow) GetId() int64 {
@@ -992,7 +1261,7 @@ type TokenRow struct {
 
 func (x *TokenRow) Reset() {
 	*x = TokenRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[9]
+	mi := &file_consensus_state_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1273,7 @@ func (x *TokenRow) String() string {
 func (*TokenRow) ProtoMessage() {}
 
 func (x *TokenRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[9]
+	mi := &file_consensus_state_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1286,7 @@ func (x *TokenRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRow.ProtoReflect.Descriptor instead.
 func (*TokenRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{9}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TokenRow) GetId() int64 {
@@ -1111,7 +1380,7 @@ type RequestRow struct {
 
 func (x *RequestRow) Reset() {
 	*x = RequestRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[10]
+	mi := &file_consensus_state_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1392,7 @@ func (x *RequestRow) String() string {
 func (*RequestRow) ProtoMessage() {}
 
 func (x *RequestRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[10]
+	mi := &file_consensus_state_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1405,7 @@ func (x *RequestRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRow.ProtoReflect.Descriptor instead.
 func (*RequestRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{10}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RequestRow) GetRequestId() []byte {
@@ -1188,7 +1457,7 @@ type RemovedRow struct {
 
 func (x *RemovedRow) Reset() {
 	*x = RemovedRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[11]
+	mi := &file_consensus_state_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1469,7 @@ func (x *RemovedRow) String() string {
 func (*RemovedRow) ProtoMessage() {}
 
 func (x *RemovedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[11]
+	mi := &file_consensus_state_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1482,7 @@ func (x *RemovedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovedRow.ProtoReflect.Descriptor instead.
 func (*RemovedRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{11}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemovedRow) GetNodeId() []byte {
@@ -1260,7 +1529,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_consensus_state_state_proto_msgTypes[12]
+	mi := &file_consensus_state_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1272,7 +1541,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[12]
+	mi := &file_consensus_state_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1285,7 +1554,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{12}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *End) GetRecords() uint64 {
@@ -1299,7 +1568,7 @@ var File_consensus_state_state_proto protoreflect.FileDescriptor
 
 const file_consensus_state_state_proto_rawDesc = "" +
 	"\n" +
-	"\x1bconsensus/state/state.proto\x12\x11portolan.state.v1\x1a\x1fconsensus/command/command.proto\"\xd3\x04\n" +
+	"\x1bconsensus/state/state.proto\x12\x11portolan.state.v1\x1a\x1fconsensus/command/command.proto\"\xba\x05\n" +
 	"\x06Record\x120\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x1a.portolan.state.v1.MeshRowH\x00R\x04mesh\x120\n" +
 	"\x04site\x18\x02 \x01(\v2\x1a.portolan.state.v1.SiteRowH\x00R\x04site\x120\n" +
@@ -1309,14 +1578,14 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x06member\x18\x06 \x01(\v2\x1c.portolan.state.v1.MemberRowH\x00R\x06member\x120\n" +
 	"\x04rule\x18\a \x01(\v2\x1a.portolan.state.v1.RuleRowH\x00R\x04rule\x123\n" +
 	"\x05token\x18\b \x01(\v2\x1b.portolan.state.v1.TokenRowH\x00R\x05token\x129\n" +
-	"\arequest\x18\t \x01(\v2\x1d.portolan.state.v1.RequestRowH\x00R\arequest\x12*\n" +
+	"\arequest\x18\t \x01(\v2\x1d.portolan.state.v1.RequestRowH\x00R\arequest\x12-\n" +
+	"\x03key\x18\x1b \x01(\v2\x19.portolan.state.v1.KeyRowH\x00R\x03key\x126\n" +
+	"\x06secret\x18\x1c \x01(\v2\x1c.portolan.state.v1.SecretRowH\x00R\x06secret\x12*\n" +
 	"\x03end\x18\x0f \x01(\v2\x16.portolan.state.v1.EndH\x00R\x03end\x129\n" +
 	"\aremoved\x18\x14 \x01(\v2\x1d.portolan.state.v1.RemovedRowH\x00R\aremovedB\x05\n" +
-	"\x03row\"\xea\x02\n" +
+	"\x03row\"\xff\x02\n" +
 	"\aMeshRow\x12\x17\n" +
-	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x1f\n" +
-	"\vgossip_keys\x18\x02 \x03(\fR\n" +
-	"gossipKeys\x12\x1e\n" +
+	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\fR\n" +
 	"generation\x12\x14\n" +
@@ -1326,17 +1595,39 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\alast_id\x18\a \x01(\x03R\x06lastId\x12\"\n" +
 	"\rclock_unix_ns\x18\b \x01(\x03R\vclockUnixNs\x12\x18\n" +
 	"\aversion\x18\t \x01(\x04R\aversion\x12\x16\n" +
-	"\x06voters\x18\x14 \x01(\rR\x06voters\x12>\n" +
+	"\x06voters\x18\x14 \x01(\rR\x06voters\x12.\n" +
+	"\x04keys\x18\x1b \x01(\v2\x1a.portolan.state.v1.KeysRowR\x04keys\x12>\n" +
 	"\n" +
 	"recoveries\x18  \x03(\v2\x1e.portolan.state.v1.RecoveryRowR\n" +
-	"recoveries\"\x88\x01\n" +
+	"recoveriesJ\x04\b\x02\x10\x03\"\x88\x01\n" +
 	"\vRecoveryRow\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\fR\n" +
 	"generation\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12*\n" +
 	"\x11recovered_unix_ns\x18\x03 \x01(\x03R\x0frecoveredUnixNs\x12\x17\n" +
-	"\anode_id\x18\x04 \x01(\fR\x06nodeId\"\xb6\x01\n" +
+	"\anode_id\x18\x04 \x01(\fR\x06nodeId\"\xfa\x01\n" +
+	"\aKeysRow\x12%\n" +
+	"\x0egossip_primary\x18\x01 \x01(\rR\rgossipPrimary\x12'\n" +
+	"\x0fgossip_revision\x18\x02 \x01(\x04R\x0egossipRevision\x12\x1d\n" +
+	"\n" +
+	"gossip_due\x18\x03 \x01(\bR\tgossipDue\x12\x19\n" +
+	"\bmesh_due\x18\x04 \x01(\bR\ameshDue\x12\x1a\n" +
+	"\brecovery\x18\x05 \x01(\tR\brecovery\x12(\n" +
+	"\x10recovery_unix_ns\x18\x06 \x01(\x03R\x0erecoveryUnixNs\x12\x1f\n" +
+	"\vrecovery_by\x18\a \x01(\tR\n" +
+	"recoveryBy\"\xaf\x01\n" +
+	"\x06KeyRow\x120\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1c.portolan.command.v1.KeyKindR\x04kind\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x121\n" +
+	"\x05boxes\x18\x03 \x03(\v2\x1b.portolan.command.v1.KeyBoxR\x05boxes\x12&\n" +
+	"\x0fcreated_unix_ns\x18\x04 \x01(\x03R\rcreatedUnixNs\"\x93\x01\n" +
+	"\tSecretRow\x12\x16\n" +
+	"\x06object\x18\x01 \x01(\tR\x06object\x12\x14\n" +
+	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
+	"\x06sealed\x18\x03 \x01(\fR\x06sealed\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\x12&\n" +
+	"\x0fupdated_unix_ns\x18\x05 \x01(\x03R\rupdatedUnixNs\"\xb6\x01\n" +
 	"\aSiteRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -1436,44 +1727,54 @@ func file_consensus_state_state_proto_rawDescGZIP() []byte {
 	return file_consensus_state_state_proto_rawDescData
 }
 
-var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_consensus_state_state_proto_goTypes = []any{
-	(*Record)(nil),       // 0: portolan.state.v1.Record
-	(*MeshRow)(nil),      // 1: portolan.state.v1.MeshRow
-	(*RecoveryRow)(nil),  // 2: portolan.state.v1.RecoveryRow
-	(*SiteRow)(nil),      // 3: portolan.state.v1.SiteRow
-	(*NodeRow)(nil),      // 4: portolan.state.v1.NodeRow
-	(*ProjectRow)(nil),   // 5: portolan.state.v1.ProjectRow
-	(*UserRow)(nil),      // 6: portolan.state.v1.UserRow
-	(*MemberRow)(nil),    // 7: portolan.state.v1.MemberRow
-	(*RuleRow)(nil),      // 8: portolan.state.v1.RuleRow
-	(*TokenRow)(nil),     // 9: portolan.state.v1.TokenRow
-	(*RequestRow)(nil),   // 10: portolan.state.v1.RequestRow
-	(*RemovedRow)(nil),   // 11: portolan.state.v1.RemovedRow
-	(*End)(nil),          // 12: portolan.state.v1.End
-	(*command.Node)(nil), // 13: portolan.command.v1.Node
-	(*command.Rule)(nil), // 14: portolan.command.v1.Rule
+	(*Record)(nil),         // 0: portolan.state.v1.Record
+	(*MeshRow)(nil),        // 1: portolan.state.v1.MeshRow
+	(*RecoveryRow)(nil),    // 2: portolan.state.v1.RecoveryRow
+	(*KeysRow)(nil),        // 3: portolan.state.v1.KeysRow
+	(*KeyRow)(nil),         // 4: portolan.state.v1.KeyRow
+	(*SecretRow)(nil),      // 5: portolan.state.v1.SecretRow
+	(*SiteRow)(nil),        // 6: portolan.state.v1.SiteRow
+	(*NodeRow)(nil),        // 7: portolan.state.v1.NodeRow
+	(*ProjectRow)(nil),     // 8: portolan.state.v1.ProjectRow
+	(*UserRow)(nil),        // 9: portolan.state.v1.UserRow
+	(*MemberRow)(nil),      // 10: portolan.state.v1.MemberRow
+	(*RuleRow)(nil),        // 11: portolan.state.v1.RuleRow
+	(*TokenRow)(nil),       // 12: portolan.state.v1.TokenRow
+	(*RequestRow)(nil),     // 13: portolan.state.v1.RequestRow
+	(*RemovedRow)(nil),     // 14: portolan.state.v1.RemovedRow
+	(*End)(nil),            // 15: portolan.state.v1.End
+	(command.KeyKind)(0),   // 16: portolan.command.v1.KeyKind
+	(*command.KeyBox)(nil), // 17: portolan.command.v1.KeyBox
+	(*command.Node)(nil),   // 18: portolan.command.v1.Node
+	(*command.Rule)(nil),   // 19: portolan.command.v1.Rule
 }
 var file_consensus_state_state_proto_depIdxs = []int32{
 	1,  // 0: portolan.state.v1.Record.mesh:type_name -> portolan.state.v1.MeshRow
-	3,  // 1: portolan.state.v1.Record.site:type_name -> portolan.state.v1.SiteRow
-	4,  // 2: portolan.state.v1.Record.node:type_name -> portolan.state.v1.NodeRow
-	5,  // 3: portolan.state.v1.Record.project:type_name -> portolan.state.v1.ProjectRow
-	6,  // 4: portolan.state.v1.Record.user:type_name -> portolan.state.v1.UserRow
-	7,  // 5: portolan.state.v1.Record.member:type_name -> portolan.state.v1.MemberRow
-	8,  // 6: portolan.state.v1.Record.rule:type_name -> portolan.state.v1.RuleRow
-	9,  // 7: portolan.state.v1.Record.token:type_name -> portolan.state.v1.TokenRow
-	10, // 8: portolan.state.v1.Record.request:type_name -> portolan.state.v1.RequestRow
-	12, // 9: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
-	11, // 10: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
-	2,  // 11: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
-	13, // 12: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
-	14, // 13: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	6,  // 1: portolan.state.v1.Record.site:type_name -> portolan.state.v1.SiteRow
+	7,  // 2: portolan.state.v1.Record.node:type_name -> portolan.state.v1.NodeRow
+	8,  // 3: portolan.state.v1.Record.project:type_name -> portolan.state.v1.ProjectRow
+	9,  // 4: portolan.state.v1.Record.user:type_name -> portolan.state.v1.UserRow
+	10, // 5: portolan.state.v1.Record.member:type_name -> portolan.state.v1.MemberRow
+	11, // 6: portolan.state.v1.Record.rule:type_name -> portolan.state.v1.RuleRow
+	12, // 7: portolan.state.v1.Record.token:type_name -> portolan.state.v1.TokenRow
+	13, // 8: portolan.state.v1.Record.request:type_name -> portolan.state.v1.RequestRow
+	4,  // 9: portolan.state.v1.Record.key:type_name -> portolan.state.v1.KeyRow
+	5,  // 10: portolan.state.v1.Record.secret:type_name -> portolan.state.v1.SecretRow
+	15, // 11: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
+	14, // 12: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
+	3,  // 13: portolan.state.v1.MeshRow.keys:type_name -> portolan.state.v1.KeysRow
+	2,  // 14: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
+	16, // 15: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
+	17, // 16: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
+	18, // 17: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
+	19, // 18: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_consensus_state_state_proto_init() }
@@ -1491,6 +1792,8 @@ func file_consensus_state_state_proto_init() {
 		(*Record_Rule)(nil),
 		(*Record_Token)(nil),
 		(*Record_Request)(nil),
+		(*Record_Key)(nil),
+		(*Record_Secret)(nil),
 		(*Record_End)(nil),
 		(*Record_Removed)(nil),
 	}
@@ -1500,7 +1803,7 @@ func file_consensus_state_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_state_state_proto_rawDesc), len(file_consensus_state_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

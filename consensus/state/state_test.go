@@ -69,7 +69,7 @@ func (m *machine) must(body proto.Message) int64 {
 }
 
 func meshCreate() *command.MeshCreate {
-	return &command.MeshCreate{MeshId: id16(9), Site: "ams", Node: node(1), GossipKey: make([]byte, 32), LibraryProjectId: id16(8), AdminPasswordHash: "$argon2id$admin", RaftGeneration: id16(7)}
+	return &command.MeshCreate{MeshId: id16(9), Site: "ams", Node: node(1), LibraryProjectId: id16(8), AdminPasswordHash: "$argon2id$admin", RaftGeneration: id16(7)}
 }
 
 // built is a machine with something of everything.
@@ -86,6 +86,10 @@ func built(t *testing.T) *machine {
 	gone := m.must(&command.ProjectCreate{ProjectId: id16(2), Name: "gone"})
 	m.must(&command.ProjectDelete{Id: gone})
 	m.must(&command.RuleCreate{Rule: &command.Rule{Name: "everywhere", Projects: []string{"prod"}, AllSites: true}})
+	m.must(&command.KeyStep{Kind: command.KeyKind_KEY_KIND_MESH, Version: 1, Step: command.KeyStep_STEP_ADD,
+		Boxes: []*command.KeyBox{{NodeId: node(1).Id, Box: id16(1)}, {NodeId: node(2).Id, Box: id16(2)}}})
+	m.must(&command.SecretSet{Object: "ldap", Field: "bind_password", Sealed: sealedWith(1)})
+	m.must(&command.RecoverySet{Recipient: "age1x"})
 	if _, err := m.do("user:admin", &command.ProjectCreate{ProjectId: id16(3), Name: "prod"}); err == nil {
 		t.Fatal("second prod")
 	}

@@ -33,8 +33,9 @@ var update = flag.Bool("update", false, "rewrite the transcripts; understand the
 //	> restore                               go on from a snapshot of the state
 //	# …                                     for people
 //
-// NODE(2) stands for a node's record, WITNESS(2) for that of a witness, ID(2) for its id, BYTES(7) for sixteen bytes, HASH(s) for a
-// hash, AT(1h) for a time after the first command's in nanoseconds.
+// NODE(2) stands for a node's record, WITNESS(2) for that of a witness, ID(2) for its id, BYTES(7) for sixteen bytes,
+// HASH(s) for a hash, SEALED(3) for a value sealed with version 3 of the mesh key,
+// AT(1h) for a time after the first command's in nanoseconds.
 func TestTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -132,7 +133,7 @@ func answer(out *strings.Builder, m *machine, env *command.Envelope) {
 	}
 }
 
-var macro = regexp.MustCompile(`\b(NODE|WITNESS|ID|BYTES|HASH|AT)\(([^)]*)\)`)
+var macro = regexp.MustCompile(`\b(NODE|WITNESS|ID|BYTES|HASH|SEALED|AT)\(([^)]*)\)`)
 
 // parse reads a command.
 func (m *machine) parse(line string, words map[string]string) *command.Envelope {
@@ -187,6 +188,8 @@ func (m *machine) expand(word string, words map[string]string) string {
 		return "{" + compact(rec) + "}"
 	case "ID":
 		return bytesOf(node(byte(n)).Id, fmt.Sprintf("id-of(%d)", n))
+	case "SEALED":
+		return bytesOf(sealedWith(byte(n)), word)
 	case "BYTES":
 		return bytesOf(id16(byte(n)), word)
 	case "HASH":

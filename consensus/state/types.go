@@ -11,7 +11,6 @@ import (
 // Mesh is what holds for all sites together.
 type Mesh struct {
 	ID         identity.MeshID
-	GossipKeys [][]byte   // primary first
 	Generation [16]byte   // raft generation: random, new after a recovery
 	Recoveries []Recovery // oldest first, the last ones
 	Level      uint32     // commands up to this level may be proposed

@@ -29,6 +29,10 @@ type View struct {
 	lastID int64
 	clock  int64 // unix nanoseconds, the latest time seen
 
+	keys     []Key // by kind and version; see keys.go
+	keyState KeyState
+	secrets  *iradix.Tree[Secret] // by object, field
+
 	sites     *iradix.Tree[Site]  // by id
 	siteNames *iradix.Tree[int64] // by name
 	nodes     *iradix.Tree[Node]  // by node id
@@ -64,7 +68,7 @@ func newView() *View {
 		members: iradix.New[Member](), memberIDs: iradix.New[int64](),
 		paths: iradix.New[int64](), publicPaths: iradix.New[int64](), memberPaths: iradix.New[int64](),
 		rules: iradix.New[Rule](), ruleNames: iradix.New[int64](),
-		tokens: iradix.New[Token](), requests: iradix.New[request](), requestAge: iradix.New[string](),
+		tokens: iradix.New[Token](), requests: iradix.New[request](), requestAge: iradix.New[string](), secrets: iradix.New[Secret](),
 		removals: newRemovals(),
 	}
 }

@@ -52,9 +52,9 @@ func nodeRecord(id *identity.Identity, port uint32) *command.Node {
 func newMesh(t testing.TB) *mesh {
 	t.Helper()
 	m := &mesh{t: t, state: state.New(), id: newIdentity(t), now: time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)}
-	meshID, pid, key := identity.NewMeshID(), identity.NewProjectID(), make([]byte, 48)
-	_, _ = rand.Read(key)
-	m.apply(&command.MeshCreate{MeshId: meshID[:], Site: "fra", Node: nodeRecord(m.id, 7946), GossipKey: key[:32], RaftGeneration: key[32:],
+	meshID, pid, generation := identity.NewMeshID(), identity.NewProjectID(), make([]byte, 16)
+	_, _ = rand.Read(generation)
+	m.apply(&command.MeshCreate{MeshId: meshID[:], Site: "fra", Node: nodeRecord(m.id, 7946), RaftGeneration: generation,
 		LibraryProjectId: pid[:], AdminPasswordHash: m.hash("secret")})
 	return m
 }

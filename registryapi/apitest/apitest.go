@@ -63,8 +63,8 @@ func New(tb testing.TB, sites ...string) *Mesh {
 		tb.Fatal(err)
 	}
 	mesh, library := identity.NewMeshID(), identity.NewProjectID()
-	m.must(&command.MeshCreate{MeshId: mesh[:], Site: sites[0], Node: node, GossipKey: random(32), LibraryProjectId: library[:],
-		AdminPasswordHash: hash, RaftGeneration: random(16)})
+	m.must(&command.MeshCreate{MeshId: mesh[:], Site: sites[0], Node: node, LibraryProjectId: library[:],
+		AdminPasswordHash: hash, RaftGeneration: random(16), Keys: boxes()})
 	for i, s := range sites[1:] {
 		m.AddSite(s, 7010+10*i)
 	}
@@ -73,6 +73,11 @@ func New(tb testing.TB, sites ...string) *Mesh {
 		tb.Fatal(err)
 	}
 	return m
+}
+
+// boxes are as the state sees a node's keys: it never opens one.
+func boxes() []*command.NodeKey {
+	return []*command.NodeKey{{Kind: command.KeyKind_KEY_KIND_GOSSIP, Version: 1, Box: random(80)}, {Kind: command.KeyKind_KEY_KIND_MESH, Version: 1, Box: random(80)}}
 }
 
 // NewNode makes a key and the record that a node would join with. Its ports are
@@ -96,7 +101,7 @@ func (m *Mesh) AddSite(name string, control int) identity.NodeID {
 	id, node := NewNode(m.tb, control)
 	secret := random(32)
 	token := m.must(&command.TokenCreate{Site: name, SecretHash: secret, ExpiresUnixNs: time.Now().Add(time.Hour).UnixNano()})
-	m.must(&command.NodeJoin{TokenId: token.ID, SecretHash: secret, Site: name, Node: node})
+	m.must(&command.NodeJoin{TokenId: token.ID, SecretHash: secret, Site: name, Node: node, Keys: boxes()})
 	m.must(&command.TokenDelete{Id: token.ID})
 	return id.ID
 }

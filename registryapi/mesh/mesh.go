@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -83,6 +84,11 @@ type Config struct {
 	LastCopies func(context.Context, LastCopyQuestion) (LastCopies, error)
 	// JoinToken writes a join token's text.
 	JoinToken func(JoinToken) (string, error)
+	// Backup writes the control state, sealed to the recovery key; a *command.Error
+	// if there is none.
+	Backup func(context.Context, io.Writer) error
+	// CheckRecovery judges the public half of a recovery key.
+	CheckRecovery func(string) error
 	// Version of the binary.
 	Version string
 	Now     func() time.Time
@@ -100,7 +106,8 @@ type API struct {
 // New declares all operations.
 func New(cfg Config) (*API, error) {
 	if cfg.View == nil || cfg.Proposer == nil || cfg.Access == nil || cfg.Catalog == nil || cfg.Placement == nil ||
-		cfg.Consensus == nil || cfg.Peer == nil || cfg.JoinToken == nil || cfg.LastCopies == nil || cfg.Now == nil || cfg.Logger == nil {
+		cfg.Consensus == nil || cfg.Peer == nil || cfg.JoinToken == nil || cfg.LastCopies == nil || cfg.Backup == nil || cfg.CheckRecovery == nil ||
+		cfg.Now == nil || cfg.Logger == nil {
 		return nil, errors.New("mesh: an incomplete Config")
 	}
 	if cfg.Poll <= 0 {
@@ -111,6 +118,7 @@ func New(cfg Config) (*API, error) {
 	a.registerProfile()
 	a.registerVoters()
 	a.registerTokens()
+	a.registerKeys()
 	a.registerRules()
 	a.registerTags()
 	a.registerPlacement()

@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http/httptest"
 	"net/url"
@@ -61,6 +63,7 @@ type fixture struct {
 	placement *placement
 	leave     *leave
 	api       *API
+	backup    func(context.Context, io.Writer) error
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -81,7 +84,14 @@ func newFixture(t *testing.T) *fixture {
 		Peer:    func(id identity.NodeID) (bool, time.Duration) { return !f.leave.away(id), 12500 * time.Microsecond },
 		Removed: f.leave.removedAs, LastCopies: f.leave.answer,
 		JoinToken: func(j JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]) + "." + j.Site, nil },
-		Version:   "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
+		Backup:    func(ctx context.Context, w io.Writer) error { return f.backup(ctx, w) },
+		CheckRecovery: func(s string) error {
+			if !strings.HasPrefix(s, "age1") {
+				return errors.New("this is not the public half of a recovery key")
+			}
+			return nil
+		},
+		Version: "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)

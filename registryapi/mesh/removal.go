@@ -378,7 +378,6 @@ func toChange(v *state.View, s state.Site, nodes []state.Node) []string {
 	}
 	out := []string{
 		fmt.Sprintf("it has the password hashes (argon2id) of all local users (%d): change passwords that could be guessed, the administrators' first", users),
-		"it has the mesh's gossip key: close the gossip ports of the other sites to its address",
 	}
 	for _, n := range nodes {
 		if n.Witness {

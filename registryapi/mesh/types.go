@@ -81,7 +81,7 @@ type Site struct {
 	Nodes     []Node    `json:"nodes"`
 	// RoundTrips are those that the site measured.
 	RoundTrips []RoundTrip `json:"round_trips" doc:"What it measured to the other sites, as far as the answering node knows"`
-	Version   uint64    `json:"resource_version" doc:"Goes up with every edit of the site and its nodes"`
+	Version    uint64      `json:"resource_version" doc:"Goes up with every edit of the site and its nodes"`
 }
 
 // Node is a member's record.

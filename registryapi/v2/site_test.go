@@ -90,9 +90,9 @@ func newSite(t testing.TB, edit ...func(*Config)) *site {
 	s.store = st
 
 	pub, sig := id.BoxKey()
-	storeID, meshID, pid, key := st.ID(), identity.NewMeshID(), identity.NewProjectID(), make([]byte, 48)
-	_, _ = rand.Read(key)
-	s.apply(&command.MeshCreate{MeshId: meshID[:], Site: "fra", GossipKey: key[:32], RaftGeneration: key[32:], LibraryProjectId: pid[:], AdminPasswordHash: hash,
+	storeID, meshID, pid, generation := st.ID(), identity.NewMeshID(), identity.NewProjectID(), make([]byte, 16)
+	_, _ = rand.Read(generation)
+	s.apply(&command.MeshCreate{MeshId: meshID[:], Site: "fra", RaftGeneration: generation, LibraryProjectId: pid[:], AdminPasswordHash: hash,
 		Node: &command.Node{Id: id.ID[:], BoxKey: pub[:], BoxSignature: sig, StoreId: storeID[:], Host: "127.0.0.1", GossipPort: 7946, ControlPort: 7947, DataPort: 7948,
 			RegistryUrl: "http://127.0.0.1:5000", Level: command.Level, Version: "test"}})
 	dev := s.apply(&command.UserCreate{Name: "dev", PasswordHash: hash})

@@ -199,7 +199,7 @@ func (s *Site) bootstrap(ctx context.Context) error {
 		return err
 	}
 	mesh, pid := identity.NewMeshID(), identity.NewProjectID()
-	if err := s.Node().Bootstrap(ctx, &command.MeshCreate{MeshId: mesh[:], Site: s.Name, GossipKey: random(32), LibraryProjectId: pid[:],
+	if err := s.Node().Bootstrap(ctx, &command.MeshCreate{MeshId: mesh[:], Site: s.Name, LibraryProjectId: pid[:],
 		AdminPasswordHash: "$argon2id$lab", RaftGeneration: random(16)}); err != nil {
 		return err
 	}

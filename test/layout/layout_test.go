@@ -63,6 +63,7 @@ var fences = []struct{ imported, only, why string }{
 	{"github.com/hashicorp/raft-wal", "consensus", "the log store is raft's own"},
 	{"github.com/hashicorp/raft-autopilot", "consensus", "who votes is decided in one place"},
 	{"github.com/hashicorp/memberlist", "gossip", "gossip is hints; no one else may take it for truth"},
+	{"filippo.io/age", "consensus/backup", "what opens a backup is said in one place"},
 	{"github.com/libp2p/go-libp2p", "transfer/peer", "the scheduler knows the data plane by a small interface, so that it can be replaced"},
 	{"github.com/dgraph-io/badger", "node/store/catalog", "typed keys live in one package, so that no two rooms write the same row"},
 	{"github.com/distribution/distribution/v3/registry/storage", "node/store/blobs", "blobs and nothing else go to a bucket, by one interface"},
