@@ -31,7 +31,9 @@ On an empty data directory "portolan serve --site NAME --data DIR" makes a new
 mesh of one site and its first user, admin: the password is taken from
 PORTOLAN_ADMIN_PASSWORD, or made, printed once and kept in DIR/admin-password.
 To add a site to a mesh use "portolan join" instead. Both save their settings in
-DIR: "portolan serve --data DIR" alone starts the node again.`,
+DIR: "portolan serve --data DIR" alone starts the node again. A node whose blobs
+are in a bucket is told so at every start (--store-driver, --store-parameters):
+they hold secrets and are never saved.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)

@@ -112,7 +112,11 @@ func away(t testing.TB, err error) *Unavailable {
 func TestBucket_NothingLists(t *testing.T) {
 	server := bucket.Start(t)
 	dir := t.TempDir()
-	s := mustOpenOn(t, dir, s3(t, server, nil))
+	began := time.Now() // stands: the bucket is not proven again meanwhile
+	s, err := openOn(t, dir, s3(t, server, nil), func() time.Time { return began })
+	if err != nil {
+		t.Fatal(err)
+	}
 	server.Asked()
 	asked := func(what string, want map[string]int) {
 		t.Helper()

@@ -189,3 +189,45 @@ func TestBucket_Damage(t *testing.T) {
 		})
 	}
 }
+
+// TestBucket_CollectionsAskOnce: of collections that a bucket cut short the sweep
+// asks for one while it is away, and finishes all when it is back.
+func TestBucket_CollectionsAskOnce(t *testing.T) {
+	server := bucket.Start(t)
+	s := mustOpenOn(t, t.TempDir(), s3(t, server, nil))
+	defer closeStore(t, s)
+	var all [][]byte
+	for i := range 4 {
+		all = append(all, content(byte(i), 100_000))
+		push(t, s, all[i])
+		end(t, s, all[i])
+	}
+	server.Kill()
+	for _, b := range all {
+		away(t, s.Collect(t.Context(), digest.FromBytes(b)))
+	}
+	err := s.finishCollections(t.Context())
+	away(t, err)
+	var each interface{ Unwrap() []error }
+	if !errors.As(err, &each) || len(each.Unwrap()) != 1 {
+		t.Errorf("an absent bucket was asked more than once: %v", err)
+	}
+	if left, err := s.Catalog().Deletings(100); err != nil || len(left) != len(all) {
+		t.Errorf("%d are marked, %v", len(left), err)
+	}
+	if err := server.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.finishCollections(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range all {
+		d := digest.FromBytes(b)
+		if _, err := os.Stat(server.Path("store/blobs/sha256/" + d.Encoded()[:2] + "/" + d.Encoded())); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("an object is left: %v", err)
+		}
+	}
+	if left, err := s.Catalog().Deletings(100); err != nil || len(left) != 0 {
+		t.Errorf("%v are still marked, %v", left, err)
+	}
+}

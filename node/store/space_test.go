@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -224,4 +225,37 @@ func TestFullDisk(t *testing.T) {
 	n += 50
 	check()
 	put(t, s, content(2, 1<<20))
+}
+
+// A reserve with a length and no blocks, as a copy of the directory or a restored
+// backup has, sets nothing aside: it is filled.
+func TestBallast_Sparse(t *testing.T) {
+	s := openAt(t, t.TempDir(), time.Now)
+	dir := s.files.Dir()
+	closeStore(t, s)
+	path := filepath.Join(dir, ballastFile)
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := allocated(st)
+	if full == 0 {
+		t.Skip("this file system can't set space aside")
+	}
+	if err := errors.Join(os.Truncate(path, 0), os.Truncate(path, st.Size())); err != nil {
+		t.Fatal(err)
+	}
+	if st, err = os.Stat(path); err != nil || allocated(st) >= full {
+		t.Fatalf("%d bytes on the disk, %v", allocated(st), err)
+	}
+	again := newSpace(dir, slog.New(slog.DiscardHandler))
+	if again.holds() {
+		t.Error("a file of holes is taken for space")
+	}
+	if err := again.hold(0); err != nil {
+		t.Fatal(err)
+	}
+	if st, err = os.Stat(path); err != nil || allocated(st) < full {
+		t.Errorf("%d bytes on the disk, %d are to be set aside; %v", allocated(st), full, err)
+	}
 }

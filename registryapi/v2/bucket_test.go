@@ -3,11 +3,14 @@ package v2
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"log/slog"
 	"maps"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -17,15 +20,16 @@ import (
 	"github.com/portolan/portolan/test/bucket"
 )
 
-// onBucket makes a site whose blobs are in server.
-func onBucket(t *testing.T, server *bucket.Server, redirect string) *site {
+// onBucket makes a site whose blobs are in server, and whose store has the time
+// from now.
+func onBucket(t *testing.T, server *bucket.Server, redirect string, now func() time.Time, edit ...func(*Config)) *site {
 	t.Helper()
 	parameters := server.Parameters()
 	if redirect != "" {
 		parameters["redirectendpoint"] = redirect
 	}
 	var st *store.Store
-	s := newSite(t, func(c *Config) {
+	s := newSite(t, append(edit, func(c *Config) {
 		b, err := drivers.New(t.Context(), "s3", parameters)
 		if err != nil {
 			t.Fatal(err)
@@ -34,19 +38,20 @@ func onBucket(t *testing.T, server *bucket.Server, redirect string) *site {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if st, err = store.Open(t.Context(), store.Config{Dir: t.TempDir(), Identity: id, Logger: slog.New(slog.DiscardHandler), Bucket: b}); err != nil {
+		if st, err = store.Open(t.Context(), store.Config{Dir: t.TempDir(), Identity: id, Logger: slog.New(slog.DiscardHandler), Bucket: b, Now: now}); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = st.Close() })
 		c.Store, c.Redirect = st, redirect != ""
-	})
+	})...)
 	s.store = st
 	return s
 }
 
 func TestBucket_Unavailable(t *testing.T) {
 	server := bucket.Start(t)
-	s := onBucket(t, server, "")
+	var log bytes.Buffer
+	s := onBucket(t, server, "", time.Now, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 	b, small, next := make([]byte, 3<<20), []byte("small"), make([]byte, 6<<20)
 	_, _ = rand.Read(b)
 	_, _ = rand.Read(next)
@@ -61,10 +66,9 @@ func TestBucket_Unavailable(t *testing.T) {
 	unavailable := func(e exchange) {
 		t.Helper()
 		e.want(t, http.StatusServiceUnavailable)
-		body := string(e.body)
-		if e.Header.Get("Retry-After") == "" || !strings.Contains(body, "UNAVAILABLE") || !strings.Contains(body, `S3 bucket \"layers\"`) ||
-			!strings.Contains(body, "connection refused") && !strings.Contains(body, "EOF") || e.Header.Get("Docker-Content-Digest") != "" || e.Header.Get("Content-Range") != "" {
-			t.Errorf("%v %s", e.Header, body)
+		away(t, e, "does not answer as it should", server)
+		if e.Header.Get("Docker-Content-Digest") != "" || e.Header.Get("Content-Range") != "" {
+			t.Errorf("%v %s", e.Header, e.body)
 		}
 	}
 	unavailable(s.do("dev", "GET", "/v2/prod/app/blobs/"+d.String(), nil))
@@ -73,6 +77,10 @@ func TestBucket_Unavailable(t *testing.T) {
 	unavailable(s.do("dev", "PUT", at+"?digest="+nd.String(), nil))
 	if e := s.do("dev", "GET", at, nil).want(t, 204); e.Header.Get("Range") != "0-6291455" {
 		t.Errorf("the session is at %q", e.Header.Get("Range"))
+	}
+	// The cause is for the operator.
+	if text := log.String(); !strings.Contains(text, strings.TrimPrefix(server.Endpoint(), "http://")) || !strings.Contains(text, "connection refused") && !strings.Contains(text, "EOF") {
+		t.Errorf("the log does not say what happened: %s", text)
 	}
 	// What needs no bucket goes on.
 	s.do("dev", "HEAD", "/v2/prod/app/blobs/"+d.String(), nil).want(t, 200)
@@ -89,11 +97,65 @@ func TestBucket_Unavailable(t *testing.T) {
 	}
 }
 
+// away checks what a client hears of a bucket: its name and what it does, and
+// nothing of where it is, what is in it and what it said.
+func away(t *testing.T, e exchange, want string, server *bucket.Server) {
+	t.Helper()
+	e.want(t, http.StatusServiceUnavailable)
+	body := string(e.body)
+	if e.Header.Get("Retry-After") == "" || !strings.Contains(body, "UNAVAILABLE") || !strings.Contains(body, `S3 bucket \"layers\"`) || !strings.Contains(body, want) {
+		t.Errorf("%v %s", e.Header, body)
+	}
+	for _, internal := range []string{
+		"127.0.0.1", "localhost", "http", strings.TrimPrefix(server.Endpoint(), "http://127.0.0.1"), "dial", "connection", "EOF",
+		"blobs/", "units/", "sha256", "owner", server.Parameters()["accesskey"], server.Parameters()["secretkey"], "request", "s3aws",
+	} {
+		if strings.Contains(body, internal) {
+			t.Errorf("%q shows %q", body, internal)
+		}
+	}
+}
+
+// TestBucket_Replaced: a push is not acknowledged while another bucket is in the
+// place of the site's, and goes on when that is back.
+func TestBucket_Replaced(t *testing.T) {
+	server := bucket.Start(t)
+	clock := time.Now()
+	s := onBucket(t, server, "", func() time.Time { return clock })
+	first, second := make([]byte, 3<<20), make([]byte, 6<<20)
+	_, _ = rand.Read(first)
+	_, _ = rand.Read(second)
+	d, nd := s.push("prod/app", first), digest.FromBytes(second)
+	at := location(t, s.do("dev", "POST", "/v2/prod/app/blobs/uploads/", nil).want(t, 202))
+	at = location(t, s.do("dev", "PATCH", at, bytes.NewReader(second)).want(t, 202))
+	if err := errors.Join(server.HideBucket(), server.MakeBucket()); err != nil {
+		t.Fatal(err)
+	}
+	clock = clock.Add(10 * time.Second) // the window of invariant B7 of the store
+	refused := "refuses what the site asks of it"
+	away(t, s.do("dev", "PUT", at+"?digest="+nd.String(), nil), refused, server)
+	away(t, s.do("dev", "GET", "/v2/prod/app/blobs/"+d.String(), nil), refused, server)
+	away(t, s.do("dev", "POST", "/v2/prod/app/blobs/uploads/?digest="+nd.String(), bytes.NewReader(second)), refused, server)
+	s.do("dev", "HEAD", "/v2/prod/app/blobs/"+nd.String(), nil).want(t, 404)
+	if left, err := os.ReadDir(server.Path("")); err != nil || len(left) > 0 {
+		t.Errorf("the other bucket has %v, %v", left, err)
+	}
+	if err := server.ShowBucket(); err != nil {
+		t.Fatal(err)
+	}
+	s.do("dev", "PUT", at+"?digest="+nd.String(), nil).want(t, 201)
+	for d, want := range map[digest.Digest][]byte{d: first, nd: second} {
+		if got := s.do("dev", "GET", "/v2/prod/app/blobs/"+d.String(), nil).want(t, 200); !bytes.Equal(got.body, want) {
+			t.Errorf("%s differs", d)
+		}
+	}
+}
+
 func TestBucket_Redirect(t *testing.T) {
 	server := bucket.Start(t)
 	// Another host than the registry's, as in life: clients keep their password.
 	public := strings.Replace(server.Endpoint(), "127.0.0.1", "localhost", 1)
-	s := onBucket(t, server, public)
+	s := onBucket(t, server, public, time.Now)
 	b, small := make([]byte, 3<<20), []byte("small")
 	_, _ = rand.Read(b)
 	d, inline := s.push("prod/app", b), s.push("prod/app", small)
@@ -148,7 +210,8 @@ func TestBucket_Redirect(t *testing.T) {
 // copy or delete, and what needs no content does not ask the bucket at all.
 func TestBucket_NothingLists(t *testing.T) {
 	server := bucket.Start(t)
-	s := onBucket(t, server, "")
+	began := time.Now() // stands: the bucket is not proven again meanwhile
+	s := onBucket(t, server, "", func() time.Time { return began })
 	server.Asked() // of the start
 	layer := make([]byte, 12<<20)
 	_, _ = rand.Read(layer)

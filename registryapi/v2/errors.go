@@ -101,7 +101,13 @@ func (h *Handler) classify(err error) *apiError {
 		h.bucketAway.Do(func() {
 			h.log.Error("the bucket of this site's blobs is unavailable", slog.String("bucket", bucket.Place), slog.String("cause", bucket.Cause))
 		})
-		e := refuse(errcode.ErrorCodeUnavailable, "site %s keeps this in %s, which is unavailable: try again later", h.cfg.Site, bucket.Error())
+		h.log.Debug("a request needs the bucket, which is unavailable", slog.String("bucket", bucket.Place), slog.String("cause", bucket.Cause))
+		// The cause has addresses and names of the site's own network.
+		does := "does not answer as it should"
+		if bucket.Refused {
+			does = "refuses what the site asks of it"
+		}
+		e := refuse(errcode.ErrorCodeUnavailable, "site %s keeps this in %s, which %s: try again later, or ask the operator of the site", h.cfg.Site, bucket.Place, does)
 		e.retryAfter = bucketRetry
 		return e
 	case errors.Is(err, store.ErrNoSpace), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT): // the catalogue's are bare

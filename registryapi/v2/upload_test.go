@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/node/identity"
@@ -144,6 +145,30 @@ func TestClassify_BucketIsLoggedSeldom(t *testing.T) {
 	}
 	if n := strings.Count(log.String(), "no answer"); n != 1 {
 		t.Errorf("logged %d times: %s", n, log.String())
+	}
+}
+
+// What a client hears of a bucket that is away says what it does, and nothing
+// that its driver said.
+func TestClassify_BucketKeepsItsCause(t *testing.T) {
+	const cause = `read /blobs/sha256/aa/aabb: s3aws: RequestError: send request failed caused by: Get "http://minio.internal:9000/layers/x?X-Amz-Credential=AKIA": dial tcp 10.0.0.3:9000: connect: connection refused`
+	var log bytes.Buffer
+	s := newSite(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	for refused, want := range map[bool]string{
+		false: "site fra keeps this in S3 bucket \"layers\", which does not answer as it should: try again later, or ask the operator of the site",
+		true:  "site fra keeps this in S3 bucket \"layers\", which refuses what the site asks of it: try again later, or ask the operator of the site",
+	} {
+		e := s.v2.classify(fmt.Errorf("open: %w", &store.Unavailable{Place: `S3 bucket "layers"`, Cause: cause, Refused: refused}))
+		if e == nil || len(e.errs) != 1 {
+			t.Fatal(e)
+		}
+		var said errcode.Error
+		if !errors.As(e.errs[0], &said) || said.Message != want || said.Detail != nil {
+			t.Errorf("refused %t: %+v", refused, said)
+		}
+	}
+	if !strings.Contains(log.String(), "10.0.0.3:9000") {
+		t.Errorf("the log has no cause: %s", log.String())
 	}
 }
 

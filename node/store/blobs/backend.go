@@ -44,7 +44,7 @@ var ErrUnavailable = errors.New("the bucket of this store does not do what it is
 // stored is kept where it is staged.
 type Unavailable struct {
 	Place   string // for people
-	Cause   string // one sentence, no secrets
+	Cause   string // one sentence, no secrets; for logs: it may have addresses and keys of objects
 	Refused bool   // it answered, and the answer was no
 }
 

@@ -102,7 +102,7 @@ func (s *Store) sweepDoubts(ctx context.Context, orphan Orphan, did *Swept) erro
 		return err
 	}
 	// A bucket that is away is asked once, not once a note.
-	if err := o.prove(ctx, false); err != nil {
+	if err := o.ours(ctx); err != nil {
 		return err
 	}
 	var errs []error

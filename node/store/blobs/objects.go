@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	storagedriver "github.com/distribution/distribution/v3/registry/storage/driver"
@@ -55,20 +54,13 @@ type objects struct {
 	lists listCache
 
 	metrics metrics
-
-	proving sync.Mutex // guards what is below
-	proven  bool       // the bucket is ours and takes writes
-	failure error      // of the last attempt to prove it
-	failed  time.Time
+	proof   proof
 }
-
-// proveAgainAfter: those that waited while one tried take its answer.
-const proveAgainAfter = 5 * time.Second
 
 func newObjects(cfg Config) *objects {
 	o := &objects{
 		Backend: cfg.Backend, id: cfg.StoreID, log: cfg.Logger, stall: cfg.Backend.Stall,
-		notes: newDoubts(cfg.Dir, cfg.Now), sends: make(chan struct{}, maxSends), metrics: newMetrics(),
+		notes: newDoubts(cfg.Dir, cfg.Now), sends: make(chan struct{}, maxSends), metrics: newMetrics(), proof: proof{now: cfg.Now},
 	}
 	if o.stall <= 0 {
 		o.stall = stallAfter
@@ -78,8 +70,6 @@ func newObjects(cfg Config) *objects {
 
 func blobKey(d digest.Digest) string { return "/blobs/" + keyOf(d) }
 func listKey(d digest.Digest) string { return "/units/" + keyOf(d) }
-
-const ownerKey = "/owner"
 
 // errNoObject: the bucket answered that there is no such object. Whether to
 // believe it is for confirm to say.
@@ -107,6 +97,7 @@ func (o *objects) told(ctx context.Context, what string, err error) error {
 	case errors.As(err, &none):
 		return errNoObject
 	}
+	o.proof.doubted.Store(true)
 	return o.unavailable(what, err)
 }
 
@@ -194,100 +185,24 @@ func (o *objects) confirm(ctx context.Context, d digest.Digest, size int64) erro
 	if err != nil || ok {
 		return err
 	}
+	o.proof.doubted.Store(true)
 	if err := o.owned(ctx); err != nil {
 		return err
 	}
 	return fmt.Errorf("%w (%s: %s does not have its %d bytes)", ErrCorrupt, d, o.Name, size)
 }
 
-const ownerHeader = "portolan store 1\n"
-
-// owned checks that the bucket is this store's.
-func (o *objects) owned(ctx context.Context) error {
-	b, err := o.content(ctx, ownerKey)
-	if errors.Is(err, errNoObject) {
-		return &Unavailable{Place: o.Name, Refused: true,
-			Cause: "the object " + strings.TrimPrefix(ownerKey, "/") + ", which says that it belongs to store " + o.id + ", is gone: put the bucket's content back, or name the right bucket"}
-	}
-	if err != nil {
-		return err
-	}
-	if string(b) != ownerHeader+o.id+"\n" {
-		owner := oneLine(strings.TrimPrefix(string(b), ownerHeader))
-		return &Unavailable{Place: o.Name, Refused: true,
-			Cause: fmt.Sprintf("it belongs to store %.40s, not to %s: name another bucket or root directory", owner, o.id)}
-	}
-	return nil
-}
-
-// prove makes sure that the bucket is this store's and can be written, read and
-// deleted from. With claim a bucket without owner becomes this store's.
-func (o *objects) prove(ctx context.Context, claim bool) error {
-	o.proving.Lock()
-	defer o.proving.Unlock()
-	if o.proven {
-		return nil
-	}
-	if o.failure != nil && time.Since(o.failed) < proveAgainAfter {
-		return o.failure
-	}
-	err := o.proveOnce(ctx, claim)
-	if err != nil && ctx.Err() == nil {
-		o.failure, o.failed = err, time.Now()
-	}
-	if o.proven = err == nil; o.proven && o.failure != nil {
-		o.log.Info("the store's bucket answers again", "bucket", o.Name)
-	}
-	return err
-}
-
-func (o *objects) proveOnce(ctx context.Context, claim bool) error {
-	if claim {
-		_, err := o.content(ctx, ownerKey)
-		if errors.Is(err, errNoObject) {
-			err = o.call(ctx, callWrite, "write to it", o.stall, func(ctx context.Context) error {
-				return o.Driver.PutContent(ctx, ownerKey, []byte(ownerHeader+o.id+"\n"))
-			})
-		}
-		if err != nil {
-			return err
-		}
-		o.log.Info("blobs are kept in a bucket", "bucket", o.Name, "store", o.id)
-	}
-	// Also after a claim: of two that claim at once, one finds the other's.
-	if err := o.owned(ctx); err != nil {
-		return err
-	}
-	key, text := "/probe-"+o.id, []byte("written, read and deleted at each start of store "+o.id+"\n")
-	if err := o.call(ctx, callWrite, "write to it", o.stall, func(ctx context.Context) error { return o.Driver.PutContent(ctx, key, text) }); err != nil {
-		return err
-	}
-	if b, err := o.content(ctx, key); err != nil || string(b) != string(text) {
-		if err == nil || errors.Is(err, errNoObject) {
-			err = o.unavailable("read what was written", errors.New("it gives back something else"))
-		}
-		return err
-	}
-	if err := o.call(ctx, callDelete, "delete from it", o.stall, func(ctx context.Context) error { return o.Driver.Delete(ctx, key) }); err != nil {
-		if errors.Is(err, errNoObject) {
-			err = o.unavailable("delete from it", err)
-		}
-		return err
-	}
-	return nil
-}
-
 // install sends the blob. The note comes before the first byte and goes when the
 // row is there: what a crash or a lost answer leaves is found by the sweep.
 func (o *objects) install(ctx context.Context, b *staged) error {
-	if err := o.prove(ctx, false); err != nil {
-		return err
-	}
 	select {
 	case o.sends <- struct{}{}:
 		defer func() { <-o.sends }()
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	if err := o.ours(ctx); err != nil {
+		return err
 	}
 	// Promise: no object is in the bucket that neither a row nor a note knows.
 	if err := o.notes.begin(b.digest); err != nil {
@@ -298,7 +213,7 @@ func (o *objects) install(ctx context.Context, b *staged) error {
 		return err
 	}
 	if list != nil {
-		if err := o.putList(ctx, b.digest, list, ""); err != nil {
+		if err := o.sendList(ctx, b.digest, list); err != nil {
 			o.notes.keep(b.digest)
 			return err
 		}
@@ -390,6 +305,13 @@ func (o *objects) list(ctx context.Context, d digest.Digest) ([]byte, error) {
 }
 
 func (o *objects) putList(ctx context.Context, d digest.Digest, b []byte, _ string) error {
+	if err := o.ours(ctx); err != nil {
+		return err
+	}
+	return o.sendList(ctx, d, b)
+}
+
+func (o *objects) sendList(ctx context.Context, d digest.Digest, b []byte) error {
 	err := o.call(ctx, callWrite, "store the unit list of "+d.String(), o.partLimit(int64(len(b))), func(ctx context.Context) error {
 		return o.Driver.PutContent(ctx, listKey(d), b)
 	})
@@ -402,6 +324,10 @@ func (o *objects) putList(ctx context.Context, d digest.Digest, b []byte, _ stri
 // remove deletes blob, list, and what is left of uploads that were not ended.
 func (o *objects) remove(ctx context.Context, d digest.Digest) error {
 	o.lists.forget(d)
+	// Another store's object of the same digest is not ours to delete.
+	if err := o.ours(ctx); err != nil {
+		return err
+	}
 	for _, key := range []string{blobKey(d), listKey(d)} {
 		err := o.call(ctx, callDelete, "delete "+key, o.stall, func(ctx context.Context) error { return o.Driver.Delete(ctx, key) })
 		if err != nil && !errors.Is(err, errNoObject) {

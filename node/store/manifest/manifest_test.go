@@ -157,3 +157,27 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// What is wrong is said in words of the document: clients show it to people who
+// have never heard of Go's types.
+func TestParse_SaysWhatIsWrong(t *testing.T) {
+	for body, want := range map[string]string{
+		`[]`:                                  `it is not a JSON object`,
+		`"text"`:                              `it is not a JSON object`,
+		`{"schemaVersion":"2"}`:               `"schemaVersion" can't be a JSON string`,
+		`{"schemaVersion":2,"layers":{}}`:     `"layers" can't be a JSON object`,
+		`{"config":{"size":1.5}}`:             `"config.size" can't be a JSON number 1.5`,
+		`{"annotations":{"a":` + `[1]` + `}}`: `"annotations" can't be a JSON array`,
+	} {
+		_, err := Parse(v1.MediaTypeImageManifest, []byte(body))
+		if !errors.Is(err, ErrInvalid) || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", body, err, want)
+			continue
+		}
+		for _, word := range []string{"Go ", "struct", "unmarshal", "int64", "document"} {
+			if strings.Contains(strings.TrimPrefix(err.Error(), ErrInvalid.Error()), word) {
+				t.Errorf("%s: %v", body, err)
+			}
+		}
+	}
+}

@@ -27,10 +27,8 @@ func NewHasher(alg digest.Algorithm) *Hasher {
 	if a == nil {
 		panic(fmt.Sprintf("hash algorithm %q is not supported", alg))
 	}
-	if a.available() == nil {
-		if c, err := a.begin(); err == nil {
-			return &Hasher{alg: a, h: c, chain: c}
-		}
+	if c, err := a.begin(); err == nil && a.tested() == nil {
+		return &Hasher{alg: a, h: c, chain: c}
 	}
 	return &Hasher{alg: a, h: a.new()}
 }
@@ -45,7 +43,7 @@ func ResumeHasher(alg digest.Algorithm, states []byte) (*Hasher, error) {
 	if len(states) == 0 {
 		return NewHasher(alg), nil
 	}
-	if err := a.available(); err != nil {
+	if err := a.tested(); err != nil {
 		return nil, err
 	}
 	size := int64(len(states)/a.size) * Unit

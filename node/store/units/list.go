@@ -134,7 +134,7 @@ func (l *List) Verify(i int, data []byte) error {
 	if a == nil {
 		return fmt.Errorf("%w: unit %d of %s: %w", ErrBadUnit, i, l.Digest, CheckDigest(l.Digest))
 	}
-	if err := a.available(); err != nil {
+	if err := a.tested(); err != nil {
 		return err
 	}
 	from := a.initial

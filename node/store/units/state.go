@@ -2,6 +2,7 @@ package units
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding"
@@ -21,7 +22,9 @@ type algorithm struct {
 	code  byte // in binary forms; further ones are appended, numbers never change
 	size  int  // bytes of a chain state and of the digest
 	block int  // bytes that one step of the chain takes
-	new   func() hash.Hash
+	// new makes the hash of this build: that which package crypto knows, as for
+	// digests in the rest of the process.
+	new func() hash.Hash
 
 	// initial is the state before the first byte (FIPS 180-4, 5.3).
 	initial []byte
@@ -31,7 +34,7 @@ type algorithm struct {
 	// vectors are chain states after one block, see selfTest.
 	vectors []vector
 
-	available func() error // the self test, run once
+	tested func() error // the self test, run once
 }
 
 type vector struct {
@@ -49,7 +52,7 @@ const (
 // share no code with Go's.
 var (
 	sha256Chain = newAlgorithm(algorithm{
-		name: digest.SHA256, code: 1, size: sha256.Size, block: sha256.BlockSize, new: sha256.New, magic: "sha\x03",
+		name: digest.SHA256, code: 1, size: sha256.Size, block: sha256.BlockSize, new: crypto.SHA256.New, magic: "sha\x03",
 		initial: unhex("6a09e667bb67ae853c6ef372a54ff53a510e527f9b05688c1f83d9ab5be0cd19"),
 		vectors: []vector{
 			{0, "da5698be17b9b46962335799779fbeca8ce5d491c0d26243bafef9ea1837a9d8"},
@@ -57,7 +60,7 @@ var (
 		},
 	})
 	sha512Chain = newAlgorithm(algorithm{
-		name: digest.SHA512, code: 2, size: sha512.Size, block: sha512.BlockSize, new: sha512.New, magic: "sha\x07",
+		name: digest.SHA512, code: 2, size: sha512.Size, block: sha512.BlockSize, new: crypto.SHA512.New, magic: "sha\x07",
 		initial: unhex("6a09e667f3bcc908bb67ae8584caa73b3c6ef372fe94f82ba54ff53a5f1d36f1" +
 			"510e527fade682d19b05688c2b3e6c1f1f83d9abfb41bd6b5be0cd19137e2179"),
 		vectors: []vector{
@@ -70,7 +73,7 @@ var (
 )
 
 func newAlgorithm(a algorithm) *algorithm {
-	a.available = sync.OnceValue(a.selfTest)
+	a.tested = sync.OnceValue(a.selfTest)
 	return &a
 }
 
@@ -174,13 +177,13 @@ func Available(alg digest.Algorithm) error {
 	return a.available()
 }
 
-// Withhold puts an algorithm into plain-digest mode until back is called, as a
-// toolchain with another form would: for tests, which use nothing else meanwhile.
-func Withhold(alg digest.Algorithm) (back func()) {
-	a := algorithmOf(alg)
-	was := a.available
-	a.available = func() error { return fmt.Errorf("%w (%s: withheld)", ErrUnavailable, a.name) }
-	return func() { a.available = was }
+// available says whether the hash that there is now gives its states, in the
+// form that the self test has found to be the known one.
+func (a *algorithm) available() error {
+	if _, err := a.begin(); err != nil {
+		return err
+	}
+	return a.tested()
 }
 
 // selfTest compares the toolchain's states with values computed independently
