@@ -179,6 +179,9 @@ func (n *node) startContent(_ context.Context) error {
 	}); err != nil {
 		return errors.Join(err, n.gossip.Close())
 	}
+	for _, advice := range peer.KernelAdvice() {
+		log.Warn("the machine's TCP settings slow transfers down", "advice", advice)
+	}
 	n.stages.start("gossip", n.gossip.Run)
 	n.stages.start("data plane", n.host.Run)
 	if n.sync, err = sync.New(sync.Config{
