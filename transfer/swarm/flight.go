@@ -466,7 +466,7 @@ func (f *flight) gain(i int, from identity.NodeID) {
 	if f.partial != nil && !f.sched.have.has(i) {
 		f.log = append(f.log, uint32(i))
 	}
-	f.sched.got(i, from, time.Now())
+	f.sched.got(i, from)
 }
 
 // count counts what is here; mu is held.

@@ -34,8 +34,14 @@ type lane struct {
 	pumping bool       // guarded by mu: answers are taken
 
 	// Guarded by flight.mu.
-	asked map[int]class // units on their way, by what their room was taken as
-	err   error         // why it ended
+	asked map[int]inRoom // units on their way
+	err   error          // why it ended
+}
+
+// inRoom is a unit that was asked for.
+type inRoom struct {
+	class class // that its room was taken as
+	at    time.Time
 }
 
 // start begins a lane; flight.mu is not held. first has a session whose first
@@ -47,7 +53,7 @@ func (f *flight) start(c candidate, holder bool, first *contender, giveUp func()
 		cancel = func() { own(); first.cancel() } // its stream ends with its own context
 	}
 	l := &lane{
-		f: f, holder: holder, candidate: c, cancel: cancel, asked: map[int]class{},
+		f: f, holder: holder, candidate: c, cancel: cancel, asked: map[int]inRoom{},
 		waiter: waiter{since: f.since, wake: make(chan struct{}, 1)},
 	}
 	f.mu.Lock()
@@ -152,12 +158,14 @@ func (l *lane) plan() (order, bool) {
 	if room == 0 {
 		return order{}, false
 	}
-	o, ok := f.sched.next(l.node, room, time.Now(), f.standing())
+	now := time.Now()
+	f.sched.paced(l.node, f.s.pipes.unitTook(l.node))
+	o, ok := f.sched.next(l.node, room, now, f.standing())
 	if spare := room - o.n; spare > 0 {
 		f.s.pipes.release(l.node, c, int64(spare)*unit, true)
 	}
 	for i := o.first; i < o.first+o.n; i++ {
-		l.asked[i] = c
+		l.asked[i] = inRoom{c, now}
 	}
 	return o, ok
 }
@@ -171,7 +179,7 @@ func (l *lane) note(unit int, c class) {
 		return
 	}
 	f.s.pipes.force(l.node, c, f.layout.unitSize)
-	l.asked[unit] = c
+	l.asked[unit] = inRoom{c, time.Now()}
 	f.sched.asked(unit, l.node, time.Now())
 }
 
@@ -179,15 +187,17 @@ func (l *lane) note(unit int, c class) {
 func (l *lane) landed(unit int, lost bool) {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
-	c, ok := l.asked[unit]
+	in, ok := l.asked[unit]
 	if !ok {
 		return
 	}
 	delete(l.asked, unit)
 	if lost {
 		l.f.sched.landed(unit, l.node)
+	} else {
+		l.f.s.pipes.came(l.node, time.Since(in.at))
 	}
-	l.f.s.pipes.release(l.node, c, l.f.layout.unitSize, lost)
+	l.f.s.pipes.release(l.node, in.class, l.f.layout.unitSize, lost)
 }
 
 // drop puts back all that was asked for.
@@ -196,9 +206,9 @@ func (l *lane) drop() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.s.pipes.forget(l.node, &l.waiter)
-	for unit, c := range l.asked {
+	for unit, in := range l.asked {
 		f.sched.landed(unit, l.node)
-		f.s.pipes.release(l.node, c, f.layout.unitSize, true)
+		f.s.pipes.release(l.node, in.class, f.layout.unitSize, true)
 	}
 	clear(l.asked)
 }

@@ -63,6 +63,8 @@ func classOf(priority int, read bool) class {
 type pipe struct {
 	rate    float64       // bytes a second; 0: not known
 	delay   time.Duration // shortest time from a request to its answer; 0: not known
+	unit    time.Duration // from a request to the whole unit, smoothed; 0: not known
+	since   time.Time     // the first request of those that none was answered of
 	mark    time.Time     // the measurement began
 	came    int64         // bytes since
 	flying  [classes]int64
@@ -129,7 +131,7 @@ func (p *pipe) above(c class) int64 {
 
 func (p *pipe) ask(c class, n int64, now time.Time) {
 	if p.total() == 0 {
-		p.mark, p.came = now, 0
+		p.mark, p.came, p.since = now, 0, now
 	}
 	p.flying[c] += n
 	p.credit[c] = max(0, p.credit[c]-n)
@@ -160,6 +162,23 @@ func (p *pipe) answered(d time.Duration) {
 	if p.delay == 0 || d < p.delay {
 		p.delay = max(d, time.Microsecond)
 	}
+}
+
+// took notes how long a unit took, from its request on.
+func (p *pipe) took(d time.Duration) {
+	if p.unit == 0 {
+		p.unit = d
+	}
+	p.unit += (d - p.unit) / 8
+	p.since = time.Time{}
+}
+
+// unitTook is how long units take. Before one came, as long as one is waited for.
+func (p *pipe) unitTook(now time.Time) time.Duration {
+	if p.unit == 0 && !p.since.IsZero() && p.total() > 0 {
+		return now.Sub(p.since)
+	}
+	return p.unit
 }
 
 // pipes are the ways from all peers.
@@ -259,6 +278,20 @@ func (p *pipe) rouse() {
 	for w := range p.waiting {
 		wake(w.wake)
 	}
+}
+
+// came notes how long a unit took that came.
+func (ps *pipes) came(node identity.NodeID, d time.Duration) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.of(node).took(d)
+}
+
+// unitTook is how long units of a peer take.
+func (ps *pipes) unitTook(node identity.NodeID) time.Duration {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.of(node).unitTook(time.Now())
 }
 
 // forget lets a waiter go that has nothing to ask for any more.

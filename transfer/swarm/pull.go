@@ -290,7 +290,7 @@ func (f *flight) resync() {
 		if f.vessel == nil || !f.vessel.Has(i) {
 			f.sched.miss(i)
 		} else if !f.sched.have.has(i) {
-			f.sched.got(i, identity.NodeID{}, time.Now())
+			f.sched.got(i, identity.NodeID{})
 		}
 	}
 }

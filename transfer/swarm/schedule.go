@@ -38,8 +38,9 @@ const (
 // supplier is a peer that has units of the blob.
 type supplier struct {
 	node  identity.NodeID
-	whole bool   // a holder; otherwise it is receiving the blob itself
-	has   bitmap // of a receiver
+	whole bool          // a holder; otherwise it is receiving the blob itself
+	has   bitmap        // of a receiver
+	pace  time.Duration // that its units take from the request on; 0: not known
 }
 
 // flown is a unit that was asked for.
@@ -85,7 +86,6 @@ type schedule struct {
 	flying map[int][]flown // asked for and not here
 	air    bitmap          // the keys of flying
 	double int             // units asked for twice
-	pace   time.Duration   // that a unit of a holder took, smoothed; 0: not known
 }
 
 func newSchedule(d digest.Digest, self receiver, n int) *schedule {
@@ -201,17 +201,15 @@ func (s *schedule) useful(node identity.NodeID) bool {
 	return false
 }
 
-// got notes that unit i is here and checked.
-func (s *schedule) got(i int, from identity.NodeID, now time.Time) {
-	for _, f := range s.flying[i] {
-		if p := s.peers[from]; f.from == from && p != nil && p.whole {
-			took := now.Sub(f.at)
-			if s.pace == 0 {
-				s.pace = took
-			}
-			s.pace += (took - s.pace) / 8
-		}
+// paced says how long units of a peer take now, of whatever blob.
+func (s *schedule) paced(node identity.NodeID, d time.Duration) {
+	if p := s.peers[node]; p != nil {
+		p.pace = d
 	}
+}
+
+// got notes that unit i is here and checked.
+func (s *schedule) got(i int, from identity.NodeID) {
 	s.landed(i, from)
 	if !s.have.has(i) {
 		s.have.set(i)
@@ -302,8 +300,19 @@ func (s *schedule) miss(i int) {
 	}
 }
 
-// patience is how long units are left to other receivers.
-func (s *schedule) patience() time.Duration { return max(takeoverMin, takeoverPace*s.pace) }
+// patience is how long units are left to other receivers: they come from a
+// holder and then from a receiver.
+func (s *schedule) patience() time.Duration {
+	var holder, other time.Duration
+	for _, p := range s.peers {
+		if p.whole {
+			holder = max(holder, p.pace)
+		} else {
+			other = max(other, p.pace)
+		}
+	}
+	return max(takeoverMin, takeoverPace*(holder+other)/2)
+}
 
 // next chooses what to ask a peer for, at most room units, and notes it as on
 // its way. readers are the units that clients stand in, sorted. False: nothing
@@ -472,9 +481,16 @@ func (s *schedule) endgame(p *supplier, now time.Time) (order, bool) {
 	if s.double >= maxDoubles {
 		return order{}, false
 	}
-	best, at := -1, now.Add(-max(endgameMin, takeoverPace*s.pace))
+	best, at := -1, now
 	for i, fs := range s.flying {
 		if s.have.has(i) || len(fs) != 1 || fs[0].from == p.node || !p.whole && !p.has.has(i) {
+			continue
+		}
+		slow := endgameMin
+		if o := s.peers[fs[0].from]; o != nil {
+			slow = max(slow, takeoverPace*o.pace)
+		}
+		if now.Sub(fs[0].at) < slow {
 			continue
 		}
 		if fs[0].at.Before(at) || best >= 0 && fs[0].at.Equal(at) && i < best {

@@ -22,8 +22,8 @@ type sim struct {
 	now   time.Time
 	rtt   time.Duration
 	unit  float64
-	n     int
-	nodes []*simNode // the first has the blob
+	sizes []int      // of the blobs, in units
+	nodes []*simNode // the first has the blobs
 	flows []*simFlow
 	queue simEvents
 	seq   int
@@ -37,12 +37,11 @@ type simNode struct {
 	up, down float64 // bytes a second
 	start    time.Duration
 
-	sched   *schedule // nil: the holder
-	crowd   *crowd
+	blobs   []*simBlob
 	pipes   map[int]*pipe
 	done    time.Time
 	sent    float64 // units
-	news    []uint32
+	came    int
 	telling bool
 	dead    bool
 	deaf    bool // keeps its connections and sends nothing
@@ -51,12 +50,27 @@ type simNode struct {
 	quiet   map[int]time.Time
 }
 
-// simFlow is a stream: requests in order, one on the wire.
+// simBlob is one blob at one node.
+type simBlob struct {
+	sched *schedule // nil: the holder
+	crowd *crowd
+	news  []uint32
+}
+
+// simFlow is a stream of one blob: requests in order, one on the wire.
 type simFlow struct {
 	from, to *simNode
-	pending  []order // one unit each
+	blob     int
+	pending  []simUnit
 	left     float64 // of the unit on the wire; 0: none
 	rate     float64
+}
+
+// simUnit is a request for one unit.
+type simUnit struct {
+	unit        int
+	unlessGiven time.Duration
+	asked       time.Time
 }
 
 type simEvent struct {
@@ -83,21 +97,41 @@ func (q *simEvents) Pop() any {
 const mbit = 1e6 / 8
 
 // newSim has a holder and receivers with such uplinks, in Mbit/s.
-func newSim(t *testing.T, n int, rtt time.Duration, ups ...float64) *sim {
-	s := &sim{t: t, now: time.Unix(1_000_000, 0), rtt: rtt, unit: mib, n: n}
-	d := digest.FromString("simulated")
+func newSim(t *testing.T, sizes []int, rtt time.Duration, ups ...float64) *sim {
+	s := &sim{t: t, now: time.Unix(1_000_000, 0), rtt: rtt, unit: mib, sizes: sizes}
 	for i, up := range ups {
 		node := &simNode{
-			s: s, i: i, up: up * mbit, down: up * mbit, crowd: newCrowd(), pipes: map[int]*pipe{},
+			s: s, i: i, up: up * mbit, down: up * mbit, pipes: map[int]*pipe{},
 			bad: map[int]int{}, quiet: map[int]time.Time{}, start: time.Duration(i) * 17 * time.Millisecond,
 		}
 		node.id[0], node.id[1] = byte(i+1), byte(i*37)
-		if i > 0 {
-			node.sched = newSchedule(d, receiver{node: node.id}, n)
+		for b, n := range sizes {
+			blob := &simBlob{crowd: newCrowd()}
+			if i > 0 {
+				blob.sched = newSchedule(digest.FromString(fmt.Sprint("simulated ", b)), receiver{node: node.id}, n)
+			}
+			node.blobs = append(node.blobs, blob)
 		}
 		s.nodes = append(s.nodes, node)
 	}
 	return s
+}
+
+// units are those of all blobs.
+func (s *sim) units() int {
+	sum := 0
+	for _, n := range s.sizes {
+		sum += n
+	}
+	return sum
+}
+
+func (n *simNode) left() int {
+	sum := 0
+	for _, b := range n.blobs {
+		sum += b.sched.left
+	}
+	return sum
 }
 
 func (s *sim) after(d time.Duration, do func()) {
@@ -143,20 +177,12 @@ func (s *sim) run() {
 		}
 	}
 	for _, n := range s.nodes[1:] {
-		for i := range s.n {
-			if !n.sched.have.has(i) {
-				s.t.Logf("node %d waits for unit %d: on its way %v, taken %v, %d have it", n.i, i, n.sched.flying[i], n.sched.taken.has(i), n.sched.spread[i])
+		for b, blob := range n.blobs {
+			for i := range s.sizes[b] {
+				if !blob.sched.have.has(i) {
+					s.t.Logf("node %d waits for unit %d of blob %d: on its way %v, taken %v, %d have it", n.i, i, b, blob.sched.flying[i], blob.sched.taken.has(i), blob.sched.spread[i])
+				}
 			}
-		}
-		for i, p := range n.pipes {
-			if p.total() > 0 {
-				s.t.Logf("node %d waits for %d of node %d", n.i, p.total(), i)
-			}
-		}
-	}
-	for _, f := range s.flows {
-		if f.left > 0 || len(f.pending) > 0 {
-			s.t.Logf("from %d to %d: %v, %v left", f.from.i, f.to.i, f.pending, f.left)
 		}
 	}
 	s.t.Fatal("it does not end")
@@ -212,34 +238,36 @@ func (s *sim) share() {
 
 func (n *simNode) begin() {
 	s := n.s
-	n.sched.holder(s.nodes[0].id)
-	// The watch goes out with the request for the record.
-	s.after(s.rtt/2, func() {
-		src := s.nodes[0]
-		src.crowd.watchers[n.id] = &watched{}
-		src.tellMembers()
-	})
+	for b := range n.blobs {
+		n.blobs[b].sched.holder(s.nodes[0].id)
+		// The watch goes out with the request for the record.
+		s.after(s.rtt/2, func() {
+			s.nodes[0].blobs[b].crowd.watchers[n.id] = &watched{}
+			s.nodes[0].tellMembers(b)
+		})
+	}
 	s.after(s.rtt, n.tick)
 }
 
-func (n *simNode) tellMembers() {
+func (n *simNode) tellMembers(b int) {
 	s := n.s
 	for _, o := range s.nodes[1:] {
-		if n.crowd.watchers[o.id] == nil {
+		if n.blobs[b].crowd.watchers[o.id] == nil {
 			continue
 		}
-		members := n.crowd.receivers(o.id)
+		members := n.blobs[b].crowd.receivers(o.id)
 		s.after(s.rtt/2, func() {
-			o.sched.receivers(members)
+			sched := o.blobs[b].sched
+			sched.receivers(members)
 			for _, m := range members {
 				p := s.node(m.node)
-				if o.sched.peers[m.node] != nil || o.bad[p.i] >= maxStrikes || p.dead {
+				if sched.peers[m.node] != nil || o.bad[p.i] >= maxStrikes || p.dead {
 					continue
 				}
-				o.sched.partial(m.node, newBitmap(s.n))
+				sched.partial(m.node, newBitmap(s.sizes[b]))
 				s.after(s.rtt, func() { // its bitmap
-					if o.sched.peers[m.node] != nil {
-						o.sched.partial(m.node, slices.Clone(p.sched.have))
+					if sched.peers[m.node] != nil {
+						sched.partial(m.node, slices.Clone(p.blobs[b].sched.have))
 						o.fill()
 					}
 				})
@@ -252,7 +280,7 @@ func (n *simNode) tellMembers() {
 func (s *sim) node(id identity.NodeID) *simNode { return s.nodes[int(id[0])-1] }
 
 func (n *simNode) tick() {
-	if n.dead || n.sched.left == 0 {
+	if n.dead || n.left() == 0 {
 		return
 	}
 	for _, f := range slices.Clone(n.s.flows) {
@@ -269,8 +297,10 @@ func (n *simNode) tick() {
 
 // drop gives a peer up.
 func (n *simNode) drop(p *simNode) {
-	n.sched.lost(p.id)
-	n.sched.leave(p.id)
+	for _, b := range n.blobs {
+		b.sched.lost(p.id)
+		b.sched.leave(p.id)
+	}
 	delete(n.pipes, p.i)
 	n.bad[p.i] = maxStrikes
 	n.s.stale = true
@@ -284,57 +314,62 @@ func (n *simNode) pipe(i int) *pipe {
 	return n.pipes[i]
 }
 
+// fill asks for what there is room for; earlier blobs come first.
 func (n *simNode) fill() {
 	s := n.s
 	if n.dead || n.deaf {
 		return
 	}
 	for _, p := range s.nodes {
-		if n.sched.peers[p.id] == nil {
-			continue
-		}
-		pi := n.pipe(p.i)
-		for {
-			room := pi.room(classReplication, int64(s.unit), maxRun*int64(s.unit)) / int64(s.unit)
-			o, ok := n.sched.next(p.id, int(room), s.now, nil)
-			if !ok {
-				break
+		for b, blob := range n.blobs {
+			if blob.sched.peers[p.id] == nil {
+				continue
 			}
-			if pi.total() == 0 {
-				n.quiet[p.i] = s.now
-			}
-			pi.ask(classReplication, int64(o.n)*int64(s.unit), s.now)
-			s.after(s.rtt/2, func() {
-				f := s.flow(p, n)
-				for i := range o.n {
-					f.pending = append(f.pending, order{first: o.first + i, n: 1, unlessGiven: o.unlessGiven})
+			pi := n.pipe(p.i)
+			for {
+				blob.sched.paced(p.id, pi.unitTook(s.now))
+				room := pi.room(classReplication, int64(s.unit), maxRun*int64(s.unit)) / int64(s.unit)
+				o, ok := blob.sched.next(p.id, int(room), s.now, nil)
+				if !ok {
+					break
 				}
-				f.send()
-			})
+				if pi.total() == 0 {
+					n.quiet[p.i] = s.now
+				}
+				pi.ask(classReplication, int64(o.n)*int64(s.unit), s.now)
+				asked := s.now
+				s.after(s.rtt/2, func() {
+					f := s.flow(p, n, b)
+					for i := range o.n {
+						f.pending = append(f.pending, simUnit{o.first + i, o.unlessGiven, asked})
+					}
+					f.send()
+				})
+			}
 		}
 	}
 }
 
-func (s *sim) flow(from, to *simNode) *simFlow {
+func (s *sim) flow(from, to *simNode, blob int) *simFlow {
 	for _, f := range s.flows {
-		if f.from == from && f.to == to {
+		if f.from == from && f.to == to && f.blob == blob {
 			return f
 		}
 	}
-	f := &simFlow{from: from, to: to}
+	f := &simFlow{from: from, to: to, blob: blob}
 	s.flows = append(s.flows, f)
 	return f
 }
 
 // send puts the next unit on the wire.
 func (f *simFlow) send() {
-	s := f.from.s
+	s, blob := f.from.s, f.from.blobs[f.blob]
 	for f.left == 0 && len(f.pending) > 0 && !f.from.dead {
 		o := f.pending[0]
-		if f.from.sched != nil && !f.from.sched.have.has(o.first) {
+		if blob.sched != nil && !blob.sched.have.has(o.unit) {
 			s.t.Fatal("a unit was asked for that the peer has not")
 		}
-		if f.from.crowd.claim(o.first, f.to.id, o.unlessGiven, s.now) {
+		if blob.crowd.claim(o.unit, f.to.id, o.unlessGiven, s.now) {
 			f.left = s.unit
 			s.stale = true
 			return
@@ -342,7 +377,7 @@ func (f *simFlow) send() {
 		f.pending = f.pending[1:]
 		s.after(s.rtt/2, func() {
 			f.to.pipe(f.from.i).arrived(classReplication, int64(s.unit), true, s.now)
-			f.to.sched.refused(o.first, f.from.id, s.now)
+			f.to.blobs[f.blob].sched.refused(o.unit, f.from.id, s.now)
 			f.to.fill()
 		})
 	}
@@ -355,32 +390,35 @@ func (f *simFlow) landed() {
 	f.pending = f.pending[1:]
 	f.from.sent++
 	f.send()
-	s.after(s.rtt/2, func() { f.to.take(f.from, o.first) })
+	s.after(s.rtt/2, func() { f.to.take(f.from, f.blob, o) })
 }
 
-func (n *simNode) take(from *simNode, unit int) {
+func (n *simNode) take(from *simNode, b int, o simUnit) {
 	s := n.s
 	if n.dead || n.bad[from.i] >= maxStrikes {
 		return
 	}
+	n.came++
 	n.quiet[from.i] = s.now
 	n.pipe(from.i).answered(s.rtt)
 	n.pipe(from.i).arrived(classReplication, int64(s.unit), false, s.now)
+	n.pipe(from.i).took(s.now.Sub(o.asked))
+	blob := n.blobs[b]
 	if from.lies {
-		n.sched.landed(unit, from.id)
+		blob.sched.landed(o.unit, from.id)
 		if n.bad[from.i]++; n.bad[from.i] >= maxStrikes {
 			n.drop(from)
 		}
 		n.fill()
 		return
 	}
-	had := n.sched.have.has(unit)
-	n.sched.got(unit, from.id, s.now)
+	had := blob.sched.have.has(o.unit)
+	blob.sched.got(o.unit, from.id)
 	if !had {
-		n.news = append(n.news, uint32(unit))
+		blob.news = append(blob.news, uint32(o.unit))
 		n.tell()
 	}
-	if n.sched.left == 0 && n.done.IsZero() {
+	if n.done.IsZero() && n.left() == 0 {
 		n.done = s.now
 	}
 	n.fill()
@@ -395,18 +433,21 @@ func (n *simNode) tell() {
 	n.telling = true
 	s.after(haveEvery, func() {
 		n.telling = false
-		news := n.news
-		n.news = nil
-		for _, o := range s.nodes[1:] {
-			if o == n || o.dead || o.bad[n.i] >= maxStrikes {
-				continue
-			}
-			s.after(s.rtt/2, func() {
-				if o.sched.peers[n.id] != nil && !o.sched.gained(n.id, news) {
-					s.t.Fatal("a delta was refused")
+		for b, blob := range n.blobs {
+			news := blob.news
+			blob.news = nil
+			for _, o := range s.nodes[1:] {
+				if len(news) == 0 || o == n || o.dead || o.bad[n.i] >= maxStrikes {
+					continue
 				}
-				o.fill()
-			})
+				s.after(s.rtt/2, func() {
+					sched := o.blobs[b].sched
+					if sched.peers[n.id] != nil && !sched.gained(n.id, news) {
+						s.t.Fatal("a delta was refused")
+					}
+					o.fill()
+				})
+			}
 		}
 	})
 }
@@ -420,12 +461,12 @@ func (s *sim) took(nodes []*simNode) (time.Duration, float64) {
 			last = max(last, n.done.Sub(time.Unix(1_000_000, 0)))
 		}
 	}
-	return last, s.nodes[0].sent / float64(s.n)
+	return last, s.nodes[0].sent / float64(s.units())
 }
 
 // bound is max(F/u_s, F/d_min, N*F/(u_s+sum u_i)) for the nodes.
 func (s *sim) bound(nodes []*simNode) time.Duration {
-	f := float64(s.n) * s.unit
+	f := float64(s.units()) * s.unit
 	sum, slowest := s.nodes[0].up, math.Inf(1)
 	for _, n := range nodes {
 		sum += n.up
@@ -435,63 +476,73 @@ func (s *sim) bound(nodes []*simNode) time.Duration {
 	return time.Duration(t * 1e9)
 }
 
+// shares makes a node say what it can send.
+func (n *simNode) shares(mbits uint32) {
+	for _, b := range n.blobs {
+		b.sched.self.share = mbits
+	}
+}
+
 func same(n int, rate float64) []float64 { return slices.Repeat([]float64{rate}, n) }
 
 func TestSchedule_AgainstTheBound(t *testing.T) {
 	const rtt = 80 * time.Millisecond
-	slow := append(same(4, 100), 10) // the last receiver
+	layers := []int{115, 67, 39, 24, 12, 8, 3, 2} // of 280 MB
+	slow := append(same(4, 100), 10)              // the last receiver
 	for _, c := range []struct {
 		name   string
-		units  int
+		units  []int // of each blob
 		ups    []float64
 		bend   func(*sim)
 		count  func(*sim) []*simNode // whose time counts; nil: all
 		within float64               // of the bound
 		copies float64
 	}{
-		{name: "four receivers at 100 Mbit/s", units: 280, ups: same(5, 100), within: 1.25, copies: 1.15},
-		{name: "eight receivers at 40 Mbit/s", units: 280, ups: same(9, 40), within: 1.25, copies: 1.15},
-		{name: "two receivers", units: 280, ups: same(3, 100), within: 1.25, copies: 1.15},
-		{name: "sixteen receivers", units: 96, ups: same(17, 40), within: 1.25, copies: 1.15},
-		{name: "one alone", units: 280, ups: same(2, 100), within: 1.05, copies: 1},
-		{name: "a large blob", units: 1100, ups: same(5, 400), within: 1.1, copies: 1.05},
-		{name: "a small blob", units: 16, ups: same(5, 100), within: 2, copies: 1.15},
-		{name: "a fast holder", units: 280, ups: append([]float64{400}, same(4, 100)...), within: 1.25, copies: 2.2},
+		{name: "four receivers at 100 Mbit/s", units: []int{280}, ups: same(5, 100), within: 1.25, copies: 1.15},
+		{name: "eight receivers at 40 Mbit/s", units: []int{280}, ups: same(9, 40), within: 1.25, copies: 1.15},
+		{name: "two receivers", units: []int{280}, ups: same(3, 100), within: 1.25, copies: 1.15},
+		{name: "sixteen receivers", units: []int{96}, ups: same(17, 40), within: 1.25, copies: 1.15},
+		{name: "one alone", units: []int{280}, ups: same(2, 100), within: 1.05, copies: 1},
+		{name: "a large blob", units: []int{1100}, ups: same(5, 400), within: 1.1, copies: 1.05},
+		{name: "a small blob", units: []int{16}, ups: same(5, 100), within: 2, copies: 1.15},
+		{name: "an image for four receivers", units: layers, ups: same(5, 100), within: 1.15, copies: 1.1},
+		{name: "an image for eight receivers", units: layers, ups: same(9, 40), within: 1.15, copies: 1.1},
+		{name: "a fast holder", units: []int{280}, ups: append([]float64{400}, same(4, 100)...), within: 1.25, copies: 2.2},
 		{
-			name: "one receiver at a tenth of the rate", units: 280, ups: slow, within: 1.4, copies: 1.4,
+			name: "one receiver at a tenth of the rate", units: []int{280}, ups: slow, within: 1.4, copies: 1.4,
 			count: func(s *sim) []*simNode { return s.nodes[1:4] },
 		},
 		{
-			name: "one receiver that sends at a tenth of the rate, and says so", units: 280, ups: slow, within: 1.4, copies: 1.4,
+			name: "one receiver that sends at a tenth of the rate, and says so", units: []int{280}, ups: slow, within: 1.4, copies: 1.4,
 			bend: func(s *sim) {
 				s.nodes[4].down = 100 * mbit
 				for _, n := range s.nodes[1:] {
-					n.sched.self.share = 100
+					n.shares(100)
 				}
-				s.nodes[4].sched.self.share = 10
+				s.nodes[4].shares(10)
 			},
 			count: func(s *sim) []*simNode { return s.nodes[1:4] },
 		},
 		{
-			name: "a receiver dies midway", units: 280, ups: same(5, 100), within: 1.4, copies: 1.3,
+			name: "a receiver dies midway", units: []int{280}, ups: same(5, 100), within: 1.4, copies: 1.3,
 			bend: func(s *sim) {
 				s.after(10*time.Second, func() {
 					s.nodes[2].dead, s.stale = true, true
 					s.after(time.Second, func() { // its connection ends
 						src := s.nodes[0]
-						delete(src.crowd.watchers, s.nodes[2].id)
-						src.crowd.unclaim(s.nodes[2].id)
-						src.tellMembers()
+						delete(src.blobs[0].crowd.watchers, s.nodes[2].id)
+						src.blobs[0].crowd.unclaim(s.nodes[2].id)
+						src.tellMembers(0)
 					})
 				})
 			},
 		},
 		{
-			name: "a receiver hangs midway", units: 280, ups: same(5, 100), within: 1.5, copies: 1.3,
+			name: "a receiver hangs midway", units: []int{280}, ups: same(5, 100), within: 1.5, copies: 1.3,
 			bend: func(s *sim) { s.after(10*time.Second, func() { s.nodes[2].deaf, s.stale = true, true }) },
 		},
 		{
-			name: "a receiver lies", units: 280, ups: same(5, 100), within: 1.5, copies: 1.5,
+			name: "a receiver lies", units: []int{280}, ups: same(5, 100), within: 1.5, copies: 1.5,
 			bend: func(s *sim) { s.nodes[3].lies = true },
 		},
 	} {
@@ -507,7 +558,11 @@ func TestSchedule_AgainstTheBound(t *testing.T) {
 			}
 			took, copies := s.took(nodes)
 			ratio := took.Seconds() / s.bound(nodes).Seconds()
-			t.Logf("took %s, %.2f of the bound; the holder sent %.2f copies", took.Round(time.Millisecond), ratio, copies)
+			came := 0
+			for _, n := range nodes {
+				came += n.came
+			}
+			t.Logf("took %s, %.2f of the bound; the holder sent %.2f copies, %.2f came", took.Round(time.Millisecond), ratio, copies, float64(came)/float64(len(nodes)*s.units()))
 			for _, n := range nodes {
 				if !n.dead && !n.deaf && n.done.IsZero() {
 					t.Errorf("node %d is not done", n.i)
