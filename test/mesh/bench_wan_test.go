@@ -103,7 +103,9 @@ func TestBenchWAN(t *testing.T) {
 	b.table(t)
 }
 
-func (b *bench) skopeoCase(t *testing.T, name string) { b.skopeo(t, name, slices.Repeat([]float64{100}, 5)) }
+func (b *bench) skopeoCase(t *testing.T, name string) {
+	b.skopeo(t, name, slices.Repeat([]float64{100}, 5))
+}
 
 // add notes a measurement. rel is "<=" or ">=", "" for no target.
 func (b *bench) add(t *testing.T, st wan.Stats, name, unit string, v float64, rel string, target float64) {

@@ -19,8 +19,8 @@ const (
 	// top of twice the bandwidth times delay; the sum is rounded up to units. So a
 	// peer that sends to many, slowly to each, has one unit to send, as others
 	// could send the next; one that is quick never waits for a request.
-	firstWindow = 2 << 20
-	slack       = 3 << 18
+	firstWindow = 3 << 20
+	slack       = 5 << 18
 	// measureFor is how long arrivals are counted for one measurement of the rate.
 	measureFor = 200 * time.Millisecond
 	// creditShare: while a higher class is on its way from a peer, a lower one may

@@ -301,15 +301,23 @@ func (s *schedule) miss(i int) {
 }
 
 // patience is how long units are left to other receivers: they come from a
-// holder and then from a receiver.
+// holder and then from a receiver, of which the median counts, so that a slow one
+// is not waited for.
 func (s *schedule) patience() time.Duration {
-	var holder, other time.Duration
+	var holder time.Duration
+	var others []time.Duration
 	for _, p := range s.peers {
-		if p.whole {
+		switch {
+		case p.whole:
 			holder = max(holder, p.pace)
-		} else {
-			other = max(other, p.pace)
+		case p.pace > 0:
+			others = append(others, p.pace)
 		}
+	}
+	other := time.Duration(0)
+	if len(others) > 0 {
+		slices.Sort(others)
+		other = others[(len(others)-1)/2]
 	}
 	return max(takeoverMin, takeoverPace*(holder+other)/2)
 }

@@ -498,8 +498,8 @@ func TestSchedule_AgainstTheBound(t *testing.T) {
 		within float64               // of the bound
 		copies float64
 	}{
-		{name: "four receivers at 100 Mbit/s", units: []int{280}, ups: same(5, 100), within: 1.25, copies: 1.15},
-		{name: "eight receivers at 40 Mbit/s", units: []int{280}, ups: same(9, 40), within: 1.25, copies: 1.15},
+		{name: "four receivers at 100 Mbit/s", units: []int{280}, ups: same(5, 100), within: 1.1, copies: 1.05},
+		{name: "eight receivers at 40 Mbit/s", units: []int{280}, ups: same(9, 40), within: 1.1, copies: 1.05},
 		{name: "two receivers", units: []int{280}, ups: same(3, 100), within: 1.25, copies: 1.15},
 		{name: "sixteen receivers", units: []int{96}, ups: same(17, 40), within: 1.25, copies: 1.15},
 		{name: "one alone", units: []int{280}, ups: same(2, 100), within: 1.05, copies: 1},
