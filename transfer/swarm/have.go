@@ -197,19 +197,18 @@ func (s *Swarm) news(ctx context.Context, w *watched) (*Have, error) {
 	s.mu.Lock()
 	f := s.flights[w.d]
 	s.mu.Unlock()
-	switch size, err := int64(0), error(nil); {
-	case f != nil && f.tell(w, m):
+	switch {
 	case f != nil:
-		// It has not begun to keep units.
-	case w.whole:
-		// Nothing that was told changes, until it is asked for and not found.
-	default:
-		if size, err = s.cfg.Store.Stat(ctx, w.d); err == nil {
+		f.tell(w, m) // if it keeps units yet
+	case !w.whole: // else nothing changes that was told, until it is asked for and not found
+		size, err := s.cfg.Store.Stat(ctx, w.d)
+		switch {
+		case err == nil:
 			w.whole, w.some = true, true
 			m.Whole, m.Size = true, size
-		} else if !errors.Is(err, store.ErrNotFound) {
+		case !errors.Is(err, store.ErrNotFound):
 			return nil, err
-		} else if w.some {
+		case w.some:
 			// What was here is gone: a flight was given up.
 			n := layoutOf(w.size).units()
 			m.Size, m.Bitmap = w.size, newBitmap(n).marshal(n)
@@ -222,13 +221,12 @@ func (s *Swarm) news(ctx context.Context, w *watched) (*Have, error) {
 	return m, nil
 }
 
-// tell adds to m what the flight has and w does not know of. False: it keeps no
-// units (yet) that others could have.
-func (f *flight) tell(w *watched, m *Have) bool {
+// tell adds to m what the flight has and w does not know of.
+func (f *flight) tell(w *watched, m *Have) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.partial == nil || f.over || f.poisoned {
-		return false
+		return // it keeps no units that others could have
 	}
 	if w.flight != f || len(f.log)-w.told > maxDelta {
 		n := f.layout.units()
@@ -238,7 +236,6 @@ func (f *flight) tell(w *watched, m *Have) bool {
 	}
 	w.flight, w.told, w.size = f, len(f.log), f.layout.size
 	w.some, w.whole = true, false
-	return true
 }
 
 // joined tells a flight that somebody new watches its blob here: it receives it.

@@ -90,17 +90,6 @@ type session struct {
 	since   time.Time // the request that found none outstanding; zero: answered
 }
 
-// outstanding is the number of units asked for and not yet here.
-func (s *session) outstanding() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := 0
-	for _, r := range s.pending {
-		n += r.end - r.next
-	}
-	return n
-}
-
 // requests is the number of those that are not wholly answered.
 func (s *session) requests() int {
 	s.mu.Lock()
