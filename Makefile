@@ -8,7 +8,7 @@ DATA     ?= data
 GOLANGCI := $(CACHE)/tools/golangci-lint
 export CACHE
 
-.PHONY: help build run check test oracle bench bench-control bench-wan-figures micro lint proto tools clean
+.PHONY: help build run check test oracle bench bench-control bench-wan bench-wan-figures micro lint proto tools clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,10 @@ oracle: ## compare answers with those of distribution's handlers, each differenc
 bench: build ## compare with distribution: tables, and test/bench/results (BENCH=-quick: in minutes)
 	test/tools peers
 	$(GO) run ./test/bench $(BENCH)
+
+bench-wan: ## transfers over an emulated WAN beside their targets, as root (BENCH="-wan.rounds 3 -wan.run cold")
+	test/tools clients
+	$(GO) test -count=1 -timeout 2h -run '^TestBenchWAN$$' -v ./test/mesh -wan.bench -wan.out $(CURDIR)/test/bench/results/wan.json $(BENCH)
 
 bench-wan-figures: ## how accurate the emulated WAN is on this machine (as root, when it is quiet)
 	$(GO) test -count=1 -run '^TestFigures$$' -v ./test/wan -wan.figures

@@ -210,6 +210,9 @@ func (n *node) startContent() error {
 	}); err != nil {
 		return err
 	}
+	for _, advice := range peer.KernelAdvice() {
+		log.Warn("the machine's TCP settings slow transfers down", "advice", advice)
+	}
 	n.stages.start("data plane", n.host.Run)
 	if n.sync, err = sync.New(sync.Config{
 		Self: n.id.ID, Site: s.Site, Dir: n.dir, Store: n.store, State: n.raft.State(),

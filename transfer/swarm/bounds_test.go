@@ -131,7 +131,7 @@ func TestServer_ReceiversThatReadNothing(t *testing.T) {
 			defer st.Reset()
 			ss := &session{st: st}
 			for first := 0; first < unitsOf(int(w.Size)); first += maxRun {
-				if err := ss.ask(w.Digest, w.PID, false, first, maxRun); err != nil {
+				if err := ss.ask(w.Digest, w.PID, order{first: first, n: maxRun}); err != nil {
 					t.Fatal(err)
 				}
 			}

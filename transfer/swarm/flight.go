@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -16,11 +17,6 @@ import (
 )
 
 const (
-	// inflightBytes is asked for ahead of what has come: the bandwidth times delay
-	// of 1 Gbit/s at 130 ms.
-	inflightBytes = 16 << 20
-	// runBytes is the most that one request asks for.
-	runBytes = 8 << 20
 	// firstRun is how many units are asked for together with the record.
 	firstRun = 4
 	// maxStrikes is how many bad units a holder may send for one blob.
@@ -71,8 +67,20 @@ type flight struct {
 	wants             []Want
 	class             catalog.Class
 
+	pid     identity.ProjectID // on whose behalf other receivers are asked
+	uplink  uint32             // what this node says that it can send to others
+	stirred chan struct{}      // capacity 1: there is something for the flight's goroutine
+	whole   chan struct{}      // closed when it is complete
+	reading atomic.Int32       // readers, without Swarm.mu
+
 	mu        sync.Mutex
 	layout    *layout // nil: size not known yet
+	sched     *schedule
+	lanes     map[identity.NodeID]*lane
+	past      []*lane                        // not looked at yet
+	log       []uint32                       // units in the order in which they came
+	told      map[identity.NodeID][]receiver // who receives the blob, by who said so
+	resting   map[identity.NodeID]time.Time  // receivers that failed, and when to try again
 	vessel    vessel
 	small     []byte // a blob of one unit
 	have      int    // units that are here and checked
@@ -84,16 +92,19 @@ type flight struct {
 	from      identity.NodeID
 	known     []identity.NodeID       // holders that were thought of
 	asked     map[identity.NodeID]int // those that are waited for now
-
-	asking sync.WaitGroup // requests to holders
-
-	// Of the flight's goroutine alone.
 	strikes   map[identity.NodeID]int
-	failed    map[identity.NodeID]bool // fell out while this list was in use
+	failed    map[identity.NodeID]bool // holders that fell out while this list was in use
+	good      map[identity.NodeID]bool // holders whose units fit the list in use
 	partial   *store.Partial           // the vessel, unless pass
 	last      time.Time                // when the last unit came
-	begun     bool                     // units of an earlier flight are here
 	abandoned bool                     // remove what came
+
+	asking sync.WaitGroup // requests to holders
+	flying sync.WaitGroup // lanes
+
+	// Of the flight's goroutine alone.
+	begun   bool // units of an earlier flight are here
+	watches map[identity.NodeID]bool
 }
 
 func newFlight(s *Swarm, w Want) *flight {
@@ -101,7 +112,10 @@ func newFlight(s *Swarm, w Want) *flight {
 		s: s, digest: w.Digest, since: time.Now(), priority: w.Priority,
 		urgent: make(chan struct{}), opened: make(chan struct{}), done: make(chan struct{}),
 		changed: make(chan struct{}), positions: map[*reader]int{}, asked: map[identity.NodeID]int{},
-		strikes: map[identity.NodeID]int{}, failed: map[identity.NodeID]bool{},
+		strikes: map[identity.NodeID]int{}, failed: map[identity.NodeID]bool{}, good: map[identity.NodeID]bool{},
+		stirred: make(chan struct{}, 1), whole: make(chan struct{}), uplink: s.uplink.share(), pid: w.PID,
+		lanes: map[identity.NodeID]*lane{}, told: map[identity.NodeID][]receiver{}, resting: map[identity.NodeID]time.Time{},
+		watches: map[identity.NodeID]bool{},
 	}
 	f.ctx, f.cancel = context.WithCancel(s.ctx)
 	return f
@@ -115,6 +129,7 @@ func (f *flight) joined(w Want, reader bool) {
 	}
 	if reader {
 		f.readers++
+		f.reading.Add(1)
 		if !f.hurried {
 			f.hurried = true
 			close(f.urgent)
@@ -169,6 +184,7 @@ func (f *flight) run() {
 	err := f.fly()
 	f.cancel()
 	f.asking.Wait()
+	f.flying.Wait()
 	f.mu.Lock()
 	f.over = true
 	f.broadcast()
@@ -190,6 +206,8 @@ func (f *flight) run() {
 func (s *Swarm) abandons(f *flight, err error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return err != nil && (f.abandoned || f.dropped && !s.closed)
 }
 
@@ -210,6 +228,8 @@ func (s *Swarm) landed(f *flight, err error) {
 	close(f.done)
 	dropped := f.dropped
 	s.mu.Unlock()
+	s.watching.end(f)
+	s.crowds.news(f.digest) // it is whole, or gone
 	result := "stored"
 	switch {
 	case dropped && err != nil:
@@ -255,7 +275,10 @@ func (f *flight) fly() error {
 		}
 		// Nobody goes on with it. What was under way gets the stall time again:
 		// a holder that restarts, a link that flaps.
-		if tried == 0 || f.last.IsZero() || time.Since(f.last) > f.s.cfg.Stall {
+		f.mu.Lock()
+		last := f.last
+		f.mu.Unlock()
+		if tried == 0 || last.IsZero() || time.Since(last) > f.s.cfg.Stall {
 			return err
 		}
 		select {
@@ -278,22 +301,23 @@ func (f *flight) units() int {
 	return f.have
 }
 
-// round asks each holder that is left, best first. A nil error: the blob is
-// stored. Else the error says why nobody could give it.
+// round asks each holder that is left, best first, and other receivers. A nil
+// error: the blob is stored. Else the error says why nobody could give it.
 func (f *flight) round() (tried int, err error) {
 	if f.isComplete() { // all of it was kept from before
 		return 0, f.store()
 	}
 	q := &field{seen: map[candidate]bool{}, out: map[identity.NodeID]bool{}, busy: map[identity.NodeID]bool{}}
+	defer f.dismiss()
 	f.enter(q)
 	for {
 		ct := f.contact(q)
-		if ct == nil {
+		if ct == nil && !f.supplied() && !f.isComplete() {
 			break
 		}
 		err := f.drive(ct, q)
-		ct.end(err)
 		if err == nil {
+			f.dismiss()
 			return q.tried, f.store()
 		}
 		if f.ctx.Err() != nil {
@@ -302,7 +326,6 @@ func (f *flight) round() (tried int, err error) {
 		if errors.Is(err, errLocal) || errors.Is(err, errFalseList) {
 			return q.tried, err
 		}
-		f.setBack(q, ct.candidate, err)
 	}
 	if f.ctx.Err() != nil {
 		return q.tried, f.ctx.Err()
@@ -344,6 +367,7 @@ func (f *flight) setSize(size int64) {
 	if f.layout == nil {
 		l := layoutOf(size)
 		f.layout = &l
+		f.sched = newSchedule(f.digest, receiver{f.s.cfg.Host.ID(), f.uplink}, l.units())
 	}
 }
 
@@ -372,20 +396,27 @@ func (f *flight) open(node identity.NodeID, record, list []byte) error {
 	if err != nil {
 		return f.blameList(node, err)
 	}
-	var v vessel
+	var (
+		v vessel
+		p *store.Partial
+	)
 	if f.pass {
 		v = newWindow(f.ctx, rec, l)
 	} else {
-		if f.partial, err = f.s.keep(f.ctx, rec, l); err != nil {
+		if p, err = f.s.keep(f.ctx, rec, l); err != nil {
 			return fmt.Errorf("%w: %w", errLocal, err)
 		}
-		v = f.partial
+		v = p
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.vessel = v
-	f.have = l.Units() - v.Missing()
-	f.complete = f.have == l.Units()
+	f.vessel, f.partial = v, p
+	for i := range l.Units() {
+		if v.Has(i) {
+			f.gain(i, identity.NodeID{})
+		}
+	}
+	f.count()
 	if f.have > 0 {
 		f.s.log.Info("blob fetch resumed", "digest", f.digest, "units", f.have, "of", l.Units())
 		f.last = time.Now()
@@ -395,35 +426,61 @@ func (f *flight) open(node identity.NodeID, record, list []byte) error {
 	return nil
 }
 
-// put keeps one unit if it holds.
-func (f *flight) put(i int, data []byte) error {
-	if f.layout.units() == 1 {
+// put keeps one unit of a peer's if it holds.
+func (f *flight) put(i int, data []byte, from identity.NodeID) error {
+	f.mu.Lock()
+	v, n := f.vessel, f.layout.units()
+	f.mu.Unlock()
+	if n == 1 {
 		if f.digest.Algorithm().FromBytes(data) != f.digest {
 			return fmt.Errorf("%w: %s", units.ErrBadUnit, f.digest)
 		}
-		f.mu.Lock()
-		f.small = append([]byte{}, data...)
-		f.mu.Unlock()
 	} else {
-		if f.vessel == nil {
+		if v == nil {
 			return fmt.Errorf("%w: unit %d before the list", units.ErrBadUnit, i)
 		}
-		if err := f.vessel.Put(i, data); err != nil {
+		if err := v.Put(i, data); err != nil {
 			return err
 		}
 	}
-	f.last = time.Now()
 	f.mu.Lock()
-	defer f.mu.Unlock()
+	if n == 1 {
+		f.small = append([]byte{}, data...)
+	}
+	f.last = time.Now()
+	f.from = from
+	f.gain(i, from)
+	f.count()
+	f.announce()
+	f.broadcast()
+	watched := f.partial != nil
+	f.mu.Unlock()
+	if watched {
+		f.s.crowds.news(f.digest)
+	}
+	return nil
+}
+
+// gain notes that unit i is here; mu is held.
+func (f *flight) gain(i int, from identity.NodeID) {
+	if f.partial != nil && !f.sched.have.has(i) {
+		f.log = append(f.log, uint32(i))
+	}
+	f.sched.got(i, from)
+}
+
+// count counts what is here; mu is held.
+func (f *flight) count() {
+	n := f.layout.units()
 	if f.vessel != nil {
-		f.have = f.layout.units() - f.vessel.Missing()
+		f.have = n - f.vessel.Missing()
 	} else {
 		f.have = 1
 	}
-	f.complete = f.have == f.layout.units()
-	f.announce()
-	f.broadcast()
-	return nil
+	if f.have == n && !f.complete {
+		f.complete = true
+		close(f.whole)
+	}
 }
 
 // announce opens the flight to readers; mu is held.

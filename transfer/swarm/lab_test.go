@@ -246,6 +246,9 @@ func (s *faulty) Open(ctx context.Context, d digest.Digest) (store.Blob, error) 
 	if err != nil {
 		return nil, err
 	}
+	if a, ok := b.(part); ok {
+		return &faultyPart{&faultyBlob{Blob: b, s: s, ctx: ctx}, a}, nil
+	}
 	return &faultyBlob{Blob: b, s: s, ctx: ctx}, nil
 }
 
@@ -262,6 +265,11 @@ type faultyBlob struct {
 	s   *faulty
 	ctx context.Context
 	off int64
+}
+
+type faultyPart struct {
+	*faultyBlob
+	part
 }
 
 func (b *faultyBlob) Seek(off int64, whence int) (int64, error) {
@@ -283,8 +291,9 @@ func (b *faultyBlob) Read(p []byte) (int, error) {
 
 // bend makes a node serve from a faulty source.
 func (n *node) bend(f *faulty) {
-	f.source = n.store
+	f.source = supply{n.swarm}
 	srv := newServer(n.config(slog.New(slog.DiscardHandler)), f, n.swarm.metrics)
+	srv.crowds = n.swarm.crowds
 	n.host.Handle(Protocol, srv.serve)
 }
 

@@ -5,11 +5,14 @@ import "github.com/prometheus/client_golang/prometheus"
 type metrics struct {
 	unitsSent     prometheus.Counter
 	bytesSent     prometheus.Counter
+	unitsSpared   prometheus.Counter
 	refused       *prometheus.CounterVec
 	bytesReceived *prometheus.CounterVec
 	unitsReceived prometheus.Counter
 	badUnits      *prometheus.CounterVec
 	badLists      *prometheus.CounterVec
+	badHaves      *prometheus.CounterVec
+	inflight      prometheus.GaugeFunc
 	failovers     *prometheus.CounterVec
 	flights       *prometheus.CounterVec
 	active        prometheus.GaugeFunc
@@ -26,13 +29,18 @@ func newMetrics(s *Swarm) *metrics {
 	return &metrics{
 		unitsSent:     counter("sent_units_total", "Units of blobs sent to peers."),
 		bytesSent:     counter("sent_bytes_total", "Bytes of blobs sent to peers, without protocol."),
+		unitsSpared:   counter("spared_units_total", "Units not sent to a peer because another one that receives the blob was given them."),
 		refused:       vec("refused_requests_total", "Requests of peers that were refused.", "status"),
 		bytesReceived: vec("received_bytes_total", "Bytes of blobs received from a peer, checked or not.", "node"),
 		unitsReceived: counter("received_units_total", "Units of blobs received and found right."),
 		badUnits:      vec("bad_units_total", "Units from a peer that did not fit their list.", "node"),
 		badLists:      vec("bad_lists_total", "Records and unit lists from a peer that were refused.", "node"),
-		failovers:     vec("failovers_total", "Times that a blob on its way went on from another holder.", "reason"),
-		flights:       vec("fetches_total", "Blobs that were fetched from peers, by how it ended.", "result"),
+		badHaves:      vec("bad_haves_total", "Messages of a peer about units that it can't have.", "node"),
+		inflight: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: name("inflight_bytes"), Help: "Bytes asked for of peers that have not come yet.",
+		}, func() float64 { return float64(s.pipes.flying()) }),
+		failovers: vec("failovers_total", "Times that a blob on its way went on from another holder.", "reason"),
+		flights:   vec("fetches_total", "Blobs that were fetched from peers, by how it ended.", "result"),
 		active: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: name("active_fetches"), Help: "Blobs on their way now.",
 		}, func() float64 { return float64(s.active()) }),
@@ -41,8 +49,8 @@ func newMetrics(s *Swarm) *metrics {
 
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
-		m.unitsSent, m.bytesSent, m.refused, m.bytesReceived, m.unitsReceived,
-		m.badUnits, m.badLists, m.failovers, m.flights, m.active,
+		m.unitsSent, m.bytesSent, m.unitsSpared, m.refused, m.bytesReceived, m.unitsReceived,
+		m.badUnits, m.badLists, m.badHaves, m.inflight, m.failovers, m.flights, m.active,
 	}
 }
 

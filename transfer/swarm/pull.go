@@ -4,191 +4,354 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sort"
+	"slices"
+	"time"
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/units"
 )
 
-// drive takes what is missing from the holder that answered. nil: every unit is
-// here.
-func (f *flight) drive(ct *contender, q *field) error {
-	ss := ct.ss
-	f.mu.Lock()
-	f.from = ct.node
-	f.mu.Unlock()
-	f.touch(ct.node, 1)
-	defer func() {
-		f.touch(ct.node, -1)
-		f.mu.Lock()
-		f.from = identity.NodeID{}
-		f.mu.Unlock()
-	}()
-	if !ct.again {
-		ss.giveUp = func() bool { return f.others(q) }
-	}
-	asked := map[int]bool{}
-	for i := range ct.request.n {
-		asked[ct.request.first+i] = true
-	}
-	for {
-		if err := f.fill(ss, ct.pid, asked); err != nil {
-			return err
-		}
-		if len(ss.pending) == 0 {
-			if !f.isComplete() {
-				return fmt.Errorf("%w: neither list nor units", errProtocol)
-			}
-			return nil
-		}
-		if err := f.step(ss, asked); err != nil {
-			return err
-		}
-	}
-}
+const (
+	// maxLanes bounds the peers that one blob comes from at a time.
+	maxLanes = 16
+	// maxHolders bounds the holders among them. A further one is only asked if the
+	// blob would take longer than moreAfter from those that send: bytes from the
+	// nearest cost least.
+	maxHolders = 4
+	moreAfter  = 2 * time.Second
+	// restFor is how long a receiver that failed is not asked again.
+	restFor = 3 * time.Second
+	// driveTick is how often the flight looks whether it is quick enough.
+	driveTick = time.Second
+)
 
-// step takes one answer.
-func (f *flight) step(ss *session, asked map[int]bool) error {
-	f.mu.Lock()
-	l := f.layout
-	f.mu.Unlock()
-	var buf []byte
-	if l != nil {
-		b, free, err := f.s.buffer(f.ctx, min(l.unitSize, max(l.size, 1)))
+// errNoHolder ends a drive in which no holder sends any more.
+var errNoHolder = errors.New("no holder sends")
+
+// drive takes what is missing from the holder that answered, if there is one,
+// and from other receivers. nil: every unit is here.
+func (f *flight) drive(ct *contender, q *field) error {
+	if ct != nil {
+		f.mu.Lock()
+		if f.sched != nil && f.sched.peers[ct.node] == nil {
+			f.sched.holder(ct.node)
+		}
+		f.mu.Unlock()
+		f.start(ct.candidate, true, ct, f.patience(ct.candidate, q))
+	}
+	began, before := time.Now(), f.units()
+	tick := time.NewTicker(driveTick)
+	defer tick.Stop()
+	for {
+		holders, err := f.ends(q)
 		if err != nil {
 			return err
 		}
-		defer free()
-		buf = b
-	}
-	got, err := ss.receive(l, buf)
-	if err != nil {
-		return err
-	}
-	return f.take(ss.node, got, asked)
-}
-
-// take checks and keeps one answer.
-func (f *flight) take(node identity.NodeID, got received, asked map[int]bool) error {
-	if got.first {
-		f.setSize(got.size)
-	}
-	if got.list != nil && !f.listed() {
-		if err := f.open(node, got.record, got.list); err != nil {
-			return err
+		if f.ctx.Err() != nil {
+			return f.ctx.Err()
 		}
-	}
-	if got.unit < 0 {
-		return nil
-	}
-	delete(asked, got.unit)
-	f.s.metrics.bytesReceived.WithLabelValues(node.String()).Add(float64(len(got.data)))
-	err := f.put(got.unit, got.data)
-	if errors.Is(err, units.ErrBadUnit) {
-		return f.blame(node, got.unit, err)
-	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", errLocal, err)
-	}
-	f.s.metrics.unitsReceived.Inc()
-	return nil
-}
-
-// fill asks for what is missing, as long as not too much is under way.
-func (f *flight) fill(ss *session, pid identity.ProjectID, asked map[int]bool) error {
-	for {
-		first, n := f.next(ss.outstanding(), asked)
-		if n == 0 {
+		if f.isComplete() && (!f.pass || holders == 0) {
 			return nil
 		}
-		if err := ss.ask(f.digest, pid, false, first, n); err != nil {
-			return err
+		if holders == 0 && (ct != nil || !f.supplied() || f.anyLeft(q, true)) {
+			return errNoHolder
 		}
-		for i := first; i < first+n; i++ {
-			asked[i] = true
+		f.recruit()
+		select {
+		case <-f.stirred:
+		case <-f.whole:
+			if f.pass { // the reader may be far behind
+				select {
+				case <-f.stirred:
+				case <-f.ctx.Done():
+				}
+			}
+		case <-tick.C:
+			if holders == 0 {
+				f.enter(q)
+			} else if f.slow(began, before) && holders < maxHolders {
+				f.another(q)
+			}
+		case <-f.ctx.Done():
 		}
 	}
 }
 
-// next chooses a run of missing units that were not asked for: where readers
-// wait, then what follows there, then from the start. outstanding units are
-// under way.
-func (f *flight) next(outstanding int, asked map[int]bool) (first, n int) {
+// patience is what a session asks when its peer has been silent for a while:
+// whether others can go on.
+func (f *flight) patience(c candidate, q *field) func() bool {
+	if c.again {
+		return nil
+	}
+	return func() bool { return f.elsewhere(c.node) || f.others(q) }
+}
+
+// elsewhere says whether all that was asked of a peer can be had from others
+// that send now.
+func (f *flight) elsewhere(node identity.NodeID) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	l := f.layout
-	// A window may have let go of what its reader turned back to.
-	if l == nil || f.complete && !f.pass || f.vessel == nil && l.units() > 1 {
-		return 0, 0
+	l := f.lanes[node]
+	if l == nil || f.sched == nil || len(f.lanes) < 2 {
+		return false
 	}
-	room := int(max(1, inflightBytes/l.unitSize)) - outstanding
-	longest := min(room, maxRun, int(max(1, runBytes/l.unitSize)))
-	if longest <= 0 {
-		return 0, 0
-	}
-	missing := func(i int) bool {
-		return !asked[i] && (f.vessel == nil && !f.complete || f.vessel != nil && !f.vessel.Has(i))
-	}
-	run := func(i int) (int, int) {
-		n := 1
-		for n < longest && i+n < l.units() && missing(i+n) {
-			n++
-		}
-		return i, n
-	}
-	at := make([]int, 0, len(f.positions))
-	for _, i := range f.positions {
-		at = append(at, i)
-	}
-	sort.Ints(at)
-	for _, i := range at {
-		if i < l.units() && missing(i) {
-			return run(i)
+	for unit := range l.asked {
+		if !f.sched.elsewhere(unit, node) {
+			return false
 		}
 	}
-	starts := []int{0}
-	if len(at) > 0 {
-		starts = []int{at[0], 0}
+	return true
+}
+
+// ends looks at the lanes that ended and says how many holders send. The error
+// is one that no other peer would help against.
+func (f *flight) ends(q *field) (holders int, err error) {
+	f.mu.Lock()
+	ended := f.past
+	f.past = nil
+	for _, l := range f.lanes {
+		if l.holder {
+			holders++
+		}
 	}
-	for _, from := range starts {
-		for i := from; i < l.units(); i++ {
-			if missing(i) {
-				return run(i)
+	f.mu.Unlock()
+	for _, l := range ended {
+		switch {
+		case l.err == nil || f.ctx.Err() != nil:
+		case errors.Is(l.err, errLocal) || errors.Is(l.err, errFalseList):
+			err = l.err
+		case l.holder:
+			f.setBack(q, l.candidate, l.err)
+			f.forsake(l.node)
+		default:
+			f.rest(l.candidate, l.err)
+		}
+	}
+	return holders, err
+}
+
+// forsake: nothing is expected of a holder that failed, until it is contacted
+// again.
+func (f *flight) forsake(node identity.NodeID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sched != nil {
+		f.sched.leave(node)
+	}
+}
+
+// rest leaves a receiver that failed alone for a while.
+func (f *flight) rest(c candidate, err error) {
+	reason := "receiver"
+	if errors.Is(err, errProtocol) {
+		err = f.blameList(c.node, err)
+	}
+	f.mu.Lock()
+	f.resting[c.node] = time.Now().Add(restFor)
+	if f.strikes[c.node] >= maxStrikes && f.sched != nil {
+		reason = "bad"
+		f.sched.leave(c.node)
+	}
+	f.mu.Unlock()
+	f.s.log.Info("receiver gave up for a blob", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "reason", reason, "error", err)
+	f.s.metrics.failovers.WithLabelValues(reason).Inc()
+}
+
+// supplied says whether some receiver has what is missing, and may be asked.
+func (f *flight) supplied() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sched == nil || f.vessel == nil {
+		return false
+	}
+	for node, p := range f.sched.peers {
+		if !p.whole && f.sched.useful(node) && f.strikes[node] < maxStrikes {
+			return true
+		}
+	}
+	return false
+}
+
+// recruit watches those that receive the blob as well, and starts a lane to each
+// that has something.
+func (f *flight) recruit() {
+	if f.pass {
+		return
+	}
+	f.mu.Lock()
+	if f.sched == nil || f.layout.units() == 1 {
+		f.mu.Unlock()
+		return
+	}
+	f.regroup()
+	others := f.sched.others
+	var nodes []identity.NodeID
+	if f.vessel != nil {
+		now := time.Now()
+		for node, p := range f.sched.peers {
+			if p.whole || f.lanes[node] != nil || f.strikes[node] >= maxStrikes || now.Before(f.resting[node]) || !f.sched.useful(node) {
+				continue
+			}
+			if len(f.lanes)+len(nodes) < maxLanes {
+				nodes = append(nodes, node)
 			}
 		}
 	}
-	return 0, 0
+	f.mu.Unlock()
+	for _, r := range others {
+		f.watch(r.node, f.pid)
+	}
+	for _, node := range nodes {
+		f.start(candidate{node: node, pid: f.pid}, false, nil, func() bool { return f.elsewhere(node) })
+	}
 }
 
-// blame counts a bad unit. The holder goes on after the first (a flipped bit
-// somewhere), and is out for this blob after maxStrikes.
-func (f *flight) blame(node identity.NodeID, unit int, err error) error {
-	f.strikes[node]++
-	f.s.metrics.badUnits.WithLabelValues(node.String()).Inc()
-	f.s.log.Warn("holder sent a unit that is not the blob's", "digest", f.digest, "node", node, "site", f.s.site(node), "unit", unit, "error", err)
-	if f.strikes[node] < maxStrikes {
+// slow says whether what is missing will take long at the rate so far.
+func (f *flight) slow(began time.Time, before int) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.pass || f.sched == nil || f.vessel == nil {
+		return false
+	}
+	took := time.Since(began)
+	came := max(1, f.have-before)
+	return float64(f.sched.left)*took.Seconds()/float64(came) > moreAfter.Seconds()
+}
+
+// another starts a lane to one more holder.
+func (f *flight) another(q *field) {
+	f.enter(q)
+	if !f.anyLeft(q, true) {
+		return
+	}
+	c, ok := f.pop(q)
+	if !ok {
+		return
+	}
+	f.mu.Lock()
+	if f.lanes[c.node] != nil { // it receives the blob, and has all of it by now
+		f.mu.Unlock()
+		return
+	}
+	if f.sched.peers[c.node] == nil {
+		f.sched.holder(c.node)
+	}
+	f.mu.Unlock()
+	f.watch(c.node, c.pid)
+	f.start(c, true, nil, f.patience(c, q))
+}
+
+// dismiss ends all lanes. Those with nothing under way keep their streams.
+func (f *flight) dismiss() {
+	f.mu.Lock()
+	for _, l := range f.lanes {
+		if len(l.asked) > 0 || !f.complete {
+			l.cancel()
+		}
+	}
+	f.mu.Unlock()
+	f.wakeLanes(nil)
+	f.flying.Wait()
+	f.mu.Lock()
+	f.past = nil // by us: it says nothing of their peers
+	f.mu.Unlock()
+}
+
+// several says whether the blob is known to have more than one unit.
+func (f *flight) several() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.layout != nil && f.layout.units() > 1
+}
+
+// finished says whether there is nothing left to ask for.
+func (f *flight) finished() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.complete && (f.sched.left == 0 || f.over)
+}
+
+// standing gives the units in which readers are, sorted; mu is held.
+func (f *flight) standing() []int {
+	at := make([]int, 0, len(f.positions))
+	for _, i := range f.positions {
+		if i < f.layout.units() {
+			at = append(at, i)
+		}
+	}
+	slices.Sort(at)
+	return slices.Compact(at)
+}
+
+// resync takes over what a window has: it lets go of what its reader leaves
+// behind, and a reader may turn back. mu is held.
+func (f *flight) resync() {
+	for i := range f.sched.n {
+		if f.vessel == nil || !f.vessel.Has(i) {
+			f.sched.miss(i)
+		} else if !f.sched.have.has(i) {
+			f.sched.got(i, identity.NodeID{})
+		}
+	}
+}
+
+// stir tells the flight's goroutine that something changed.
+func (f *flight) stir() { wake(f.stirred) }
+
+// wakeLanes makes lanes look for something to ask for: one, or all if node is
+// nil.
+func (f *flight) wakeLanes(node *identity.NodeID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for n, l := range f.lanes {
+		if node == nil || n == *node {
+			wake(l.waiter.wake)
+		}
+	}
+}
+
+// blame counts a bad unit. The peer goes on after the first (a flipped bit
+// somewhere), and is out for this blob after maxStrikes. Holders that fell out
+// make the list the suspect, if they are no fewer than those it fits: other
+// receivers prove nothing, as they check against a list themselves.
+func (f *flight) blame(c candidate, holder bool, unit int, err error) error {
+	f.mu.Lock()
+	f.strikes[c.node]++
+	out := f.strikes[c.node] >= maxStrikes
+	if out && holder {
+		f.failed[c.node] = true
+		delete(f.good, c.node)
+	}
+	falseList := out && f.vessel != nil && len(f.failed) >= max(maxFalse, len(f.good))
+	if falseList {
+		f.poisoned, f.abandoned = true, true
+	}
+	v := f.vessel
+	f.mu.Unlock()
+	f.s.metrics.badUnits.WithLabelValues(c.node.String()).Inc()
+	f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", unit, "holder", holder, "error", err)
+	if !out {
 		return nil
 	}
-	f.failed[node] = true
-	if f.vessel != nil && len(f.failed) >= maxFalse {
-		rec := f.vessel.Record()
+	f.s.suspects.add(c.node, f.digest)
+	if falseList {
+		rec := v.Record()
 		f.s.addBadRoot(rec.Root)
 		f.s.metrics.badLists.WithLabelValues(rec.Signer.String()).Inc()
 		f.s.log.Error("holders agree on bytes that the signed unit list does not fit: the list is false", "digest", f.digest, "node", rec.Signer, "site", f.s.site(rec.Signer))
-		f.mu.Lock()
-		f.poisoned = true
-		f.mu.Unlock()
-		f.abandoned = true
 		return fmt.Errorf("%w: signed by %s", errFalseList, rec.Signer)
 	}
 	return fmt.Errorf("%w: %w", errBad, err)
 }
 
-// blameList puts a holder out that sent what no honest one sends.
+// blameList puts a peer out that sent what no honest one sends.
 func (f *flight) blameList(node identity.NodeID, err error) error {
+	f.mu.Lock()
 	f.strikes[node] = maxStrikes
+	f.mu.Unlock()
+	f.s.suspects.add(node, f.digest)
 	f.s.metrics.badLists.WithLabelValues(node.String()).Inc()
-	f.s.log.Warn("holder sent a record or list that is refused", "digest", f.digest, "node", node, "site", f.s.site(node), "error", err)
+	f.s.log.Warn("peer sent a record or list that is refused", "digest", f.digest, "node", node, "site", f.s.site(node), "error", err)
 	return fmt.Errorf("%w: %w", errBad, err)
 }
 

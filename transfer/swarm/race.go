@@ -45,6 +45,7 @@ type candidate struct {
 
 // field is the holders of one round, best first, and what became of them.
 type field struct {
+	mu    sync.Mutex
 	left  []candidate
 	seen  map[candidate]bool
 	out   map[identity.NodeID]bool // no use in asking again in this round
@@ -61,7 +62,10 @@ func (f *flight) enter(q *field) bool {
 	more := false
 	var nodes []identity.NodeID
 	for _, w := range f.wanted() {
-		for _, node := range f.s.cfg.Holders.Holders(f.ctx, f.digest, w.PID, w.Size) {
+		// May take a while: not under the field's lock.
+		holders := f.s.cfg.Holders.Holders(f.ctx, f.digest, w.PID, w.Size)
+		q.mu.Lock()
+		for _, node := range holders {
 			c := candidate{node: node, pid: w.PID}
 			if node == f.s.cfg.Host.ID() || q.seen[c] {
 				continue
@@ -71,6 +75,7 @@ func (f *flight) enter(q *field) bool {
 			nodes = append(nodes, node)
 			more = more || !q.out[node] && !q.busy[node]
 		}
+		q.mu.Unlock()
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -84,10 +89,12 @@ func (f *flight) enter(q *field) bool {
 
 // next takes the best candidate that can be asked out of the field.
 func (f *flight) pop(q *field) (candidate, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	for i := 0; i < len(q.left); {
 		c := q.left[i]
 		switch {
-		case f.strikes[c.node] >= maxStrikes:
+		case f.struckOut(c.node):
 			q.noBytes = ErrBadHolders
 			fallthrough
 		case q.out[c.node]:
@@ -106,9 +113,23 @@ func (f *flight) pop(q *field) (candidate, bool) {
 
 // others says whether somebody is left who was not silent before.
 func (f *flight) others(q *field) bool {
+	return f.anyLeft(q, true) || f.enter(q)
+}
+
+// anyLeft says whether somebody in the field can still be asked.
+func (f *flight) anyLeft(q *field, fresh bool) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	return slices.ContainsFunc(q.left, func(c candidate) bool {
-		return !c.again && !q.out[c.node] && !q.busy[c.node] && f.strikes[c.node] < maxStrikes
-	}) || f.enter(q)
+		return !(fresh && (c.again || q.busy[c.node])) && !q.out[c.node] && !f.struckOut(c.node)
+	})
+}
+
+// struckOut says whether a peer sent too much that is wrong.
+func (f *flight) struckOut(node identity.NodeID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.strikes[node] >= maxStrikes
 }
 
 // setBack notes what became of a candidate. The error says so.
@@ -118,6 +139,7 @@ func (f *flight) setBack(q *field, c candidate, err error) {
 	}
 	var refused *refusedError
 	reason := "unreachable"
+	q.mu.Lock()
 	switch {
 	case errors.Is(err, errQuiet):
 		reason = "silent"
@@ -149,17 +171,23 @@ func (f *flight) setBack(q *field, c candidate, err error) {
 		q.out[c.node] = true
 		q.unreachable = append(q.unreachable, c.node)
 	}
+	delete(q.busy, c.node)
+	q.mu.Unlock()
 	f.s.log.Info("holder gave up for a blob", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "reason", reason, "error", err)
 	f.s.metrics.failovers.WithLabelValues(reason).Inc()
 }
 
 // verdict is why nobody in the field could give the blob.
 func (f *flight) verdict(q *field) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	switch {
 	case len(q.unreachable) > 0:
 		return f.s.unreachable(q.unreachable)
 	case q.noBytes != nil:
+		f.mu.Lock()
 		f.abandoned = true // it may be the list that is wrong
+		f.mu.Unlock()
 		return fmt.Errorf("blob %s: %w", f.digest, q.noBytes)
 	case q.noList != nil:
 		return fmt.Errorf("blob %s: %w", f.digest, q.noList)
@@ -167,45 +195,38 @@ func (f *flight) verdict(q *field) error {
 	return fmt.Errorf("blob %s: no holder known: %w", f.digest, store.ErrNotFound)
 }
 
-// opening is the first request to a holder.
-type opening struct {
-	record   bool
-	first, n int
-}
-
-func (f *flight) opening() opening {
+// opening is the first request to a holder. A client that waits gets the first
+// units with it; else the record alone is asked for: what other receivers take
+// is not known yet, and the holder is to send each unit once.
+func (f *flight) opening() order {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	l := f.layout
-	f.mu.Unlock()
-	switch {
+	switch hurry := f.reading.Load() > 0 || f.pass; {
 	case l == nil:
-		return opening{record: true}
-	case !f.listed():
-		if f.begun {
-			return opening{record: true} // what is here shows with the list
+		return order{record: true}
+	case l.units() == 1:
+		return order{record: true, n: 1}
+	case f.vessel == nil && !f.complete:
+		if f.begun || !hurry {
+			return order{record: true} // what is here shows with the list
 		}
-		return opening{record: true, n: min(firstRun, l.units())}
+		return order{record: true, n: min(firstRun, l.units())}
+	case !hurry:
+		return order{}
 	}
-	first, n := f.next(0, nil)
-	return opening{first: first, n: min(n, firstRun)}
+	return f.sched.first(firstRun, f.standing())
 }
 
 // contender is a holder that was asked and has not answered, or the one that
 // did.
 type contender struct {
 	candidate
-	request opening
+	request order
 	cancel  context.CancelFunc
 	ss      *session
 	release func(reuse bool)
 	err     error
-}
-
-// end gives the session back: reused if nothing is under way on it.
-func (ct *contender) end(err error) {
-	var refused *refusedError
-	ct.release(err == nil || errors.As(err, &refused))
-	ct.cancel()
 }
 
 // contact asks holders until one answers with content, and gives that one: the
@@ -213,18 +234,20 @@ func (ct *contender) end(err error) {
 // is at its end.
 func (f *flight) contact(q *field) *contender {
 	var (
-		won     atomic.Bool
-		answers = make(chan *contender, maxContenders)
-		running []*contender // in the order in which they were asked
-		urgent  = f.urgent
-		hurry   = false
-		timer   = time.NewTimer(0)
+		won      atomic.Bool
+		answers  = make(chan *contender, maxContenders)
+		running  []*contender // in the order in which they were asked
+		urgent   = f.urgent
+		complete = f.whole
+		hurry    = false
+		timer    = time.NewTimer(0)
 	)
 	defer timer.Stop()
 	start := func(c candidate) {
 		ctx, cancel := context.WithCancel(f.ctx)
 		ct := &contender{candidate: c, request: f.opening(), cancel: cancel}
 		running = append(running, ct)
+		f.watch(c.node, c.pid)
 		f.touch(c.node, 1)
 		f.asking.Go(func() {
 			defer f.touch(c.node, -1)
@@ -263,10 +286,9 @@ func (f *flight) contact(q *field) *contender {
 		case ct := <-answers:
 			at := slices.Index(running, ct)
 			running = slices.Delete(running, at, at+1)
-			delete(q.busy, ct.node)
 			if ct.err == nil {
 				f.letGo(q, running, at)
-				return ct
+				return ct // and stays busy as long as it sends
 			}
 			f.setBack(q, ct.candidate, ct.err)
 			timer.Reset(0)
@@ -280,8 +302,17 @@ func (f *flight) contact(q *field) *contender {
 				}
 			}
 			return nil // the others' contexts are the flight's
+		case <-complete:
+			// Other receivers had all of it. Who answers from now on has lost.
+			complete = nil
+			if won.CompareAndSwap(false, true) {
+				for _, ct := range running {
+					ct.cancel()
+				}
+				return nil
+			}
 		}
-		if len(running) == 0 && !slices.ContainsFunc(q.left, func(c candidate) bool { return !q.out[c.node] && f.strikes[c.node] < maxStrikes }) {
+		if len(running) == 0 && !f.anyLeft(q, false) {
 			return nil
 		}
 	}
@@ -292,12 +323,14 @@ func (f *flight) contact(q *field) *contender {
 func (f *flight) letGo(q *field, running []*contender, before int) {
 	for i, ct := range running {
 		ct.cancel()
-		delete(q.busy, ct.node)
 		if i < before {
 			f.setBack(q, ct.candidate, fmt.Errorf("no answer before another holder's: %w", errQuiet))
-		} else {
-			q.left = append([]candidate{ct.candidate}, q.left...)
+			continue
 		}
+		q.mu.Lock()
+		delete(q.busy, ct.node)
+		q.left = append([]candidate{ct.candidate}, q.left...)
+		q.mu.Unlock()
 	}
 }
 
@@ -310,7 +343,7 @@ func (f *flight) approach(ctx context.Context, ct *contender) error {
 			return err
 		}
 		ss.giveUp = nil
-		if err = ss.ask(f.digest, ct.pid, ct.request.record, ct.request.first, ct.request.n); err == nil {
+		if err = ss.ask(f.digest, ct.pid, ct.request); err == nil {
 			err = ss.peek()
 		}
 		if err == nil {

@@ -142,7 +142,13 @@ func (r *reader) read(p []byte) (int, <-chan struct{}, error) {
 	f.mu.Lock()
 	l := f.layout
 	i := int(r.off / l.unitSize)
+	moved := f.positions[r] != i
 	f.positions[r] = i
+	if moved && !f.sched.have.has(i) {
+		for _, l := range f.lanes { // it is asked for before what follows elsewhere
+			wake(l.waiter.wake)
+		}
+	}
 	wait := f.changed
 	lastUnit := l.units() - 1
 	off, n := l.span(i)

@@ -35,6 +35,13 @@ type source interface {
 	Record(ctx context.Context, d digest.Digest) (units.Record, *units.List, error)
 }
 
+// part is a blob of which only some units are here.
+type part interface {
+	has(unit int) bool
+	// ended: it is not arriving any more.
+	ended() bool
+}
+
 // server answers the blob protocol.
 type server struct {
 	src     source
@@ -44,6 +51,8 @@ type server struct {
 	signer  units.Signer
 	log     *slog.Logger
 	metrics *metrics
+	crowds  *crowds // who receives what at the same time; nil: nobody knows
+	uplink  *uplink // measured; nil: not
 
 	buffers sync.Pool
 }
@@ -115,6 +124,9 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 	if !s.access(ctx, from, d, project) {
 		return refuse(Status_STATUS_DENIED, "this node gives the project's content to its members only")
 	}
+	if p, ok := open.blob.(part); ok && p.ended() {
+		open.close() // it is in the store now, or gone
+	}
 	if open.d != d || open.blob == nil {
 		open.close()
 		b, err := s.src.Open(ctx, d)
@@ -127,6 +139,7 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 		}
 		*open = openBlob{d: d, blob: b}
 	}
+	some, _ := open.blob.(part)
 	l := layoutOf(open.blob.Size())
 	end := min(int(req.FirstUnit)+int(req.Units), l.units())
 	if req.Units > 0 && int64(req.FirstUnit) >= int64(l.units()) {
@@ -136,7 +149,7 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 	var list []byte
 	if req.WantRecord && l.units() > 1 {
 		var rec units.Record
-		if rec, list, err = s.record(ctx, d); err == nil {
+		if rec, list, err = s.record(ctx, d, some == nil); err == nil {
 			head.Record, err = rec.MarshalBinary()
 		}
 		if err != nil {
@@ -152,27 +165,49 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 		head.Last = true
 		return s.send(st, head, list)
 	}
+	within := time.Duration(req.UnlessGivenMs) * time.Millisecond
 	for i := int(req.FirstUnit); i < end; i++ {
 		_, n := l.span(i)
-		head.HasUnit, head.Unit, head.UnitBytes, head.Last = true, uint32(i), uint32(n), i == end-1
-		if err := s.sendUnit(st, head, list, open.blob, l, i); err != nil {
-			return err
+		head.Unit, head.Last = uint32(i), i == end-1
+		switch {
+		case some != nil && !some.has(i):
+			if list != nil {
+				head.Unit, head.Last = 0, false
+				if err := s.send(st, head, list); err != nil {
+					return err
+				}
+			}
+			return refuse(Status_STATUS_NOT_YET, "the unit is not here yet")
+		case s.crowds != nil && !s.crowds.claim(d, project, i, from, within):
+			head.Taken = true
+			if err := s.send(st, head, list); err != nil {
+				return err
+			}
+			s.metrics.unitsSpared.Inc()
+		default:
+			head.HasUnit, head.UnitBytes = true, uint32(n)
+			if err := s.sendUnit(st, from, head, list, open.blob, l, i); err != nil {
+				return err
+			}
+			s.metrics.unitsSent.Inc()
+			s.metrics.bytesSent.Add(float64(n))
 		}
-		s.metrics.unitsSent.Inc()
-		s.metrics.bytesSent.Add(float64(n))
 		head, list = &Answer{Id: req.Id}, nil
 	}
 	return nil
 }
 
 // record gives the blob's record, signed anew if nobody would know its signer
-// any more (this store verified the whole blob when it took it in).
-func (s *server) record(ctx context.Context, d digest.Digest) (units.Record, []byte, error) {
+// any more: that only a store may do that verified the whole blob.
+func (s *server) record(ctx context.Context, d digest.Digest, whole bool) (units.Record, []byte, error) {
 	rec, list, err := s.src.Record(ctx, d)
 	if err != nil {
 		return rec, nil, err
 	}
 	if !s.known(rec.Signer) {
+		if !whole {
+			return rec, nil, store.ErrNoRecord
+		}
 		if rec, err = units.Sign(list, s.self, s.signer); err != nil {
 			return rec, nil, err
 		}
@@ -189,8 +224,17 @@ func (s *server) send(st stream, head *Answer, list []byte) error {
 	return err
 }
 
-func (s *server) sendUnit(st stream, head *Answer, list []byte, b store.Blob, l layout, i int) error {
+func (s *server) sendUnit(st stream, to identity.NodeID, head *Answer, list []byte, b store.Blob, l layout, i int) (err error) {
 	off, n := l.span(i)
+	if s.uplink != nil {
+		s.uplink.begin(time.Now())
+		defer func() {
+			if err != nil {
+				n = 0
+			}
+			s.uplink.end(to, n, time.Now())
+		}()
+	}
 	if _, err := b.Seek(off, io.SeekStart); err != nil {
 		return err
 	}

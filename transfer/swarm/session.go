@@ -30,6 +30,7 @@ type sessions struct {
 	ctx   context.Context // the streams' lifetime
 	host  *peer.Host
 	stall time.Duration
+	pipes *pipes // told how long answers take
 
 	mu    sync.Mutex
 	peers map[identity.NodeID]*peerSessions
@@ -43,8 +44,8 @@ type peerSessions struct {
 	background chan struct{} // further, for those in use by background flights
 }
 
-func newSessions(ctx context.Context, host *peer.Host, stall time.Duration) *sessions {
-	return &sessions{ctx: ctx, host: host, stall: stall, peers: map[identity.NodeID]*peerSessions{}}
+func newSessions(ctx context.Context, host *peer.Host, stall time.Duration, pipes *pipes) *sessions {
+	return &sessions{ctx: ctx, host: host, stall: stall, pipes: pipes, peers: map[identity.NodeID]*peerSessions{}}
 }
 
 // get gives an idle or a new stream to a holder, and the function that takes it
@@ -127,6 +128,7 @@ func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessi
 	return &session{
 		node: node, st: &ownedStream{Stream: st, cancel: cancel}, stall: p.stall, quiet: min(quietFor, p.stall),
 		heard: func() { ps.heard.Store(time.Now().UnixNano()) },
+		timed: func(d time.Duration) { p.pipes.answered(node, d) },
 	}, nil
 }
 
@@ -150,7 +152,7 @@ func (s *ownedStream) Reset() error {
 
 func (p *sessions) put(ps *peerSessions, ss *session, reuse bool) {
 	ss.giveUp = nil
-	if !reuse || len(ss.pending) > 0 || ss.head != nil {
+	if !reuse || ss.requests() > 0 || ss.head != nil {
 		_ = ss.st.Reset()
 		return
 	}

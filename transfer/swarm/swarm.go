@@ -127,6 +127,11 @@ type Swarm struct {
 	metrics  *metrics
 	sessions *sessions
 	server   *server
+	pipes    *pipes
+	crowds   *crowds
+	watching *watching
+	uplink   uplink
+	suspects suspects
 	buffers  *semaphore.Weighted
 	unitPool sync.Pool     // *[]byte of units.Unit
 	passing  chan struct{} // a slot for each flight that passes through
@@ -176,9 +181,12 @@ func New(cfg Config) (*Swarm, error) {
 			return nil, fmt.Errorf("swarm: metrics: %w", err)
 		}
 	}
-	s.sessions = newSessions(s.ctx, cfg.Host, cfg.Stall)
-	s.server = newServer(cfg, cfg.Store, s.metrics)
+	s.pipes, s.crowds, s.watching = newPipes(), newCrowds(), newWatching(s)
+	s.sessions = newSessions(s.ctx, cfg.Host, cfg.Stall, s.pipes)
+	s.server = newServer(cfg, supply{s}, s.metrics)
+	s.server.crowds, s.server.uplink = s.crowds, &s.uplink
 	cfg.Host.Handle(Protocol, s.server.serve)
+	cfg.Host.Handle(HaveProtocol, s.serveHave)
 	return s, nil
 }
 
@@ -350,6 +358,7 @@ func (s *Swarm) leave(f *flight, reader bool) {
 	defer s.mu.Unlock()
 	if reader {
 		f.readers--
+		f.reading.Add(-1)
 	} else {
 		f.fetchers--
 	}

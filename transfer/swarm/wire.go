@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -34,6 +35,8 @@ var errProtocol = errors.New("answer breaks the blob protocol")
 type refusedError struct {
 	status Status
 	reason string
+	// The units asked for that do not come.
+	first, end int
 }
 
 func (e *refusedError) Error() string {
@@ -56,51 +59,104 @@ var _ stream = (*peer.Stream)(nil)
 
 // run is a request whose answers are not all here.
 type run struct {
-	id     uint64
-	next   int // unit that the next answer must bring
-	end    int
-	alg    digest.Algorithm // of the digest: what states a list has
-	record bool             // a record was asked for and has not come
-	opened bool             // the first answer came
+	id      uint64
+	next    int // unit that the next answer must bring
+	end     int
+	alg     digest.Algorithm // of the digest: what states a list has
+	record  bool             // a record was asked for and has not come
+	sparing bool             // units may be left out
+	opened  bool             // the first answer came
 }
 
 // session is one stream to a holder with the requests on their way. Answers
-// come in the order of the requests. One goroutine uses it at a time.
+// come in the order of the requests. One goroutine reads; one at a time asks,
+// which may be another.
 type session struct {
-	node    identity.NodeID
-	st      stream
-	stall   time.Duration // longest wait for a head or a piece
-	quiet   time.Duration // after so long without a byte giveUp is asked
-	giveUp  func() bool   // says that others can go on with it; nil: nobody
-	heard   func()        // told of every read; may be nil
-	limit   time.Time     // of the head or piece that is read now
-	lastID  uint64
-	pending []run
-	head    *Answer   // of the next answer, when it was read before the rest
-	used    time.Time // when it was put back into the pool
+	node   identity.NodeID
+	st     stream
+	stall  time.Duration       // longest wait for a head or a piece
+	quiet  time.Duration       // after so long without a byte giveUp is asked
+	giveUp func() bool         // says that others can go on with it; nil: nobody
+	heard  func()              // told of every read; may be nil
+	timed  func(time.Duration) // told how long the first answer took when none was outstanding; may be nil
+	limit  time.Time           // of the head or piece that is read now
+	lastID uint64              // of the asking goroutine
+	head   *Answer             // of the next answer, when it was read before the rest
+	used   time.Time           // when it was put back into the pool
+
+	mu      sync.Mutex
+	pending []*run
+	heads   int       // answers that began
+	since   time.Time // the request that found none outstanding; zero: answered
 }
 
-// outstanding is the number of units asked for and not yet here.
-func (s *session) outstanding() int {
-	n := 0
-	for _, r := range s.pending {
-		n += r.end - r.next
-	}
-	return n
+// requests is the number of those that are not wholly answered.
+func (s *session) requests() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.pending)
 }
 
-// ask sends a request for units [first, first+n), and for the record.
-func (s *session) ask(d digest.Digest, project identity.ProjectID, record bool, first, n int) error {
+// answers counts the answers that began on this stream.
+func (s *session) answers() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.heads
+}
+
+// ask sends a request for units, and for the record.
+func (s *session) ask(d digest.Digest, project identity.ProjectID, o order) error {
 	s.lastID++
-	err := peer.WriteMsg(s.st, &Request{
-		Id: s.lastID, Digest: d.String(), Project: project[:],
-		WantRecord: record, FirstUnit: uint32(first), Units: uint32(n),
-	}, maxMessage)
-	if err != nil {
-		return err
+	s.mu.Lock()
+	if len(s.pending) == 0 {
+		s.since = time.Now()
 	}
-	s.pending = append(s.pending, run{id: s.lastID, next: first, end: first + n, alg: d.Algorithm(), record: record})
-	return nil
+	// Before it is written: the answer may come at once.
+	s.pending = append(s.pending, &run{id: s.lastID, next: o.first, end: o.first + o.n, alg: d.Algorithm(), record: o.record, sparing: o.unlessGiven > 0})
+	s.mu.Unlock()
+	return peer.WriteMsg(s.st, &Request{
+		Id: s.lastID, Digest: d.String(), Project: project[:], UnlessGivenMs: uint32(o.unlessGiven / time.Millisecond),
+		WantRecord: o.record, FirstUnit: uint32(o.first), Units: uint32(o.n),
+	}, maxMessage)
+}
+
+// first is the request that the next answer belongs to.
+func (s *session) first() *run {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.pending) == 0 {
+		return nil
+	}
+	return s.pending[0]
+}
+
+// shift takes the first request off: it is answered.
+func (s *session) shift() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending = s.pending[1:]
+}
+
+// began notes the head of an answer.
+func (s *session) began() {
+	s.mu.Lock()
+	s.heads++
+	since := s.since
+	s.since = time.Time{}
+	s.mu.Unlock()
+	if !since.IsZero() && s.timed != nil {
+		s.timed(time.Since(since))
+	}
+}
+
+// await reads the head of the next answer, if that is not here, and gives it.
+func (s *session) await() (*Answer, error) {
+	if s.head == nil {
+		if err := s.peek(); err != nil {
+			return nil, err
+		}
+	}
+	return s.head, nil
 }
 
 // received is one answer, checked against the request but not against the list.
@@ -111,6 +167,7 @@ type received struct {
 	list   []byte
 	unit   int // -1: none
 	data   []byte
+	taken  int // the unit that was left out; -1: none
 }
 
 // layout is what the receiver knows of a blob: how many bytes each unit has.
@@ -144,12 +201,17 @@ func (s *session) peek() error {
 		}
 		return err
 	}
-	if want := s.pending[0].id; a.Id != want {
-		return fmt.Errorf("%w: answer to request %d instead of %d", errProtocol, a.Id, want)
+	r := s.first()
+	if r == nil {
+		return fmt.Errorf("%w: nothing was asked", errProtocol)
 	}
+	if a.Id != r.id {
+		return fmt.Errorf("%w: answer to request %d instead of %d", errProtocol, a.Id, r.id)
+	}
+	s.began()
 	if a.Status != Status_STATUS_OK {
-		s.pending = s.pending[1:]
-		return &refusedError{status: a.Status, reason: a.Reason}
+		s.shift()
+		return &refusedError{status: a.Status, reason: a.Reason, first: r.next, end: r.end}
 	}
 	s.head = &a
 	return nil
@@ -160,18 +222,16 @@ func (s *session) peek() error {
 // known has. The error is a *refusedError, errProtocol or the
 // stream's; after any but a refusal the session is of no more use.
 func (s *session) receive(known *layout, buf []byte) (received, error) {
-	got := received{unit: -1}
-	if len(s.pending) == 0 {
+	got := received{unit: -1, taken: -1}
+	r := s.first()
+	if r == nil {
 		return got, fmt.Errorf("%w: nothing was asked", errProtocol)
 	}
-	if s.head == nil {
-		if err := s.peek(); err != nil {
-			return got, err
-		}
+	a, err := s.await()
+	if err != nil {
+		return got, err
 	}
-	a := s.head
 	s.head = nil
-	r := &s.pending[0]
 	got.first = !r.opened
 	if got.first {
 		if a.Size < 0 || a.Size > units.MaxSize {
@@ -186,7 +246,9 @@ func (s *session) receive(known *layout, buf []byte) (received, error) {
 		l := layoutOf(a.Size)
 		known = &l
 		// The sender cuts a run at the blob's end.
+		s.mu.Lock()
 		r.end = max(r.next, min(r.end, l.units()))
+		s.mu.Unlock()
 	}
 	if known == nil {
 		return got, fmt.Errorf("%w: no size", errProtocol)
@@ -214,7 +276,17 @@ func (s *session) receive(known *layout, buf []byte) (received, error) {
 		if err := s.readFull(got.data); err != nil {
 			return got, err
 		}
+		s.mu.Lock()
 		r.next++
+		s.mu.Unlock()
+	} else if a.Taken {
+		if !r.sparing || r.next >= r.end || int(a.Unit) != r.next || a.UnitBytes > 0 {
+			return got, fmt.Errorf("%w: unit %d is left out", errProtocol, a.Unit)
+		}
+		got.taken = r.next
+		s.mu.Lock()
+		r.next++
+		s.mu.Unlock()
 	} else if a.UnitBytes > 0 {
 		return got, fmt.Errorf("%w: %d bytes of no unit", errProtocol, a.UnitBytes)
 	} else if got.list == nil && !a.Last {
@@ -225,7 +297,7 @@ func (s *session) receive(known *layout, buf []byte) (received, error) {
 		return got, fmt.Errorf("%w: answer ends at unit %d instead of %d", errProtocol, r.next, r.end)
 	}
 	if a.Last {
-		s.pending = s.pending[1:]
+		s.shift()
 	}
 	return got, nil
 }

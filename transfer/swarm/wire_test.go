@@ -151,7 +151,7 @@ func TestServer_PipelinedRequests(t *testing.T) {
 		record   bool
 		first, n int
 	}{{true, 0, 0}, {false, 3, 8}, {true, 0, 2}, {false, 2, 1}} {
-		if err := ss.ask(d, project, r.record, r.first, r.n); err != nil {
+		if err := ss.ask(d, project, order{record: r.record, first: r.first, n: r.n}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -162,7 +162,7 @@ func TestServer_PipelinedRequests(t *testing.T) {
 	lists := 0
 	buf := make([]byte, mib)
 	var known *layout
-	for len(ss.pending) > 0 {
+	for ss.requests() > 0 {
 		got, err := ss.receive(known, buf)
 		if err != nil {
 			t.Fatal(err)
@@ -204,11 +204,12 @@ func TestSession_AnswersThatAreRefused(t *testing.T) {
 		"a unit cut off":           append(frame(t, &Answer{Id: 1, Size: 3 * mib, HasUnit: true, UnitBytes: mib}), 1, 2, 3),
 		"bytes of no unit":         frame(t, &Answer{Id: 1, Size: 3 * mib, UnitBytes: 5}),
 		"the end before the units": frame(t, &Answer{Id: 1, Size: 3 * mib, Last: true}),
+		"a unit left out":          frame(t, &Answer{Id: 1, Size: 3 * mib, Taken: true}),
 		"a pause without end":      bytes.Repeat(frame(t, &Answer{Id: 1, Size: 3 * mib}), 1000),
 	} {
 		t.Run(name, func(t *testing.T) {
 			ss := &session{stall: time.Second, st: &script{in: bytes.NewReader(c)}}
-			ss.pending = []run{{id: 1, end: 2, alg: digest.SHA256, record: true}}
+			ss.pending = []*run{{id: 1, end: 2, alg: digest.SHA256, record: true}}
 			l := layoutOf(3 * mib)
 			_, err := ss.receive(&l, make([]byte, mib))
 			var refused *refusedError
@@ -242,7 +243,7 @@ func FuzzSession(f *testing.F) {
 	buf := make([]byte, mib)
 	f.Fuzz(func(t *testing.T, in []byte, known bool) {
 		ss := &session{stall: time.Second, st: &script{in: bytes.NewReader(in)}}
-		ss.pending = []run{{id: 1, next: 2, end: 3, alg: digest.SHA256, record: true}, {id: 2, next: 0, end: 2, alg: digest.SHA256}}
+		ss.pending = []*run{{id: 1, next: 2, end: 3, alg: digest.SHA256, record: true}, {id: 2, next: 0, end: 2, alg: digest.SHA256}}
 		var l *layout
 		if known {
 			k := layoutOf(o.rec.Size)

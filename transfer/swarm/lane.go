@@ -1,0 +1,369 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/portolan/portolan/node/store/units"
+)
+
+const (
+	// inflightBytes bounds what one flight asks for ahead of one peer: the
+	// bandwidth times delay of 1 Gbit/s at 130 ms.
+	inflightBytes = 16 << 20
+	// runBytes is the most that one request asks for.
+	runBytes = 8 << 20
+	// laneTick is how often a lane that has nothing to ask for looks again:
+	// patience ends with time alone.
+	laneTick = 200 * time.Millisecond
+)
+
+// lane is what a flight takes from one peer, on one stream at a time. It has a
+// goroutine of its own; between requests it gives the stream back.
+type lane struct {
+	f      *flight
+	holder bool // taken from the round's field; else it receives the blob itself
+	candidate
+	waiter waiter
+	cancel context.CancelFunc
+
+	mu      sync.Mutex // held while requests are chosen and written: they go out in order
+	pumping bool       // guarded by mu: answers are taken
+
+	// Guarded by flight.mu.
+	asked map[int]inRoom // units on their way
+	err   error          // why it ended
+}
+
+// inRoom is a unit that was asked for.
+type inRoom struct {
+	class class // that its room was taken as
+	at    time.Time
+}
+
+// start begins a lane; flight.mu is not held. first has a session whose first
+// answer is here, or is nil.
+func (f *flight) start(c candidate, holder bool, first *contender, giveUp func() bool) *lane {
+	ctx, cancel := context.WithCancel(f.ctx)
+	if first != nil {
+		own := cancel
+		cancel = func() { own(); first.cancel() } // its stream ends with its own context
+	}
+	l := &lane{
+		f: f, holder: holder, candidate: c, cancel: cancel, asked: map[int]inRoom{},
+		waiter: waiter{since: f.since, wake: make(chan struct{}, 1)},
+	}
+	f.mu.Lock()
+	f.lanes[c.node] = l
+	f.mu.Unlock()
+	f.flying.Go(func() {
+		err := l.run(ctx, first, giveUp)
+		cancel()
+		l.drop()
+		f.mu.Lock()
+		l.err = err
+		delete(f.lanes, c.node)
+		f.past = append(f.past, l)
+		f.mu.Unlock()
+		f.stir()
+		f.wakeLanes(nil) // what was asked here can be asked elsewhere
+	})
+	return l
+}
+
+// run takes units until the blob is complete (nil), or the peer is of no more
+// use.
+func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) error {
+	f := l.f
+	tick := time.NewTicker(laneTick)
+	defer tick.Stop()
+	if first != nil {
+		for i := range first.request.n {
+			l.note(first.request.first+i, classClient)
+		}
+		err := l.pump(ctx, first.ss, giveUp)
+		first.release(reusable(err))
+		if err != nil {
+			return err
+		}
+		if !f.listed() && f.units() == 0 && f.several() {
+			return fmt.Errorf("%w: neither list nor units", errProtocol)
+		}
+	}
+	again := false
+	for {
+		o, ok := l.plan()
+		if !ok {
+			if f.finished() {
+				return nil
+			}
+			select {
+			case <-l.waiter.wake:
+			case <-tick.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			continue
+		}
+		ss, fresh, release, err := f.s.sessions.get(ctx, l.node, f.urgent)
+		if err != nil {
+			return err
+		}
+		answers := ss.answers()
+		if err = ss.ask(f.digest, l.pid, o); err == nil {
+			err = l.pump(ctx, ss, giveUp)
+		}
+		release(reusable(err))
+		// A stream from the pool may be long dead: the peer deserves a fresh one.
+		if err != nil && !fresh && !again && ss.answers() == answers && ctx.Err() == nil && !timedOut(err) && !errors.Is(err, errProtocol) {
+			again = true
+			l.drop()
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		again = false
+	}
+}
+
+// reusable says whether nothing is outstanding on a session that ended so.
+func reusable(err error) bool {
+	var refused *refusedError
+	return err == nil || errors.As(err, &refused)
+}
+
+// plan chooses what to ask for, and takes the room that it needs.
+func (l *lane) plan() (order, bool) {
+	f := l.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.layout == nil || f.sched == nil || f.vessel == nil && f.layout.units() > 1 {
+		return order{}, false
+	}
+	if f.pass {
+		f.resync()
+	}
+	unit := f.layout.unitSize
+	most := min(maxRun, int(max(1, runBytes/unit)), int(max(1, inflightBytes/unit))-len(l.asked))
+	if most <= 0 || !f.sched.useful(l.node) {
+		f.s.pipes.forget(l.node, &l.waiter)
+		return order{}, false
+	}
+	c := classOf(f.priority, f.reading.Load() > 0)
+	room := f.s.pipes.reserve(l.node, &l.waiter, c, unit, most)
+	if room == 0 {
+		return order{}, false
+	}
+	now := time.Now()
+	f.sched.paced(l.node, f.s.pipes.unitTook(l.node))
+	o, ok := f.sched.next(l.node, room, now, f.standing())
+	if spare := room - o.n; spare > 0 {
+		f.s.pipes.release(l.node, c, int64(spare)*unit, true)
+	}
+	for i := o.first; i < o.first+o.n; i++ {
+		l.asked[i] = inRoom{c, now}
+	}
+	return o, ok
+}
+
+// note enters a unit that was asked for before there was a lane.
+func (l *lane) note(unit int, c class) {
+	f := l.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.layout == nil || f.sched == nil || unit >= f.layout.units() {
+		return
+	}
+	f.s.pipes.force(l.node, c, f.layout.unitSize)
+	l.asked[unit] = inRoom{c, time.Now()}
+	f.sched.asked(unit, l.node, time.Now())
+}
+
+// landed notes that a unit came, or will not come, and frees its room.
+func (l *lane) landed(unit int, lost bool) {
+	l.f.mu.Lock()
+	defer l.f.mu.Unlock()
+	in, ok := l.asked[unit]
+	if !ok {
+		return
+	}
+	delete(l.asked, unit)
+	if lost {
+		l.f.sched.landed(unit, l.node)
+	} else {
+		l.f.s.pipes.came(l.node, time.Since(in.at))
+	}
+	l.f.s.pipes.release(l.node, in.class, l.f.layout.unitSize, lost)
+}
+
+// drop puts back all that was asked for.
+func (l *lane) drop() {
+	f := l.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.s.pipes.forget(l.node, &l.waiter)
+	for unit, in := range l.asked {
+		f.sched.landed(unit, l.node)
+		f.s.pipes.release(l.node, in.class, f.layout.unitSize, true)
+	}
+	clear(l.asked)
+}
+
+// fill asks for as much as there is room for.
+func (l *lane) fill(ss *session) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.pumping {
+		return nil
+	}
+	for {
+		o, ok := l.plan()
+		if !ok {
+			return nil
+		}
+		if err := ss.ask(l.f.digest, l.pid, o); err != nil {
+			return err
+		}
+	}
+}
+
+// pump takes answers until none is outstanding, and asks for more meanwhile:
+// after each, and when the lane is woken.
+func (l *lane) pump(ctx context.Context, ss *session, giveUp func() bool) error {
+	f := l.f
+	f.touch(l.node, 1)
+	defer f.touch(l.node, -1)
+	ss.giveUp = giveUp
+	defer func() { ss.giveUp = nil }()
+	l.mu.Lock()
+	l.pumping = true
+	l.mu.Unlock()
+	stop := make(chan struct{})
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer close(stop)
+	asking.Go(func() {
+		for {
+			select {
+			case <-l.waiter.wake:
+				if l.fill(ss) != nil {
+					_ = ss.st.Reset() // the next answer tells
+				}
+			case <-stop:
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	for {
+		if err := l.fill(ss); err != nil {
+			return err
+		}
+		l.mu.Lock()
+		idle := ss.requests() == 0
+		l.pumping = !idle
+		l.mu.Unlock()
+		if idle {
+			return nil
+		}
+		if err := l.step(ctx, ss); err != nil {
+			return err
+		}
+	}
+}
+
+// step takes one answer.
+func (l *lane) step(ctx context.Context, ss *session) error {
+	f := l.f
+	// The head first: a unit that has not begun to come needs no memory.
+	head, err := ss.await()
+	var refused *refusedError
+	if errors.As(err, &refused) && refused.status == Status_STATUS_NOT_YET {
+		l.notYet(refused.first, refused.end)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	layout := f.layout
+	f.mu.Unlock()
+	var buf []byte
+	if layout != nil && head.HasUnit {
+		b, free, err := f.s.buffer(ctx, min(layout.unitSize, max(layout.size, 1)))
+		if err != nil {
+			return err
+		}
+		defer free()
+		buf = b
+	}
+	got, err := ss.receive(layout, buf)
+	if err != nil {
+		return err
+	}
+	return l.take(got)
+}
+
+// notYet: the peer has lost what it said it had, or never had it.
+func (l *lane) notYet(first, end int) {
+	for i := first; i < end; i++ {
+		l.landed(i, true)
+	}
+	l.f.mu.Lock()
+	defer l.f.mu.Unlock()
+	l.f.sched.lacks(l.node, first, end)
+}
+
+// take checks and keeps one answer.
+func (l *lane) take(got received) error {
+	f := l.f
+	if got.first {
+		f.setSize(got.size)
+	}
+	if got.first && l.holder {
+		f.mu.Lock()
+		if f.sched.peers[l.node] == nil {
+			f.sched.holder(l.node)
+		}
+		f.mu.Unlock()
+	}
+	if got.list != nil && !f.listed() {
+		if err := f.open(l.node, got.record, got.list); err != nil {
+			return err
+		}
+	}
+	if got.taken >= 0 {
+		l.landed(got.taken, true)
+		f.mu.Lock()
+		f.sched.refused(got.taken, l.node, time.Now())
+		f.mu.Unlock()
+		return nil
+	}
+	if got.unit < 0 {
+		return nil
+	}
+	l.landed(got.unit, false)
+	f.s.metrics.bytesReceived.WithLabelValues(l.node.String()).Add(float64(len(got.data)))
+	err := f.put(got.unit, got.data, l.node)
+	if errors.Is(err, units.ErrBadUnit) {
+		f.mu.Lock()
+		f.sched.landed(got.unit, l.node)
+		f.mu.Unlock()
+		return f.blame(l.candidate, l.holder, got.unit, err)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errLocal, err)
+	}
+	if l.holder {
+		f.mu.Lock()
+		f.good[l.node] = true
+		f.mu.Unlock()
+	}
+	f.s.metrics.unitsReceived.Inc()
+	return nil
+}
