@@ -211,7 +211,7 @@ func (n *node) startContent() error {
 		return err
 	}
 	for _, advice := range peer.KernelAdvice() {
-		log.Warn("the machine's TCP settings slow transfers down", "advice", advice)
+		log.Info("the machine's TCP settings slow transfers over long links", "advice", advice)
 	}
 	n.stages.start("data plane", n.host.Run)
 	if n.sync, err = sync.New(sync.Config{
