@@ -92,6 +92,8 @@ func TestSync_CatchesUpAfterARestart(t *testing.T) {
 	pid := b.project("prod")
 	fra.push(pid, "app", "1")
 	eventually(t, "equal catalogues", func() bool { return equal(pid, fra, nyc) })
+	// What is looked at below is noted only after the last page was taken in.
+	eventually(t, "first exchange", func() bool { return closed(nyc.sync.FirstDone()) })
 	nyc.stop()
 	img := fra.push(pid, "app", "2")
 	nyc.open()

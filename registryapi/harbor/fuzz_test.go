@@ -144,9 +144,11 @@ func (h *harbour) guarded(t testing.TB) string {
 		repos, err := h.catalog.Repositories(p.PID, "", 1000)
 		out = append(out, ok, p, v.Members(p.ID), repos, err)
 	}
-	prod, _ := v.Project("prod")
-	info, err := h.catalog.Repository(prod.PID, "team/"+secret)
-	out = append(out, info, err)
+	for _, at := range [][2]string{{"prod", "team/" + secret}, {"library", "alpine"}} {
+		p, _ := v.Project(at[0])
+		info, err := h.catalog.Repository(p.PID, at[1])
+		out = append(out, info, err)
+	}
 	for _, name := range []string{"admin", "ann"} {
 		u, ok := v.User(name)
 		out = append(out, u, ok)
@@ -160,8 +162,10 @@ func (h *harbour) guarded(t testing.TB) string {
 func FuzzRequests(f *testing.F) {
 	strangers, insiders := newHarbour(f), newHarbour(f)
 	prod, _ := strangers.mesh.State.View().Project("prod")
+	public := Prefix + "/projects/library/repositories/alpine"
 	one := Prefix + "/projects/prod/repositories/team%252F" + secret
 	for i, c := range [][4]string{
+		{"GET", Prefix + "/projects", "", ""},
 		{"GET", Prefix + "/projects", "page=2&page_size=1&sort=-name&q=name%3D~p", ""},
 		{"GET", Prefix + "/projects", "q=public%3Dtrue,owner=ann&with_detail=x&public=1", ""},
 		{"HEAD", Prefix + "/projects", "project_name=prod", ""},
@@ -179,6 +183,9 @@ func FuzzRequests(f *testing.F) {
 		{"GET", one + "/artifacts/latest", "", ""}, {"GET", one + "/artifacts/sha256:" + strings.Repeat("a", 64) + "/tags", "", ""},
 		{"GET", one + "/artifacts/latest/tags", "page_size=3&q=x", ""}, {"DELETE", one + "/artifacts/latest/tags/a", "", ""},
 		{"DELETE", one + "/artifacts/sha512:x", "", ""}, {"GET", Prefix + "/projects/prod/repositories/%252e%252e/artifacts/%00", "", ""},
+		{"GET", public, "", ""}, {"DELETE", public, "", ""}, {"DELETE", public + "/artifacts/latest", "", ""}, {"DELETE", public + "/artifacts/latest/tags/latest", "", ""},
+		{"GET", public + "/artifacts/latest/tags", "", ""}, {"POST", Prefix + "/projects/library/members", "", `{"role_id":1,"member_user":{"username":"bob"}}`},
+		{"GET", Prefix + "/users/1", "", ""}, {"GET", Prefix + "/users/2", "", ""}, {"PUT", Prefix + "/users/1", "", `{"comment":"c"}`},
 		{"GET", Prefix + "/projects/prod/repositories/%2525zz", "", ""}, {"GET", Prefix + "/projects/prod%2f/repositories", "", ""},
 		{"GET", Prefix + "/users", "q=email=~@&username=A", ""}, {"GET", Prefix + "/users/search", "username=a&page=0", ""},
 		{"POST", Prefix + "/users", "", `{"username":"eve","password":"long enough 1","email":"e"}`},
@@ -222,11 +229,12 @@ func FuzzRequests(f *testing.F) {
 			t.Fatalf("a stranger made an edit: %d %s", a.Status, a.Body)
 		}
 		// What was asked for by name may be repeated, in words of refusal.
-		if a.Status < 300 && (inside.MatchString(r.HTTP().URL.Path) || strings.Contains(a.Body+fmt.Sprint(a.Header), secret)) {
+		said := a.Body + fmt.Sprint(a.Header)
+		if a.Status < 300 && (inside.MatchString(r.HTTP().URL.Path) || strings.Contains(said, secret)) || strings.Contains(said, prod.PID.String()) {
 			t.Fatalf("%q was shown what is not his: %d %v %s", r.User, a.Status, a.Header, a.Body)
 		}
 		// Who did not write the whole secret, in whatever coding, must not read it.
-		if asked := path + query + ifMatch + body; !strings.Contains(asked, "7") && strings.Contains(a.Body+fmt.Sprint(a.Header), secret) {
+		if asked := path + query + ifMatch + body; !strings.Contains(asked, "7") && strings.Contains(said, secret) {
 			t.Fatalf("%q was told what is not his: %d %v %s", r.User, a.Status, a.Header, a.Body)
 		}
 		if r.User == "bob" && method != http.MethodGet && method != http.MethodHead {
@@ -329,7 +337,7 @@ func (h *harbour) walk(t *testing.T, path string, query url.Values, size int, ke
 // condition names the version that there is, and always if it does so alone.
 func FuzzIfMatch(f *testing.F) {
 	h := newHarbour(f)
-	for _, c := range []string{"", "*", "NOW", `"1-1"`, `W/NOW`, `"x", NOW`, "NOW,", " NOW ", `"`, `""`, "*, NOW", strings.Repeat("NOW,", 300), `"0-18446744073709551616"`} {
+	for _, c := range []string{"", "*", "NOW", `"1-1"`, `W/NOW`, `"x", NOW`, "NOW,", " NOW ", `"`, `""`, "*, NOW", strings.Repeat("NOW,", 300), `"0-VERSION"`, `"0-18446744073709551616"`} {
 		f.Add(c, uint64(0), false)
 		f.Add(c, uint64(1), true)
 	}
@@ -349,7 +357,7 @@ func FuzzIfMatch(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, ifMatch string, inBody uint64, now bool) {
 		etag, version := get(t)
-		ifMatch = strings.ReplaceAll(ifMatch, "NOW", etag)
+		ifMatch = strings.NewReplacer("NOW", etag, "VERSION", strconv.FormatUint(version, 10)).Replace(ifMatch)
 		if now {
 			inBody = version
 		}
