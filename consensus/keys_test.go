@@ -353,7 +353,7 @@ func TestRotate_AwayThroughAllOfIt(t *testing.T) {
 func TestKeys_WitnessLeads(t *testing.T) {
 	m := newMesh(t)
 	all := []*site{m.site("ams"), m.site("fra"), m.site("sgp")}
-	all[1].record.Witness, all[1].record.StoreId = true, nil
+	all[1].record.Witness, all[1].record.StoreId, all[1].record.DataPort = true, nil, 0
 	all[0].bootstrap()
 	all[1].join(all[0])
 	all[2].join(all[1])

@@ -231,7 +231,7 @@ func TestToChange(t *testing.T) {
 	nodes := v.NodesOf("nyc")
 	nodes[0].RegistryURL = "https://nyc.example.net"
 	all := strings.Join(toChange(v, s, nodes), "\n")
-	for _, want := range []string{"all local users (1)", "clients sent to https://nyc.example.net", "certificate for nyc.example.net", "bucket", "gossip key"} {
+	for _, want := range []string{"all local users (1)", "clients sent to https://nyc.example.net", "certificate for nyc.example.net", "bucket", "the images that it held"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("%q is not in\n%s", want, all)
 		}

@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"encoding/hex"
+	"io"
 	"log/slog"
 	"net/http"
 	"regexp"
@@ -39,9 +40,15 @@ func FuzzRequests(f *testing.F) {
 		Consensus: func() Consensus {
 			return Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 9, Applied: 9, Voters: []identity.NodeID{m.Identity.ID}, Profile: "lan"}
 		},
-		Peer:      func(identity.NodeID) (bool, time.Duration) { return true, time.Millisecond },
-		JoinToken: func(j JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]) + "." + j.Site, nil },
-		Version:   "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
+		Peer:       func(identity.NodeID) (bool, time.Duration) { return true, time.Millisecond },
+		JoinToken:  func(j JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]) + "." + j.Site, nil },
+		LastCopies: func(context.Context, LastCopyQuestion) (LastCopies, error) { return LastCopies{}, nil },
+		Backup: func(_ context.Context, w io.Writer) error {
+			_, err := io.WriteString(w, "sealed")
+			return err
+		},
+		CheckRecovery: func(string) error { return nil },
+		Version:       "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
 	})
 	if err != nil {
 		f.Fatal(err)
