@@ -2,9 +2,14 @@ package node
 
 import (
 	"context"
+	"crypto/rand"
 	"io"
 	"time"
 )
+
+// removedLook is how often a node that waits for keys looks whether it is a
+// member still: somebody waits for its registry.
+const removedLook = 100 * time.Millisecond
 
 // gossipKeys waits until this node can open the gossip keys: its box is in the
 // control state from its join on, so there is nothing to wait for but a rotation
@@ -16,12 +21,25 @@ func (n *node) gossipKeys(ctx context.Context) ([][]byte, error) {
 	defer said.Stop()
 	watch := make(chan struct{})
 	var ended error
+	removed := false
 	go func() {
 		defer close(watch)
-		select {
-		case ended = <-n.stages.ended:
-			cancel()
-		case <-ctx.Done():
+		tick := time.NewTicker(removedLook)
+		defer tick.Stop()
+		for {
+			select {
+			case ended = <-n.stages.ended:
+				cancel()
+				return
+			case <-tick.C:
+				// Its boxes went with it: it would wait for ever.
+				if removed = n.closed() != ""; removed {
+					cancel()
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
 		}
 	}()
 	keys, err := n.raft.AwaitGossipKeys(ctx)
@@ -29,6 +47,11 @@ func (n *node) gossipKeys(ctx context.Context) ([][]byte, error) {
 	<-watch
 	if ended != nil {
 		return nil, ended
+	}
+	if err != nil && removed {
+		own := make([]byte, 32)
+		_, err = rand.Read(own) // nobody else has it: a removed node leaves the others alone
+		return [][]byte{own}, err
 	}
 	return keys, err
 }
