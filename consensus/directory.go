@@ -71,7 +71,7 @@ func readLogs(dir string, logs *wal.WAL, onlyApplied bool) (*directory, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer mark.close()
+	defer func() { _ = mark.close() }()
 	f := newFSM(d.state, mark)
 	if onlyApplied {
 		return d, replay(f, logs, snaps, mark)

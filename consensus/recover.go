@@ -338,7 +338,7 @@ func writeDirectory(dir string, view *state.View, voter identity.NodeID, p posit
 	}
 	id := raft.ServerID(voter.String())
 	addr, trans := raft.NewInmemTransport(raft.ServerAddress(id)) // only to write the address
-	defer trans.Close()
+	defer func() { _ = trans.Close() }()
 	config := raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: id, Address: addr}}}
 	sink, err := snaps.Create(1, p.index, p.term, config, p.index, trans)
 	if err != nil {

@@ -151,7 +151,7 @@ func (n *Node) beforeRemoval(ctx context.Context, env *command.Envelope) error {
 	node, member := view.Node(id)
 	site, _ := view.SiteByID(node.SiteID)
 	if !member || view.CheckRemove(id) != nil || (m.GetIfVersion() != 0 && m.GetIfVersion() != site.Version) {
-		return nil // a repetition of what was done already, among others
+		return nil //nolint:nilerr // a repetition of what was done already, among others
 	}
 	voters, _ := n.servers()
 	if !slices.Contains(voters, id) {
