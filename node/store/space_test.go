@@ -240,6 +240,9 @@ func TestBallast_Sparse(t *testing.T) {
 	}
 	full := allocated(st)
 	if full == 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatal("this file system can't set space aside: set TMPDIR to a directory on one that can")
+		}
 		t.Skip("this file system can't set space aside")
 	}
 	if err := errors.Join(os.Truncate(path, 0), os.Truncate(path, st.Size())); err != nil {

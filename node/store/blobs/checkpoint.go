@@ -3,6 +3,7 @@ package blobs
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"io/fs"
 	"os"
@@ -114,4 +115,80 @@ func parseEntries(alg digest.Algorithm, b []byte) (offset int64, states []byte, 
 		sound += int(length) + entryTail
 	}
 	return offset, states, sound
+}
+
+// checkpoint makes the first size bytes durable and notes it. One call at a
+// time.
+func (u *Upload) checkpoint(size int64, states []byte) error {
+	if size == u.durable.Load() {
+		return nil
+	}
+	f, err := u.open()
+	if err != nil {
+		return err
+	}
+	// Promise: the offset that we answer is on the disk. Before the entry, which
+	// must never claim more than there is.
+	if err := u.s.sync(f); err != nil {
+		// The system may have dropped what it could not write and call it clean:
+		// a second sync that succeeds would prove nothing.
+		u.lost = true
+		return fmt.Errorf("upload %s: %w", u.id, errors.Join(mapError(err), errUnsyncedUpload))
+	}
+	if err := u.note(appendEntry(nil, u.hasher.Algorithm(), size, states[u.synced:])); err != nil {
+		return err
+	}
+	u.synced = len(states)
+	// An entry is not always synced: if a power cut takes it, the offset after the
+	// restart is an earlier one, and still true.
+	if size-u.kept >= units.Unit {
+		if err := u.keep(); err != nil {
+			u.lost = true
+			return fmt.Errorf("upload %s: %w", u.id, errors.Join(mapError(err), errUnsyncedUpload))
+		}
+		u.kept = size
+	}
+	u.durable.Store(size)
+	return nil
+}
+
+// keep makes the entries durable. Promise: a power cut takes the session back by
+// less than one unit.
+func (u *Upload) keep() error {
+	if err := u.s.sync(u.ckpt); err != nil {
+		return err
+	}
+	if u.kept > 0 {
+		return nil
+	}
+	// The first time its names as well.
+	return syncDir(u.s.path("uploads"))
+}
+
+// note adds an entry to the checkpoint file, and begins the file with its form.
+func (u *Upload) note(entry []byte) error {
+	if u.ckpt == nil {
+		c, err := os.OpenFile(u.path(extCkpt), os.O_WRONLY|os.O_CREATE|os.O_APPEND, filePerm)
+		if err != nil {
+			return fmt.Errorf("upload %s: %w", u.id, mapError(err))
+		}
+		u.ckpt = c
+	}
+	st, err := u.ckpt.Stat()
+	if err != nil {
+		return fmt.Errorf("upload %s: %w", u.id, err)
+	}
+	if st.Size() == 0 {
+		entry = append([]byte{checkpointForm(u.hasher.Algorithm())}, entry...)
+	}
+	if _, err := u.ckpt.Write(entry); err != nil {
+		err = fmt.Errorf("upload %s: %w", u.id, mapError(err))
+		// Half an entry would hide from a restart those that come behind it.
+		if terr := u.ckpt.Truncate(st.Size()); terr != nil {
+			u.lost = true
+			err = errors.Join(err, terr)
+		}
+		return err
+	}
+	return nil
 }
