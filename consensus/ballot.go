@@ -98,8 +98,5 @@ func (n *Node) siteOf(id raft.ServerID) string {
 	if err != nil {
 		return string(id)
 	}
-	if m, ok := n.state.View().Node(node); ok {
-		return m.Site
-	}
-	return "node " + node.Short()
+	return n.siteName(node)
 }

@@ -30,7 +30,9 @@ func StreamOf(a *API, op, name string, write func(context.Context, io.Writer) er
 		out := &streamed{w: w, rc: http.NewResponseController(w)}
 		err := write(ctx.Context(), out)
 		if err == nil {
-			// The connection lives on for other requests.
+			// What is left in buffers goes out within the limit, too. The connection
+			// lives on for other requests.
+			_ = out.rc.Flush()
 			_ = out.rc.SetWriteDeadline(time.Time{})
 			return
 		}

@@ -177,7 +177,7 @@ func (b *bench) putBlobs(ctx context.Context, on, medium string, throughput floa
 			}
 			return nil
 		}
-		for _, who := range append(inTurn(round), bare) {
+		for _, who := range inTurn(round, bare) {
 			if err := b.alone(ctx, who, on, push); err != nil {
 				return err
 			}

@@ -48,12 +48,12 @@ type bench struct {
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if len(os.Args) == 4 && os.Args[1] == bare {
+	if len(os.Args) == 4 && os.Args[1] == bare { // a signal ends it
 		fmt.Fprintln(os.Stderr, "bench:", runBare(os.Args[2], os.Args[3]))
 		os.Exit(1)
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	if err := run(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)

@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -271,11 +272,10 @@ type pair struct {
 }
 
 // inTurn is the order of a round: who goes first changes.
-func inTurn(round int) []string {
-	if round%2 == 1 {
-		return []string{theirs, ours}
-	}
-	return []string{ours, theirs}
+func inTurn(round int, more ...string) []string {
+	all := append([]string{ours, theirs}, more...)
+	first := round % len(all)
+	return slices.Concat(all[first:], all[:first])
 }
 
 // both are the servers in the order of a round.

@@ -87,6 +87,8 @@ type Store struct {
 	bufs sync.Pool            // of *[]byte, copyBuffer long
 	busy chan struct{}        // one for each of them that an append uses
 	sync func(*os.File) error // syncData; tests let it fail
+	// every is checkpointEvery; tests have less.
+	every int64
 
 	mu       sync.Mutex
 	uploads  map[string]*Upload // those touched since the start
@@ -103,6 +105,7 @@ func Open(cfg Config) (*Store, error) {
 		cfg:      cfg,
 		log:      cfg.Logger,
 		sync:     syncData,
+		every:    checkpointEvery,
 		busy:     make(chan struct{}, maxCopyBuffers),
 		uploads:  make(map[string]*Upload),
 		shares:   make(map[Owner]int),

@@ -62,6 +62,7 @@ func copyInPieces(t *testing.T, seed uint64) {
 		return nil
 	}
 	h.restart(t)
+	h.every = 1 << 20 // so that appends meet checkpoints
 	content := make([]byte, 2<<20+rnd.IntN(4<<20))
 	for i := range content {
 		content[i] = byte(rnd.Uint32())
@@ -103,4 +104,55 @@ func copyInPieces(t *testing.T, seed uint64) {
 			t.Fatalf("the hash of %d bytes is %s instead of %s", up.Size(), got, want)
 		}
 	}
+}
+
+// TestCopier_Ends has a sync fail, and content become too large, while a piece is
+// being hashed.
+func TestCopier_Ends(t *testing.T) {
+	before := runtime.GOMAXPROCS(4)
+	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
+	content := make([]byte, 5<<20)
+	for i := range content {
+		content[i] = byte(i * i >> 3)
+	}
+	begin := func(t *testing.T) (*hall, *Upload) {
+		h := openHall(t, 10, 10)
+		h.cfg.MaxUpload = 4 << 20
+		h.restart(t)
+		h.every = 1 << 20
+		u := h.begin(t, "ann")
+		if err := u.Acquire(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(u.Release)
+		return h, u
+	}
+	t.Run("a sync fails", func(t *testing.T) {
+		h, u := begin(t)
+		left := 2
+		h.sync = func(f *os.File) error {
+			if left--; left < 0 {
+				return errBroken
+			}
+			return syncData(f)
+		}
+		if n, err := u.Append(context.Background(), bytes.NewReader(content[:4<<20]), false); n != 0 || !errors.Is(err, errBroken) {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+		if !u.gone || h.files(t) != 0 {
+			t.Errorf("an upload whose sync failed goes on, with %d files", h.files(t))
+		}
+	})
+	t.Run("too large", func(t *testing.T) {
+		_, u := begin(t)
+		if n, err := u.Append(context.Background(), bytes.NewReader(content[:1000]), false); n != 1000 || err != nil {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+		if n, err := u.Append(context.Background(), bytes.NewReader(content[1000:]), false); n != 0 || !errors.Is(err, ErrTooLarge) {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+		if u.Size() != 1000 || u.Offset() != 1000 || u.hasher.Digest() != digest.FromBytes(content[:1000]) {
+			t.Errorf("the upload is at %d, %d of it durable, %s", u.Size(), u.Offset(), u.hasher.Digest())
+		}
+	})
 }

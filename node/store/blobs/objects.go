@@ -60,7 +60,7 @@ type objects struct {
 func newObjects(cfg Config) *objects {
 	o := &objects{
 		Backend: cfg.Backend, id: cfg.StoreID, log: cfg.Logger, stall: cfg.Backend.Stall,
-		notes: newDoubts(cfg.Dir, cfg.Now), sends: make(chan struct{}, maxSends), metrics: newMetrics(), proof: proof{now: cfg.Now},
+		notes: newDoubts(cfg.Dir, cfg.Now), sends: make(chan struct{}, maxSends), metrics: newMetrics(), proof: proof{now: cfg.Now, proving: make(chan struct{}, 1)},
 	}
 	if o.stall <= 0 {
 		o.stall = stallAfter
@@ -195,6 +195,10 @@ func (o *objects) confirm(ctx context.Context, d digest.Digest, size int64) erro
 // install sends the blob. The note comes before the first byte and goes when the
 // row is there: what a crash or a lost answer leaves is found by the sweep.
 func (o *objects) install(ctx context.Context, b *staged) error {
+	// Before there is a place to wait for: all that wait hear one answer.
+	if err := o.ours(ctx); err != nil {
+		return err
+	}
 	select {
 	case o.sends <- struct{}{}:
 		defer func() { <-o.sends }()
@@ -219,11 +223,15 @@ func (o *objects) install(ctx context.Context, b *staged) error {
 		}
 	}
 	// Promise: when this returns the bucket has acknowledged the whole object.
-	if err := o.send(ctx, b); err != nil {
-		o.notes.keep(b.digest)
-		return err
+	err = o.send(ctx, b)
+	if err == nil {
+		// Many parts may take longer than a proof holds.
+		err = o.ours(ctx)
 	}
-	return nil
+	if err != nil {
+		o.notes.keep(b.digest)
+	}
+	return err
 }
 
 func (o *objects) send(ctx context.Context, b *staged) error {
@@ -343,6 +351,10 @@ const maxLeftUploads = 100
 
 // endUploads ends the uploads of a digest that a crash or a dead bucket left.
 func (o *objects) endUploads(ctx context.Context, d digest.Digest) error {
+	// Another store's upload of the same digest is not ours to end.
+	if err := o.ours(ctx); err != nil {
+		return err
+	}
 	for range maxLeftUploads {
 		if !o.Resumable {
 			return nil

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -26,10 +25,10 @@ type proof struct {
 	// doubted: since it was asked the bucket failed, or lacked what ours has.
 	doubted atomic.Bool
 
-	proving sync.Mutex // guards what is below; held while the bucket is asked
-	proven  time.Time  // when it was ours; zero: not known
-	failure error      // of the last attempt to prove it; nil: it did not fail
-	failed  time.Time  // when
+	proving chan struct{} // room for one; whoever asks the bucket has it, and what is below
+	proven  time.Time     // when it was ours; zero: not known
+	failure error         // of the last attempt to prove it; nil: it did not fail
+	failed  time.Time     // when
 }
 
 // owned checks that the bucket is this store's.
@@ -65,8 +64,12 @@ func (o *objects) ours(ctx context.Context) error { return o.provenBy(ctx, o.own
 func (o *objects) provenBy(ctx context.Context, ask func(context.Context) error) error {
 	p := &o.proof
 	came := time.Now()
-	p.proving.Lock()
-	defer p.proving.Unlock()
+	select {
+	case p.proving <- struct{}{}:
+		defer func() { <-p.proving }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	if !p.proven.IsZero() && !p.doubted.Load() && p.now().Sub(p.proven) < provenFor {
 		return nil
 	}

@@ -268,7 +268,7 @@ func (p *Partial) write(i int, data []byte, off int64) (due bool, err error) {
 		p.missing--
 	}
 	p.unsynced += int64(len(data))
-	if p.unsynced >= checkpointEvery {
+	if p.unsynced >= p.s.every {
 		p.unsynced = 0
 		return true, nil
 	}

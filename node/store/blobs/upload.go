@@ -244,7 +244,7 @@ func (u *Upload) append(ctx context.Context, r io.Reader, last bool) (n int64, e
 		if rerr != nil {
 			return n, fmt.Errorf("upload %s: read: %w", u.id, rerr)
 		}
-		if c.size-begun >= checkpointEvery {
+		if c.size-begun >= u.s.every {
 			if err := errors.Join(wait(), c.settle()); err != nil {
 				return n, err
 			}
