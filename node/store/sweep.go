@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -86,14 +87,16 @@ const maxFinished = 1000
 func (s *Store) finishCollections(ctx context.Context) error {
 	left, err := s.cat.Deletings(maxFinished)
 	errs := []error{err}
+	rand.Shuffle(len(left), func(i, j int) { left[i], left[j] = left[j], left[i] })
+	var patience blobs.Patience
 	for _, d := range left {
 		if ctx.Err() != nil {
 			break
 		}
 		err := s.finishIfDeleting(ctx, d)
 		errs = append(errs, err)
-		if errors.Is(err, ErrUnavailable) {
-			break // one question is enough: the next sweep goes on
+		if patience.Over(err) {
+			break
 		}
 	}
 	return errors.Join(errs...)

@@ -64,7 +64,10 @@ func (c *copier) take(k int) error {
 	return nil
 }
 
-// spare reports whether there are two processors for each append under way.
+// spare reports whether there are two processors for each append under way. One
+// that waits for its client counts too: to follow who is really at work would take
+// a lock for each piece, and what is lost is only the second processor's help
+// while clients are slow.
 func (c *copier) spare() bool { return 2*len(c.u.s.busy) <= runtime.GOMAXPROCS(0) }
 
 // settle waits until the hash has all that the file has.

@@ -105,7 +105,9 @@ func (s *Store) sweepDoubts(ctx context.Context, orphan Orphan, did *Swept) erro
 	if err := o.ours(ctx); err != nil {
 		return err
 	}
+	shuffle(names)
 	var errs []error
+	var patience Patience
 	for _, name := range names {
 		d, ok := partialOf(name)
 		if !ok {
@@ -122,8 +124,8 @@ func (s *Store) sweepDoubts(ctx context.Context, orphan Orphan, did *Swept) erro
 			}
 			return o.notes.done(d)
 		})
-		if errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
-			return errors.Join(append(errs, err)...) // the next sweep goes on
+		if patience.Over(err) || ctx.Err() != nil {
+			return errors.Join(append(errs, err)...)
 		}
 		if err == nil {
 			did.Orphans++

@@ -185,3 +185,49 @@ func TestSweep_AsksAnAbsentBucketOnce(t *testing.T) {
 		t.Errorf("%+v, %v", did, err)
 	}
 }
+
+// What a bucket refuses for one object holds up none of the others, and one that
+// refuses everything is not asked for all.
+func TestSweep_OneRefusalHoldsUpNobody(t *testing.T) {
+	h := openHall(t, 1, 0)
+	h.cfg.Backend, h.cfg.StoreID = &Backend{Driver: inmemory.New(), Part: 1 << 20}, "one"
+	h.restart(t)
+	if err := h.Prove(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	const notes = 3 * maxRefusals
+	held := digest.FromBytes([]byte("held"))
+	for i := range notes {
+		d := digest.FromBytes([]byte{byte(i)})
+		if i == 0 {
+			d = held
+		}
+		if err := errors.Join(h.Quarantine(d), h.objects.notes.begin(d)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.now = h.now.Add(2 * time.Hour)
+	keep := Keep{Uploads: time.Hour, Partials: time.Hour, Quarantine: time.Hour}
+	no := &Unavailable{Place: "a bucket", Cause: "under a hold", Refused: true}
+
+	asked := 0
+	did, err := h.Sweep(t.Context(), keep, func(digest.Digest, func() error) error {
+		asked++
+		return no
+	})
+	if !errors.Is(err, ErrUnavailable) || did != (Swept{}) || asked != 2*maxRefusals {
+		t.Errorf("%+v after %d questions: %v", did, asked, err)
+	}
+	did, err = h.Sweep(t.Context(), keep, func(d digest.Digest, also func() error) error {
+		switch {
+		case d == held:
+			return no
+		case also != nil:
+			return also()
+		}
+		return nil
+	})
+	if !errors.Is(err, ErrUnavailable) || did.Quarantined != notes-1 || did.Orphans != notes-1 {
+		t.Errorf("%+v, %v", did, err)
+	}
+}

@@ -241,7 +241,9 @@ func (s *Store) sweepQuarantine(keepFor time.Duration, orphan Orphan, did *Swept
 	if err != nil {
 		return err
 	}
+	shuffle(names)
 	var errs []error
+	var patience Patience
 	for _, n := range names {
 		at, err := strconv.ParseInt(strings.TrimPrefix(filepath.Ext(n), "."), 10, 64)
 		if err != nil || s.cfg.Now().Sub(time.Unix(0, at)) <= keepFor {
@@ -251,8 +253,8 @@ func (s *Store) sweepQuarantine(keepFor time.Duration, orphan Orphan, did *Swept
 			// Only the note is here. A good copy may have taken the object's place.
 			if err := orphan(d, nil); err != nil {
 				errs = append(errs, err)
-				if errors.Is(err, ErrUnavailable) {
-					break // one question is enough: the next sweep goes on
+				if patience.Over(err) {
+					break
 				}
 				continue
 			}
