@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-	"google.golang.org/grpc"
 
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
@@ -323,7 +322,7 @@ func (s *site) start(seeds []*command.Node) {
 	}
 	members.node.Store(n)
 	s.node = n
-	srv := grpc.NewServer(grpc.Creds(wire.ServerCredentials()))
+	srv := wire.NewServer(members)
 	n.Register(srv)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -340,10 +341,15 @@ func TestMesh_ManyStreamsAndGarbage(t *testing.T) {
 		defer c.Close()
 		conns = append(conns, c)
 	}
-	// Those above the bound are closed at once.
-	_ = conns[len(conns)-1].SetDeadline(time.Now().Add(waitFor))
-	if _, err := conns[len(conns)-1].Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
-		t.Fatalf("a stream too many: %v", err)
+	// Those above the bound of one address go at once, the oldest first.
+	for i, c := range conns[:len(conns)-maxStreamsPerPeer] {
+		_ = c.SetDeadline(time.Now().Add(waitFor))
+		if _, err := c.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
+			t.Fatalf("stream %d, of %d too many: %v", i, len(conns)-maxStreamsPerPeer, err)
+		}
+	}
+	if n := a.tr.guests.Len(); n > maxStreamsPerPeer {
+		t.Fatalf("%d streams are open", n)
 	}
 	for _, c := range conns {
 		_, _ = c.Write(bytes.Repeat([]byte{0xff}, 100))
@@ -357,6 +363,77 @@ func TestMesh_ManyStreamsAndGarbage(t *testing.T) {
 	for i := range 200 {
 		_, _ = udp.Write(bytes.Repeat([]byte{byte(i)}, i))
 	}
+	b := w.start(w.config("mum"))
+	eventually(t, "others are still served", sees(b, a))
+}
+
+// TestMesh_CountsStrangers: what a stranger sends is counted, by what is wrong
+// with it, and has no answer that he could read; what he makes this node keep is
+// bounded, also if he knows the mesh's label and not its key.
+func TestMesh_CountsStrangers(t *testing.T) {
+	w := newWorld(t)
+	a := w.start(w.config("fra"))
+	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(a.Port()))
+	label := []byte(a.cfg.Mesh.String())
+	labelled := append([]byte{244, byte(len(label))}, label...) // memberlist's hasLabelMsg
+	count := func(reason string) float64 { return testutil.ToFloat64(a.refusals.WithLabelValues(reason)) }
+
+	t.Run("packets", func(t *testing.T) {
+		udp, err := net.Dial("udp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer udp.Close()
+		for name, b := range map[string][]byte{
+			"garbage": bytes.Repeat([]byte{0xff}, 100), "HTTP": []byte("GET / HTTP/1.1\r\n\r\n"), "half a label": labelled[:10],
+			"label alone": labelled, "label and garbage": append(bytes.Clone(labelled), bytes.Repeat([]byte{1}, 200)...),
+			"another mesh's": append([]byte{244, 3}, "abcdefgh"...), "no label": {244, 0, 1}, "one byte": {9},
+		} {
+			before := count(refusedUnreadable)
+			if _, err := udp.Write(b); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, name+" is counted", func() bool { return count(refusedUnreadable) == before+1 })
+		}
+		_ = udp.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if n, err := udp.Read(make([]byte, 1500)); err == nil {
+			t.Errorf("an answer of %d bytes to a stranger's packet", n)
+		}
+	})
+	t.Run("streams", func(t *testing.T) {
+		for name, c := range map[string]struct {
+			b      []byte
+			reason string
+		}{
+			"garbage":            {bytes.Repeat([]byte{0xff}, 100), refusedUnreadable},
+			"HTTP":               {[]byte("GET / HTTP/1.1\r\n\r\n"), refusedUnreadable},
+			"half a label":       {labelled[:10], refusedUnreadable},
+			"another mesh's":     {append([]byte{244, 3}, "abcdefgh"...), refusedUnreadable},
+			"label, not the key": {slices.Concat(labelled, []byte{10, 0, 0, 0, 60}, bytes.Repeat([]byte{1}, 60)), refusedUnreadable}, // encryptMsg
+			"label, and plain":   {slices.Concat(labelled, []byte{6}, bytes.Repeat([]byte{1}, 60)), refusedUnreadable},               // pushPullMsg
+			"label, and 19 MiB":  {slices.Concat(labelled, []byte{10, 1, 0x30, 0, 0}, make([]byte, 2*maxStreamBytes)), refusedTooLong},
+		} {
+			before := count(c.reason)
+			conn, err := net.Dial("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = conn.SetDeadline(time.Now().Add(waitFor))
+			go func() {
+				_, _ = conn.Write(c.b)
+				_ = conn.(*net.TCPConn).CloseWrite()
+			}()
+			got, _ := io.ReadAll(conn)
+			_ = conn.Close()
+			eventually(t, name+" is counted", func() bool { return count(c.reason) > before })
+			for _, secret := range [][]byte{label, a.cfg.Mesh[:], []byte("fra"), a.cfg.Self[:], []byte(a.cfg.Self.String()), []byte("memberlist"), []byte("limit")} {
+				if bytes.Contains(got, secret) {
+					t.Errorf("%s: the answer holds %q: %q", name, secret, got)
+				}
+			}
+		}
+	})
+	eventually(t, "no stream is left", func() bool { return a.tr.guests.Len() == 0 })
 	b := w.start(w.config("mum"))
 	eventually(t, "others are still served", sees(b, a))
 }

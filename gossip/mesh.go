@@ -135,6 +135,7 @@ type Mesh struct {
 
 	announced, received prometheus.Counter
 	dropped             *prometheus.CounterVec
+	refusals            *prometheus.CounterVec
 	membersDesc         *prometheus.Desc
 
 	// mu is a leaf lock: memberlist's callbacks take it under memberlist's own
@@ -196,6 +197,7 @@ func New(cfg Config) (*Mesh, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.tr.refused = func(reason string) { m.refusals.WithLabelValues(reason).Inc() }
 	m.tr.refuse = filter{packet: m.refusesPacket, stream: m.refusesStream, dial: m.dialsRemoved}
 	m.tr.advertise = m.resolveAdvertise()
 	m.tr.port = cfg.AdvertisePort
@@ -229,7 +231,12 @@ func (m *Mesh) listConfig(keyring *memberlist.Keyring) *memberlist.Config {
 	c.TCPTimeout = streamTimeout
 	c.DeadNodeReclaimTime = reclaimAfter
 	c.MsgpackUseNewTimeFormat = true
-	c.Logger = telemetry.StdLog(m.log, "memberlist", repeats)
+	c.Logger = telemetry.StdLog(m.log, "memberlist", func(line string, _ ...any) bool {
+		if unreadable(line) {
+			m.tr.count(refusedUnreadable)
+		}
+		return repeats(line)
+	})
 	c.Delegate = (*delegate)(m)
 	c.Events = (*delegate)(m)
 	c.Alive = (*delegate)(m)
@@ -449,6 +456,8 @@ func (m *Mesh) initMetrics() {
 		Name: "portolan_gossip_announcements_received_total", Help: "Announcements received."})
 	m.dropped = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "portolan_gossip_announcements_dropped_total", Help: "Announcements dropped, by reason."}, []string{"reason"})
+	m.refusals = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "portolan_gossip_refusals_total", Help: "Packets and streams that were refused, by reason."}, []string{"reason"})
 	m.membersDesc = prometheus.NewDesc("portolan_gossip_members_count",
 		"Nodes that gossip knows, by state.", []string{"state"}, nil)
 }
@@ -458,6 +467,7 @@ func (m *Mesh) Describe(ch chan<- *prometheus.Desc) {
 	m.announced.Describe(ch)
 	m.received.Describe(ch)
 	m.dropped.Describe(ch)
+	m.refusals.Describe(ch)
 	ch <- m.membersDesc
 }
 
@@ -466,6 +476,7 @@ func (m *Mesh) Collect(ch chan<- prometheus.Metric) {
 	m.announced.Collect(ch)
 	m.received.Collect(ch)
 	m.dropped.Collect(ch)
+	m.refusals.Collect(ch)
 	var alive, lost int
 	for _, x := range m.Members() {
 		if x.Alive {

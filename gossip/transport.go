@@ -3,6 +3,7 @@ package gossip
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"strconv"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"github.com/hashicorp/memberlist"
 
 	"github.com/portolan/portolan/node/wire"
+	"github.com/portolan/portolan/node/wire/door"
 )
 
 // portOption is the option that moves the gossip port.
@@ -18,8 +20,15 @@ const portOption = "--gossip-port"
 
 const (
 	// maxStreams bounds the TCP streams that strangers and members have open
-	// to us: one full exchange each, with a deadline by memberlist.
+	// to us: one full exchange each, with a deadline by memberlist. Above it the
+	// oldest goes, of the address that has most.
 	maxStreams = 128
+	// maxStreamsPerPeer is for one address, which several nodes may share.
+	maxStreamsPerPeer = 32
+	// maxStreamBytes bounds what one stream brings: memberlist would keep 20 MiB
+	// for whoever knows the mesh's label, before it sees that the key is wrong. A
+	// list of 1,000 nodes has 400 KiB.
+	maxStreamBytes = 1 << 20
 	// maxPacketBytes is the largest UDP packet there is.
 	maxPacketBytes = 64 << 10
 	// packetBufferBytes is asked of the kernel, for bursts of announcements.
@@ -39,6 +48,8 @@ type transport struct {
 	advertise net.IP
 	port      int // advertised
 	refuse    filter
+	refused   func(reason string) // counts; nil: nobody does
+	guests    *door.Door          // streams that came in
 
 	packets chan *memberlist.Packet
 	streams chan net.Conn
@@ -66,6 +77,7 @@ func newTransport(host string, port int) (*transport, error) {
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	t.dials, t.abort = context.WithCancel(t.ctx)
+	t.guests = door.New(maxStreams, maxStreamsPerPeer, func() { t.count(refusedBusy) })
 	tries := 1
 	if port == 0 {
 		tries = pickPortTries
@@ -119,7 +131,11 @@ func (t *transport) readPackets() {
 			}
 			continue
 		}
-		if n == 0 || t.refuse.packet(from.String()) {
+		if n == 0 {
+			continue
+		}
+		if t.refuse.packet(from.String()) {
+			t.count(refusedRemoved)
 			continue
 		}
 		p := &memberlist.Packet{Buf: append([]byte(nil), buf[:n]...), From: from, Timestamp: now}
@@ -140,11 +156,12 @@ func (t *transport) acceptStreams() {
 			}
 			continue
 		}
-		s, ok := t.track(c, true)
-		if ok && t.refuse.stream(c.RemoteAddr()) {
-			_ = s.Close()
+		if t.refuse.stream(c.RemoteAddr()) {
+			t.count(refusedRemoved)
+			_ = c.Close()
 			continue
 		}
+		s, ok := t.track(c, true)
 		if !ok {
 			_ = c.Close()
 			continue
@@ -171,13 +188,43 @@ func (t *transport) pause(err error) bool {
 	}
 }
 
+// Reasons for refusals: label values of portolan_gossip_refusals_total.
+const (
+	refusedBusy       = "busy"       // too many streams
+	refusedRemoved    = "removed"    // of a node that was taken out of the mesh
+	refusedTooLong    = "too long"   // a stream
+	refusedUnreadable = "unreadable" // garbage, no key or another one, another mesh, too slow
+)
+
+func (t *transport) count(reason string) {
+	if t.refused != nil {
+		t.refused(reason)
+	}
+}
+
 // stream is a TCP connection that Shutdown knows of.
 type stream struct {
 	net.Conn
-	t       *transport
-	inbound bool
-	stop    func() bool // ends the watch for abort, of outbound streams
-	once    sync.Once
+	t     *transport
+	guest *door.Guest // of inbound streams
+	left  int         // bytes that may yet come on an inbound stream
+	stop  func() bool // ends the watch for abort, of outbound streams
+	once  sync.Once
+}
+
+var errStreamTooLong = fmt.Errorf("a stream of more than %d bytes", maxStreamBytes)
+
+func (s *stream) Read(b []byte) (int, error) {
+	if s.guest == nil {
+		return s.Conn.Read(b)
+	}
+	if s.left == 0 {
+		s.t.count(refusedTooLong)
+		return 0, errStreamTooLong
+	}
+	n, err := s.Conn.Read(b[:min(len(b), s.left)])
+	s.left -= n
+	return n, err
 }
 
 func (s *stream) Close() error {
@@ -189,29 +236,24 @@ func (s *stream) Close() error {
 		if s.stop != nil {
 			s.stop()
 		}
+		s.guest.Leave()
 		err = s.Conn.Close()
 	})
 	return err
 }
 
 func (t *transport) track(c net.Conn, inbound bool) (*stream, bool) {
+	s := &stream{Conn: c, t: t}
+	if inbound {
+		s.left = maxStreamBytes
+		s.guest = t.guests.Enter(s) // may close another one, so without t.mu
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ctx.Err() != nil {
+		s.guest.Leave()
 		return nil, false
 	}
-	if inbound {
-		n := 0
-		for s := range t.conns {
-			if s.inbound {
-				n++
-			}
-		}
-		if n >= maxStreams {
-			return nil, false
-		}
-	}
-	s := &stream{Conn: c, t: t, inbound: inbound}
 	if !inbound {
 		s.stop = context.AfterFunc(t.dials, func() { _ = s.Close() })
 	}

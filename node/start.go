@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/gossip"
@@ -68,6 +66,7 @@ func (n *node) start(ctx context.Context, made bool, mesh identity.MeshID) error
 	if err != nil {
 		return err
 	}
+	n.metrics.MustRegister(server)
 	if n.certificate == nil {
 		n.log.Warn("the registry speaks plain HTTP, passwords included: give it --tls-cert and --tls-key outside of trusted networks", "address", n.http.Addr())
 	}
@@ -77,7 +76,7 @@ func (n *node) start(ctx context.Context, made bool, mesh identity.MeshID) error
 
 // serveControl answers gRPC on the control port.
 func (n *node) serveControl(ctx context.Context) error {
-	server := grpc.NewServer(grpc.Creds(wire.ServerCredentials()))
+	server := wire.NewServer(members{n})
 	n.raft.Register(server)
 	ended := make(chan struct{})
 	var err error

@@ -28,9 +28,10 @@ import (
 // target is a whole registry behind a real listener, with two users, admin
 // and bob, and a project, prod.
 type target struct {
-	addr  string
-	store *store.Store
-	stop  func()
+	addr   string
+	store  *store.Store
+	server *Server
+	stop   func()
 }
 
 // abuseStall is how long the target is patient.
@@ -38,10 +39,15 @@ const abuseStall = 1500 * time.Millisecond
 
 func newTarget(t *testing.T, edit ...func(*store.Config)) *target {
 	t.Helper()
-	return newTargetTLS(t, nil, edit...)
+	return newTargetOf(t, Config{}, edit...)
 }
 
 func newTargetTLS(t *testing.T, secure *tls.Config, edit ...func(*store.Config)) *target {
+	t.Helper()
+	return newTargetOf(t, Config{TLS: secure}, edit...)
+}
+
+func newTargetOf(t *testing.T, of Config, edit ...func(*store.Config)) *target {
 	t.Helper()
 	m := apitest.New(t)
 	pid := identity.NewProjectID()
@@ -68,7 +74,8 @@ func newTargetTLS(t *testing.T, secure *tls.Config, edit ...func(*store.Config))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newServer(t, Config{V2: registry, Token: m.Access.TokenHandler(), Stall: abuseStall, TLS: secure})
+	of.V2, of.Token, of.Stall = registry, m.Access.TokenHandler(), abuseStall
+	s := newServer(t, of)
 	s.leftover, s.head = abuseStall, abuseStall
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -77,7 +84,7 @@ func newTargetTLS(t *testing.T, secure *tls.Config, edit ...func(*store.Config))
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx, l) }()
-	tg := &target{addr: l.Addr().String(), store: st}
+	tg := &target{addr: l.Addr().String(), store: st, server: s}
 	stopped := false
 	tg.stop = func() {
 		if stopped {

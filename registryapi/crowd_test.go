@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -16,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/portolan/portolan/node/store"
 )
@@ -254,5 +258,52 @@ func TestAbuse_OpenUploads(t *testing.T) {
 	resp, body := answer(t, bufio.NewReader(tg.raw(t, "POST /v2/prod/app/blobs/uploads/ HTTP/1.1\r\nHost: x\r\n"+loginOf("bob")+"Content-Length: 0\r\n\r\n")))
 	if resp.StatusCode != http.StatusAccepted {
 		t.Errorf("somebody else: %d %s", resp.StatusCode, body)
+	}
+}
+
+// More connections than there is room for: those that ask for nothing go, of the
+// address that has most, and who is in the middle of a pull stays.
+func TestAbuse_NoRoom(t *testing.T) {
+	tg := newTargetOf(t, Config{MaxConnections: 20})
+	count := func(reason string) float64 {
+		return testutil.ToFloat64(tg.server.crowd.dropped.WithLabelValues(reason))
+	}
+	path := tg.begin(t)
+	busy := tg.raw(t, "PATCH "+path+" HTTP/1.1\r\nHost: x\r\n"+login+"Content-Length: 4\r\n\r\nso")
+	eventually(t, "the upload is under way", func() bool { return tg.server.crowd.door.Len() >= 1 })
+	var crowd []net.Conn
+	for range 60 {
+		crowd = append(crowd, tg.raw(t, "")) // slower than the listener they may be, and all come
+	}
+	eventually(t, "those too many have gone", func() bool { return count("busy") >= 40 })
+	if n := tg.server.crowd.door.Len(); n > 20 {
+		t.Errorf("%d connections are open", n)
+	}
+	if _, err := crowd[0].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the one that waited longest: %v", err)
+	}
+	tg.works(t)
+	if _, err := io.WriteString(busy, "me"); err != nil {
+		t.Fatal(err)
+	}
+	if resp, body := answer(t, bufio.NewReader(busy)); resp.StatusCode != http.StatusAccepted {
+		t.Errorf("the upload under way: %d %s", resp.StatusCode, body)
+	}
+	for _, c := range append(crowd, busy) {
+		_ = c.Close()
+	}
+	eventually(t, "nobody is in any more", func() bool { return tg.server.crowd.door.Len() == 0 })
+	if count("silent") == 0 {
+		t.Error("connections without a request are not counted")
+	}
+}
+
+func TestMaxConnections(t *testing.T) {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	if n := maxConnections(); n > MaxConnections || uint64(n) > files.Cur/shareOfFiles {
+		t.Errorf("%d connections, with %d files", n, files.Cur)
 	}
 }

@@ -65,6 +65,9 @@ type Config struct {
 	Stall time.Duration
 	// TLS makes the listener speak HTTPS; nil: plain HTTP.
 	TLS *tls.Config
+	// MaxConnections bounds the connections at a time; zero: [MaxConnections], or
+	// half of the files that this process may open, if that is less.
+	MaxConnections int
 	// Logger takes the request log (Debug for what succeeded, Info for client
 	// errors, Warn for the node's own).
 	Logger *slog.Logger
@@ -78,6 +81,8 @@ type Server struct {
 	draining context.Context // ends when Run begins to
 	drain    context.CancelFunc
 
+	crowd *crowd
+
 	// Config.Stall, LeftoverTimeout and ReadHeaderTimeout, but for tests.
 	stall, leftover, head time.Duration
 }
@@ -90,8 +95,12 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Stall <= 0 {
 		cfg.Stall = DefaultStall
 	}
+	if cfg.MaxConnections <= 0 {
+		cfg.MaxConnections = maxConnections()
+	}
 	s := &Server{cfg: cfg, log: cfg.Logger, stall: cfg.Stall, leftover: LeftoverTimeout, head: ReadHeaderTimeout}
 	s.draining, s.drain = context.WithCancel(context.Background())
+	s.crowd = newCrowd(cfg.MaxConnections)
 	s.handler = s.logged(s.routes())
 	return s, nil
 }
@@ -179,7 +188,9 @@ func probe(ok func(context.Context) error) http.Handler {
 // more, or the timeout is over; nil after an ordered end. Run once.
 func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
-		Handler:           s.handler,
+		Handler:           s.crowd.working(s.handler),
+		ConnContext:       s.crowd.enter,
+		ConnState:         s.crowd.state,
 		ReadHeaderTimeout: s.head,
 		IdleTimeout:       IdleTimeout,
 		MaxHeaderBytes:    MaxHeaderBytes,
@@ -193,7 +204,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	serve := srv.Serve
 	if s.cfg.TLS != nil {
 		srv.TLSConfig = s.cfg.TLS
-		srv.ConnContext = withCork
+		srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context { return withCork(s.crowd.enter(ctx, c), c) }
 		// Of all ways this one sets HTTP/2 up.
 		serve = func(l net.Listener) error { return srv.ServeTLS(corkedListener{l}, "", "") }
 	}

@@ -77,6 +77,10 @@ func (s *State) Restore(r io.Reader) error {
 			return fmt.Errorf("state: read snapshot row %d: %w", n, err)
 		}
 	}
+	// The header is there to refuse early; the row is what the mesh is at.
+	if v.mesh.Level > command.Level {
+		return &UnsupportedError{Index: v.index, Reason: fmt.Sprintf("a snapshot of a mesh at command level %d", v.mesh.Level)}
+	}
 	s.publish(v)
 	return nil
 }

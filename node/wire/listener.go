@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/wire/door"
 )
 
 // controlPortOption is the option that moves the control port.
@@ -27,7 +27,8 @@ const (
 	// of them. Several nodes may share an address, so it is not small.
 	maxHandshakesPerPeer = 32
 	// maxStrangers bounds the connections of nodes that are no members. A
-	// joiner needs one.
+	// joiner needs one. As with handshakes, the one that has been there longest
+	// goes when there are more, of the address that has most.
 	maxStrangers = 64
 	// strangerFor is how long a connection may stay that of a stranger: a
 	// joiner is a member long before.
@@ -64,12 +65,11 @@ type Listener struct {
 	closed    chan struct{}
 	wg        sync.WaitGroup // handshakes
 
-	mu         sync.Mutex // leaf lock: nothing is called under it but map operations
-	conns      map[*Conn]struct{}
-	strangers  int
-	handshakes map[netip.Prefix]int
-	nShaking   int
-	shaking    map[net.Conn]struct{} // TCP connections before the end of their handshake
+	shaking   *door.Door // TCP connections before the end of their handshake
+	strangers *door.Door // connections of nodes that are no members
+
+	mu    sync.Mutex // nothing is called under it but map operations and Leave
+	conns map[*Conn]struct{}
 }
 
 // Listen opens the control port at addr ("host:port"). Nothing is accepted
@@ -82,10 +82,8 @@ func Listen(addr string, id *identity.Identity, m Members, log *slog.Logger) (*L
 	}
 	l := &Listener{
 		tcp: tcp, tls: serverConfig(id, m), members: m, log: log, handshakeFor: handshakeTimeout,
-		closed:     make(chan struct{}),
-		conns:      make(map[*Conn]struct{}),
-		handshakes: make(map[netip.Prefix]int),
-		shaking:    make(map[net.Conn]struct{}),
+		closed: make(chan struct{}),
+		conns:  make(map[*Conn]struct{}),
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "portolan_wire_refusals_total",
 			Help: "Connections to the control port that were refused, by reason.",
@@ -93,6 +91,8 @@ func Listen(addr string, id *identity.Identity, m Members, log *slog.Logger) (*L
 		open: prometheus.NewDesc("portolan_wire_connections_count",
 			"Open connections of the control port, by protocol.", []string{"protocol"}, nil),
 	}
+	l.shaking = door.New(maxHandshakes, maxHandshakesPerPeer, l.refusals.WithLabelValues(refusedBusy).Inc)
+	l.strangers = door.New(maxStrangers, 0, l.refusals.WithLabelValues(refusedStrangers).Inc)
 	l.raft = newVirtual(tcp.Addr())
 	l.grpc = newVirtual(tcp.Addr())
 	return l, nil
@@ -132,29 +132,29 @@ func (l *Listener) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		key := peerPrefix(raw.RemoteAddr())
-		if !l.beginHandshake(raw, key) {
-			l.refusals.WithLabelValues(refusedBusy).Inc()
+		guest := l.shaking.Enter(raw)
+		if l.isClosed() { // Close may not have seen it
+			guest.Leave()
 			_ = raw.Close()
-			continue
+			return nil
 		}
 		l.wg.Go(func() {
-			defer l.endHandshake(raw, key)
-			l.serve(raw)
+			defer guest.Leave()
+			l.serve(raw, guest)
 		})
 	}
 }
 
 // serve brings one TCP connection through its handshake to the side that its
 // protocol names.
-func (l *Listener) serve(raw net.Conn) {
+func (l *Listener) serve(raw net.Conn, guest *door.Guest) {
 	conn := tls.Server(raw, l.tls)
 	ctx, cancel := context.WithTimeout(context.Background(), l.handshakeFor)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
-		if l.isClosed() {
-			return
+		if l.isClosed() || !guest.Leave() {
+			return // turned away, which is counted
 		}
 		l.refusals.WithLabelValues(refusedHandshake).Inc()
 		// Debug: anybody on the network can cause these lines.
@@ -168,9 +168,9 @@ func (l *Listener) serve(raw net.Conn) {
 		return
 	}
 	c := &Conn{Conn: conn, l: l, node: node, protocol: cs.NegotiatedProtocol}
-	if reason := l.track(c); reason != "" {
-		l.refusals.WithLabelValues(reason).Inc()
-		l.log.Debug("control connection refused", "remote", raw.RemoteAddr().String(), "node", node, "reason", reason)
+	if !l.track(c) {
+		l.refusals.WithLabelValues(refusedHandshake).Inc()
+		l.log.Debug("control connection refused: not a member", "remote", raw.RemoteAddr().String(), "node", node)
 		_ = c.Close()
 		return
 	}
@@ -190,11 +190,9 @@ func (l *Listener) Close() error {
 		_ = l.tcp.Close()
 		_ = l.raft.Close()
 		_ = l.grpc.Close()
+		l.shaking.CloseAll()
 		l.mu.Lock()
 		var all []net.Conn
-		for c := range l.shaking {
-			all = append(all, c)
-		}
 		for c := range l.conns {
 			all = append(all, c)
 		}
@@ -231,50 +229,34 @@ func (l *Listener) isClosed() bool {
 	}
 }
 
-func (l *Listener) beginHandshake(raw net.Conn, key netip.Prefix) bool {
+// track enters c into the list that Close and CutOff work from; false: it must go
+// instead.
+func (l *Listener) track(c *Conn) bool {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.isClosed() || l.nShaking >= maxHandshakes || l.handshakes[key] >= maxHandshakesPerPeer {
+	if l.isClosed() {
+		l.mu.Unlock()
 		return false
 	}
-	l.nShaking++
-	l.handshakes[key]++
-	l.shaking[raw] = struct{}{}
-	return true
-}
-
-func (l *Listener) endHandshake(raw net.Conn, key netip.Prefix) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.nShaking--
-	if l.handshakes[key]--; l.handshakes[key] == 0 {
-		delete(l.handshakes, key)
-	}
-	delete(l.shaking, raw)
-}
-
-// track enters c into the list that Close and CutOff work from; it returns the
-// reason why c must go instead.
-func (l *Listener) track(c *Conn) (refused string) {
-	stranger := !l.members.IsMember(c.node)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case l.isClosed():
-		return refusedHandshake
-	// Asked again here: a node removed between its handshake and this line is
-	// either in the list when CutOff looks, or known as removed now.
-	case stranger && c.protocol == ALPNRaft:
-		return refusedHandshake
-	case stranger && l.strangers >= maxStrangers:
-		return refusedStrangers
-	}
 	l.conns[c] = struct{}{}
-	if stranger {
-		l.strangers++
-		c.stranger = time.AfterFunc(strangerFor, c.expire)
+	l.mu.Unlock()
+	// Asked again, and now that it is in the list: a node removed meanwhile is
+	// known as removed here, or CutOff finds it.
+	if l.members.IsMember(c.node) {
+		return true
 	}
-	return ""
+	if c.protocol == ALPNRaft {
+		return false
+	}
+	guest := l.strangers.Enter(c)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, still := l.conns[c]; !still { // turned away, or closed, at once
+		guest.Leave()
+		return true
+	}
+	c.guest = guest
+	c.stranger = time.AfterFunc(strangerFor, c.expire)
+	return true
 }
 
 func (l *Listener) untrack(c *Conn) {
@@ -292,7 +274,7 @@ func (l *Listener) noStranger(c *Conn) {
 	if c.stranger != nil {
 		c.stranger.Stop()
 		c.stranger = nil
-		l.strangers--
+		c.guest.Leave()
 	}
 }
 
@@ -323,6 +305,7 @@ type Conn struct {
 	node     identity.NodeID
 	protocol string
 	stranger *time.Timer // while the node is no member; guarded by l.mu
+	guest    *door.Guest // likewise
 	once     sync.Once
 	closeErr error
 }
@@ -413,21 +396,3 @@ func (v *virtual) Close() error {
 }
 
 func (v *virtual) Addr() net.Addr { return v.addr }
-
-// peerPrefix is what counts as one peer: an IPv4 address, or an IPv6 /64.
-func peerPrefix(a net.Addr) netip.Prefix {
-	ta, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.Prefix{}
-	}
-	ip := ta.AddrPort().Addr().Unmap().WithZone("")
-	bits := ip.BitLen()
-	if ip.Is6() {
-		bits = 64
-	}
-	p, err := ip.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return p
-}

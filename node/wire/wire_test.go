@@ -248,7 +248,7 @@ func TestListener_SlowHandshakesDelayNobody(t *testing.T) {
 		}
 		defer c.Close()
 	}
-	shaking := func() int { l.mu.Lock(); defer l.mu.Unlock(); return l.nShaking }
+	shaking := l.shaking.Len
 	eventually(t, "all wait", func() bool { return shaking() == maxHandshakesPerPeer-1 })
 	c, err := DialRaft(testContext(t), l.Addr().String(), a.ID, b, m)
 	if err != nil {
@@ -353,7 +353,7 @@ func TestGRPC_StrangersAreBounded(t *testing.T) {
 		c, _, err := Credentials(id, a.ID).ClientHandshake(testContext(t), "", raw)
 		return c, err
 	}
-	strangers := func() int { l.mu.Lock(); defer l.mu.Unlock(); return l.strangers }
+	strangers := l.strangers.Len
 	var last net.Conn
 	for i := range maxStrangers {
 		c, err := open(stranger)
@@ -459,20 +459,6 @@ func TestListenError(t *testing.T) {
 	}
 	if err := ListenError("x", "y", nil); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestPeerPrefix(t *testing.T) {
-	for in, want := range map[string]string{
-		"10.1.2.3:1": "10.1.2.3/32", "[2001:db8:1:2:3::4]:1": "2001:db8:1:2::/64", "[::ffff:10.0.0.1]:1": "10.0.0.1/32",
-	} {
-		a, err := net.ResolveTCPAddr("tcp", in)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := peerPrefix(a).String(); got != want {
-			t.Errorf("%s: %s, want %s", in, got, want)
-		}
 	}
 }
 

@@ -15,8 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"github.com/portolan/portolan/consensus"
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
@@ -285,7 +283,7 @@ func (s *Site) open(seeds []*command.Node) error {
 		return errors.Join(err, l.Close())
 	}
 	members.node.Store(n)
-	srv := grpc.NewServer(grpc.Creds(wire.ServerCredentials()))
+	srv := wire.NewServer(members)
 	n.Register(srv)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

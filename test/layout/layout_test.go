@@ -101,7 +101,7 @@ var may = []struct {
 	{"consensus", []string{"node/identity", "node/wire", "node/telemetry"}, "the control plane knows no content"},
 	{"gossip", []string{"node/identity", "node/wire", "node/telemetry"}, "hints know nothing"},
 	{"transfer", []string{"node/identity", "node/store", "node/wire", "consensus/state", "consensus/command"}, "content moves by read views; it does not speak raft"},
-	{"registryapi", []string{"node/identity", "node/store", "consensus/state", "consensus/command"}, "HTTP reads views and proposes commands through interfaces that it declares"},
+	{"registryapi", []string{"node/identity", "node/store", "node/wire/door", "consensus/state", "consensus/command"}, "HTTP reads views and proposes commands through interfaces that it declares"},
 	{"node", []string{""}, "the only package that knows all"},
 	{"cmd", []string{"node", "registryapi", "consensus/state", "consensus/command"}, "the binary builds nodes and speaks to the API"},
 	{"test", []string{""}, "tests may import anything"},

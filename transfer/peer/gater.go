@@ -15,13 +15,19 @@ func (g gater) InterceptPeerDial(p corepeer.ID) bool { return g.allowed(p) }
 
 func (g gater) InterceptAddrDial(corepeer.ID, multiaddr.Multiaddr) bool { return true }
 
-func (g gater) InterceptAccept(network.ConnMultiaddrs) bool { return true }
+func (g gater) InterceptAccept(at network.ConnMultiaddrs) bool {
+	g.h.handshakes.begin(at)
+	return true
+}
 
 func (g gater) InterceptSecured(dir network.Direction, p corepeer.ID, at network.ConnMultiaddrs) bool {
+	if dir == network.DirInbound {
+		g.h.handshakes.done(at)
+	}
 	if g.allowed(p) {
 		return true
 	}
-	g.h.metrics.refusals.Inc()
+	g.h.metrics.refuse(refusedStranger)
 	g.h.log.Debug("data connection refused: not a member", "peer", p.String(), "address", at.RemoteMultiaddr().String(), "direction", dir.String())
 	return false
 }

@@ -85,7 +85,8 @@ type Host struct {
 	closeErr error
 	closing  sync.Once
 
-	metrics *metrics
+	metrics    *metrics
+	handshakes *handshakes
 }
 
 // New listens. Streams are refused until Handle names their protocol.
@@ -113,6 +114,7 @@ func New(cfg Config) (*Host, error) {
 	h := &Host{cfg: cfg, self: self, log: cfg.Logger, dials: map[identity.NodeID]*dial{}, probes: map[identity.NodeID]*probe{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.metrics = newMetrics(h)
+	h.handshakes = newHandshakes(h.metrics.refuse)
 	p2p, err := libp2p.New(
 		libp2p.Identity(priv),
 		libp2p.NoListenAddrs,
@@ -192,6 +194,7 @@ func (h *Host) Close() error {
 		h.mu.Unlock()
 		h.cancel()
 		h.closeErr = h.h.Close()
+		h.handshakes.close()
 		h.handlers.Wait()
 		if h.cfg.Registerer != nil {
 			h.metrics.unregister(h.cfg.Registerer)

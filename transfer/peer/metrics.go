@@ -5,7 +5,7 @@ import "github.com/prometheus/client_golang/prometheus"
 type metrics struct {
 	connections  prometheus.GaugeFunc
 	dialFailures prometheus.Counter
-	refusals     prometheus.Counter
+	refusals     *prometheus.CounterVec
 }
 
 func newMetrics(h *Host) *metrics {
@@ -18,12 +18,14 @@ func newMetrics(h *Host) *metrics {
 			Name: "portolan_transfer_peer_dial_failures_total",
 			Help: "Data connections to members that could not be made.",
 		}),
-		refusals: prometheus.NewCounter(prometheus.CounterOpts{
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "portolan_transfer_peer_refusals_total",
-			Help: "Data connections refused because the other end is no member.",
-		}),
+			Help: "Data connections refused, by reason.",
+		}, []string{"reason"}),
 	}
 }
+
+func (m *metrics) refuse(reason string) { m.refusals.WithLabelValues(reason).Inc() }
 
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{m.connections, m.dialFailures, m.refusals}

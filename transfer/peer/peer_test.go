@@ -158,7 +158,7 @@ func TestHost_AStrangerIsRefused(t *testing.T) {
 	if err := ping(t.Context(), stranger, a.ID()); err == nil {
 		t.Fatal("a stranger got a stream")
 	}
-	eventually(t, "the refusal is counted", func() bool { return testutil.ToFloat64(a.metrics.refusals) > 0 })
+	eventually(t, "the refusal is counted", func() bool { return testutil.ToFloat64(a.metrics.refusals.WithLabelValues(refusedStranger)) > 0 })
 	if err := ping(t.Context(), a, stranger.ID()); !errors.Is(err, ErrNotMember) {
 		t.Fatalf("dialing a stranger: %v, want ErrNotMember", err)
 	}
