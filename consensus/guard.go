@@ -83,6 +83,7 @@ func (g *guard) run(ctx context.Context) {
 			refuseRPC(rpc)
 			continue
 		}
+		rpc = g.watchInstalls(rpc)
 		select {
 		case <-ctx.Done():
 			return

@@ -214,7 +214,11 @@ func TestSnapshot_ToJoiner(t *testing.T) {
 	if first, err := a.node.wal.FirstIndex(); err != nil || first < 10 {
 		t.Fatalf("the log still begins at %d (%v)", first, err)
 	}
+	a.lines.take()
 	b.join(a)
+	for _, line := range alarms(a.lines.take()) {
+		t.Errorf("what every such join brings is told as trouble: %s", line)
+	}
 	for i := range 20 {
 		if !b.has(fmt.Sprintf("p%d", i)) {
 			t.Fatalf("p%d is missing at the joiner", i)

@@ -137,6 +137,7 @@ type peers struct {
 	mu     sync.Mutex
 	closed bool
 	conns  map[identity.NodeID]*peer
+	ending sync.WaitGroup // connections that are being closed
 }
 
 type peer struct {
@@ -191,7 +192,7 @@ func (p *peers) conn(id identity.NodeID) (*grpc.ClientConn, error) {
 	}
 	c := p.conns[id]
 	if c != nil && c.addr != addr {
-		_ = c.conn.Close()
+		p.end(c)
 		c = nil
 	}
 	if c == nil {
@@ -211,19 +212,25 @@ func (p *peers) drop(id identity.NodeID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if c := p.conns[id]; c != nil {
-		_ = c.conn.Close()
+		p.end(c)
 		delete(p.conns, id)
 	}
 }
 
+// end closes a connection while others are used: gRPC says good-bye first, and
+// waits 5 s for a link that takes nothing. A caller that holds p.mu would keep
+// this node from all other nodes for so long.
+func (p *peers) end(c *peer) { p.ending.Go(func() { _ = c.conn.Close() }) }
+
 func (p *peers) close() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.closed = true
 	for id, c := range p.conns {
-		_ = c.conn.Close()
+		p.end(c)
 		delete(p.conns, id)
 	}
+	p.mu.Unlock()
+	p.ending.Wait()
 }
 
 // dialControl makes a connection that tries again within an election timeout;

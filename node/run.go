@@ -62,6 +62,11 @@ func Run(ctx context.Context, cfg Config) error {
 	for {
 		var old *consensus.OutdatedError
 		err := run(ctx, cfg, dir)
+		var again *consensus.StartAgainError
+		if errors.As(err, &again) && ctx.Err() == nil {
+			cfg.Logger.Warn("the node starts again", "reason", again.Reason)
+			continue
+		}
 		if !errors.As(err, &old) {
 			return err
 		}
