@@ -1076,7 +1076,8 @@ type TagStateRow struct {
 	Late          []string               `protobuf:"bytes,9,rep,name=late,proto3" json:"late,omitempty"`                         // sites that the last switch did not wait for
 	Base          uint64                 `protobuf:"varint,10,opt,name=base,proto3" json:"base,omitempty"`
 	Seq           uint64                 `protobuf:"varint,11,opt,name=seq,proto3" json:"seq,omitempty"`
-	Note          string                 `protobuf:"bytes,12,opt,name=note,proto3" json:"note,omitempty"` // why the last switch was called off
+	Note          string                 `protobuf:"bytes,12,opt,name=note,proto3" json:"note,omitempty"`                                // why the last switch was called off
+	LateBefore    uint64                 `protobuf:"varint,13,opt,name=late_before,json=lateBefore,proto3" json:"late_before,omitempty"` // raft index of the end of a switch that did not wait for all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1193,6 +1194,13 @@ func (x *TagStateRow) GetNote() string {
 		return x.Note
 	}
 	return ""
+}
+
+func (x *TagStateRow) GetLateBefore() uint64 {
+	if x != nil {
+		return x.LateBefore
+	}
+	return 0
 }
 
 // StrongTagRow is what a tag says; without a digest it was deleted.
@@ -2057,7 +2065,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x04tags\x18\x1e \x01(\v2\x1e.portolan.state.v1.TagStateRowR\x04tags\x12\x1e\n" +
 	"\n" +
 	"durability\x18\x1f \x01(\rR\n" +
-	"durability\"\xeb\x02\n" +
+	"durability\"\x8c\x03\n" +
 	"\vTagStateRow\x120\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x1c.portolan.command.v1.TagModeR\x04mode\x12,\n" +
 	"\x02to\x18\x02 \x01(\x0e2\x1c.portolan.command.v1.TagModeR\x02to\x12!\n" +
@@ -2071,7 +2079,9 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x04base\x18\n" +
 	" \x01(\x04R\x04base\x12\x10\n" +
 	"\x03seq\x18\v \x01(\x04R\x03seq\x12\x12\n" +
-	"\x04note\x18\f \x01(\tR\x04note\"\xd4\x01\n" +
+	"\x04note\x18\f \x01(\tR\x04note\x12\x1f\n" +
+	"\vlate_before\x18\r \x01(\x04R\n" +
+	"lateBefore\"\xd4\x01\n" +
 	"\fStrongTagRow\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x1e\n" +

@@ -58,6 +58,9 @@ type TagState struct {
 	// Late are the sites that the last switch did not wait for: what they wrote may
 	// turn up at any time.
 	Late []string
+	// LateBefore: what the late sites wrote was allowed under rights of an earlier
+	// raft index; 0: nobody was late.
+	LateBefore uint64
 	// Base: tags of the project without a row were gone at this seq.
 	Base uint64
 	// Seq is that of the last change of a strong tag, also after the project left
@@ -222,7 +225,10 @@ func (v *View) endSwitch(p Project, m *command.TagsMode) error {
 		v.dropTags(p.PID)
 	}
 	p.Tags.Mode = p.Tags.To
-	p.Tags.Late = set(m.GetLate())
+	p.Tags.Late, p.Tags.LateBefore = set(m.GetLate()), 0
+	if len(p.Tags.Late) > 0 {
+		p.Tags.LateBefore = v.index
+	}
 	p.Tags.settled()
 	p.Version++
 	p.UpdatedAt = v.now()
@@ -260,7 +266,7 @@ func (v *View) deletedTags(p *Project) {
 
 func (t TagState) row() *TagStateRow {
 	r := &TagStateRow{Mode: command.TagMode(t.Mode), To: command.TagMode(t.To), SwitchIndex: t.Index, SwitchUnixNs: toNanos(t.SwitchAt), SwitchBy: t.SwitchBy, Force: t.Force,
-		Staged: uint64(t.Staged), Late: t.Late, Base: t.Base, Seq: t.Seq, Note: t.Note}
+		Staged: uint64(t.Staged), Late: t.Late, Base: t.Base, Seq: t.Seq, Note: t.Note, LateBefore: t.LateBefore}
 	if !t.Importer.IsZero() {
 		r.Importer = t.Importer[:]
 	}
@@ -279,7 +285,7 @@ func loadTagState(r *TagStateRow) (TagState, error) {
 		return TagState{}, nil
 	}
 	t := TagState{Mode: TagMode(r.GetMode()), To: TagMode(r.GetTo()), Index: r.GetSwitchIndex(), SwitchAt: fromNanos(r.GetSwitchUnixNs()), SwitchBy: r.GetSwitchBy(),
-		Force: r.GetForce(), Staged: int(r.GetStaged()), Late: slices.Clone(r.GetLate()), Base: r.GetBase(), Seq: r.GetSeq(), Note: r.GetNote()}
+		Force: r.GetForce(), Staged: int(r.GetStaged()), Late: slices.Clone(r.GetLate()), Base: r.GetBase(), Seq: r.GetSeq(), Note: r.GetNote(), LateBefore: r.GetLateBefore()}
 	if len(r.GetImporter()) > 0 {
 		id, err := identity.NodeIDFromBytes(r.GetImporter())
 		if err != nil {
