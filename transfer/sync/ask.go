@@ -197,7 +197,7 @@ func (s *Sync) reply(ctx context.Context, from identity.NodeID, q *AskRequest) (
 	case *AskRequest_Keep:
 		return s.replyKeep(ctx, from, pid, q.Keep)
 	case *AskRequest_Cover:
-		return s.replyCover(ctx, pid, q.Cover)
+		return s.replyCover(ctx, from, pid, q.Cover)
 	case *AskRequest_Tag:
 		info, err := s.cat.Tag(pid, q.Tag.GetRepository(), q.Tag.GetTag())
 		switch {

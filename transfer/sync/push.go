@@ -130,13 +130,13 @@ func (s *Sync) Covers(ctx context.Context, node identity.NodeID, pid identity.Pr
 	return a.GetCover().GetCovers(), err
 }
 
-func (s *Sync) replyCover(ctx context.Context, pid identity.ProjectID, q *CoverRequest) (*AskResponse, error) {
+func (s *Sync) replyCover(ctx context.Context, from identity.NodeID, pid identity.ProjectID, q *CoverRequest) (*AskResponse, error) {
 	dot := catalog.Dot{Inc: identity.Incarnation(q.GetInc()), Seq: q.GetSeq()}
 	v, err := s.cat.Vector(pid)
 	if err == nil && !v.Covers(dot) {
-		// The hint may have been lost. What the pull brought is synced.
-		if _, err := s.PullProject(ctx, pid); err != nil {
-			return nil, err
+		// The hint may have been lost. What the pull brings is synced.
+		if l := s.link(from); l != nil {
+			awaitLinks(ctx, pid, map[*link]*call{l: l.request(pid)})
 		}
 		v, err = s.cat.Vector(pid)
 	}
