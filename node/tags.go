@@ -9,6 +9,7 @@ import (
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/registryapi/mesh"
 	v2 "github.com/portolan/portolan/registryapi/v2"
 	"github.com/portolan/portolan/transfer/tags"
 )
@@ -48,6 +49,15 @@ func asRegistry(err error) error {
 		return &v2.Refused{Status: http.StatusBadRequest, Reason: err.Error() + ": make them strong with: portolan project tags NAME strong"}
 	}
 	return err
+}
+
+// tagsWait answers which sites a switch of tags waits for.
+func (n *node) tagsWait(ctx context.Context, pid identity.ProjectID) []mesh.TagWait {
+	var out []mesh.TagWait
+	for _, w := range n.tags.AskWaiting(ctx, pid) {
+		out = append(out, mesh.TagWait(w))
+	}
+	return out
 }
 
 // guarded is the catalogue for the management APIs: what deletes tags goes through

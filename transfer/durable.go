@@ -74,8 +74,8 @@ func order(view *state.View, p state.Project, repo, home string) []string {
 // copyHere: the project wants copies at several sites, and this is one of those
 // that a manifest is meant for (D5 of transfer/tags).
 func copyHere(view *state.View, p state.Project, m catalog.ManifestInfo, site string) bool {
-	n := tags.WantsCopies(view, p)
-	if n == 0 {
+	n := view.PushCopies(p, true)
+	if n < 2 {
 		return false
 	}
 	sites := order(view, p, m.Repo, m.Home)
@@ -88,8 +88,8 @@ func (r *Reconciler) followCopies(known map[identity.ProjectID]string) map[ident
 	view := r.cfg.State.View()
 	now := map[identity.ProjectID]string{}
 	for p := range view.Projects() {
-		n := tags.WantsCopies(view, p)
-		if n == 0 || !view.MayRest(p, r.cfg.Site) {
+		n := view.PushCopies(p, true)
+		if n < 2 || !view.MayRest(p, r.cfg.Site) {
 			continue
 		}
 		now[p.PID] = fmt.Sprint(n, order(view, p, "", ""))

@@ -77,16 +77,30 @@ func (v *View) checkDurability(n uint32, p Project) error {
 	if n > maxDurability {
 		return refuse(command.CodeInvalid, "durability %d is not possible: a push waits for %d sites at most; a rule brings copies to more", n, maxDurability)
 	}
-	have := 0
-	for _, s := range v.ContentSites() {
-		if v.MayRest(p, s.Name) {
-			have++
-		}
-	}
-	if int(n) > max(1, have) {
+	if have := v.mayHold(p); int(n) > max(1, have) {
 		return refuse(command.CodeInvalid, "durability %d is not possible: project %s may rest at %d sites", n, p.Name, have)
 	}
 	return nil
+}
+
+// PushCopies gives at how many sites a push must be before it is answered. What
+// strong tags name is at two, where two may hold it.
+func (v *View) PushCopies(p Project, byTag bool) int {
+	n := max(1, p.Durability)
+	if !byTag || p.Tags.Mode != StrongTags || n > 1 {
+		return n
+	}
+	return min(2, max(1, v.mayHold(p)))
+}
+
+// mayHold counts the sites that may hold a project's content.
+func (v *View) mayHold(p Project) (n int) {
+	for _, s := range v.ContentSites() {
+		if v.MayRest(p, s.Name) {
+			n++
+		}
+	}
+	return n
 }
 
 func (v *View) tagsMode(actor string, m *command.TagsMode) (int64, error) {

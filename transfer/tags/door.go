@@ -229,7 +229,7 @@ func (d *Door) Put(ctx context.Context, put catalog.Put, cond Condition) error {
 	if err := d.check(p, put, cond, said); err != nil {
 		return err
 	}
-	n := wanted(v, p, len(put.Tags) > 0)
+	n := v.PushCopies(p, len(put.Tags) > 0)
 	var held Held
 	if n > 1 && d.cfg.Copies != nil {
 		if held, err = d.cfg.Copies.Hold(ctx, p, put.Repo, pieces(put), n); err != nil {
@@ -344,22 +344,6 @@ func pieces(put catalog.Put) []syncer.Piece {
 		}
 	}
 	return out
-}
-
-// wanted is how many sites must have a push. What strong tags name is at two, if
-// two may hold it.
-func wanted(v *state.View, p state.Project, tags bool) int {
-	n := max(1, p.Durability)
-	if !tags || p.Tags.Mode != state.StrongTags || n > 1 {
-		return n
-	}
-	may := 0
-	for _, s := range v.ContentSites() {
-		if v.MayRest(p, s.Name) {
-			may++
-		}
-	}
-	return min(2, max(1, may))
 }
 
 // DeleteTag deletes a tag; catalog.ErrNotFound: there is none.

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-
-	"github.com/portolan/portolan/consensus/state"
 )
 
 // NotDurable says that fewer sites have a push than its project wants.
@@ -35,13 +33,4 @@ func (e *NotDurable) Error() string {
 		b.WriteString("; nothing of it is visible, push again")
 	}
 	return b.String()
-}
-
-// WantsCopies gives at how many sites a project wants what it has, as by a rule: 0,
-// no more than others do.
-func WantsCopies(v *state.View, p state.Project) int {
-	if n := wanted(v, p, true); n > 1 {
-		return n
-	}
-	return 0
 }

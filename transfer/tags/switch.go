@@ -54,6 +54,17 @@ func (d *Door) Waiting(pid identity.ProjectID) []Wait {
 	return slices.Clone(d.switching.waits[pid])
 }
 
+// AskWaiting asks all member sites which of them have not done their part.
+func (d *Door) AskWaiting(ctx context.Context, pid identity.ProjectID) []Wait {
+	view := d.cfg.State.View()
+	p, ok := view.ProjectByPID(pid)
+	if !ok || !p.Tags.Switching() {
+		return nil
+	}
+	waits, _ := d.askMembers(ctx, view, p)
+	return waits
+}
+
 // ready says whether this node has done its part (G6): it knows of the switch,
 // no eventual write of before is under way, and what was strong is written down.
 func (d *Door) ready(_ context.Context, pid identity.ProjectID, index uint64) (bool, string) {
