@@ -153,7 +153,7 @@ func (r *Reconciler) Hold(ctx context.Context, p state.Project, repo string, blo
 	h := &held{r: r, p: p, want: n}
 	if len(left) < n {
 		err := &tags.NotDurable{Project: p.Name, Want: n, Have: len(left), RetryAfter: durableRetry,
-			Away: []tags.Wait{{Site: "the mesh", Reason: fmt.Sprintf("only %d sites may hold the project: add one, or lower its durability", len(left))}}}
+			Away: []tags.Wait{{Site: "the mesh", Reason: fmt.Sprintf("%s in all may hold the project: add one, or lower its durability", sitesOf(len(left)))}}}
 		return nil, err
 	}
 	answers := make(chan holder)
@@ -324,4 +324,11 @@ func (r *Reconciler) coveredAt(ctx context.Context, n state.Node, pid identity.P
 			return last
 		}
 	}
+}
+
+func sitesOf(n int) string {
+	if n == 1 {
+		return "1 site"
+	}
+	return fmt.Sprintf("%d sites", n)
 }
