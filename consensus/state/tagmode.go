@@ -158,7 +158,9 @@ func (v *View) beginSwitch(actor string, p Project, m *command.TagsMode) error {
 
 // dropStaged forgets what was imported.
 func (v *View) dropStaged(p *Project) {
-	v.staged, _ = v.staged.DeletePrefix(p.PID[:])
+	for t := range all(v.staged, p.PID[:]) {
+		v.staged, _, _ = v.staged.Delete(t.key())
+	}
 	p.Tags.Staged = 0
 }
 

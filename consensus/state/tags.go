@@ -134,7 +134,7 @@ func (v *View) putTag(t StrongTag) {
 func (v *View) forgetGone() {
 	before := uint64(max(v.now().Add(-goneTagsFor).UnixMilli(), 0)) << stampShift
 	for v.gone.Len() > 0 {
-		_, key, _ := v.gone.Root().Minimum()
+		key := oldest(v.gone)
 		t, _ := v.strong.Get([]byte(key))
 		if v.gone.Len() <= maxGoneTags && t.Stamp >= before {
 			return
@@ -319,7 +319,7 @@ func (v *View) mark(pid identity.ProjectID, repository, digest string) {
 	v.putMark(tagMark{pid: pid, repository: repository, digest: digest, index: v.index, at: v.clock})
 	oldest := v.now().Add(-tagMarksFor).UnixNano()
 	for v.markAge.Len() > 0 {
-		_, key, _ := v.markAge.Root().Minimum()
+		key := oldest(v.markAge)
 		m, _ := v.marks.Get([]byte(key))
 		if v.markAge.Len() <= maxTagMarks && m.at >= oldest {
 			return
@@ -420,6 +420,12 @@ func (v *View) StrongProjects() func(yield func(Project) bool) {
 			}
 		}
 	}
+}
+
+// oldest gives the first row of a tree that is not empty.
+func oldest(t *iradix.Tree[string]) string {
+	_, val, _ := t.Root().Minimum()
+	return val
 }
 
 // seekKeys yields rows with the prefix from a key on.
