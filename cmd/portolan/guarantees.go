@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/registryapi/mesh"
 )
 
@@ -92,6 +93,9 @@ until then its tags stay as they are. Naming the mode of before calls it off.`,
 				}
 				return a.show(g, func(w io.Writer) { fields(w, guaranteeFields(g)...) })
 			}
+			if _, err := state.ParseTagMode(args[1]); err != nil {
+				return err
+			}
 			g, err := c.SetGuarantees(ctx, args[0], mesh.GuaranteesRequest{Tags: args[1], Force: force})
 			if err != nil {
 				return err
@@ -149,7 +153,7 @@ kept at as many sites, as by a rule.`,
 				return a.show(g, func(w io.Writer) { fields(w, guaranteeFields(g)...) })
 			}
 			n, err := strconv.Atoi(args[1])
-			if err != nil {
+			if err != nil || n < 1 || n > 5 {
 				return fmt.Errorf("%q is not a number of sites: use 1 to 5", args[1])
 			}
 			g, err := c.SetGuarantees(cmd.Context(), args[0], mesh.GuaranteesRequest{Durability: &n})

@@ -317,11 +317,11 @@ func (v *View) deleteTag(p *Project, old StrongTag, actor string) {
 // mark remembers that a manifest could be deleted.
 func (v *View) mark(pid identity.ProjectID, repository, digest string) {
 	v.putMark(tagMark{pid: pid, repository: repository, digest: digest, index: v.index, at: v.clock})
-	oldest := v.now().Add(-tagMarksFor).UnixNano()
+	before := v.now().Add(-tagMarksFor).UnixNano()
 	for v.markAge.Len() > 0 {
 		key := oldest(v.markAge)
 		m, _ := v.marks.Get([]byte(key))
-		if v.markAge.Len() <= maxTagMarks && m.at >= oldest {
+		if v.markAge.Len() <= maxTagMarks && m.at >= before {
 			return
 		}
 		v.marks, _, _ = v.marks.Delete([]byte(key))

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/consensus/command"
@@ -221,6 +222,13 @@ func (d *Door) Put(ctx context.Context, put catalog.Put, cond Condition) error {
 	if len(put.Tags) > 0 && p.Tags.Switching() {
 		return d.busy(p) // before anything is moved
 	}
+	held, err := d.prepare(ctx, v, p, put)
+	if err != nil {
+		return err
+	}
+	if p, v, err = d.find(put.PID); err != nil {
+		return err
+	}
 	said := map[string]string{}
 	for _, tag := range put.Tags {
 		t, _ := v.StrongTag(put.PID, put.Repo, tag)
@@ -228,13 +236,6 @@ func (d *Door) Put(ctx context.Context, put catalog.Put, cond Condition) error {
 	}
 	if err := d.check(p, put, cond, said); err != nil {
 		return err
-	}
-	n := v.PushCopies(p, len(put.Tags) > 0)
-	var held Held
-	if n > 1 && d.cfg.Copies != nil {
-		if held, err = d.cfg.Copies.Hold(ctx, p, put.Repo, pieces(put), n); err != nil {
-			return err
-		}
 	}
 	var dot catalog.Dot // of a write that is not known to be elsewhere yet
 	write := func() (err error) {
@@ -257,6 +258,33 @@ func (d *Door) Put(ctx context.Context, put catalog.Put, cond Condition) error {
 		err = held.Covered(ctx, dot) // not under the gate: sites may take long
 	}
 	return err
+}
+
+// prepare does what has to be done before anything of a push is visible: other
+// sites take its blobs (D1), and where tags are strong this site's state catches up
+// meanwhile, so that the push is compared with all that was answered before it.
+func (d *Door) prepare(ctx context.Context, v *state.View, p state.Project, put catalog.Put) (held Held, err error) {
+	g, ctx := errgroup.WithContext(ctx)
+	if len(put.Tags) > 0 && p.Tags.Mode == state.StrongTags {
+		g.Go(func() error {
+			_, err := d.cfg.Control.CatchUp(ctx)
+			var u *command.Unavailable
+			if errors.As(err, &u) {
+				edit := *u // to whoever pushes it is an edit that cannot be made
+				edit.Read = false
+				err = &edit
+			}
+			return err
+		})
+	}
+	if n := v.PushCopies(p, len(put.Tags) > 0); n > 1 && d.cfg.Copies != nil {
+		g.Go(func() (err error) {
+			held, err = d.cfg.Copies.Hold(ctx, p, put.Repo, pieces(put), n)
+			return err
+		})
+	}
+	err = g.Wait()
+	return held, err
 }
 
 // putManifest tells of what it put, whatever becomes of the rest of the push.
