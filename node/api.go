@@ -33,22 +33,22 @@ func (n *node) api() (registryapi.Config, error) {
 	}
 	registry, err := v2.New(v2.Config{
 		View: n.view, Access: who, Store: n.store, Site: s.Site, Logger: log, Now: n.cfg.Now,
-		Source: source{n}, Claimer: claimer{n.reconciler}, Refresher: n.sync, Metrics: n.metrics,
+		Source: source{n}, Claimer: claimer{n.reconciler}, Refresher: n.sync, Tags: tagger{n.tags}, Metrics: n.metrics,
 		Limits: v2.Limits{Stall: s.ClientTimeout}, Redirect: s.StoreRedirect, Closed: n.closed,
 	})
 	if err != nil {
 		return none, err
 	}
 	management, err := harbor.New(harbor.Config{
-		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: n.store.Catalog(), Closed: n.closed, Version: n.cfg.Version, Logger: log,
+		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: guarded{n.store.Catalog(), n.tags}, Closed: n.closed, Version: n.cfg.Version, Logger: log,
 	})
 	if err != nil {
 		return none, err
 	}
 	sites, err := mesh.New(mesh.Config{
-		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: n.store.Catalog(), Placement: placement{n.reconciler}, Refresh: n.sync.PullProject,
+		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: guarded{n.store.Catalog(), n.tags}, Placement: placement{n.reconciler}, Refresh: n.sync.PullProject,
 		Self: n.id.ID, Site: s.Site, Consensus: n.consensusStatus, Peer: n.peerStatus, JoinToken: n.joinToken,
-		Removed: n.removedStatus, LastCopies: n.lastCopies,
+		Removed: n.removedStatus, LastCopies: n.lastCopies, TagsWait: n.tagsWait,
 		Backup: n.backup, CheckRecovery: backup.CheckRecipient,
 		Version: n.cfg.Version, Now: n.cfg.Now, Logger: log,
 	})

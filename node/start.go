@@ -19,6 +19,7 @@ import (
 	"github.com/portolan/portolan/transfer/peer"
 	"github.com/portolan/portolan/transfer/swarm"
 	"github.com/portolan/portolan/transfer/sync"
+	"github.com/portolan/portolan/transfer/tags"
 )
 
 // content is what moves and describes images.
@@ -28,6 +29,7 @@ type content struct {
 	sync       *sync.Sync
 	swarm      *swarm.Swarm
 	reconciler *transfer.Reconciler
+	tags       *tags.Door
 }
 
 // start brings the parts up, each after those that it needs.
@@ -235,9 +237,16 @@ func (n *node) startContent() error {
 	}); err != nil {
 		return err
 	}
+	if n.tags, err = tags.New(tags.Config{
+		Self: n.id.ID, Site: s.Site, State: n.raft.State(), Catalog: n.store.Catalog(), Control: n.raft, Sync: n.sync, Copies: n.reconciler,
+		Pushed: n.reconciler.Pushed, Now: n.cfg.Now, Logger: log,
+	}); err != nil {
+		return err
+	}
 	n.stages.start("transfer of blobs", n.swarm.Run)
 	n.stages.start("exchange of catalogues", n.sync.Run)
 	n.stages.start("reconciler", n.reconciler.Run)
+	n.stages.start("tags", n.tags.Run)
 	n.stages.start("cut-off of removed nodes", n.cutOff)
 	return nil
 }

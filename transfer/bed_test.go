@@ -33,6 +33,7 @@ import (
 	"github.com/portolan/portolan/transfer/peer"
 	"github.com/portolan/portolan/transfer/swarm"
 	syncer "github.com/portolan/portolan/transfer/sync"
+	"github.com/portolan/portolan/transfer/tags"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -50,6 +51,8 @@ type bed struct {
 	nodes []*site
 	poll  time.Duration
 	deaf  bool // hints are lost
+
+	raft sync.Mutex // one command after the other
 
 	mu  sync.Mutex
 	cut map[[2]string]bool
@@ -72,6 +75,7 @@ type site struct {
 	sync   *syncer.Sync
 	swarm  *swarm.Swarm
 	rec    *transfer.Reconciler
+	door   *tags.Door
 	counts *prometheus.Registry // of the reconciler
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
@@ -138,6 +142,8 @@ func (n *site) record() *command.Node {
 // propose applies a command at all nodes that do not lag.
 func (b *bed) propose(body proto.Message) int64 {
 	b.t.Helper()
+	b.raft.Lock()
+	defer b.raft.Unlock()
 	env, err := command.New("user:admin", time.Now(), body)
 	must(b.t, err)
 	b.log = append(b.log, env)
@@ -208,6 +214,16 @@ func (n *site) open() {
 		Self:       n.id.ID, Site: n.name, Store: n.store, State: n.state, Swarm: n.swarm, Sync: n.sync, PushesTold: true, Now: n.now, Logger: log,
 	})
 	must(n.t, err)
+	n.openDoor(log)
+}
+
+// openDoor opens what sets tags.
+func (n *site) openDoor(log *slog.Logger) {
+	n.t.Helper()
+	var err error
+	n.door, err = tags.New(tags.Config{Self: n.id.ID, Site: n.name, State: n.state, Catalog: n.store.Catalog(), Control: control{n}, Sync: n.sync,
+		Copies: n.rec, Pushed: n.rec.Pushed, Now: n.now, Logger: log})
+	must(n.t, err)
 }
 
 func (n *site) now() time.Time { return time.Now().Add(n.clock) }
@@ -215,7 +231,7 @@ func (n *site) now() time.Time { return time.Now().Add(n.clock) }
 func (n *site) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
-	for _, run := range []func(context.Context) error{n.sync.Run, n.swarm.Run, n.rec.Run} {
+	for _, run := range []func(context.Context) error{n.sync.Run, n.swarm.Run, n.rec.Run, n.door.Run} {
 		n.ended.Go(func() {
 			if err := run(ctx); err != nil {
 				n.t.Errorf("%s: %v", n.name, err)

@@ -37,6 +37,9 @@ const (
 	// large: the bytes of a manifest that is too large to travel in its entry;
 	// every site that may have the entry needs them.
 	large
+	// kept: a blob of a push under way at another site, which wants it here before
+	// it answers.
+	kept
 )
 
 // key names a task.
@@ -176,12 +179,15 @@ func (q *queue) refill() bool {
 	return true
 }
 
+// onItsWay is said of a task that has not failed.
+const onItsWay = "on its way"
+
 // explain gives the reason of a failed task.
 func (q *queue) explain(k key) string {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if t := q.tasks[k]; t != nil {
-		return cmp.Or(t.reason, "on its way")
+		return cmp.Or(t.reason, onItsWay)
 	}
 	return ""
 }

@@ -54,6 +54,7 @@ type Exchange interface {
 	OnApplied(fn func(identity.ProjectID, catalog.Applied))
 	OnPeers(fn func())
 	OnHolders(fn func())
+	pushExchange
 	// OnExplain asks why something is not here, for other nodes.
 	OnExplain(fn func(pid identity.ProjectID, repository string, d digest.Digest) string)
 	// Expect hints at a blob's holder.
@@ -136,6 +137,7 @@ func New(cfg Config) (*Reconciler, error) {
 	cfg.Sync.OnPeers(hurry)
 	cfg.Sync.OnHolders(hurry)
 	cfg.Sync.OnExplain(r.explain)
+	cfg.Sync.OnKeep(r.keep)
 	r.unhook = []func(){r.cat.OnLocalWrite(r.written), r.cat.OnFeed(func() { wake(r.feedNews) })}
 	return r, nil
 }
@@ -159,10 +161,11 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	for range artifactsAtOnce {
 		wg.Go(func() { r.work(ctx) })
 	}
-	known := map[identity.ProjectID][]state.Rule{}
+	known, copies := map[identity.ProjectID][]state.Rule{}, map[identity.ProjectID]string{}
 	for {
 		changed := r.cfg.State.Changed()
 		known = r.followRules(known)
+		copies = r.followCopies(copies)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -212,7 +215,7 @@ func (r *Reconciler) wanted(p state.Project, relevant []state.Rule, m catalog.Ma
 		}
 	}
 	switch {
-	case rules.Wants(relevant, p, m.Repo, tags, r.cfg.Site):
+	case rules.Wants(relevant, p, m.Repo, tags, r.cfg.Site), copyHere(r.cfg.State.View(), p, m, r.cfg.Site):
 		return artifact, nil
 	case m.Home == r.cfg.Site:
 		return own, nil

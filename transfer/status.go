@@ -127,7 +127,7 @@ func (r *Reconciler) coverage(view *state.View, p state.Project, q Question, c *
 		}
 	}
 	return func(site string) bool {
-		return rules.Wants(all, p, q.Repository, tags, site) ||
+		return rules.Wants(all, p, q.Repository, tags, site) || len(c.manifests) > 0 && copyHere(view, p, c.manifests[0], site) ||
 			home == site && len(c.absent) == 0 && view.MayRest(p, site)
 	}, nil
 }

@@ -65,7 +65,7 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 	if _, _, ok := r.relevant(t.pid); !ok {
 		return nil // the project went, or left this site
 	}
-	if t.kind == claimed || t.kind == large {
+	if t.kind == claimed || t.kind == large || t.kind == kept {
 		fetch, promote, err := r.lacking(&closure{blobs: []content{{digest: t.digest, size: t.size}}})
 		if err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/registryapi/harbor"
+	"github.com/portolan/portolan/registryapi/mesh"
 )
 
 // projectView is a project as the command line shows it.
@@ -19,6 +20,8 @@ type projectView struct {
 	Owner        string `json:"owner"`
 	Repositories int    `json:"repositories"`
 	CreatedAt    string `json:"created_at"`
+
+	Guarantees *mesh.Guarantees `json:"guarantees,omitempty"`
 }
 
 func viewProject(p harbor.Project) projectView {
@@ -75,12 +78,19 @@ func newProjectCommand(a *app) *cobra.Command {
 					return err
 				}
 				v := viewProject(p)
+				g, err := c.Guarantees(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				v.Guarantees = &g
 				return a.show(v, func(w io.Writer) {
-					fields(w, [2]string{"name", v.Name}, [2]string{"id", strconv.FormatInt(v.ID, 10)}, [2]string{"access", v.access()},
-						[2]string{"owner", v.Owner}, [2]string{"repositories", strconv.Itoa(v.Repositories)}, [2]string{"created", v.CreatedAt})
+					fields(w, append([][2]string{{"name", v.Name}, {"id", strconv.FormatInt(v.ID, 10)}, {"access", v.access()},
+						{"owner", v.Owner}, {"repositories", strconv.Itoa(v.Repositories)}, {"created", v.CreatedAt}}, guaranteeFields(g)...)...)
 				})
 			},
 		}),
+		newProjectTagsCommand(a),
+		newProjectDurabilityCommand(a),
 		newProjectDeleteCommand(a),
 		newMemberCommand(a),
 	)
@@ -88,6 +98,7 @@ func newProjectCommand(a *app) *cobra.Command {
 
 func newProjectCreateCommand(a *app) *cobra.Command {
 	var public bool
+	var req harbor.ProjectRequest
 	cmd := a.withJSON(&cobra.Command{
 		Use:   "create NAME",
 		Short: "Make a project; you become its administrator",
@@ -97,7 +108,8 @@ func newProjectCreateCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			p, err := c.CreateProject(cmd.Context(), args[0], public)
+			req.Name, req.Metadata.Public = args[0], strconv.FormatBool(public)
+			p, err := c.CreateProject(cmd.Context(), req)
 			if err != nil {
 				return err
 			}
@@ -106,6 +118,8 @@ func newProjectCreateCommand(a *app) *cobra.Command {
 		},
 	})
 	cmd.Flags().BoolVar(&public, "public", false, "everybody may pull, without a login (default: members only)")
+	cmd.Flags().StringVar(&req.Tags, "tags", "", `"strong": the mesh decides what tags say (default: each site, and all sites merge)`)
+	cmd.Flags().Uint32Var(&req.Durability, "durability", 0, "sites that must have a push before it is answered (default: the one that takes it)")
 	return cmd
 }
 

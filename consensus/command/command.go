@@ -59,6 +59,9 @@ var kinds = []kind{
 	{Type_TYPE_KEY_STEP, 1, func() proto.Message { return new(KeyStep) }},
 	{Type_TYPE_SECRET_SET, 1, func() proto.Message { return new(SecretSet) }},
 	{Type_TYPE_RECOVERY_SET, 1, func() proto.Message { return new(RecoverySet) }},
+	{Type_TYPE_TAGS_SET, 1, func() proto.Message { return new(TagsSet) }},
+	{Type_TYPE_TAGS_DELETE, 1, func() proto.Message { return new(TagsDelete) }},
+	{Type_TYPE_TAGS_MODE, 1, func() proto.Message { return new(TagsMode) }},
 }
 
 // index finds kinds by type and by message name. Made at first use: generated

@@ -56,6 +56,9 @@ const (
 	Type_TYPE_KEY_STEP       Type = 28
 	Type_TYPE_SECRET_SET     Type = 29
 	Type_TYPE_RECOVERY_SET   Type = 30
+	Type_TYPE_TAGS_SET       Type = 41
+	Type_TYPE_TAGS_DELETE    Type = 42
+	Type_TYPE_TAGS_MODE      Type = 43
 )
 
 // Enum value maps for Type.
@@ -89,6 +92,9 @@ var (
 		28: "TYPE_KEY_STEP",
 		29: "TYPE_SECRET_SET",
 		30: "TYPE_RECOVERY_SET",
+		41: "TYPE_TAGS_SET",
+		42: "TYPE_TAGS_DELETE",
+		43: "TYPE_TAGS_MODE",
 	}
 	Type_value = map[string]int32{
 		"TYPE_UNSPECIFIED":    0,
@@ -119,6 +125,9 @@ var (
 		"TYPE_KEY_STEP":       28,
 		"TYPE_SECRET_SET":     29,
 		"TYPE_RECOVERY_SET":   30,
+		"TYPE_TAGS_SET":       41,
+		"TYPE_TAGS_DELETE":    42,
+		"TYPE_TAGS_MODE":      43,
 	}
 )
 
@@ -199,6 +208,53 @@ func (KeyKind) EnumDescriptor() ([]byte, []int) {
 	return file_consensus_command_command_proto_rawDescGZIP(), []int{1}
 }
 
+// TagMode says who decides what a project's tags say. See transfer/tags.
+type TagMode int32
+
+const (
+	TagMode_TAG_MODE_EVENTUAL TagMode = 0 // each site, and all sites merge
+	TagMode_TAG_MODE_STRONG   TagMode = 1 // this state
+)
+
+// Enum value maps for TagMode.
+var (
+	TagMode_name = map[int32]string{
+		0: "TAG_MODE_EVENTUAL",
+		1: "TAG_MODE_STRONG",
+	}
+	TagMode_value = map[string]int32{
+		"TAG_MODE_EVENTUAL": 0,
+		"TAG_MODE_STRONG":   1,
+	}
+)
+
+func (x TagMode) Enum() *TagMode {
+	p := new(TagMode)
+	*p = x
+	return p
+}
+
+func (x TagMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TagMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_consensus_command_command_proto_enumTypes[2].Descriptor()
+}
+
+func (TagMode) Type() protoreflect.EnumType {
+	return &file_consensus_command_command_proto_enumTypes[2]
+}
+
+func (x TagMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TagMode.Descriptor instead.
+func (TagMode) EnumDescriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{2}
+}
+
 type KeyStep_Step int32
 
 const (
@@ -238,11 +294,11 @@ func (x KeyStep_Step) String() string {
 }
 
 func (KeyStep_Step) Descriptor() protoreflect.EnumDescriptor {
-	return file_consensus_command_command_proto_enumTypes[2].Descriptor()
+	return file_consensus_command_command_proto_enumTypes[3].Descriptor()
 }
 
 func (KeyStep_Step) Type() protoreflect.EnumType {
-	return &file_consensus_command_command_proto_enumTypes[2]
+	return &file_consensus_command_command_proto_enumTypes[3]
 }
 
 func (x KeyStep_Step) Number() protoreflect.EnumNumber {
@@ -252,6 +308,61 @@ func (x KeyStep_Step) Number() protoreflect.EnumNumber {
 // Deprecated: Use KeyStep_Step.Descriptor instead.
 func (KeyStep_Step) EnumDescriptor() ([]byte, []int) {
 	return file_consensus_command_command_proto_rawDescGZIP(), []int{29, 0}
+}
+
+type TagsMode_Step int32
+
+const (
+	TagsMode_STEP_UNSPECIFIED TagsMode_Step = 0
+	TagsMode_STEP_BEGIN       TagsMode_Step = 1 // also: force what is under way, or call it off
+	TagsMode_STEP_IMPORT      TagsMode_Step = 2 // to strong: tags as all sites together have them
+	TagsMode_STEP_END         TagsMode_Step = 3
+	TagsMode_STEP_CANCEL      TagsMode_Step = 4
+)
+
+// Enum value maps for TagsMode_Step.
+var (
+	TagsMode_Step_name = map[int32]string{
+		0: "STEP_UNSPECIFIED",
+		1: "STEP_BEGIN",
+		2: "STEP_IMPORT",
+		3: "STEP_END",
+		4: "STEP_CANCEL",
+	}
+	TagsMode_Step_value = map[string]int32{
+		"STEP_UNSPECIFIED": 0,
+		"STEP_BEGIN":       1,
+		"STEP_IMPORT":      2,
+		"STEP_END":         3,
+		"STEP_CANCEL":      4,
+	}
+)
+
+func (x TagsMode_Step) Enum() *TagsMode_Step {
+	p := new(TagsMode_Step)
+	*p = x
+	return p
+}
+
+func (x TagsMode_Step) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TagsMode_Step) Descriptor() protoreflect.EnumDescriptor {
+	return file_consensus_command_command_proto_enumTypes[4].Descriptor()
+}
+
+func (TagsMode_Step) Type() protoreflect.EnumType {
+	return &file_consensus_command_command_proto_enumTypes[4]
+}
+
+func (x TagsMode_Step) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TagsMode_Step.Descriptor instead.
+func (TagsMode_Step) EnumDescriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{35, 0}
 }
 
 // Envelope is one raft log entry.
@@ -1200,6 +1311,8 @@ type ProjectCreate struct {
 	Public        bool                   `protobuf:"varint,3,opt,name=public,proto3" json:"public,omitempty"`
 	OwnerId       int64                  `protobuf:"varint,4,opt,name=owner_id,json=ownerId,proto3" json:"owner_id,omitempty"` // becomes project administrator; 0: nobody
 	Sites         []string               `protobuf:"bytes,5,rep,name=sites,proto3" json:"sites,omitempty"`                     // residency; empty: everywhere
+	Tags          TagMode                `protobuf:"varint,30,opt,name=tags,proto3,enum=portolan.command.v1.TagMode" json:"tags,omitempty"`
+	Durability    uint32                 `protobuf:"varint,31,opt,name=durability,proto3" json:"durability,omitempty"` // sites that must have a push before it is answered; 0 and 1: the one that takes it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1269,11 +1382,26 @@ func (x *ProjectCreate) GetSites() []string {
 	return nil
 }
 
+func (x *ProjectCreate) GetTags() TagMode {
+	if x != nil {
+		return x.Tags
+	}
+	return TagMode_TAG_MODE_EVENTUAL
+}
+
+func (x *ProjectCreate) GetDurability() uint32 {
+	if x != nil {
+		return x.Durability
+	}
+	return 0
+}
+
 type ProjectUpdate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Public        *bool                  `protobuf:"varint,2,opt,name=public,proto3,oneof" json:"public,omitempty"`
 	IfVersion     uint64                 `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // 0: any
+	Durability    *uint32                `protobuf:"varint,30,opt,name=durability,proto3,oneof" json:"durability,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1325,6 +1453,13 @@ func (x *ProjectUpdate) GetPublic() bool {
 func (x *ProjectUpdate) GetIfVersion() uint64 {
 	if x != nil {
 		return x.IfVersion
+	}
+	return 0
+}
+
+func (x *ProjectUpdate) GetDurability() uint32 {
+	if x != nil && x.Durability != nil {
+		return *x.Durability
 	}
 	return 0
 }
@@ -2354,6 +2489,431 @@ func (x *RecoverySet) GetReplace() bool {
 	return false
 }
 
+// TagsSet sets tags of one repository in a project with strong tags: all or none.
+type TagsSet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"` // pid
+	Repository    string                 `protobuf:"bytes,2,opt,name=repository,proto3" json:"repository,omitempty"`                // below the project
+	Digest        string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`                        // of the manifest
+	Tags          []*TagSaid             `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty"`
+	Since         uint64                 `protobuf:"varint,5,opt,name=since,proto3" json:"since,omitempty"`                       // raft index that its node had when it put the manifest
+	AclIndex      uint64                 `protobuf:"varint,6,opt,name=acl_index,json=aclIndex,proto3" json:"acl_index,omitempty"` // raft index of the rights under which it was allowed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagsSet) Reset() {
+	*x = TagsSet{}
+	mi := &file_consensus_command_command_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagsSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagsSet) ProtoMessage() {}
+
+func (x *TagsSet) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagsSet.ProtoReflect.Descriptor instead.
+func (*TagsSet) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *TagsSet) GetProjectId() []byte {
+	if x != nil {
+		return x.ProjectId
+	}
+	return nil
+}
+
+func (x *TagsSet) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *TagsSet) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *TagsSet) GetTags() []*TagSaid {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *TagsSet) GetSince() uint64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *TagsSet) GetAclIndex() uint64 {
+	if x != nil {
+		return x.AclIndex
+	}
+	return 0
+}
+
+// TagSaid is a tag, and what it said to whoever wants to change it; "": nothing.
+type TagSaid struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagSaid) Reset() {
+	*x = TagSaid{}
+	mi := &file_consensus_command_command_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagSaid) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagSaid) ProtoMessage() {}
+
+func (x *TagSaid) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagSaid.ProtoReflect.Descriptor instead.
+func (*TagSaid) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *TagSaid) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TagSaid) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+// TagsDelete deletes a tag; or, without one, makes sure that a manifest may be
+// deleted; or, without both, deletes all tags of the repository.
+type TagsDelete struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	Repository    string                 `protobuf:"bytes,2,opt,name=repository,proto3" json:"repository,omitempty"`
+	Tag           string                 `protobuf:"bytes,3,opt,name=tag,proto3" json:"tag,omitempty"`
+	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"` // with a tag: what it must say; "": whatever it says
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagsDelete) Reset() {
+	*x = TagsDelete{}
+	mi := &file_consensus_command_command_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagsDelete) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagsDelete) ProtoMessage() {}
+
+func (x *TagsDelete) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagsDelete.ProtoReflect.Descriptor instead.
+func (*TagsDelete) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *TagsDelete) GetProjectId() []byte {
+	if x != nil {
+		return x.ProjectId
+	}
+	return nil
+}
+
+func (x *TagsDelete) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *TagsDelete) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+func (x *TagsDelete) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+// TagsMode is one step of a project's way from one mode of its tags to the other.
+type TagsMode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // of the project
+	Step          TagsMode_Step          `protobuf:"varint,2,opt,name=step,proto3,enum=portolan.command.v1.TagsMode_Step" json:"step,omitempty"`
+	To            TagMode                `protobuf:"varint,3,opt,name=to,proto3,enum=portolan.command.v1.TagMode" json:"to,omitempty"` // begin
+	Force         bool                   `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`                            // begin: sites that do not answer are not waited for
+	IfVersion     uint64                 `protobuf:"varint,5,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`   // begin: of the project; 0: any
+	Index         uint64                 `protobuf:"varint,6,opt,name=index,proto3" json:"index,omitempty"`                            // of the begin, in the other steps
+	NodeId        []byte                 `protobuf:"bytes,7,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`             // import, end: who imports
+	First         bool                   `protobuf:"varint,8,opt,name=first,proto3" json:"first,omitempty"`                            // import: what was imported before is dropped
+	Tags          []*ImportedTag         `protobuf:"bytes,9,rep,name=tags,proto3" json:"tags,omitempty"`
+	Count         uint32                 `protobuf:"varint,10,opt,name=count,proto3" json:"count,omitempty"`  // end: tags that were imported in all
+	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"` // cancel: why, for people
+	Late          []string               `protobuf:"bytes,12,rep,name=late,proto3" json:"late,omitempty"`     // end: sites that were not waited for
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagsMode) Reset() {
+	*x = TagsMode{}
+	mi := &file_consensus_command_command_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagsMode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagsMode) ProtoMessage() {}
+
+func (x *TagsMode) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagsMode.ProtoReflect.Descriptor instead.
+func (*TagsMode) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *TagsMode) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *TagsMode) GetStep() TagsMode_Step {
+	if x != nil {
+		return x.Step
+	}
+	return TagsMode_STEP_UNSPECIFIED
+}
+
+func (x *TagsMode) GetTo() TagMode {
+	if x != nil {
+		return x.To
+	}
+	return TagMode_TAG_MODE_EVENTUAL
+}
+
+func (x *TagsMode) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *TagsMode) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+func (x *TagsMode) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *TagsMode) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *TagsMode) GetFirst() bool {
+	if x != nil {
+		return x.First
+	}
+	return false
+}
+
+func (x *TagsMode) GetTags() []*ImportedTag {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *TagsMode) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *TagsMode) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TagsMode) GetLate() []string {
+	if x != nil {
+		return x.Late
+	}
+	return nil
+}
+
+type ImportedTag struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Repository    string                 `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Digest        string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Stamp         uint64                 `protobuf:"varint,4,opt,name=stamp,proto3" json:"stamp,omitempty"` // unix milliseconds << 16, as in the catalogue
+	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
+	AclIndex      uint64                 `protobuf:"varint,6,opt,name=acl_index,json=aclIndex,proto3" json:"acl_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportedTag) Reset() {
+	*x = ImportedTag{}
+	mi := &file_consensus_command_command_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportedTag) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportedTag) ProtoMessage() {}
+
+func (x *ImportedTag) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportedTag.ProtoReflect.Descriptor instead.
+func (*ImportedTag) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ImportedTag) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *ImportedTag) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImportedTag) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ImportedTag) GetStamp() uint64 {
+	if x != nil {
+		return x.Stamp
+	}
+	return 0
+}
+
+func (x *ImportedTag) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ImportedTag) GetAclIndex() uint64 {
+	if x != nil {
+		return x.AclIndex
+	}
+	return 0
+}
+
 // Snapshot is the whole state, as one stream of length-prefixed messages; the
 // header comes first. See consensus/state.
 type SnapshotHeader struct {
@@ -2367,7 +2927,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2939,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2952,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2504,20 +3064,28 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
 	"\x05drain\x18\x02 \x01(\bR\x05drain\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x04R\tifVersion\"\x8b\x01\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\"\xdd\x01\n" +
 	"\rProjectCreate\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06public\x18\x03 \x01(\bR\x06public\x12\x19\n" +
 	"\bowner_id\x18\x04 \x01(\x03R\aownerId\x12\x14\n" +
-	"\x05sites\x18\x05 \x03(\tR\x05sites\"f\n" +
+	"\x05sites\x18\x05 \x03(\tR\x05sites\x120\n" +
+	"\x04tags\x18\x1e \x01(\x0e2\x1c.portolan.command.v1.TagModeR\x04tags\x12\x1e\n" +
+	"\n" +
+	"durability\x18\x1f \x01(\rR\n" +
+	"durability\"\x9a\x01\n" +
 	"\rProjectUpdate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1b\n" +
 	"\x06public\x18\x02 \x01(\bH\x00R\x06public\x88\x01\x01\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x04R\tifVersionB\t\n" +
-	"\a_public\">\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\x12#\n" +
+	"\n" +
+	"durability\x18\x1e \x01(\rH\x01R\n" +
+	"durability\x88\x01\x01B\t\n" +
+	"\a_publicB\r\n" +
+	"\v_durability\">\n" +
 	"\rProjectDelete\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
 	"\n" +
@@ -2618,11 +3186,64 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"if_version\x18\x04 \x01(\x04R\tifVersion\"E\n" +
 	"\vRecoverySet\x12\x1c\n" +
 	"\trecipient\x18\x01 \x01(\tR\trecipient\x12\x18\n" +
-	"\areplace\x18\x02 \x01(\bR\areplace\"T\n" +
+	"\areplace\x18\x02 \x01(\bR\areplace\"\xc5\x01\n" +
+	"\aTagsSet\x12\x1d\n" +
+	"\n" +
+	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x02 \x01(\tR\n" +
+	"repository\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x120\n" +
+	"\x04tags\x18\x04 \x03(\v2\x1c.portolan.command.v1.TagSaidR\x04tags\x12\x14\n" +
+	"\x05since\x18\x05 \x01(\x04R\x05since\x12\x1b\n" +
+	"\tacl_index\x18\x06 \x01(\x04R\baclIndex\"5\n" +
+	"\aTagSaid\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"u\n" +
+	"\n" +
+	"TagsDelete\x12\x1d\n" +
+	"\n" +
+	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x02 \x01(\tR\n" +
+	"repository\x12\x10\n" +
+	"\x03tag\x18\x03 \x01(\tR\x03tag\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xd0\x03\n" +
+	"\bTagsMode\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x126\n" +
+	"\x04step\x18\x02 \x01(\x0e2\".portolan.command.v1.TagsMode.StepR\x04step\x12,\n" +
+	"\x02to\x18\x03 \x01(\x0e2\x1c.portolan.command.v1.TagModeR\x02to\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x05 \x01(\x04R\tifVersion\x12\x14\n" +
+	"\x05index\x18\x06 \x01(\x04R\x05index\x12\x17\n" +
+	"\anode_id\x18\a \x01(\fR\x06nodeId\x12\x14\n" +
+	"\x05first\x18\b \x01(\bR\x05first\x124\n" +
+	"\x04tags\x18\t \x03(\v2 .portolan.command.v1.ImportedTagR\x04tags\x12\x14\n" +
+	"\x05count\x18\n" +
+	" \x01(\rR\x05count\x12\x16\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x12\x12\n" +
+	"\x04late\x18\f \x03(\tR\x04late\"\\\n" +
+	"\x04Step\x12\x14\n" +
+	"\x10STEP_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"STEP_BEGIN\x10\x01\x12\x0f\n" +
+	"\vSTEP_IMPORT\x10\x02\x12\f\n" +
+	"\bSTEP_END\x10\x03\x12\x0f\n" +
+	"\vSTEP_CANCEL\x10\x04\"\xa2\x01\n" +
+	"\vImportedTag\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x01 \x01(\tR\n" +
+	"repository\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x14\n" +
+	"\x05stamp\x18\x04 \x01(\x04R\x05stamp\x12\x14\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x1b\n" +
+	"\tacl_index\x18\x06 \x01(\x04R\baclIndex\"T\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index*\xf5\x04\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index*\xb2\x05\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -2652,11 +3273,17 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x10TYPE_KEYS_ROTATE\x10\x1b\x12\x11\n" +
 	"\rTYPE_KEY_STEP\x10\x1c\x12\x13\n" +
 	"\x0fTYPE_SECRET_SET\x10\x1d\x12\x15\n" +
-	"\x11TYPE_RECOVERY_SET\x10\x1e*K\n" +
+	"\x11TYPE_RECOVERY_SET\x10\x1e\x12\x11\n" +
+	"\rTYPE_TAGS_SET\x10)\x12\x14\n" +
+	"\x10TYPE_TAGS_DELETE\x10*\x12\x12\n" +
+	"\x0eTYPE_TAGS_MODE\x10+*K\n" +
 	"\aKeyKind\x12\x18\n" +
 	"\x14KEY_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fKEY_KIND_GOSSIP\x10\x01\x12\x11\n" +
-	"\rKEY_KIND_MESH\x10\x02B0Z.github.com/portolan/portolan/consensus/commandb\x06proto3"
+	"\rKEY_KIND_MESH\x10\x02*5\n" +
+	"\aTagMode\x12\x15\n" +
+	"\x11TAG_MODE_EVENTUAL\x10\x00\x12\x13\n" +
+	"\x0fTAG_MODE_STRONG\x10\x01B0Z.github.com/portolan/portolan/consensus/commandb\x06proto3"
 
 var (
 	file_consensus_command_command_proto_rawDescOnce sync.Once
@@ -2670,64 +3297,76 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 	return file_consensus_command_command_proto_rawDescData
 }
 
-var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),              // 0: portolan.command.v1.Type
 	(KeyKind)(0),           // 1: portolan.command.v1.KeyKind
-	(KeyStep_Step)(0),      // 2: portolan.command.v1.KeyStep.Step
-	(*Envelope)(nil),       // 3: portolan.command.v1.Envelope
-	(*Node)(nil),           // 4: portolan.command.v1.Node
-	(*MeshCreate)(nil),     // 5: portolan.command.v1.MeshCreate
-	(*SetLevel)(nil),       // 6: portolan.command.v1.SetLevel
-	(*ProfileSet)(nil),     // 7: portolan.command.v1.ProfileSet
-	(*VotersSet)(nil),      // 8: portolan.command.v1.VotersSet
-	(*MeshRecovered)(nil),  // 9: portolan.command.v1.MeshRecovered
-	(*TokenCreate)(nil),    // 10: portolan.command.v1.TokenCreate
-	(*TokenRevoke)(nil),    // 11: portolan.command.v1.TokenRevoke
-	(*TokenDelete)(nil),    // 12: portolan.command.v1.TokenDelete
-	(*NodeJoin)(nil),       // 13: portolan.command.v1.NodeJoin
-	(*NodeUpdate)(nil),     // 14: portolan.command.v1.NodeUpdate
-	(*NodeRemove)(nil),     // 15: portolan.command.v1.NodeRemove
-	(*SiteDrain)(nil),      // 16: portolan.command.v1.SiteDrain
-	(*ProjectCreate)(nil),  // 17: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),  // 18: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),  // 19: portolan.command.v1.ProjectDelete
-	(*UserCreate)(nil),     // 20: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),     // 21: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),     // 22: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),      // 23: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),   // 24: portolan.command.v1.MemberDelete
-	(*Rule)(nil),           // 25: portolan.command.v1.Rule
-	(*RuleCreate)(nil),     // 26: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),     // 27: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),     // 28: portolan.command.v1.RuleDelete
-	(*KeyBox)(nil),         // 29: portolan.command.v1.KeyBox
-	(*NodeKey)(nil),        // 30: portolan.command.v1.NodeKey
-	(*KeysRotate)(nil),     // 31: portolan.command.v1.KeysRotate
-	(*KeyStep)(nil),        // 32: portolan.command.v1.KeyStep
-	(*SecretSet)(nil),      // 33: portolan.command.v1.SecretSet
-	(*RecoverySet)(nil),    // 34: portolan.command.v1.RecoverySet
-	(*SnapshotHeader)(nil), // 35: portolan.command.v1.SnapshotHeader
+	(TagMode)(0),           // 2: portolan.command.v1.TagMode
+	(KeyStep_Step)(0),      // 3: portolan.command.v1.KeyStep.Step
+	(TagsMode_Step)(0),     // 4: portolan.command.v1.TagsMode.Step
+	(*Envelope)(nil),       // 5: portolan.command.v1.Envelope
+	(*Node)(nil),           // 6: portolan.command.v1.Node
+	(*MeshCreate)(nil),     // 7: portolan.command.v1.MeshCreate
+	(*SetLevel)(nil),       // 8: portolan.command.v1.SetLevel
+	(*ProfileSet)(nil),     // 9: portolan.command.v1.ProfileSet
+	(*VotersSet)(nil),      // 10: portolan.command.v1.VotersSet
+	(*MeshRecovered)(nil),  // 11: portolan.command.v1.MeshRecovered
+	(*TokenCreate)(nil),    // 12: portolan.command.v1.TokenCreate
+	(*TokenRevoke)(nil),    // 13: portolan.command.v1.TokenRevoke
+	(*TokenDelete)(nil),    // 14: portolan.command.v1.TokenDelete
+	(*NodeJoin)(nil),       // 15: portolan.command.v1.NodeJoin
+	(*NodeUpdate)(nil),     // 16: portolan.command.v1.NodeUpdate
+	(*NodeRemove)(nil),     // 17: portolan.command.v1.NodeRemove
+	(*SiteDrain)(nil),      // 18: portolan.command.v1.SiteDrain
+	(*ProjectCreate)(nil),  // 19: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),  // 20: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),  // 21: portolan.command.v1.ProjectDelete
+	(*UserCreate)(nil),     // 22: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),     // 23: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),     // 24: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),      // 25: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),   // 26: portolan.command.v1.MemberDelete
+	(*Rule)(nil),           // 27: portolan.command.v1.Rule
+	(*RuleCreate)(nil),     // 28: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),     // 29: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),     // 30: portolan.command.v1.RuleDelete
+	(*KeyBox)(nil),         // 31: portolan.command.v1.KeyBox
+	(*NodeKey)(nil),        // 32: portolan.command.v1.NodeKey
+	(*KeysRotate)(nil),     // 33: portolan.command.v1.KeysRotate
+	(*KeyStep)(nil),        // 34: portolan.command.v1.KeyStep
+	(*SecretSet)(nil),      // 35: portolan.command.v1.SecretSet
+	(*RecoverySet)(nil),    // 36: portolan.command.v1.RecoverySet
+	(*TagsSet)(nil),        // 37: portolan.command.v1.TagsSet
+	(*TagSaid)(nil),        // 38: portolan.command.v1.TagSaid
+	(*TagsDelete)(nil),     // 39: portolan.command.v1.TagsDelete
+	(*TagsMode)(nil),       // 40: portolan.command.v1.TagsMode
+	(*ImportedTag)(nil),    // 41: portolan.command.v1.ImportedTag
+	(*SnapshotHeader)(nil), // 42: portolan.command.v1.SnapshotHeader
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
-	4,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
-	30, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
-	4,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
-	30, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
-	4,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
-	25, // 6: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	25, // 7: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
-	1,  // 8: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
-	1,  // 9: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
-	2,  // 10: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
-	29, // 11: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	6,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
+	32, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
+	6,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
+	32, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
+	6,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
+	2,  // 6: portolan.command.v1.ProjectCreate.tags:type_name -> portolan.command.v1.TagMode
+	27, // 7: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	27, // 8: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	1,  // 9: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
+	1,  // 10: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
+	3,  // 11: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
+	31, // 12: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
+	38, // 13: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
+	4,  // 14: portolan.command.v1.TagsMode.step:type_name -> portolan.command.v1.TagsMode.Step
+	2,  // 15: portolan.command.v1.TagsMode.to:type_name -> portolan.command.v1.TagMode
+	41, // 16: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_consensus_command_command_proto_init() }
@@ -2742,8 +3381,8 @@ func file_consensus_command_command_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   33,
+			NumEnums:      5,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

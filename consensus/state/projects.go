@@ -53,7 +53,13 @@ func (v *View) projectCreate(m *command.ProjectCreate) (int64, error) {
 		return 0, err
 	}
 	p := Project{ID: v.newID(), PID: pid, Name: m.GetName(), Public: m.GetPublic(), OwnerID: m.GetOwnerId(), Sites: set(m.GetSites()),
-		CreatedAt: v.now(), UpdatedAt: v.now(), Version: 1}
+		CreatedAt: v.now(), UpdatedAt: v.now(), Version: 1, Tags: TagState{Mode: TagMode(m.GetTags())}, Durability: int(m.GetDurability())}
+	if m.GetTags() > command.TagMode_TAG_MODE_STRONG || m.GetTags() < 0 {
+		return 0, refuse(command.CodeInvalid, "%d is not a mode of tags", m.GetTags())
+	}
+	if err := v.checkDurability(m.GetDurability(), p); err != nil {
+		return 0, err
+	}
 	v.putProject(p)
 	if p.OwnerID != 0 {
 		v.putMember(Member{ID: v.newID(), ProjectID: p.ID, UserID: p.OwnerID, Role: ProjectAdmin, Version: 1})
@@ -81,6 +87,12 @@ func (v *View) projectUpdate(m *command.ProjectUpdate) (int64, error) {
 	if m.Public != nil {
 		p.Public = m.GetPublic()
 	}
+	if m.Durability != nil {
+		if err := v.checkDurability(m.GetDurability(), p); err != nil {
+			return 0, err
+		}
+		p.Durability = int(m.GetDurability())
+	}
 	v.putProject(p)
 	return p.ID, nil
 }
@@ -91,6 +103,7 @@ func (v *View) projectDelete(m *command.ProjectDelete) (int64, error) {
 		return 0, err
 	}
 	p.DeletedAt = v.now()
+	v.deletedTags(&p)
 	v.putProject(p)
 	return p.ID, nil
 }
@@ -216,6 +229,7 @@ func (v *View) putProject(p Project) {
 	v.projNames, _, _ = v.projNames.Insert([]byte(p.Name), p.ID)
 	v.pids, _, _ = v.pids.Insert(p.PID[:], p.ID)
 	v.indexProject(p)
+	v.indexTags(p)
 }
 
 // putMember fills in the user's name.

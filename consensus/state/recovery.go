@@ -41,6 +41,7 @@ func (v *View) meshRecovered(m *command.MeshRecovered) (int64, error) {
 	v.mesh.Recoveries = append(slices.Clone(kept), Recovery{Ended: v.mesh.Generation, Index: v.index, At: v.now(), Node: node})
 	v.mesh.Generation = next
 	v.mesh.Version++
+	v.declareTags()
 	return 0, nil
 }
 

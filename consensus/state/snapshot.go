@@ -97,7 +97,7 @@ func noEOF(err error) error {
 func (v *View) records(yield func(*Record) bool) {
 	mesh := &MeshRow{MeshId: v.mesh.ID[:], Generation: v.mesh.Generation[:], Level: v.mesh.Level,
 		CreatedUnixNs: toNanos(v.mesh.CreatedAt), Profile: v.mesh.Profile, LastId: v.lastID, ClockUnixNs: v.clock, Version: v.mesh.Version,
-		Voters: uint32(v.mesh.Voters), Recoveries: recoveryRows(v.mesh.Recoveries), Keys: v.keyState.row()}
+		Voters: uint32(v.mesh.Voters), Recoveries: recoveryRows(v.mesh.Recoveries), Keys: v.keyState.row(), TagsEpoch: v.tagsEpoch, TagMarksFrom: v.marksFrom}
 	if !yield(&Record{Row: &Record_Mesh{mesh}}) {
 		return
 	}
@@ -126,10 +126,14 @@ func (v *View) records(yield func(*Record) bool) {
 	}
 	for p := range all(v.projects, nil) {
 		row := &ProjectRow{Id: p.ID, ProjectId: p.PID[:], Name: p.Name, Public: p.Public, OwnerId: p.OwnerID, Sites: p.Sites,
-			CreatedUnixNs: toNanos(p.CreatedAt), UpdatedUnixNs: toNanos(p.UpdatedAt), DeletedUnixNs: toNanos(p.DeletedAt), Version: p.Version}
+			CreatedUnixNs: toNanos(p.CreatedAt), UpdatedUnixNs: toNanos(p.UpdatedAt), DeletedUnixNs: toNanos(p.DeletedAt), Version: p.Version,
+			Tags: p.Tags.row(), Durability: uint32(p.Durability)}
 		if !yield(&Record{Row: &Record_Project{row}}) {
 			return
 		}
+	}
+	if !v.tagRecords(yield) {
+		return
 	}
 	for m := range all(v.members, nil) {
 		if !yield(&Record{Row: &Record_Member{&MemberRow{Id: m.ID, ProjectId: m.ProjectID, UserId: m.UserID, Role: int32(m.Role), Version: m.Version}}}) {
@@ -204,7 +208,11 @@ func (v *View) load(rec *Record) error {
 		if err != nil {
 			return err
 		}
-		v.putProject(Project{ID: p.GetId(), PID: pid, Name: p.GetName(), Public: p.GetPublic(), OwnerID: p.GetOwnerId(), Sites: p.GetSites(),
+		tags, err := loadTagState(p.GetTags())
+		if err != nil {
+			return err
+		}
+		v.putProject(Project{Tags: tags, Durability: int(p.GetDurability()), ID: p.GetId(), PID: pid, Name: p.GetName(), Public: p.GetPublic(), OwnerID: p.GetOwnerId(), Sites: p.GetSites(),
 			CreatedAt: fromNanos(p.GetCreatedUnixNs()), UpdatedAt: fromNanos(p.GetUpdatedUnixNs()), DeletedAt: fromNanos(p.GetDeletedUnixNs()), Version: p.GetVersion()})
 	case *Record_Member:
 		m := row.Member
@@ -215,6 +223,12 @@ func (v *View) load(rec *Record) error {
 			Sites: r.GetSites(), Disabled: r.GetDisabled(), Version: row.Rule.GetVersion(), CreatedAt: fromNanos(row.Rule.GetCreatedUnixNs())})
 	case *Record_Removed:
 		return v.loadRemoved(row.Removed)
+	case *Record_StrongTag:
+		return v.loadTag(row.StrongTag, false)
+	case *Record_StagedTag:
+		return v.loadTag(row.StagedTag, true)
+	case *Record_TagMark:
+		return v.loadMark(row.TagMark)
 	case *Record_Token:
 		return v.loadToken(row.Token)
 	case *Record_Key:
@@ -245,6 +259,7 @@ func (v *View) loadMesh(m *MeshRow) error {
 	v.mesh = Mesh{ID: id, Generation: [16]byte(m.GetGeneration()), Level: m.GetLevel(), Profile: m.GetProfile(),
 		Voters: int(m.GetVoters()), CreatedAt: fromNanos(m.GetCreatedUnixNs()), Version: counted(m.GetVersion())}
 	v.lastID, v.clock, v.keyState = m.GetLastId(), m.GetClockUnixNs(), m.GetKeys().keyState()
+	v.tagsEpoch, v.marksFrom = m.GetTagsEpoch(), m.GetTagMarksFrom()
 	v.mesh.Recoveries, err = readRecoveries(m.GetRecoveries())
 	return err
 }

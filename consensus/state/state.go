@@ -203,6 +203,12 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 		return v.secretSet(m)
 	case *command.RecoverySet:
 		return v.recoverySet(actor, m)
+	case *command.TagsSet:
+		return v.tagsSet(actor, m)
+	case *command.TagsDelete:
+		return v.tagsDelete(actor, m)
+	case *command.TagsMode:
+		return v.tagsMode(actor, m)
 	default:
 		return 0, &UnsupportedError{Index: v.index, Reason: fmt.Sprintf("command %T", body)}
 	}

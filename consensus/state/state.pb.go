@@ -43,6 +43,9 @@ type Record struct {
 	//	*Record_Secret
 	//	*Record_End
 	//	*Record_Removed
+	//	*Record_StrongTag
+	//	*Record_StagedTag
+	//	*Record_TagMark
 	Row           isRecord_Row `protobuf_oneof:"row"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -202,6 +205,33 @@ func (x *Record) GetRemoved() *RemovedRow {
 	return nil
 }
 
+func (x *Record) GetStrongTag() *StrongTagRow {
+	if x != nil {
+		if x, ok := x.Row.(*Record_StrongTag); ok {
+			return x.StrongTag
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetStagedTag() *StrongTagRow {
+	if x != nil {
+		if x, ok := x.Row.(*Record_StagedTag); ok {
+			return x.StagedTag
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetTagMark() *TagMarkRow {
+	if x != nil {
+		if x, ok := x.Row.(*Record_TagMark); ok {
+			return x.TagMark
+		}
+	}
+	return nil
+}
+
 type isRecord_Row interface {
 	isRecord_Row()
 }
@@ -258,6 +288,18 @@ type Record_Removed struct {
 	Removed *RemovedRow `protobuf:"bytes,20,opt,name=removed,proto3,oneof"`
 }
 
+type Record_StrongTag struct {
+	StrongTag *StrongTagRow `protobuf:"bytes,41,opt,name=strong_tag,json=strongTag,proto3,oneof"`
+}
+
+type Record_StagedTag struct {
+	StagedTag *StrongTagRow `protobuf:"bytes,42,opt,name=staged_tag,json=stagedTag,proto3,oneof"`
+}
+
+type Record_TagMark struct {
+	TagMark *TagMarkRow `protobuf:"bytes,43,opt,name=tag_mark,json=tagMark,proto3,oneof"`
+}
+
 func (*Record_Mesh) isRecord_Row() {}
 
 func (*Record_Site) isRecord_Row() {}
@@ -284,6 +326,12 @@ func (*Record_End) isRecord_Row() {}
 
 func (*Record_Removed) isRecord_Row() {}
 
+func (*Record_StrongTag) isRecord_Row() {}
+
+func (*Record_StagedTag) isRecord_Row() {}
+
+func (*Record_TagMark) isRecord_Row() {}
+
 type MeshRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MeshId        []byte                 `protobuf:"bytes,1,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
@@ -296,7 +344,9 @@ type MeshRow struct {
 	Version       uint64                 `protobuf:"varint,9,opt,name=version,proto3" json:"version,omitempty"`                              // of the settings: level, profile, voters
 	Voters        uint32                 `protobuf:"varint,20,opt,name=voters,proto3" json:"voters,omitempty"`                               // how many sites vote; 0: nobody said, three
 	Keys          *KeysRow               `protobuf:"bytes,27,opt,name=keys,proto3" json:"keys,omitempty"`
-	Recoveries    []*RecoveryRow         `protobuf:"bytes,32,rep,name=recoveries,proto3" json:"recoveries,omitempty"` // oldest first
+	Recoveries    []*RecoveryRow         `protobuf:"bytes,32,rep,name=recoveries,proto3" json:"recoveries,omitempty"`                            // oldest first
+	TagsEpoch     uint64                 `protobuf:"varint,41,opt,name=tags_epoch,json=tagsEpoch,proto3" json:"tags_epoch,omitempty"`            // recoveries and restores since the mesh was made
+	TagMarksFrom  uint64                 `protobuf:"varint,42,opt,name=tag_marks_from,json=tagMarksFrom,proto3" json:"tag_marks_from,omitempty"` // marks up to this raft index were let go
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -406,6 +456,20 @@ func (x *MeshRow) GetRecoveries() []*RecoveryRow {
 		return x.Recoveries
 	}
 	return nil
+}
+
+func (x *MeshRow) GetTagsEpoch() uint64 {
+	if x != nil {
+		return x.TagsEpoch
+	}
+	return 0
+}
+
+func (x *MeshRow) GetTagMarksFrom() uint64 {
+	if x != nil {
+		return x.TagMarksFrom
+	}
+	return 0
 }
 
 // RecoveryRow is a raft generation that ended, and how.
@@ -878,6 +942,8 @@ type ProjectRow struct {
 	UpdatedUnixNs int64                  `protobuf:"varint,8,opt,name=updated_unix_ns,json=updatedUnixNs,proto3" json:"updated_unix_ns,omitempty"`
 	DeletedUnixNs int64                  `protobuf:"varint,9,opt,name=deleted_unix_ns,json=deletedUnixNs,proto3" json:"deleted_unix_ns,omitempty"` // 0: not deleted
 	Version       uint64                 `protobuf:"varint,10,opt,name=version,proto3" json:"version,omitempty"`
+	Tags          *TagStateRow           `protobuf:"bytes,30,opt,name=tags,proto3" json:"tags,omitempty"` // missing: always eventual
+	Durability    uint32                 `protobuf:"varint,31,opt,name=durability,proto3" json:"durability,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -982,6 +1048,339 @@ func (x *ProjectRow) GetVersion() uint64 {
 	return 0
 }
 
+func (x *ProjectRow) GetTags() *TagStateRow {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *ProjectRow) GetDurability() uint32 {
+	if x != nil {
+		return x.Durability
+	}
+	return 0
+}
+
+// TagStateRow is how far a project is with its tags' mode.
+type TagStateRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          command.TagMode        `protobuf:"varint,1,opt,name=mode,proto3,enum=portolan.command.v1.TagMode" json:"mode,omitempty"`
+	To            command.TagMode        `protobuf:"varint,2,opt,name=to,proto3,enum=portolan.command.v1.TagMode" json:"to,omitempty"`
+	SwitchIndex   uint64                 `protobuf:"varint,3,opt,name=switch_index,json=switchIndex,proto3" json:"switch_index,omitempty"` // of the command that began a switch; 0: none is under way
+	SwitchUnixNs  int64                  `protobuf:"varint,4,opt,name=switch_unix_ns,json=switchUnixNs,proto3" json:"switch_unix_ns,omitempty"`
+	SwitchBy      string                 `protobuf:"bytes,5,opt,name=switch_by,json=switchBy,proto3" json:"switch_by,omitempty"` // actor
+	Force         bool                   `protobuf:"varint,6,opt,name=force,proto3" json:"force,omitempty"`                      // of the switch under way
+	Importer      []byte                 `protobuf:"bytes,7,opt,name=importer,proto3" json:"importer,omitempty"`                 // node id
+	Staged        uint64                 `protobuf:"varint,8,opt,name=staged,proto3" json:"staged,omitempty"`                    // tags that it has imported
+	Late          []string               `protobuf:"bytes,9,rep,name=late,proto3" json:"late,omitempty"`                         // sites that the last switch did not wait for
+	Base          uint64                 `protobuf:"varint,10,opt,name=base,proto3" json:"base,omitempty"`
+	Seq           uint64                 `protobuf:"varint,11,opt,name=seq,proto3" json:"seq,omitempty"`
+	Note          string                 `protobuf:"bytes,12,opt,name=note,proto3" json:"note,omitempty"`                                // why the last switch was called off
+	LateBefore    uint64                 `protobuf:"varint,13,opt,name=late_before,json=lateBefore,proto3" json:"late_before,omitempty"` // raft index of the end of a switch that did not wait for all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagStateRow) Reset() {
+	*x = TagStateRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagStateRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagStateRow) ProtoMessage() {}
+
+func (x *TagStateRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagStateRow.ProtoReflect.Descriptor instead.
+func (*TagStateRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *TagStateRow) GetMode() command.TagMode {
+	if x != nil {
+		return x.Mode
+	}
+	return command.TagMode(0)
+}
+
+func (x *TagStateRow) GetTo() command.TagMode {
+	if x != nil {
+		return x.To
+	}
+	return command.TagMode(0)
+}
+
+func (x *TagStateRow) GetSwitchIndex() uint64 {
+	if x != nil {
+		return x.SwitchIndex
+	}
+	return 0
+}
+
+func (x *TagStateRow) GetSwitchUnixNs() int64 {
+	if x != nil {
+		return x.SwitchUnixNs
+	}
+	return 0
+}
+
+func (x *TagStateRow) GetSwitchBy() string {
+	if x != nil {
+		return x.SwitchBy
+	}
+	return ""
+}
+
+func (x *TagStateRow) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *TagStateRow) GetImporter() []byte {
+	if x != nil {
+		return x.Importer
+	}
+	return nil
+}
+
+func (x *TagStateRow) GetStaged() uint64 {
+	if x != nil {
+		return x.Staged
+	}
+	return 0
+}
+
+func (x *TagStateRow) GetLate() []string {
+	if x != nil {
+		return x.Late
+	}
+	return nil
+}
+
+func (x *TagStateRow) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *TagStateRow) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *TagStateRow) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *TagStateRow) GetLateBefore() uint64 {
+	if x != nil {
+		return x.LateBefore
+	}
+	return 0
+}
+
+// StrongTagRow is what a tag says; without a digest it was deleted.
+type StrongTagRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	Repository    string                 `protobuf:"bytes,2,opt,name=repository,proto3" json:"repository,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Digest        string                 `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	Seq           uint64                 `protobuf:"varint,5,opt,name=seq,proto3" json:"seq,omitempty"`
+	Stamp         uint64                 `protobuf:"varint,6,opt,name=stamp,proto3" json:"stamp,omitempty"`
+	Actor         string                 `protobuf:"bytes,7,opt,name=actor,proto3" json:"actor,omitempty"`
+	AclIndex      uint64                 `protobuf:"varint,8,opt,name=acl_index,json=aclIndex,proto3" json:"acl_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StrongTagRow) Reset() {
+	*x = StrongTagRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StrongTagRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StrongTagRow) ProtoMessage() {}
+
+func (x *StrongTagRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StrongTagRow.ProtoReflect.Descriptor instead.
+func (*StrongTagRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *StrongTagRow) GetProjectId() []byte {
+	if x != nil {
+		return x.ProjectId
+	}
+	return nil
+}
+
+func (x *StrongTagRow) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *StrongTagRow) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StrongTagRow) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *StrongTagRow) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *StrongTagRow) GetStamp() uint64 {
+	if x != nil {
+		return x.Stamp
+	}
+	return 0
+}
+
+func (x *StrongTagRow) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *StrongTagRow) GetAclIndex() uint64 {
+	if x != nil {
+		return x.AclIndex
+	}
+	return 0
+}
+
+// TagMarkRow says that a manifest, or all of a repository (no digest), was let go.
+type TagMarkRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	Repository    string                 `protobuf:"bytes,2,opt,name=repository,proto3" json:"repository,omitempty"`
+	Digest        string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Index         uint64                 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
+	UnixNs        int64                  `protobuf:"varint,5,opt,name=unix_ns,json=unixNs,proto3" json:"unix_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagMarkRow) Reset() {
+	*x = TagMarkRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagMarkRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagMarkRow) ProtoMessage() {}
+
+func (x *TagMarkRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagMarkRow.ProtoReflect.Descriptor instead.
+func (*TagMarkRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TagMarkRow) GetProjectId() []byte {
+	if x != nil {
+		return x.ProjectId
+	}
+	return nil
+}
+
+func (x *TagMarkRow) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *TagMarkRow) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *TagMarkRow) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *TagMarkRow) GetUnixNs() int64 {
+	if x != nil {
+		return x.UnixNs
+	}
+	return 0
+}
+
 type UserRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1000,7 +1399,7 @@ type UserRow struct {
 
 func (x *UserRow) Reset() {
 	*x = UserRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[9]
+	mi := &file_consensus_state_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1012,7 +1411,7 @@ func (x *UserRow) String() string {
 func (*UserRow) ProtoMessage() {}
 
 func (x *UserRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[9]
+	mi := &file_consensus_state_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1025,7 +1424,7 @@ func (x *UserRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRow.ProtoReflect.Descriptor instead.
 func (*UserRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{9}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UserRow) GetId() int64 {
@@ -1111,7 +1510,7 @@ type MemberRow struct {
 
 func (x *MemberRow) Reset() {
 	*x = MemberRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[10]
+	mi := &file_consensus_state_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1522,7 @@ func (x *MemberRow) String() string {
 func (*MemberRow) ProtoMessage() {}
 
 func (x *MemberRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[10]
+	mi := &file_consensus_state_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1535,7 @@ func (x *MemberRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRow.ProtoReflect.Descriptor instead.
 func (*MemberRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{10}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MemberRow) GetId() int64 {
@@ -1186,7 +1585,7 @@ type RuleRow struct {
 
 func (x *RuleRow) Reset() {
 	*x = RuleRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[11]
+	mi := &file_consensus_state_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1597,7 @@ func (x *RuleRow) String() string {
 func (*RuleRow) ProtoMessage() {}
 
 func (x *RuleRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[11]
+	mi := &file_consensus_state_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1610,7 @@ func (x *RuleRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleRow.ProtoReflect.Descriptor instead.
 func (*RuleRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{11}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RuleRow) GetId() int64 {
@@ -1261,7 +1660,7 @@ type TokenRow struct {
 
 func (x *TokenRow) Reset() {
 	*x = TokenRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[12]
+	mi := &file_consensus_state_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1672,7 @@ func (x *TokenRow) String() string {
 func (*TokenRow) ProtoMessage() {}
 
 func (x *TokenRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[12]
+	mi := &file_consensus_state_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1685,7 @@ func (x *TokenRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRow.ProtoReflect.Descriptor instead.
 func (*TokenRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{12}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TokenRow) GetId() int64 {
@@ -1380,7 +1779,7 @@ type RequestRow struct {
 
 func (x *RequestRow) Reset() {
 	*x = RequestRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[13]
+	mi := &file_consensus_state_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1791,7 @@ func (x *RequestRow) String() string {
 func (*RequestRow) ProtoMessage() {}
 
 func (x *RequestRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[13]
+	mi := &file_consensus_state_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1804,7 @@ func (x *RequestRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRow.ProtoReflect.Descriptor instead.
 func (*RequestRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{13}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RequestRow) GetRequestId() []byte {
@@ -1457,7 +1856,7 @@ type RemovedRow struct {
 
 func (x *RemovedRow) Reset() {
 	*x = RemovedRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[14]
+	mi := &file_consensus_state_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1868,7 @@ func (x *RemovedRow) String() string {
 func (*RemovedRow) ProtoMessage() {}
 
 func (x *RemovedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[14]
+	mi := &file_consensus_state_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1881,7 @@ func (x *RemovedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovedRow.ProtoReflect.Descriptor instead.
 func (*RemovedRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{14}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RemovedRow) GetNodeId() []byte {
@@ -1529,7 +1928,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_consensus_state_state_proto_msgTypes[15]
+	mi := &file_consensus_state_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1541,7 +1940,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[15]
+	mi := &file_consensus_state_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1554,7 +1953,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{15}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *End) GetRecords() uint64 {
@@ -1568,7 +1967,7 @@ var File_consensus_state_state_proto protoreflect.FileDescriptor
 
 const file_consensus_state_state_proto_rawDesc = "" +
 	"\n" +
-	"\x1bconsensus/state/state.proto\x12\x11portolan.state.v1\x1a\x1fconsensus/command/command.proto\"\xba\x05\n" +
+	"\x1bconsensus/state/state.proto\x12\x11portolan.state.v1\x1a\x1fconsensus/command/command.proto\"\xfa\x06\n" +
 	"\x06Record\x120\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x1a.portolan.state.v1.MeshRowH\x00R\x04mesh\x120\n" +
 	"\x04site\x18\x02 \x01(\v2\x1a.portolan.state.v1.SiteRowH\x00R\x04site\x120\n" +
@@ -1582,8 +1981,13 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x03key\x18\x1b \x01(\v2\x19.portolan.state.v1.KeyRowH\x00R\x03key\x126\n" +
 	"\x06secret\x18\x1c \x01(\v2\x1c.portolan.state.v1.SecretRowH\x00R\x06secret\x12*\n" +
 	"\x03end\x18\x0f \x01(\v2\x16.portolan.state.v1.EndH\x00R\x03end\x129\n" +
-	"\aremoved\x18\x14 \x01(\v2\x1d.portolan.state.v1.RemovedRowH\x00R\aremovedB\x05\n" +
-	"\x03row\"\xff\x02\n" +
+	"\aremoved\x18\x14 \x01(\v2\x1d.portolan.state.v1.RemovedRowH\x00R\aremoved\x12@\n" +
+	"\n" +
+	"strong_tag\x18) \x01(\v2\x1f.portolan.state.v1.StrongTagRowH\x00R\tstrongTag\x12@\n" +
+	"\n" +
+	"staged_tag\x18* \x01(\v2\x1f.portolan.state.v1.StrongTagRowH\x00R\tstagedTag\x12:\n" +
+	"\btag_mark\x18+ \x01(\v2\x1d.portolan.state.v1.TagMarkRowH\x00R\atagMarkB\x05\n" +
+	"\x03row\"\xc4\x03\n" +
 	"\aMeshRow\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x1e\n" +
 	"\n" +
@@ -1599,7 +2003,10 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x04keys\x18\x1b \x01(\v2\x1a.portolan.state.v1.KeysRowR\x04keys\x12>\n" +
 	"\n" +
 	"recoveries\x18  \x03(\v2\x1e.portolan.state.v1.RecoveryRowR\n" +
-	"recoveriesJ\x04\b\x02\x10\x03\"\x88\x01\n" +
+	"recoveries\x12\x1d\n" +
+	"\n" +
+	"tags_epoch\x18) \x01(\x04R\ttagsEpoch\x12$\n" +
+	"\x0etag_marks_from\x18* \x01(\x04R\ftagMarksFromJ\x04\b\x02\x10\x03\"\x88\x01\n" +
 	"\vRecoveryRow\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\fR\n" +
@@ -1640,7 +2047,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\x12\x17\n" +
 	"\asite_id\x18\x02 \x01(\x03R\x06siteId\x12$\n" +
 	"\x0ejoined_unix_ns\x18\x03 \x01(\x03R\fjoinedUnixNs\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\x04R\aversion\"\xaa\x02\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\"\xfe\x02\n" +
 	"\n" +
 	"ProjectRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
@@ -1654,7 +2061,49 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x0fupdated_unix_ns\x18\b \x01(\x03R\rupdatedUnixNs\x12&\n" +
 	"\x0fdeleted_unix_ns\x18\t \x01(\x03R\rdeletedUnixNs\x12\x18\n" +
 	"\aversion\x18\n" +
-	" \x01(\x04R\aversion\"\x9f\x02\n" +
+	" \x01(\x04R\aversion\x122\n" +
+	"\x04tags\x18\x1e \x01(\v2\x1e.portolan.state.v1.TagStateRowR\x04tags\x12\x1e\n" +
+	"\n" +
+	"durability\x18\x1f \x01(\rR\n" +
+	"durability\"\x8c\x03\n" +
+	"\vTagStateRow\x120\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x1c.portolan.command.v1.TagModeR\x04mode\x12,\n" +
+	"\x02to\x18\x02 \x01(\x0e2\x1c.portolan.command.v1.TagModeR\x02to\x12!\n" +
+	"\fswitch_index\x18\x03 \x01(\x04R\vswitchIndex\x12$\n" +
+	"\x0eswitch_unix_ns\x18\x04 \x01(\x03R\fswitchUnixNs\x12\x1b\n" +
+	"\tswitch_by\x18\x05 \x01(\tR\bswitchBy\x12\x14\n" +
+	"\x05force\x18\x06 \x01(\bR\x05force\x12\x1a\n" +
+	"\bimporter\x18\a \x01(\fR\bimporter\x12\x16\n" +
+	"\x06staged\x18\b \x01(\x04R\x06staged\x12\x12\n" +
+	"\x04late\x18\t \x03(\tR\x04late\x12\x12\n" +
+	"\x04base\x18\n" +
+	" \x01(\x04R\x04base\x12\x10\n" +
+	"\x03seq\x18\v \x01(\x04R\x03seq\x12\x12\n" +
+	"\x04note\x18\f \x01(\tR\x04note\x12\x1f\n" +
+	"\vlate_before\x18\r \x01(\x04R\n" +
+	"lateBefore\"\xd4\x01\n" +
+	"\fStrongTagRow\x12\x1d\n" +
+	"\n" +
+	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x02 \x01(\tR\n" +
+	"repository\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\x12\x10\n" +
+	"\x03seq\x18\x05 \x01(\x04R\x03seq\x12\x14\n" +
+	"\x05stamp\x18\x06 \x01(\x04R\x05stamp\x12\x14\n" +
+	"\x05actor\x18\a \x01(\tR\x05actor\x12\x1b\n" +
+	"\tacl_index\x18\b \x01(\x04R\baclIndex\"\x92\x01\n" +
+	"\n" +
+	"TagMarkRow\x12\x1d\n" +
+	"\n" +
+	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x02 \x01(\tR\n" +
+	"repository\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x14\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\x12\x17\n" +
+	"\aunix_ns\x18\x05 \x01(\x03R\x06unixNs\"\x9f\x02\n" +
 	"\aUserRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12#\n" +
@@ -1727,7 +2176,7 @@ func file_consensus_state_state_proto_rawDescGZIP() []byte {
 	return file_consensus_state_state_proto_rawDescData
 }
 
-var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_consensus_state_state_proto_goTypes = []any{
 	(*Record)(nil),         // 0: portolan.state.v1.Record
 	(*MeshRow)(nil),        // 1: portolan.state.v1.MeshRow
@@ -1738,43 +2187,53 @@ var file_consensus_state_state_proto_goTypes = []any{
 	(*SiteRow)(nil),        // 6: portolan.state.v1.SiteRow
 	(*NodeRow)(nil),        // 7: portolan.state.v1.NodeRow
 	(*ProjectRow)(nil),     // 8: portolan.state.v1.ProjectRow
-	(*UserRow)(nil),        // 9: portolan.state.v1.UserRow
-	(*MemberRow)(nil),      // 10: portolan.state.v1.MemberRow
-	(*RuleRow)(nil),        // 11: portolan.state.v1.RuleRow
-	(*TokenRow)(nil),       // 12: portolan.state.v1.TokenRow
-	(*RequestRow)(nil),     // 13: portolan.state.v1.RequestRow
-	(*RemovedRow)(nil),     // 14: portolan.state.v1.RemovedRow
-	(*End)(nil),            // 15: portolan.state.v1.End
-	(command.KeyKind)(0),   // 16: portolan.command.v1.KeyKind
-	(*command.KeyBox)(nil), // 17: portolan.command.v1.KeyBox
-	(*command.Node)(nil),   // 18: portolan.command.v1.Node
-	(*command.Rule)(nil),   // 19: portolan.command.v1.Rule
+	(*TagStateRow)(nil),    // 9: portolan.state.v1.TagStateRow
+	(*StrongTagRow)(nil),   // 10: portolan.state.v1.StrongTagRow
+	(*TagMarkRow)(nil),     // 11: portolan.state.v1.TagMarkRow
+	(*UserRow)(nil),        // 12: portolan.state.v1.UserRow
+	(*MemberRow)(nil),      // 13: portolan.state.v1.MemberRow
+	(*RuleRow)(nil),        // 14: portolan.state.v1.RuleRow
+	(*TokenRow)(nil),       // 15: portolan.state.v1.TokenRow
+	(*RequestRow)(nil),     // 16: portolan.state.v1.RequestRow
+	(*RemovedRow)(nil),     // 17: portolan.state.v1.RemovedRow
+	(*End)(nil),            // 18: portolan.state.v1.End
+	(command.KeyKind)(0),   // 19: portolan.command.v1.KeyKind
+	(*command.KeyBox)(nil), // 20: portolan.command.v1.KeyBox
+	(*command.Node)(nil),   // 21: portolan.command.v1.Node
+	(command.TagMode)(0),   // 22: portolan.command.v1.TagMode
+	(*command.Rule)(nil),   // 23: portolan.command.v1.Rule
 }
 var file_consensus_state_state_proto_depIdxs = []int32{
 	1,  // 0: portolan.state.v1.Record.mesh:type_name -> portolan.state.v1.MeshRow
 	6,  // 1: portolan.state.v1.Record.site:type_name -> portolan.state.v1.SiteRow
 	7,  // 2: portolan.state.v1.Record.node:type_name -> portolan.state.v1.NodeRow
 	8,  // 3: portolan.state.v1.Record.project:type_name -> portolan.state.v1.ProjectRow
-	9,  // 4: portolan.state.v1.Record.user:type_name -> portolan.state.v1.UserRow
-	10, // 5: portolan.state.v1.Record.member:type_name -> portolan.state.v1.MemberRow
-	11, // 6: portolan.state.v1.Record.rule:type_name -> portolan.state.v1.RuleRow
-	12, // 7: portolan.state.v1.Record.token:type_name -> portolan.state.v1.TokenRow
-	13, // 8: portolan.state.v1.Record.request:type_name -> portolan.state.v1.RequestRow
+	12, // 4: portolan.state.v1.Record.user:type_name -> portolan.state.v1.UserRow
+	13, // 5: portolan.state.v1.Record.member:type_name -> portolan.state.v1.MemberRow
+	14, // 6: portolan.state.v1.Record.rule:type_name -> portolan.state.v1.RuleRow
+	15, // 7: portolan.state.v1.Record.token:type_name -> portolan.state.v1.TokenRow
+	16, // 8: portolan.state.v1.Record.request:type_name -> portolan.state.v1.RequestRow
 	4,  // 9: portolan.state.v1.Record.key:type_name -> portolan.state.v1.KeyRow
 	5,  // 10: portolan.state.v1.Record.secret:type_name -> portolan.state.v1.SecretRow
-	15, // 11: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
-	14, // 12: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
-	3,  // 13: portolan.state.v1.MeshRow.keys:type_name -> portolan.state.v1.KeysRow
-	2,  // 14: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
-	16, // 15: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
-	17, // 16: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
-	18, // 17: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
-	19, // 18: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	18, // 11: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
+	17, // 12: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
+	10, // 13: portolan.state.v1.Record.strong_tag:type_name -> portolan.state.v1.StrongTagRow
+	10, // 14: portolan.state.v1.Record.staged_tag:type_name -> portolan.state.v1.StrongTagRow
+	11, // 15: portolan.state.v1.Record.tag_mark:type_name -> portolan.state.v1.TagMarkRow
+	3,  // 16: portolan.state.v1.MeshRow.keys:type_name -> portolan.state.v1.KeysRow
+	2,  // 17: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
+	19, // 18: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
+	20, // 19: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
+	21, // 20: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
+	9,  // 21: portolan.state.v1.ProjectRow.tags:type_name -> portolan.state.v1.TagStateRow
+	22, // 22: portolan.state.v1.TagStateRow.mode:type_name -> portolan.command.v1.TagMode
+	22, // 23: portolan.state.v1.TagStateRow.to:type_name -> portolan.command.v1.TagMode
+	23, // 24: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_consensus_state_state_proto_init() }
@@ -1796,6 +2255,9 @@ func file_consensus_state_state_proto_init() {
 		(*Record_Secret)(nil),
 		(*Record_End)(nil),
 		(*Record_Removed)(nil),
+		(*Record_StrongTag)(nil),
+		(*Record_StagedTag)(nil),
+		(*Record_TagMark)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1803,7 +2265,7 @@ func file_consensus_state_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_state_state_proto_rawDesc), len(file_consensus_state_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -74,6 +74,9 @@ type Project struct {
 	UpdatedAt time.Time
 	DeletedAt time.Time // zero: it is there
 	Version   uint64
+
+	Tags       TagState
+	Durability int // sites that must have a push before it is answered; 0 and 1: the one that takes it
 }
 
 // Deleted reports whether the project was deleted and waits for its content to go.

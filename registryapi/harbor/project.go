@@ -50,6 +50,9 @@ type ProjectRequest struct {
 	Metadata ProjectMetadata `json:"metadata,omitempty"`
 	Sites    []string        `json:"sites,omitempty" doc:"Sites that the project may rest at; none: all"`
 
+	Tags       string `json:"tags,omitempty" enum:"eventual,strong," doc:"Of a new project: who decides what tags say, see the mesh's API"`
+	Durability uint32 `json:"durability,omitempty" doc:"Of a new project: sites that must have a push before it is answered"`
+
 	IfVersion uint64 `json:"resource_version,omitempty" doc:"Of a change: refuse with 409 if the project has another version; 0: any"`
 }
 
@@ -164,8 +167,15 @@ func (a *API) listProjects(ctx context.Context, in *listProjectsIn) (*rest.List[
 func (a *API) createProject(ctx context.Context, in *createProjectIn) (*rest.CreatedEmpty, error) {
 	pid := identity.NewProjectID()
 	public, _ := in.Body.public() // private unless it says otherwise
+	mode := state.EventualTags
+	if in.Body.Tags != "" {
+		var err error
+		if mode, err = state.ParseTagMode(in.Body.Tags); err != nil {
+			return nil, rest.Invalid("%s", err)
+		}
+	}
 	res, err := a.propose(ctx, &command.ProjectCreate{ProjectId: pid[:], Name: in.Body.Name, Public: public,
-		OwnerId: rest.Subject(ctx).UserID, Sites: in.Body.Sites})
+		OwnerId: rest.Subject(ctx).UserID, Sites: in.Body.Sites, Tags: command.TagMode(mode), Durability: in.Body.Durability})
 	if err != nil {
 		return nil, err
 	}
@@ -184,6 +194,8 @@ func (a *API) updateProject(ctx context.Context, in *updateProjectIn) (*rest.Emp
 	switch {
 	case in.Body.Name != "" && in.Body.Name != p.Name:
 		return nil, rest.Invalid("project %s cannot be renamed: leave out project_name", p.Name)
+	case in.Body.Tags != "" || in.Body.Durability != 0:
+		return nil, rest.Invalid("tags and durability of project %s are changed by the mesh's API: PUT /api/mesh/v1/projects/%s/guarantees", p.Name, p.Name)
 	case in.Body.Sites != nil && !slices.Equal(slices.Sorted(slices.Values(in.Body.Sites)), slices.Sorted(slices.Values(p.Sites))):
 		return nil, rest.Invalid("the sites of project %s cannot be changed yet: leave out sites", p.Name)
 	}

@@ -89,6 +89,9 @@ type Config struct {
 	Backup func(context.Context, io.Writer) error
 	// CheckRecovery judges the public half of a recovery key.
 	CheckRecovery func(string) error
+	// TagsWait asks which sites the switch of a project's tags waits for; nil: nobody
+	// knows.
+	TagsWait func(context.Context, identity.ProjectID) []TagWait
 	// Version of the binary.
 	Version string
 	Now     func() time.Time
@@ -121,6 +124,7 @@ func New(cfg Config) (*API, error) {
 	a.registerKeys()
 	a.registerRules()
 	a.registerTags()
+	a.registerGuarantees()
 	a.registerPlacement()
 	return a, nil
 }

@@ -78,6 +78,8 @@ func (h *Handler) classify(err error) *apiError {
 	switch {
 	case errors.As(err, &ae):
 		return ae
+	case decided(err) != nil:
+		return decided(err)
 	case errors.As(err, &gone):
 		e := refuse(errcode.ErrorCodeUnavailable, "%s", gone.Error())
 		e = e.detail(map[string]any{"sites": gone.Sites})

@@ -52,6 +52,12 @@ func (h *Handler) find(q *request) (catalog.ManifestInfo, error) {
 	}
 	unreachable := h.refresh(q)
 	if info, err = h.lookUp(q, d); errors.Is(err, catalog.ErrNotFound) {
+		if d == "" && len(unreachable) > 0 {
+			// Strong tags may be here before their manifests are.
+			if _, terr := h.catalog.Tag(q.project.PID, q.repo, q.route.ref); terr == nil {
+				return info, &store.Unreachable{Sites: unreachable}
+			}
+		}
 		return info, h.manifestUnknown(q, unreachable)
 	}
 	return info, err
@@ -154,7 +160,7 @@ func (h *Handler) openContent(ctx context.Context, q *request, d digest.Digest, 
 // point to it.
 func (h *Handler) deleteManifest(q *request) error {
 	remove := func() error {
-		return h.catalog.DeleteTag(q.Context(), q.project.PID, q.repo, q.route.ref, q.subject.Actor(), q.aclIndex)
+		return h.tags.DeleteTag(q.Context(), q.project.PID, q.repo, q.route.ref, q.subject.Actor(), q.aclIndex)
 	}
 	if isDigest(q.route.ref) {
 		d, err := parseDigest(q.route.ref)
@@ -162,7 +168,7 @@ func (h *Handler) deleteManifest(q *request) error {
 			return err
 		}
 		remove = func() error {
-			return h.catalog.DeleteManifest(q.Context(), q.project.PID, q.repo, d, q.subject.Actor(), q.aclIndex)
+			return h.tags.DeleteManifest(q.Context(), q.project.PID, q.repo, d, q.subject.Actor(), q.aclIndex)
 		}
 	} else if !tagRegexp.MatchString(q.route.ref) {
 		return h.manifestUnknown(q, nil)

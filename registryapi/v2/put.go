@@ -52,6 +52,10 @@ func (h *Handler) putManifest(q *request) error {
 	if err := named(m); err != nil {
 		return err
 	}
+	cond, err := condition(q)
+	if err != nil {
+		return err
+	}
 	refs, err := h.complete(q, m)
 	if err != nil {
 		return err
@@ -72,7 +76,7 @@ func (h *Handler) putManifest(q *request) error {
 		}
 		put.Bytes = nil
 	}
-	if _, err := h.catalog.PutManifest(q.Context(), put); err != nil {
+	if err := h.tags.Put(q.Context(), put, cond); err != nil {
 		if errors.Is(err, catalog.ErrTooLarge) {
 			return refuseStatus(http.StatusRequestEntityTooLarge, errcode.ErrorCodeManifestInvalid, "the manifest names more than one request can take: split it into several")
 		}

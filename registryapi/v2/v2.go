@@ -116,6 +116,8 @@ type Config struct {
 	Source    Source
 	Claimer   Claimer
 	Refresher Refresher
+	// Tags sets and deletes tags; nil: in the catalogue alone.
+	Tags Tags
 	// Site is this site's name, for messages and as home of what is pushed.
 	Site   string
 	Limits Limits
@@ -136,6 +138,7 @@ type Handler struct {
 	cfg     Config
 	log     *slog.Logger
 	catalog *catalog.Catalog
+	tags    Tags
 	metrics *metrics
 	large   *large
 	// sessionKey binds upload sessions to repositories; it outlives a restart,
@@ -169,7 +172,10 @@ func New(cfg Config) (*Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Handler{cfg: cfg, log: cfg.Logger, catalog: cfg.Store.Catalog(), metrics: m, large: newLarge(),
+	if cfg.Tags == nil {
+		cfg.Tags = local{cfg.Store.Catalog()}
+	}
+	return &Handler{cfg: cfg, log: cfg.Logger, catalog: cfg.Store.Catalog(), tags: cfg.Tags, metrics: m, large: newLarge(),
 		sessionKey: cfg.Access.Secret("upload session"), bucketAway: rate.Sometimes{Interval: bucketLogEvery}}, nil
 }
 
@@ -292,6 +298,9 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 		if why := h.cfg.Closed(); why != "" {
 			return refuse(errcode.ErrorCodeDenied, "%s", why)
 		}
+	}
+	if err := h.strict(q, project, need); err != nil {
+		return err
 	}
 	return end(h, q)
 }

@@ -192,6 +192,12 @@ func (s *Sync) reply(ctx context.Context, from identity.NodeID, q *AskRequest) (
 		return s.replyHas(pid, q.Has)
 	case *AskRequest_Pin:
 		return s.replyPin(ctx, view, pid, from, q.Pin)
+	case *AskRequest_Ready:
+		return s.replyReady(ctx, pid, q.Ready)
+	case *AskRequest_Keep:
+		return s.replyKeep(ctx, from, pid, q.Keep)
+	case *AskRequest_Cover:
+		return s.replyCover(ctx, from, pid, q.Cover)
 	case *AskRequest_Tag:
 		info, err := s.cat.Tag(pid, q.Tag.GetRepository(), q.Tag.GetTag())
 		switch {

@@ -104,6 +104,7 @@ type Sync struct {
 	onApplied []func(identity.ProjectID, catalog.Applied)
 	onExplain func(identity.ProjectID, string, digest.Digest) string
 	unhook    []func() // of the catalogue's callbacks
+	pushes    pushHooks
 
 	hints    hints
 	expected *expectations

@@ -995,6 +995,9 @@ type AskRequest struct {
 	//	*AskRequest_Has
 	//	*AskRequest_Pin
 	//	*AskRequest_Tag
+	//	*AskRequest_Ready
+	//	*AskRequest_Keep
+	//	*AskRequest_Cover
 	Question      isAskRequest_Question `protobuf_oneof:"question"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1078,6 +1081,33 @@ func (x *AskRequest) GetTag() *TagRequest {
 	return nil
 }
 
+func (x *AskRequest) GetReady() *ReadyRequest {
+	if x != nil {
+		if x, ok := x.Question.(*AskRequest_Ready); ok {
+			return x.Ready
+		}
+	}
+	return nil
+}
+
+func (x *AskRequest) GetKeep() *KeepRequest {
+	if x != nil {
+		if x, ok := x.Question.(*AskRequest_Keep); ok {
+			return x.Keep
+		}
+	}
+	return nil
+}
+
+func (x *AskRequest) GetCover() *CoverRequest {
+	if x != nil {
+		if x, ok := x.Question.(*AskRequest_Cover); ok {
+			return x.Cover
+		}
+	}
+	return nil
+}
+
 type isAskRequest_Question interface {
 	isAskRequest_Question()
 }
@@ -1094,11 +1124,29 @@ type AskRequest_Tag struct {
 	Tag *TagRequest `protobuf:"bytes,5,opt,name=tag,proto3,oneof"`
 }
 
+type AskRequest_Ready struct {
+	Ready *ReadyRequest `protobuf:"bytes,41,opt,name=ready,proto3,oneof"`
+}
+
+type AskRequest_Keep struct {
+	Keep *KeepRequest `protobuf:"bytes,42,opt,name=keep,proto3,oneof"`
+}
+
+type AskRequest_Cover struct {
+	Cover *CoverRequest `protobuf:"bytes,43,opt,name=cover,proto3,oneof"`
+}
+
 func (*AskRequest_Has) isAskRequest_Question() {}
 
 func (*AskRequest_Pin) isAskRequest_Question() {}
 
 func (*AskRequest_Tag) isAskRequest_Question() {}
+
+func (*AskRequest_Ready) isAskRequest_Question() {}
+
+func (*AskRequest_Keep) isAskRequest_Question() {}
+
+func (*AskRequest_Cover) isAskRequest_Question() {}
 
 type AskResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1109,6 +1157,9 @@ type AskResponse struct {
 	//	*AskResponse_Has
 	//	*AskResponse_Pin
 	//	*AskResponse_Tag
+	//	*AskResponse_Ready
+	//	*AskResponse_Keep
+	//	*AskResponse_Cover
 	Answer        isAskResponse_Answer `protobuf_oneof:"answer"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1194,6 +1245,33 @@ func (x *AskResponse) GetTag() *TagResponse {
 	return nil
 }
 
+func (x *AskResponse) GetReady() *ReadyResponse {
+	if x != nil {
+		if x, ok := x.Answer.(*AskResponse_Ready); ok {
+			return x.Ready
+		}
+	}
+	return nil
+}
+
+func (x *AskResponse) GetKeep() *KeepResponse {
+	if x != nil {
+		if x, ok := x.Answer.(*AskResponse_Keep); ok {
+			return x.Keep
+		}
+	}
+	return nil
+}
+
+func (x *AskResponse) GetCover() *CoverResponse {
+	if x != nil {
+		if x, ok := x.Answer.(*AskResponse_Cover); ok {
+			return x.Cover
+		}
+	}
+	return nil
+}
+
 type isAskResponse_Answer interface {
 	isAskResponse_Answer()
 }
@@ -1214,6 +1292,18 @@ type AskResponse_Tag struct {
 	Tag *TagResponse `protobuf:"bytes,5,opt,name=tag,proto3,oneof"`
 }
 
+type AskResponse_Ready struct {
+	Ready *ReadyResponse `protobuf:"bytes,41,opt,name=ready,proto3,oneof"`
+}
+
+type AskResponse_Keep struct {
+	Keep *KeepResponse `protobuf:"bytes,42,opt,name=keep,proto3,oneof"`
+}
+
+type AskResponse_Cover struct {
+	Cover *CoverResponse `protobuf:"bytes,43,opt,name=cover,proto3,oneof"`
+}
+
 func (*AskResponse_Refusal) isAskResponse_Answer() {}
 
 func (*AskResponse_Has) isAskResponse_Answer() {}
@@ -1221,6 +1311,12 @@ func (*AskResponse_Has) isAskResponse_Answer() {}
 func (*AskResponse_Pin) isAskResponse_Answer() {}
 
 func (*AskResponse_Tag) isAskResponse_Answer() {}
+
+func (*AskResponse_Ready) isAskResponse_Answer() {}
+
+func (*AskResponse_Keep) isAskResponse_Answer() {}
+
+func (*AskResponse_Cover) isAskResponse_Answer() {}
 
 // HasRequest asks which manifests (by entry and by content) and which blobs are
 // stored, durably, at the asked node.
@@ -1555,6 +1651,325 @@ func (x *TagResponse) GetDigest() string {
 	return ""
 }
 
+// ReadyRequest asks whether the node has done its part in a switch of the
+// project's tags (transfer/tags, G6), which began at the raft index.
+type ReadyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadyRequest) Reset() {
+	*x = ReadyRequest{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadyRequest) ProtoMessage() {}
+
+func (x *ReadyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadyRequest.ProtoReflect.Descriptor instead.
+func (*ReadyRequest) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ReadyRequest) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type ReadyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ready         bool                   `protobuf:"varint,1,opt,name=ready,proto3" json:"ready,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // why not, for people
+	Vector        []byte                 `protobuf:"bytes,3,opt,name=vector,proto3" json:"vector,omitempty"` // of the project, once it is ready
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadyResponse) Reset() {
+	*x = ReadyResponse{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadyResponse) ProtoMessage() {}
+
+func (x *ReadyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadyResponse.ProtoReflect.Descriptor instead.
+func (*ReadyResponse) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ReadyResponse) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *ReadyResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReadyResponse) GetVector() []byte {
+	if x != nil {
+		return x.Vector
+	}
+	return nil
+}
+
+// KeepRequest asks the node to bring blobs for a push under way at the asker, to
+// its disk and for a day at least. The answer comes within seconds: who asks
+// again asks how far it is.
+type KeepRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Repository    string                 `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"`
+	Blobs         []string               `protobuf:"bytes,2,rep,name=blobs,proto3" json:"blobs,omitempty"`
+	Sizes         []int64                `protobuf:"varint,3,rep,packed,name=sizes,proto3" json:"sizes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepRequest) Reset() {
+	*x = KeepRequest{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepRequest) ProtoMessage() {}
+
+func (x *KeepRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepRequest.ProtoReflect.Descriptor instead.
+func (*KeepRequest) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *KeepRequest) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *KeepRequest) GetBlobs() []string {
+	if x != nil {
+		return x.Blobs
+	}
+	return nil
+}
+
+func (x *KeepRequest) GetSizes() []int64 {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
+type KeepResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kept          []bool                 `protobuf:"varint,1,rep,packed,name=kept,proto3" json:"kept,omitempty"` // in the order of the request; each is durable
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`     // why something is not there yet, if that is known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeepResponse) Reset() {
+	*x = KeepResponse{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeepResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeepResponse) ProtoMessage() {}
+
+func (x *KeepResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeepResponse.ProtoReflect.Descriptor instead.
+func (*KeepResponse) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *KeepResponse) GetKept() []bool {
+	if x != nil {
+		return x.Kept
+	}
+	return nil
+}
+
+func (x *KeepResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// CoverRequest asks whether the node's catalogue has all up to a dot of the
+// asker's; it pulls before it says no.
+type CoverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Inc           uint64                 `protobuf:"fixed64,1,opt,name=inc,proto3" json:"inc,omitempty"`
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CoverRequest) Reset() {
+	*x = CoverRequest{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CoverRequest) ProtoMessage() {}
+
+func (x *CoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CoverRequest.ProtoReflect.Descriptor instead.
+func (*CoverRequest) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CoverRequest) GetInc() uint64 {
+	if x != nil {
+		return x.Inc
+	}
+	return 0
+}
+
+func (x *CoverRequest) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+type CoverResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Covers        bool                   `protobuf:"varint,1,opt,name=covers,proto3" json:"covers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CoverResponse) Reset() {
+	*x = CoverResponse{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CoverResponse) ProtoMessage() {}
+
+func (x *CoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CoverResponse.ProtoReflect.Descriptor instead.
+func (*CoverResponse) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CoverResponse) GetCovers() bool {
+	if x != nil {
+		return x.Covers
+	}
+	return false
+}
+
 // Announcement is the gossip hint: what its sender wrote, and how far it is.
 type Announcement struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1566,7 +1981,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[21]
+	mi := &file_transfer_sync_sync_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1993,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[21]
+	mi := &file_transfer_sync_sync_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +2006,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{21}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Announcement) GetHeads() []*Head {
@@ -1678,7 +2093,7 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\arefusal\x18\x02 \x01(\v2\x19.portolan.sync.v1.RefusalR\arefusal\x125\n" +
 	"\aentries\x18\x03 \x03(\v2\x1b.portolan.sync.v1.FeedEntryR\aentries\x12\x14\n" +
 	"\x05reset\x18\x04 \x01(\bR\x05reset\x12\x12\n" +
-	"\x04last\x18\x05 \x01(\bR\x04last\"\xfc\x01\n" +
+	"\x04last\x18\x05 \x01(\bR\x04last\"\xa1\x03\n" +
 	"\n" +
 	"AskRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x12\x1d\n" +
@@ -1686,15 +2101,21 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"project_id\x18\x02 \x01(\fR\tprojectId\x120\n" +
 	"\x03has\x18\x03 \x01(\v2\x1c.portolan.sync.v1.HasRequestH\x00R\x03has\x120\n" +
 	"\x03pin\x18\x04 \x01(\v2\x1c.portolan.sync.v1.PinRequestH\x00R\x03pin\x120\n" +
-	"\x03tag\x18\x05 \x01(\v2\x1c.portolan.sync.v1.TagRequestH\x00R\x03tagB\n" +
+	"\x03tag\x18\x05 \x01(\v2\x1c.portolan.sync.v1.TagRequestH\x00R\x03tag\x126\n" +
+	"\x05ready\x18) \x01(\v2\x1e.portolan.sync.v1.ReadyRequestH\x00R\x05ready\x123\n" +
+	"\x04keep\x18* \x01(\v2\x1d.portolan.sync.v1.KeepRequestH\x00R\x04keep\x126\n" +
+	"\x05cover\x18+ \x01(\v2\x1e.portolan.sync.v1.CoverRequestH\x00R\x05coverB\n" +
 	"\n" +
-	"\bquestion\"\x96\x02\n" +
+	"\bquestion\"\xbe\x03\n" +
 	"\vAskResponse\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x125\n" +
 	"\arefusal\x18\x02 \x01(\v2\x19.portolan.sync.v1.RefusalH\x00R\arefusal\x121\n" +
 	"\x03has\x18\x03 \x01(\v2\x1d.portolan.sync.v1.HasResponseH\x00R\x03has\x121\n" +
 	"\x03pin\x18\x04 \x01(\v2\x1d.portolan.sync.v1.PinResponseH\x00R\x03pin\x121\n" +
-	"\x03tag\x18\x05 \x01(\v2\x1d.portolan.sync.v1.TagResponseH\x00R\x03tagB\b\n" +
+	"\x03tag\x18\x05 \x01(\v2\x1d.portolan.sync.v1.TagResponseH\x00R\x03tag\x127\n" +
+	"\x05ready\x18) \x01(\v2\x1f.portolan.sync.v1.ReadyResponseH\x00R\x05ready\x124\n" +
+	"\x04keep\x18* \x01(\v2\x1e.portolan.sync.v1.KeepResponseH\x00R\x04keep\x127\n" +
+	"\x05cover\x18+ \x01(\v2\x1f.portolan.sync.v1.CoverResponseH\x00R\x05coverB\b\n" +
 	"\x06answer\"t\n" +
 	"\n" +
 	"HasRequest\x12\x1e\n" +
@@ -1722,7 +2143,27 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x03tag\x18\x02 \x01(\tR\x03tag\";\n" +
 	"\vTagResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\tR\x06digest\"P\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"$\n" +
+	"\fReadyRequest\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"U\n" +
+	"\rReadyResponse\x12\x14\n" +
+	"\x05ready\x18\x01 \x01(\bR\x05ready\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06vector\x18\x03 \x01(\fR\x06vector\"Y\n" +
+	"\vKeepRequest\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x01 \x01(\tR\n" +
+	"repository\x12\x14\n" +
+	"\x05blobs\x18\x02 \x03(\tR\x05blobs\x12\x14\n" +
+	"\x05sizes\x18\x03 \x03(\x03R\x05sizes\":\n" +
+	"\fKeepResponse\x12\x12\n" +
+	"\x04kept\x18\x01 \x03(\bR\x04kept\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"2\n" +
+	"\fCoverRequest\x12\x10\n" +
+	"\x03inc\x18\x01 \x01(\x06R\x03inc\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\"'\n" +
+	"\rCoverResponse\x12\x16\n" +
+	"\x06covers\x18\x01 \x01(\bR\x06covers\"P\n" +
 	"\fAnnouncement\x12,\n" +
 	"\x05heads\x18\x01 \x03(\v2\x16.portolan.sync.v1.HeadR\x05heads\x12\x12\n" +
 	"\x04feed\x18\x02 \x01(\bR\x04feed*E\n" +
@@ -1744,7 +2185,7 @@ func file_transfer_sync_sync_proto_rawDescGZIP() []byte {
 }
 
 var file_transfer_sync_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_transfer_sync_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_transfer_sync_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_transfer_sync_sync_proto_goTypes = []any{
 	(Holding)(0),              // 0: portolan.sync.v1.Holding
 	(Refusal_Code)(0),         // 1: portolan.sync.v1.Refusal.Code
@@ -1769,7 +2210,13 @@ var file_transfer_sync_sync_proto_goTypes = []any{
 	(*PinResponse)(nil),       // 20: portolan.sync.v1.PinResponse
 	(*TagRequest)(nil),        // 21: portolan.sync.v1.TagRequest
 	(*TagResponse)(nil),       // 22: portolan.sync.v1.TagResponse
-	(*Announcement)(nil),      // 23: portolan.sync.v1.Announcement
+	(*ReadyRequest)(nil),      // 23: portolan.sync.v1.ReadyRequest
+	(*ReadyResponse)(nil),     // 24: portolan.sync.v1.ReadyResponse
+	(*KeepRequest)(nil),       // 25: portolan.sync.v1.KeepRequest
+	(*KeepResponse)(nil),      // 26: portolan.sync.v1.KeepResponse
+	(*CoverRequest)(nil),      // 27: portolan.sync.v1.CoverRequest
+	(*CoverResponse)(nil),     // 28: portolan.sync.v1.CoverResponse
+	(*Announcement)(nil),      // 29: portolan.sync.v1.Announcement
 }
 var file_transfer_sync_sync_proto_depIdxs = []int32{
 	1,  // 0: portolan.sync.v1.Refusal.code:type_name -> portolan.sync.v1.Refusal.Code
@@ -1790,19 +2237,25 @@ var file_transfer_sync_sync_proto_depIdxs = []int32{
 	17, // 15: portolan.sync.v1.AskRequest.has:type_name -> portolan.sync.v1.HasRequest
 	19, // 16: portolan.sync.v1.AskRequest.pin:type_name -> portolan.sync.v1.PinRequest
 	21, // 17: portolan.sync.v1.AskRequest.tag:type_name -> portolan.sync.v1.TagRequest
-	2,  // 18: portolan.sync.v1.AskResponse.hello:type_name -> portolan.sync.v1.Hello
-	3,  // 19: portolan.sync.v1.AskResponse.refusal:type_name -> portolan.sync.v1.Refusal
-	18, // 20: portolan.sync.v1.AskResponse.has:type_name -> portolan.sync.v1.HasResponse
-	20, // 21: portolan.sync.v1.AskResponse.pin:type_name -> portolan.sync.v1.PinResponse
-	22, // 22: portolan.sync.v1.AskResponse.tag:type_name -> portolan.sync.v1.TagResponse
-	0,  // 23: portolan.sync.v1.HasResponse.manifests:type_name -> portolan.sync.v1.Holding
-	0,  // 24: portolan.sync.v1.HasResponse.blobs:type_name -> portolan.sync.v1.Holding
-	7,  // 25: portolan.sync.v1.Announcement.heads:type_name -> portolan.sync.v1.Head
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	23, // 18: portolan.sync.v1.AskRequest.ready:type_name -> portolan.sync.v1.ReadyRequest
+	25, // 19: portolan.sync.v1.AskRequest.keep:type_name -> portolan.sync.v1.KeepRequest
+	27, // 20: portolan.sync.v1.AskRequest.cover:type_name -> portolan.sync.v1.CoverRequest
+	2,  // 21: portolan.sync.v1.AskResponse.hello:type_name -> portolan.sync.v1.Hello
+	3,  // 22: portolan.sync.v1.AskResponse.refusal:type_name -> portolan.sync.v1.Refusal
+	18, // 23: portolan.sync.v1.AskResponse.has:type_name -> portolan.sync.v1.HasResponse
+	20, // 24: portolan.sync.v1.AskResponse.pin:type_name -> portolan.sync.v1.PinResponse
+	22, // 25: portolan.sync.v1.AskResponse.tag:type_name -> portolan.sync.v1.TagResponse
+	24, // 26: portolan.sync.v1.AskResponse.ready:type_name -> portolan.sync.v1.ReadyResponse
+	26, // 27: portolan.sync.v1.AskResponse.keep:type_name -> portolan.sync.v1.KeepResponse
+	28, // 28: portolan.sync.v1.AskResponse.cover:type_name -> portolan.sync.v1.CoverResponse
+	0,  // 29: portolan.sync.v1.HasResponse.manifests:type_name -> portolan.sync.v1.Holding
+	0,  // 30: portolan.sync.v1.HasResponse.blobs:type_name -> portolan.sync.v1.Holding
+	7,  // 31: portolan.sync.v1.Announcement.heads:type_name -> portolan.sync.v1.Head
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_transfer_sync_sync_proto_init() }
@@ -1824,12 +2277,18 @@ func file_transfer_sync_sync_proto_init() {
 		(*AskRequest_Has)(nil),
 		(*AskRequest_Pin)(nil),
 		(*AskRequest_Tag)(nil),
+		(*AskRequest_Ready)(nil),
+		(*AskRequest_Keep)(nil),
+		(*AskRequest_Cover)(nil),
 	}
 	file_transfer_sync_sync_proto_msgTypes[14].OneofWrappers = []any{
 		(*AskResponse_Refusal)(nil),
 		(*AskResponse_Has)(nil),
 		(*AskResponse_Pin)(nil),
 		(*AskResponse_Tag)(nil),
+		(*AskResponse_Ready)(nil),
+		(*AskResponse_Keep)(nil),
+		(*AskResponse_Cover)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1837,7 +2296,7 @@ func file_transfer_sync_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transfer_sync_sync_proto_rawDesc), len(file_transfer_sync_sync_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   22,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

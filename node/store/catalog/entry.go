@@ -59,8 +59,9 @@ func (e *entry) has(d Dot) bool {
 	return slices.ContainsFunc(e.sibs, func(s sibling) bool { return s.dot == d })
 }
 
-// winner is what readers see (invariant 3): the highest (stamp, dot), or the
-// lowest among immutable siblings. Nil for a tombstone.
+// winner is what readers see (invariant 3): the control state's word, else the
+// highest (stamp, dot), or the lowest among immutable siblings. Nil for a
+// tombstone.
 func (e *entry) winner() *sibling {
 	if e == nil {
 		return nil
@@ -71,6 +72,10 @@ func (e *entry) winner() *sibling {
 		switch {
 		case best == nil:
 			best = s
+		case (s.dot.Inc == strongInc) != (best.dot.Inc == strongInc):
+			if s.dot.Inc == strongInc {
+				best = s
+			}
 		case s.flags&flagImmutable != best.flags&flagImmutable:
 			if s.flags&flagImmutable != 0 {
 				best = s

@@ -45,10 +45,8 @@ func (c *Client) Project(ctx context.Context, name string) (harbor.Project, erro
 }
 
 // CreateProject makes a project.
-func (c *Client) CreateProject(ctx context.Context, name string, public bool) (harbor.Project, error) {
-	var meta harbor.ProjectMetadata
-	meta.Public = strconv.FormatBool(public)
-	return create[harbor.Project](ctx, c, harbor.Prefix+"/projects", harbor.ProjectRequest{Name: name, Metadata: meta})
+func (c *Client) CreateProject(ctx context.Context, r harbor.ProjectRequest) (harbor.Project, error) {
+	return create[harbor.Project](ctx, c, harbor.Prefix+"/projects", r)
 }
 
 // DeleteProject deletes a project; with repositories in it only by force.

@@ -1,0 +1,301 @@
+package catalog
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog/internal/rowpb"
+)
+
+// strongInc is the incarnation of what the control state decided: no store ever
+// gives it, and its numbers are the state's. Two stores that write the same row
+// of the state write the same sibling (invariant 20).
+const strongInc identity.Incarnation = 0
+
+// StrongTag is what the control state says of a tag.
+type StrongTag struct {
+	Repo, Name string
+	Digest     digest.Digest // empty: the tag is gone
+	Seq        uint64
+	Stamp      uint64
+	Actor      string
+	ACLIndex   uint64
+}
+
+// strongChunk bounds the tags that one transaction writes.
+const strongChunk = 250
+
+// PutStrong writes what the control state says of tags, over what is here of
+// them. It is idempotent, and leaves alone what is as new already. Siblings that
+// sites wrote under rights of a raft index below lateBefore are late: nobody
+// waited for them, they are kept as losers of a conflict; 0: there are none. Once
+// all of it is durable, the project's vector says that this store has seen
+// everything up to upTo (0: it does not change). It gives the manifests that tags
+// say now and did not before.
+func (c *Catalog) PutStrong(ctx context.Context, pid identity.ProjectID, tags []StrongTag, lateBefore, upTo uint64) ([]ManifestRef, error) {
+	var out []ManifestRef
+	for done := false; !done; {
+		n := min(strongChunk, len(tags))
+		part := tags[:n]
+		tags, done = tags[n:], n == len(tags)
+		var refs []ManifestRef
+		err := c.submitAs(ctx, jobReceived, func(b *batch) error {
+			refs = nil
+			for _, t := range part {
+				ref, err := b.putStrong(pid, t, lateBefore)
+				if err != nil {
+					return err
+				}
+				if ref != nil {
+					refs = append(refs, *ref)
+				}
+			}
+			if !done || upTo == 0 {
+				return nil
+			}
+			seen, err := b.vectorOf(tabVector, pid, strongInc)
+			if err == nil && seen < upTo {
+				b.setVector(tabVector, pid, Dot{strongInc, upTo})
+				b.touch(pid, change{})
+			}
+			return err
+		})
+		if err != nil {
+			return out, fmt.Errorf("catalog: write strong tags of project %s: %w", pid, err)
+		}
+		out = append(out, refs...)
+	}
+	return out, nil
+}
+
+func (b *batch) putStrong(pid identity.ProjectID, t StrongTag, lateBefore uint64) (*ManifestRef, error) {
+	if err := errors.Join(checkName("repository", t.Repo), checkName("tag", t.Name)); err != nil {
+		return nil, err
+	}
+	k := entryKey{kindTag, t.Repo, t.Name}
+	old, err := b.entry(pid, k)
+	if err != nil {
+		return nil, err
+	}
+	if old == nil && t.Digest == "" {
+		if purged, err := b.vectorOf(tabPurged, pid, strongInc); err != nil || purged >= t.Seq {
+			return nil, err // its tombstone went already
+		}
+	}
+	new, err := old.strong(t, lateBefore, b.c.now())
+	if err != nil || new == nil {
+		return nil, err
+	}
+	if err := b.save(pid, k, old, new); err != nil {
+		return nil, err
+	}
+	if raw := new.says(); raw != nil && !bytes.Equal(raw, old.says()) {
+		return &ManifestRef{t.Repo, digestOrEmpty(raw)}, nil
+	}
+	return nil, nil
+}
+
+// strong gives the entry after the control state's word; nil: it is as it should
+// be, or newer.
+func (e *entry) strong(t StrongTag, lateBefore uint64, now time.Time) (*entry, error) {
+	if e == nil {
+		e = &entry{}
+	}
+	late := func(s *sibling) bool { return s.dot.Inc != strongInc && s.aclIndex < lateBefore }
+	var lost []loser
+	for i := range e.sibs {
+		if s := &e.sibs[i]; late(s) {
+			lost = append(lost, loser{dot: s.dot, digest: string(tagDigest(s)), keepUntilMs: now.Add(LoserKeptFor).UnixMilli()})
+		}
+	}
+	seen := e.ctx[strongInc]
+	stamp := e.nextStamp(now)
+	var new *entry
+	var says []byte
+	switch {
+	case seen >= t.Seq && len(lost) == 0:
+		return nil, nil
+	case seen >= t.Seq:
+		new = e.next(Dot{strongInc, seen}, stamp, nil, late)
+		says = new.says()
+	default:
+		var s *sibling
+		if t.Digest != "" {
+			var err error
+			if says, err = rawDigest(t.Digest); err != nil {
+				return nil, err
+			}
+			value, err := deterministic.Marshal(&rowpb.TagValue{Digest: says})
+			if err != nil {
+				return nil, err
+			}
+			s = &sibling{dot: Dot{strongInc, t.Seq}, stamp: t.Stamp, value: value, actor: t.Actor, aclIndex: t.ACLIndex}
+		}
+		new = e.next(Dot{strongInc, t.Seq}, stamp, s, all)
+		e.keepLosers(new, stamp)
+	}
+	for _, l := range lost {
+		if l.digest != string(says) {
+			new.losers = addLoser(new.losers, l)
+		}
+	}
+	new.sort()
+	return new, nil
+}
+
+// StrongSeen is how far this store has the strong tags of a project.
+func (c *Catalog) StrongSeen(pid identity.ProjectID) (seq uint64, err error) {
+	err = c.view(func(r reader) error { seq, err = r.vectorOf(tabVector, pid, strongInc); return err })
+	return seq, err
+}
+
+// vectorOf is one coordinate of a vector: a point read.
+func (r reader) vectorOf(tab byte, pid identity.ProjectID, inc identity.Incarnation) (uint64, error) {
+	key := keyVector(tab, pid, inc)
+	b, err := r.get(key)
+	if err != nil || b == nil {
+		return 0, err
+	}
+	if len(b) != 8 {
+		return 0, damaged(key)
+	}
+	return binary.BigEndian.Uint64(b), nil
+}
+
+// TagState is a tag that says something, for those who compare all of them.
+type TagState struct {
+	Repo string
+	TagInfo
+	ACLIndex uint64
+}
+
+// EachTag calls fn for every tag of a project that says something. It holds no
+// snapshot meanwhile.
+func (c *Catalog) EachTag(pid identity.ProjectID, fn func(TagState) error) error {
+	prefix := append(prefixPID(tabLive, pid), byte(kindTag))
+	return c.walk(prefix, false, func(r reader, key, _ []byte) (func() error, error) {
+		_, k, ok := parsePIDEntry(key)
+		if !ok {
+			return nil, damaged(key)
+		}
+		e, err := r.entry(pid, k)
+		if err != nil {
+			return nil, err
+		}
+		w := e.winner()
+		if w == nil {
+			return nil, damaged(key)
+		}
+		t := TagState{Repo: k.repo, ACLIndex: w.aclIndex,
+			TagInfo: TagInfo{Name: k.name, Digest: digestOrEmpty(tagDigest(w)), Stamp: w.stamp, Dot: w.dot, Actor: w.actor, At: stampTime(w.stamp)}}
+		return func() error { return fn(t) }, nil
+	})
+}
+
+// Seen gives what this store has seen of a project and, if d is not empty, of the
+// manifest.
+func (c *Catalog) Seen(pid identity.ProjectID, repo string, d digest.Digest) (Vector, error) {
+	var v Vector
+	err := c.view(func(r reader) (err error) {
+		if v, err = r.vector(tabVector, pid); err != nil || d == "" {
+			return err
+		}
+		raw, err := rawInRepo(repo, d)
+		if err != nil {
+			return err
+		}
+		e, err := r.entry(pid, entryKey{kindManifest, repo, string(raw)})
+		if err != nil || e == nil {
+			return err
+		}
+		for inc, seq := range e.ctx {
+			v[inc] = max(v[inc], seq)
+		}
+		return nil
+	})
+	return v, err
+}
+
+// DeleteManifestSeen removes of a manifest what a vector covers: not what was put
+// after it was taken. Tags stay as they are.
+func (c *Catalog) DeleteManifestSeen(ctx context.Context, pid identity.ProjectID, repo string, d digest.Digest, seen Vector) error {
+	raw, err := rawInRepo(repo, d)
+	if err != nil {
+		return err
+	}
+	err = c.submitAs(ctx, jobFreeing, func(b *batch) error {
+		k := entryKey{kindManifest, repo, string(raw)}
+		e, err := b.entry(pid, k)
+		if err != nil {
+			return err
+		}
+		if !e.live() {
+			return ErrNotFound
+		}
+		return b.deleteSeen(pid, k, e, b.dot(pid), seen)
+	})
+	if err != nil {
+		return fmt.Errorf("catalog: delete manifest %s of %s: %w", d, repo, err)
+	}
+	return nil
+}
+
+func (b *batch) deleteSeen(pid identity.ProjectID, k entryKey, e *entry, dot Dot, seen Vector) error {
+	return b.save(pid, k, e, e.next(dot, e.nextStamp(b.c.now()), nil, func(s *sibling) bool { return seen.Covers(s.dot) }))
+}
+
+// DeleteManifestsSeen is DeleteManifestSeen for all manifests of a repository, a
+// bounded number per transaction.
+func (c *Catalog) DeleteManifestsSeen(ctx context.Context, pid identity.ProjectID, repo string, seen Vector) error {
+	if err := checkName("repository", repo); err != nil {
+		return err
+	}
+	prefix := prefixRepo(tabLive, pid, kindManifest, repo)
+	for after := ""; ; {
+		var last string
+		err := c.submitAs(ctx, jobFreeing, func(b *batch) error {
+			last = ""
+			var keys []entryKey
+			err := b.scan(prefix, behind(prefix, after), false, func(key, _ []byte) (bool, error) {
+				_, k, ok := parsePIDEntry(key)
+				if !ok {
+					return false, damaged(key)
+				}
+				keys = append(keys, k)
+				return len(keys) < deleteChunk, nil
+			})
+			if err != nil || len(keys) == 0 {
+				return err
+			}
+			dot := b.dot(pid)
+			for _, k := range keys {
+				if b.half() {
+					break
+				}
+				e, err := b.entry(pid, k)
+				if err != nil {
+					return err
+				}
+				if err := b.deleteSeen(pid, k, e, dot, seen); err != nil {
+					return err
+				}
+				last = k.name
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("catalog: delete the manifests of %s: %w", repo, err)
+		}
+		if last == "" {
+			return nil
+		}
+		after = last
+	}
+}

@@ -1,0 +1,217 @@
+package catalog
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/identity"
+)
+
+func strongTag(name, content string, seq uint64) StrongTag {
+	t := StrongTag{Repo: "app", Name: name, Seq: seq, Stamp: 1_000<<stampShift + seq, Actor: "user:ann", ACLIndex: 3}
+	if content != "" {
+		t.Digest = digest.FromBytes(body(content))
+	}
+	return t
+}
+
+func putStrong(t *testing.T, c *Catalog, pid identity.ProjectID, lateBefore, upTo uint64, tags ...StrongTag) {
+	t.Helper()
+	if _, err := c.PutStrong(t.Context(), pid, tags, lateBefore, upTo); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// said checks what a tag says; empty: nothing.
+func said(t *testing.T, c *Catalog, pid identity.ProjectID, tag, content string) {
+	t.Helper()
+	info, err := c.Tag(pid, "app", tag)
+	switch {
+	case content == "":
+		if !errors.Is(err, ErrNotFound) {
+			t.Errorf("tag %s: %+v, %v", tag, info, err)
+		}
+	case err != nil || info.Digest != digest.FromBytes(body(content)) || len(info.Conflicts) != 0:
+		t.Errorf("tag %s: %+v, %v; want %s", tag, info, err, content)
+	}
+}
+
+func audited(t *testing.T, pid identity.ProjectID, cats ...*Catalog) {
+	t.Helper()
+	same(t, pid, cats...)
+	for _, c := range cats {
+		if err := auditDerived(c, pid); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestStrong_AllStoresWriteTheSame(t *testing.T) {
+	a, b := openMemory(t, Options{}), openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	// a has eventual tags which b gets only by an old page that comes late.
+	mustPut(t, a, put(pid, "app", "one", "1", "gone"))
+	var old []Page
+	if _, err := a.Delta(t.Context(), pid, nil, 1<<20, func(p Page) error { old = append(old, p); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*Catalog{a, b} {
+		putStrong(t, c, pid, 0, 20, strongTag("1", "one", 20), strongTag("gone", "", 20))
+	}
+	for _, p := range old {
+		if _, err := b.ApplyPage(t.Context(), pid, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if info, err := b.Tag(pid, "app", "1"); err != nil || info.Dot != (Dot{strongInc, 20}) {
+		t.Fatalf("a page of before the switch shows: %+v, %v", info, err)
+	}
+	// b skips what a saw in between, and writes a deletion of what it never had.
+	putStrong(t, a, pid, 0, 21, strongTag("1", "two", 21))
+	putStrong(t, a, pid, 0, 23, strongTag("1", "three", 22), strongTag("2", "two", 23))
+	putStrong(t, a, pid, 0, 24, strongTag("2", "", 24))
+	putStrong(t, b, pid, 0, 24, strongTag("1", "three", 22), strongTag("2", "", 24))
+	putStrong(t, b, pid, 0, 21, strongTag("1", "two", 21)) // late, and no news
+	mustPull(t, b, a, pid)
+	mustPull(t, a, b, pid)
+	for _, c := range []*Catalog{a, b} {
+		said(t, c, pid, "1", "three")
+		said(t, c, pid, "2", "")
+		said(t, c, pid, "gone", "")
+		if seen, err := c.StrongSeen(pid); err != nil || seen != 24 {
+			t.Errorf("seen up to %d, %v", seen, err)
+		}
+	}
+	audited(t, pid, a, b)
+}
+
+func TestStrong_PeersPassItOn(t *testing.T) {
+	a, b := openMemory(t, Options{}), openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	putStrong(t, a, pid, 0, 20, strongTag("1", "one", 20))
+	mustPull(t, b, a, pid)
+	said(t, b, pid, "1", "one")
+	if seen, err := b.StrongSeen(pid); err != nil || seen != 20 {
+		t.Errorf("seen up to %d, %v", seen, err)
+	}
+	if err := b.DropVector(t.Context(), pid); err != nil { // as after a loss of rows
+		t.Fatal(err)
+	}
+	if seen, err := b.StrongSeen(pid); err != nil || seen != 0 {
+		t.Errorf("seen up to %d after the vector was dropped, %v", seen, err)
+	}
+	putStrong(t, b, pid, 0, 20, strongTag("1", "one", 20))
+	audited(t, pid, a, b)
+}
+
+func TestStrong_LateWriterIsAKeptLoser(t *testing.T) {
+	a, late := openMemory(t, Options{}), openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	mustPut(t, late, put(pid, "app", "late", "1", "2")) // under rights of index 7
+	putStrong(t, a, pid, 19, 20, strongTag("1", "one", 20))
+	mustPull(t, a, late, pid)
+	if info, err := a.Tag(pid, "app", "1"); err != nil || info.Dot.Inc != strongInc {
+		t.Fatalf("a late write shows: %+v, %v", info, err)
+	}
+	for _, c := range []*Catalog{a, late} {
+		putStrong(t, c, pid, 19, 20, strongTag("1", "one", 20), strongTag("2", "", 20))
+	}
+	mustPull(t, late, a, pid)
+	mustPull(t, a, late, pid)
+	for _, c := range []*Catalog{a, late} {
+		said(t, c, pid, "1", "one")
+		said(t, c, pid, "2", "")
+		for _, tag := range []string{"1", "2"} {
+			if e := mustEntry(t, c, pid, entryKey{kindTag, "app", tag}); len(e.losers) != 1 {
+				t.Errorf("tag %s keeps %d losers", tag, len(e.losers))
+			}
+		}
+	}
+	audited(t, pid, a, late)
+}
+
+func TestStrong_EventualWriteAfterItStays(t *testing.T) {
+	a, b := openMemory(t, Options{}), openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	for _, c := range []*Catalog{a, b} {
+		putStrong(t, c, pid, 0, 20, strongTag("1", "one", 20), strongTag("2", "one", 20))
+	}
+	mustPut(t, a, put(pid, "app", "two", "1"))
+	if err := a.DeleteTag(t.Context(), pid, "app", "2", "user:ann", 30); err != nil {
+		t.Fatal(err)
+	}
+	mustPull(t, b, a, pid)
+	for _, c := range []*Catalog{a, b} {
+		// A site that has not heard of the switch back repeats the state's older word.
+		putStrong(t, c, pid, 5, 20, strongTag("1", "one", 20), strongTag("2", "one", 20))
+		said(t, c, pid, "1", "two")
+		said(t, c, pid, "2", "")
+	}
+	audited(t, pid, a, b)
+}
+
+func TestStrong_ConflictOfBeforeIsKept(t *testing.T) {
+	a, b := openMemory(t, Options{}), openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	mustPut(t, a, put(pid, "app", "one", "1"))
+	mustPut(t, b, put(pid, "app", "two", "1"))
+	mustPull(t, a, b, pid)
+	mustPull(t, b, a, pid)
+	won, err := a.Tag(pid, "app", "1")
+	if err != nil || len(won.Conflicts) != 1 {
+		t.Fatalf("%+v, %v", won, err)
+	}
+	for _, c := range []*Catalog{a, b} {
+		putStrong(t, c, pid, 0, 20, StrongTag{Repo: "app", Name: "1", Digest: won.Digest, Seq: 20, Stamp: won.Stamp})
+		e := mustEntry(t, c, pid, entryKey{kindTag, "app", "1"})
+		if len(e.losers) != 1 || digestOrEmpty([]byte(e.losers[0].digest)) != won.Conflicts[0] {
+			t.Errorf("losers: %+v", e.losers)
+		}
+	}
+	audited(t, pid, a, b)
+}
+
+func TestStrong_DeleteSeenLeavesWhatCameLater(t *testing.T) {
+	c := openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	one, two := put(pid, "app", "one"), put(pid, "app", "two")
+	mustPut(t, c, one)
+	mustPut(t, c, two)
+	seen, err := c.Seen(pid, "app", one.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, c, one) // after the deletion was decided, before it is carried out
+	if err := c.DeleteManifestSeen(t.Context(), pid, "app", one.Digest, seen); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Manifest(pid, "app", one.Digest); err != nil {
+		t.Errorf("the manifest that was put later: %v", err)
+	}
+	if err := c.DeleteManifestsSeen(t.Context(), pid, "app", seen); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Manifest(pid, "app", two.Digest); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a manifest that was seen: %v", err)
+	}
+	if _, err := c.Manifest(pid, "app", one.Digest); err != nil {
+		t.Errorf("the manifest that was put later, by its repository: %v", err)
+	}
+	audited(t, pid, c)
+}
+
+func TestEachTag(t *testing.T) {
+	c := openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	mustPut(t, c, put(pid, "app", "one", "1", "2"))
+	mustPut(t, c, put(pid, "web", "two", "1"))
+	got := map[string]digest.Digest{}
+	if err := c.EachTag(pid, func(s TagState) error { got[s.Repo+":"+s.Name] = s.Digest; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 3 || got["app:2"] != digest.FromBytes(body("one")) || got["web:1"] != digest.FromBytes(body("two")) {
+		t.Errorf("%v", got)
+	}
+}

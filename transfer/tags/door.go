@@ -1,0 +1,463 @@
+package tags
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog"
+	syncer "github.com/portolan/portolan/transfer/sync"
+)
+
+const (
+	// putAgain bounds how often a manifest is put again because it was deleted while
+	// it was being tagged: whoever deletes in a loop is meant to win.
+	putAgain = 3
+	// projectWithin bounds how long a write waits for its own site to have written it
+	// down, which takes milliseconds.
+	projectWithin = 10 * time.Second
+	// switchRetry is what clients are told while a project's tags switch.
+	switchRetry = 2 * time.Second
+)
+
+// Control is the control plane (*consensus.Node).
+type Control interface {
+	// Propose makes an edit; it returns when this node has applied it. Its errors are
+	// *command.Error and *command.Unavailable.
+	Propose(ctx context.Context, actor string, body proto.Message) (command.Result, error)
+	// CatchUp returns when the state here has every edit that was answered before.
+	CatchUp(ctx context.Context) (uint64, error)
+}
+
+// Exchange asks the other sites (*sync.Sync).
+type Exchange interface {
+	Ready(ctx context.Context, node identity.NodeID, pid identity.ProjectID, index uint64) (syncer.Ready, error)
+	PullProject(ctx context.Context, pid identity.ProjectID) (unreachable []string, err error)
+	OnReady(fn func(ctx context.Context, pid identity.ProjectID, index uint64) (bool, string))
+}
+
+// Held are the sites that have the blobs of a push.
+type Held interface {
+	// Covered returns when as many of them as the push needs have the entry, too.
+	Covered(ctx context.Context, dot catalog.Dot) error
+}
+
+// Copies makes pushes durable at several sites. Its errors are *NotDurable where
+// too few sites could take them.
+type Copies interface {
+	// Hold returns when n sites durably hold the blobs.
+	Hold(ctx context.Context, p state.Project, repo string, blobs []syncer.Piece, n int) (Held, error)
+}
+
+// Config is what a Door needs.
+type Config struct {
+	Self    identity.NodeID
+	Site    string
+	State   *state.State
+	Catalog *catalog.Catalog
+	Control Control
+	Sync    Exchange
+	// Copies may be nil: then every push is durable at this site alone.
+	Copies Copies
+	// Pushed is told of manifests that were put here, and of those that tags say now
+	// by the control state's word. It must not block; may be nil.
+	Pushed func(pid identity.ProjectID, repo string, d digest.Digest)
+	Now      func() time.Time
+	Logger   *slog.Logger
+}
+
+// Door sets and deletes tags.
+type Door struct {
+	cfg Config
+	log *slog.Logger
+	cat *catalog.Catalog
+
+	// gate is held for reading by eventual writes, from the look at the mode to the
+	// end of the commit: whoever takes it for writing knows that none is under way
+	// that began under an older state.
+	gate sync.RWMutex
+
+	projected projected
+	switching switches
+	unhook    func()
+}
+
+// New makes a Door and hooks it to the exchange; Run starts it.
+func New(cfg Config) (*Door, error) {
+	if cfg.State == nil || cfg.Catalog == nil || cfg.Control == nil || cfg.Sync == nil || cfg.Site == "" {
+		return nil, errors.New("transfer/tags: State, Catalog, Control, Sync and Site are needed")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	d := &Door{cfg: cfg, log: cfg.Logger, cat: cfg.Catalog, projected: newProjected(), switching: newSwitches()}
+	cfg.Sync.OnReady(d.ready)
+	d.unhook = d.cat.OnCommit(d.committed)
+	return d, nil
+}
+
+// Run keeps the catalogue at what the control state says, and carries out
+// switches, until ctx ends.
+func (d *Door) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer d.unhook()
+	defer wg.Wait()
+	wg.Go(func() { d.project(ctx) })
+	wg.Go(func() { d.carryOut(ctx) })
+	<-ctx.Done()
+	return nil
+}
+
+// refused is a *command.Error of this package's own.
+func refused(code command.Code, format string, args ...any) error {
+	return &command.Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+// find gives a project as the state has it now.
+func (d *Door) find(pid identity.ProjectID) (state.Project, *state.View, error) {
+	v := d.cfg.State.View()
+	p, ok := v.ProjectByPID(pid)
+	if !ok || p.Deleted() {
+		return p, v, refused(command.CodeNotFound, "the project was deleted")
+	}
+	return p, v, nil
+}
+
+// busy refuses what sets or deletes tags while they switch.
+func (d *Door) busy(p state.Project) error {
+	waits := d.Waiting(p.PID)
+	reason := fmt.Sprintf("the tags of project %s are switching from %s to %s", p.Name, p.Tags.Mode, p.Tags.To)
+	var sites []string
+	for _, w := range waits {
+		sites = append(sites, w.Site)
+	}
+	return &command.Unavailable{Reason: reason, Sites: sites, RetryAfter: switchRetry}
+}
+
+// eventual runs a write of eventual tags: under the gate, if the mode is right
+// and this site has all that was strong before.
+func (d *Door) eventual(pid identity.ProjectID, write func() error) error {
+	d.gate.RLock()
+	defer d.gate.RUnlock()
+	p, _, err := d.find(pid)
+	switch {
+	case err != nil:
+		return err
+	case p.Tags.Switching():
+		return d.busy(p)
+	case p.Tags.Mode != state.EventualTags:
+		return errOtherMode
+	case p.Tags.Seq != 0:
+		seen, err := d.cat.StrongSeen(pid)
+		if err != nil {
+			return err
+		}
+		if seen < p.Tags.Seq {
+			return &command.Unavailable{RetryAfter: switchRetry, Reason: fmt.Sprintf("site %s has not got all tags that project %s had while they were strong "+
+				"(if no site is left that has them: portolan project tags %s eventual --force)", d.cfg.Site, p.Name, p.Name)}
+		}
+	}
+	return write()
+}
+
+// errOtherMode: the mode changed since it was looked at. Look again.
+var errOtherMode = errors.New("the tags' mode changed")
+
+// inMode runs what is for the project's mode, again if the mode changes meanwhile.
+func (d *Door) inMode(ctx context.Context, pid identity.ProjectID, eventual func() error, strong func(state.Project) error) error {
+	for {
+		p, _, err := d.find(pid)
+		switch {
+		case err != nil:
+			return err
+		case p.Tags.Switching():
+			return d.busy(p)
+		case p.Tags.Mode == state.StrongTags:
+			err = strong(p)
+		default:
+			err = d.eventual(pid, eventual)
+		}
+		if !errors.Is(err, errOtherMode) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// Condition is what a push asks of its tags.
+type Condition struct {
+	// New: no tag is there yet. Match: each says one of these. Only projects with
+	// strong tags can keep either.
+	New   bool
+	Match []digest.Digest
+}
+
+func (c Condition) isZero() bool { return !c.New && len(c.Match) == 0 }
+
+// ErrCondition says that a Condition does not hold.
+var ErrCondition = errors.New("the tag does not say what the request expects")
+
+// ErrNoCondition is returned for a Condition in a project with eventual tags.
+var ErrNoCondition = errors.New("only projects with strong tags can keep conditions")
+
+// Put accepts a manifest and sets its tags. It returns when that is durable, at
+// as many sites as the project wants, and to be read here.
+func (d *Door) Put(ctx context.Context, put catalog.Put, cond Condition) error {
+	p, v, err := d.find(put.PID)
+	if err != nil {
+		return err
+	}
+	if len(put.Tags) > 0 && p.Tags.Switching() {
+		return d.busy(p) // before anything is moved
+	}
+	held, err := d.prepare(ctx, v, p, put)
+	if err != nil {
+		return err
+	}
+	if p, v, err = d.find(put.PID); err != nil {
+		return err
+	}
+	said := map[string]string{}
+	for _, tag := range put.Tags {
+		t, _ := v.StrongTag(put.PID, put.Repo, tag)
+		said[tag] = t.Digest
+	}
+	if err := d.check(p, put, cond, said); err != nil {
+		return err
+	}
+	var dot catalog.Dot // of a write that is not known to be elsewhere yet
+	write := func() (err error) {
+		if !cond.isZero() && len(put.Tags) > 0 {
+			return ErrNoCondition // the mode changed meanwhile
+		}
+		dot, err = d.putManifest(ctx, put)
+		return err
+	}
+	if len(put.Tags) == 0 {
+		err = write()
+	} else {
+		err = d.inMode(ctx, put.PID, write, func(p state.Project) error {
+			tags, put := put.Tags, put
+			put.Tags = nil
+			return d.putStrong(ctx, p, put, tags, said, held)
+		})
+	}
+	if err == nil && held != nil && !dot.IsZero() {
+		err = held.Covered(ctx, dot) // not under the gate: sites may take long
+	}
+	return err
+}
+
+// prepare does what has to be done before anything of a push is visible: other
+// sites take its blobs (D1), and where tags are strong this site's state catches up
+// meanwhile, so that the push is compared with all that was answered before it.
+func (d *Door) prepare(ctx context.Context, v *state.View, p state.Project, put catalog.Put) (held Held, err error) {
+	g, ctx := errgroup.WithContext(ctx)
+	if len(put.Tags) > 0 && p.Tags.Mode == state.StrongTags {
+		g.Go(func() error {
+			_, err := d.cfg.Control.CatchUp(ctx)
+			var u *command.Unavailable
+			if errors.As(err, &u) {
+				edit := *u // to whoever pushes it is an edit that cannot be made
+				edit.Read = false
+				err = &edit
+			}
+			return err
+		})
+	}
+	if n := v.PushCopies(p, len(put.Tags) > 0); n > 1 && d.cfg.Copies != nil {
+		g.Go(func() (err error) {
+			held, err = d.cfg.Copies.Hold(ctx, p, put.Repo, pieces(put), n)
+			return err
+		})
+	}
+	err = g.Wait()
+	return held, err
+}
+
+// putManifest tells of what it put, whatever becomes of the rest of the push.
+func (d *Door) putManifest(ctx context.Context, put catalog.Put) (catalog.Dot, error) {
+	dot, err := d.cat.PutManifest(ctx, put)
+	if err == nil && d.cfg.Pushed != nil {
+		d.cfg.Pushed(put.PID, put.Repo, put.Digest)
+	}
+	return dot, err
+}
+
+// check holds a condition against what the tags say.
+func (d *Door) check(p state.Project, put catalog.Put, cond Condition, said map[string]string) error {
+	if cond.isZero() || len(put.Tags) == 0 {
+		return nil
+	}
+	if p.Tags.Mode != state.StrongTags {
+		return ErrNoCondition
+	}
+	for tag, now := range said {
+		ok := now == "" && cond.New || now == put.Digest.String() && !cond.New
+		for _, m := range cond.Match {
+			ok = ok || now == m.String()
+		}
+		if !ok {
+			if now == "" {
+				return fmt.Errorf("%w: there is no tag %s", ErrCondition, tag)
+			}
+			return fmt.Errorf("%w: the tag %s says %s", ErrCondition, tag, now)
+		}
+	}
+	return nil
+}
+
+// putStrong puts the manifest, and then has raft set the tags (G2, G4).
+func (d *Door) putStrong(ctx context.Context, p state.Project, put catalog.Put, tags []string, said map[string]string, held Held) error {
+	body := &command.TagsSet{ProjectId: put.PID[:], Repository: put.Repo, Digest: put.Digest.String(), AclIndex: put.ACLIndex}
+	for _, tag := range tags {
+		body.Tags = append(body.Tags, &command.TagSaid{Name: tag, Digest: said[tag]})
+	}
+	for try := 0; ; try++ {
+		body.Since = d.cfg.State.View().Index() // before the manifest is put
+		dot, err := d.putManifest(ctx, put)
+		if err != nil {
+			return err
+		}
+		if held != nil {
+			if err := held.Covered(ctx, dot); err != nil {
+				return err
+			}
+		}
+		res, err := d.cfg.Control.Propose(ctx, put.Actor, body)
+		if err == nil {
+			return d.await(ctx, res.Index)
+		}
+		var no *command.Error
+		if !errors.As(err, &no) || no.Code != command.CodeConflict {
+			return err
+		}
+		now, v, ferr := d.find(put.PID)
+		switch {
+		case ferr != nil:
+			return ferr
+		case now.Tags.Switching():
+			return d.busy(now)
+		case now.Tags.Mode != state.StrongTags:
+			return errOtherMode
+		case v.LetGo(put.PID, put.Repo, put.Digest.String(), body.GetSince()) && try < putAgain:
+			d.log.Info("the manifest was deleted while it was being tagged: putting it again", "repository", p.Name+"/"+put.Repo, "digest", put.Digest)
+		default:
+			return err
+		}
+	}
+}
+
+// pieces are the blobs that a manifest needs.
+func pieces(put catalog.Put) []syncer.Piece {
+	var out []syncer.Piece
+	if put.Bytes == nil {
+		out = append(out, syncer.Piece{Digest: put.Digest, Size: put.Size})
+	}
+	for _, r := range put.Refs {
+		if r.Kind == catalog.RefBlob {
+			out = append(out, syncer.Piece{Digest: r.Digest, Size: r.Size})
+		}
+	}
+	return out
+}
+
+// DeleteTag deletes a tag; catalog.ErrNotFound: there is none.
+func (d *Door) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, aclIndex uint64) error {
+	return d.inMode(ctx, pid, func() error {
+		return d.cat.DeleteTag(ctx, pid, repo, tag, actor, aclIndex)
+	}, func(state.Project) error {
+		return d.remove(ctx, pid, actor, &command.TagsDelete{ProjectId: pid[:], Repository: repo, Tag: tag})
+	})
+}
+
+// remove has raft delete tags, or say that manifests may go.
+func (d *Door) remove(ctx context.Context, pid identity.ProjectID, actor string, body *command.TagsDelete) error {
+	res, err := d.cfg.Control.Propose(ctx, actor, body)
+	var no *command.Error
+	switch {
+	case err == nil:
+		return d.await(ctx, res.Index)
+	case !errors.As(err, &no):
+		return err
+	case no.Code == command.CodeNotFound:
+		return fmt.Errorf("%w: %s", catalog.ErrNotFound, no.Message)
+	}
+	if p, _, ferr := d.find(pid); ferr == nil && p.Tags.Switching() {
+		return d.busy(p)
+	} else if ferr == nil && p.Tags.Mode != state.StrongTags {
+		return errOtherMode
+	}
+	return err
+}
+
+// DeleteManifest deletes a manifest: with eventual tags together with those that
+// say it, with strong ones only if none does.
+func (d *Door) DeleteManifest(ctx context.Context, pid identity.ProjectID, repo string, m digest.Digest, actor string, aclIndex uint64) error {
+	return d.inMode(ctx, pid, func() error {
+		return d.cat.DeleteManifest(ctx, pid, repo, m, actor, aclIndex)
+	}, func(state.Project) error {
+		if _, err := d.cat.Manifest(pid, repo, m); err != nil {
+			return err
+		}
+		seen, err := d.cat.Seen(pid, repo, m)
+		if err != nil {
+			return err
+		}
+		if err := d.remove(ctx, pid, actor, &command.TagsDelete{ProjectId: pid[:], Repository: repo, Digest: m.String()}); err != nil {
+			return err
+		}
+		return d.cat.DeleteManifestSeen(ctx, pid, repo, m, seen)
+	})
+}
+
+// DeleteRepository deletes all tags and manifests of a repository.
+func (d *Door) DeleteRepository(ctx context.Context, pid identity.ProjectID, repo, actor string, aclIndex uint64) error {
+	return d.inMode(ctx, pid, func() error {
+		return d.cat.DeleteRepository(ctx, pid, repo, actor, aclIndex)
+	}, func(state.Project) error {
+		if _, err := d.cat.Repository(pid, repo); err != nil {
+			return err
+		}
+		seen, err := d.cat.Seen(pid, repo, "")
+		if err != nil {
+			return err
+		}
+		if err := d.remove(ctx, pid, actor, &command.TagsDelete{ProjectId: pid[:], Repository: repo}); err != nil {
+			return err
+		}
+		return d.cat.DeleteManifestsSeen(ctx, pid, repo, seen)
+	})
+}
+
+// ErrNoStrictRead is returned for a strict read of eventual tags.
+var ErrNoStrictRead = errors.New("only projects with strong tags can be read strictly")
+
+// CatchUp returns when reads here have every strong tag that was set before the
+// call.
+func (d *Door) CatchUp(ctx context.Context, pid identity.ProjectID) error {
+	p, _, err := d.find(pid)
+	if err != nil {
+		return err
+	}
+	if p.Tags.Mode != state.StrongTags {
+		return ErrNoStrictRead
+	}
+	index, err := d.cfg.Control.CatchUp(ctx)
+	if err != nil {
+		return err
+	}
+	return d.await(ctx, index)
+}

@@ -1,0 +1,216 @@
+package tags
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog"
+)
+
+const (
+	// projectRetry is the pause after a write that failed: a full disk, mostly.
+	projectRetry = time.Second
+	// lateEvery spaces the looks for late writers, each of which reads all tags of
+	// the project.
+	lateEvery = 10 * time.Second
+)
+
+// projected says how far the catalogue is with what the state says.
+type projected struct {
+	mu    sync.Mutex
+	index uint64        // of the last view that is written down
+	moved chan struct{} // closed when index moves
+
+	// at is the seq up to which each project is written down, as far as it is known
+	// here: the catalogue's own word is read again when a project is in dirty.
+	at    map[identity.ProjectID]uint64
+	dirty map[identity.ProjectID]bool
+	late  map[identity.ProjectID]time.Time // when late writers were last looked for
+	wake  chan struct{}                    // capacity 1
+}
+
+func newProjected() projected {
+	return projected{moved: make(chan struct{}), at: map[identity.ProjectID]uint64{}, dirty: map[identity.ProjectID]bool{},
+		late: map[identity.ProjectID]time.Time{}, wake: make(chan struct{}, 1)}
+}
+
+// committed is called when entries of a project changed.
+func (d *Door) committed(pid identity.ProjectID) {
+	d.projected.mu.Lock()
+	_, ours := d.projected.at[pid]
+	if ours {
+		d.projected.dirty[pid] = true
+	}
+	d.projected.mu.Unlock()
+	if ours {
+		wake(d.projected.wake)
+	}
+}
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// await waits until the view with the index is written down here (G3).
+func (d *Door) await(ctx context.Context, index uint64) error {
+	t := time.NewTimer(projectWithin)
+	defer t.Stop()
+	for {
+		d.projected.mu.Lock()
+		at, moved := d.projected.index, d.projected.moved
+		d.projected.mu.Unlock()
+		if at >= index {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+			return &command.Unavailable{RetryAfter: switchRetry, Indeterminate: true,
+				Reason: fmt.Sprintf("site %s could not write down yet what was decided about the tag", d.cfg.Site)}
+		}
+	}
+}
+
+// project follows the state until ctx ends.
+func (d *Door) project(ctx context.Context) {
+	for {
+		changed := d.cfg.State.Changed()
+		view := d.cfg.State.View()
+		next, err := d.projectView(ctx, view)
+		switch {
+		case err == nil:
+			d.projected.mu.Lock()
+			d.projected.index = view.Index()
+			close(d.projected.moved)
+			d.projected.moved = make(chan struct{})
+			d.projected.mu.Unlock()
+		case ctx.Err() != nil:
+			return
+		default:
+			d.log.Error("strong tags could not be written into this site's catalogue: trying again", "error", err)
+			changed, next = nil, projectRetry
+		}
+		var due <-chan time.Time
+		if next > 0 {
+			due = time.After(next)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-due:
+		case <-d.projected.wake:
+		}
+	}
+}
+
+// projectView writes down what a view says. next is when to look again though
+// nothing changes; 0: never.
+func (d *Door) projectView(ctx context.Context, view *state.View) (next time.Duration, err error) {
+	for p := range view.StrongProjects() {
+		if p.Tags.Mode != state.StrongTags || !view.MayRest(p, d.cfg.Site) {
+			continue
+		}
+		again, err := d.projectProject(ctx, view, p)
+		if err != nil {
+			return 0, fmt.Errorf("project %s: %w", p.Name, err)
+		}
+		if again > 0 && (next == 0 || again < next) {
+			next = again
+		}
+	}
+	return next, nil
+}
+
+func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Project) (next time.Duration, err error) {
+	d.projected.mu.Lock()
+	at, known := d.projected.at[p.PID]
+	dirty := d.projected.dirty[p.PID]
+	delete(d.projected.dirty, p.PID)
+	lookedAt := d.projected.late[p.PID]
+	d.projected.mu.Unlock()
+	if !known || dirty {
+		// The vector may have been dropped, or adopted from a peer.
+		if at, err = d.cat.StrongSeen(p.PID); err != nil {
+			return 0, err
+		}
+	}
+	// Nobody is late to a project that leaves the mode: what comes then may be later.
+	late := p.Tags.LateBefore != 0 && !p.Tags.Switching() && (dirty || !known)
+	if late {
+		if wait := lookedAt.Add(lateEvery).Sub(d.cfg.Now()); wait > 0 && !lookedAt.IsZero() && at >= p.Tags.Base {
+			late, next = false, min(wait, lateEvery)
+			d.projected.mu.Lock()
+			d.projected.dirty[p.PID] = true
+			d.projected.mu.Unlock()
+		}
+	}
+	switch {
+	case at < p.Tags.Base || late:
+		err = d.projectAll(ctx, view, p, p.Tags.LateBefore)
+		lookedAt = d.cfg.Now()
+	case at < p.Tags.Seq:
+		var rows []catalog.StrongTag
+		for t := range view.StrongTagsSince(p.PID, at) {
+			rows = append(rows, row(t))
+		}
+		err = d.write(ctx, p, rows, 0)
+	}
+	if err != nil {
+		return 0, err
+	}
+	d.projected.mu.Lock()
+	d.projected.at[p.PID] = max(at, p.Tags.Seq)
+	d.projected.late[p.PID] = lookedAt
+	d.projected.mu.Unlock()
+	return next, nil
+}
+
+// write puts rows into the catalogue and tells of what is new.
+func (d *Door) write(ctx context.Context, p state.Project, rows []catalog.StrongTag, lateBefore uint64) error {
+	refs, err := d.cat.PutStrong(ctx, p.PID, rows, lateBefore, p.Tags.Seq)
+	if d.cfg.Pushed != nil {
+		for _, r := range refs {
+			d.cfg.Pushed(p.PID, r.Repo, r.Digest)
+		}
+	}
+	return err
+}
+
+// projectAll compares all tags: those of the state, and those of the catalogue
+// that the state does not know, which are gone since the base at the latest (G5).
+func (d *Door) projectAll(ctx context.Context, view *state.View, p state.Project, lateBefore uint64) error {
+	type name struct{ repo, tag string }
+	known := map[name]bool{}
+	var rows []catalog.StrongTag
+	for t := range view.StrongTagsSince(p.PID, 0) {
+		known[name{t.Repository, t.Name}] = true
+		rows = append(rows, row(t))
+	}
+	err := d.cat.EachTag(p.PID, func(t catalog.TagState) error {
+		if !known[name{t.Repo, t.Name}] {
+			rows = append(rows, catalog.StrongTag{Repo: t.Repo, Name: t.Name, Seq: p.Tags.Base})
+		}
+		return ctx.Err()
+	})
+	if err != nil {
+		return err
+	}
+	return d.write(ctx, p, rows, lateBefore)
+}
+
+func row(t state.StrongTag) catalog.StrongTag {
+	return catalog.StrongTag{Repo: t.Repository, Name: t.Name, Digest: digest.Digest(t.Digest), Seq: t.Seq, Stamp: t.Stamp, Actor: t.Actor, ACLIndex: t.ACLIndex}
+}
