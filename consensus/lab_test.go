@@ -20,6 +20,7 @@ import (
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/wire"
+	"github.com/portolan/portolan/test/ports"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -252,12 +253,7 @@ func (m *mesh) site(name string) *site {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0") // to learn a free port
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	_ = l.Close()
+	port := ports.Free(m.t)
 	store := identity.NewStoreID()
 	s := &site{t: m.t, net: m.net, name: name, dir: filepath.Join(dir, "raft"), id: id, port: port, now: time.Now, sites: &m.sites,
 		record: &command.Node{StoreId: store[:], Host: "127.0.0.1", GossipPort: 7946, ControlPort: uint32(port), DataPort: 7948, RegistryUrl: "http://127.0.0.1:5000", Version: "test"}}
@@ -423,8 +419,15 @@ func await(t *testing.T, what string, ok func() bool) {
 // three makes a mesh of three sites with three voters.
 func three(t *testing.T) (*mesh, []*site) {
 	t.Helper()
+	return threeWith(t, Profile{})
+}
+
+// threeWith is three with the timings of a profile; zero: lan's.
+func threeWith(t *testing.T, p Profile) (*mesh, []*site) {
+	t.Helper()
 	m := newMesh(t)
 	all := []*site{m.site("ams"), m.site("fra"), m.site("sgp")}
+	all[0].profile = p
 	all[0].bootstrap()
 	all[1].join(all[0])
 	all[2].join(all[1])

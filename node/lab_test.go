@@ -9,7 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/portolan/portolan/node/config"
 	"github.com/portolan/portolan/registryapi/mesh"
+	"github.com/portolan/portolan/test/ports"
 )
 
 const (
@@ -95,24 +95,8 @@ func newMachine(t *testing.T) *machine {
 // freePorts takes four ports that are free for TCP and UDP.
 func (m *machine) freePorts() {
 	m.t.Helper()
-	var open []io.Closer
-	for i := 0; i < len(m.ports); {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			m.t.Fatal(err)
-		}
-		open = append(open, l)
-		port := l.Addr().(*net.TCPAddr).Port
-		u, err := net.ListenPacket("udp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err != nil {
-			continue // busy for UDP
-		}
-		open = append(open, u)
-		m.ports[i] = port
-		i++
-	}
-	for _, c := range open {
-		_ = c.Close()
+	for i := range m.ports {
+		m.ports[i] = ports.Free(m.t)
 	}
 }
 

@@ -15,7 +15,8 @@
 // What it promises: every connection that leaves Raft or GRPC belongs to the
 // node that PeerNodeID or [Conn.NodeID] names; every connection that is dialled
 // ends at the node that was asked for; a slow, silent or foreign peer costs a
-// bounded amount of memory for a bounded time and delays nobody else.
+// bounded amount of memory for a bounded time and delays nobody else. Crowds of
+// them turn one another away, and no member (package door).
 //
 // What it does not: it decides no rights beyond membership on the raft side,
 // and it checks no dates or names in certificates. The key is the node.

@@ -19,6 +19,7 @@ import (
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/wire"
+	"github.com/portolan/portolan/test/ports"
 )
 
 // Mesh is the sites and the links between them.
@@ -47,7 +48,7 @@ func New(dir string) *Mesh {
 func (m *Mesh) Grow(ctx context.Context, p consensus.Profile, names ...string) error {
 	m.profile = p
 	for _, name := range names {
-		s, err := m.add(ctx, name)
+		s, err := m.add(name)
 		if err != nil {
 			return err
 		}
@@ -168,19 +169,16 @@ func (s *Site) Node() *consensus.Node {
 	return s.node
 }
 
-func (m *Mesh) add(ctx context.Context, name string) (*Site, error) {
+func (m *Mesh) add(name string) (*Site, error) {
 	dir := filepath.Join(m.dir, name)
 	id, _, err := identity.LoadOrCreate(dir)
 	if err != nil {
 		return nil, err
 	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0") // to learn a free port
+	port, err := ports.Take()
 	if err != nil {
 		return nil, err
 	}
-	port := l.Addr().(*net.TCPAddr).Port
-	_ = l.Close()
 	store := identity.NewStoreID()
 	s := &Site{Name: name, mesh: m, dir: filepath.Join(dir, "raft"), id: id, addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)),
 		record: &command.Node{StoreId: store[:], Host: "127.0.0.1", GossipPort: 7946, ControlPort: uint32(port), DataPort: 7948,
