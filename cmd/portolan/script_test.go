@@ -120,8 +120,10 @@ func setup(env *testscript.Env) error {
 			n, _ := m.State.View().Node(id)
 			return !w.leaving.isAway(n.Site), 12500 * time.Microsecond
 		},
-		TagsWait: func(context.Context, identity.ProjectID) []mesh.TagWait { return []mesh.TagWait{{Site: "sgp", Reason: "it does not answer"}} },
-		Removed:  w.leaving.status, LastCopies: w.leaving.answer,
+		TagsWait: func(context.Context, identity.ProjectID) []mesh.TagWait {
+			return []mesh.TagWait{{Site: "sgp", Reason: "it does not answer"}}
+		},
+		Removed: w.leaving.status, LastCopies: w.leaving.answer,
 		JoinToken: func(j mesh.JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]), nil },
 		Backup: func(_ context.Context, out io.Writer) error {
 			st := m.State.View().KeyState()

@@ -72,8 +72,8 @@ type Config struct {
 	// Pushed is told of manifests that were put here, and of those that tags say now
 	// by the control state's word. It must not block; may be nil.
 	Pushed func(pid identity.ProjectID, repo string, d digest.Digest)
-	Now      func() time.Time
-	Logger   *slog.Logger
+	Now    func() time.Time
+	Logger *slog.Logger
 }
 
 // Door sets and deletes tags.
