@@ -77,6 +77,10 @@ func (s *State) Restore(r io.Reader) error {
 			return fmt.Errorf("state: read snapshot row %d: %w", n, err)
 		}
 	}
+	clear(s.answers)
+	for _, r := range v.requests {
+		s.answers[r.id] = r
+	}
 	s.publish(v)
 	return nil
 }
@@ -152,8 +156,7 @@ func (v *View) records(yield func(*Record) bool) {
 	if !v.keyRecords(yield) {
 		return
 	}
-	for id := range all(v.requestAge, nil) {
-		r, _ := v.requests.Get([]byte(id))
+	for _, r := range v.requests {
 		if !yield(&Record{Row: &Record_Request{&RequestRow{RequestId: []byte(r.id), Index: r.index, Id: r.result, Code: r.code, Message: r.message}}}) {
 			return
 		}
@@ -219,7 +222,7 @@ func (v *View) load(rec *Record) error {
 		return v.loadSecret(row.Secret)
 	case *Record_Request:
 		r := row.Request
-		v.addRequest(request{id: string(r.GetRequestId()), index: r.GetIndex(), result: r.GetId(), code: r.GetCode(), message: r.GetMessage()})
+		v.requests = append(v.requests, request{id: string(r.GetRequestId()), index: r.GetIndex(), result: r.GetId(), code: r.GetCode(), message: r.GetMessage()})
 	default:
 		return &UnsupportedError{Index: v.index, Reason: "a kind of row in the snapshot"}
 	}

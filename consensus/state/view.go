@@ -50,11 +50,10 @@ type View struct {
 	publicPaths *iradix.Tree[int64] // by path
 	memberPaths *iradix.Tree[int64] // by user id, path
 
-	rules      *iradix.Tree[Rule]
-	ruleNames  *iradix.Tree[int64]
-	tokens     *iradix.Tree[Token]
-	requests   *iradix.Tree[request] // by request id
-	requestAge *iradix.Tree[string]  // by index -> request id
+	rules     *iradix.Tree[Rule]
+	ruleNames *iradix.Tree[int64]
+	tokens    *iradix.Tree[Token]
+	requests  []request // by index; see State.remember
 
 	removals
 }
@@ -68,7 +67,7 @@ func newView() *View {
 		members: iradix.New[Member](), memberIDs: iradix.New[int64](),
 		paths: iradix.New[int64](), publicPaths: iradix.New[int64](), memberPaths: iradix.New[int64](),
 		rules: iradix.New[Rule](), ruleNames: iradix.New[int64](),
-		tokens: iradix.New[Token](), requests: iradix.New[request](), requestAge: iradix.New[string](), secrets: iradix.New[Secret](),
+		tokens: iradix.New[Token](), secrets: iradix.New[Secret](),
 		removals: newRemovals(),
 	}
 }
