@@ -30,6 +30,9 @@ var cases = []struct {
 		return r.failover(ctx, consensus.Far, 300*time.Millisecond, 13000)
 	}},
 	{"soak far", (*run).soakFar},
+	{"state", func(r *run, ctx context.Context) error { return r.processes(ctx, "state") }},
+	{"join of a fifth site", func(r *run, ctx context.Context) error { return r.processes(ctx, "fifth site") }},
+	{"soak saturated", func(r *run, ctx context.Context) error { return r.processes(ctx, "soak saturated") }},
 }
 
 // roundTrip of the latency cases.
