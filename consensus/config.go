@@ -64,9 +64,9 @@ const (
 	// maxAppendBytes bounds what is in one message: it must be through within
 	// transportTimeout, or it would be sent again for ever. 64 of the largest
 	// commands; usual ones are 200 bytes long.
-	maxAppendBytes    = 64 * command.MaxBytes
-	transportTimeout  = 10 * time.Second
-	transportPool     = 3
+	maxAppendBytes   = 64 * command.MaxBytes
+	transportTimeout = 10 * time.Second
+	transportPool    = 3
 
 	maxProposeFor  = 30 * time.Second // an edit with a leader at hand that never answers
 	pollLost       = 25 * time.Millisecond

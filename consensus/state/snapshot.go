@@ -62,6 +62,7 @@ func (s *State) Restore(r io.Reader) error {
 	}
 	v := newView()
 	v.index = h.GetIndex()
+	v.build(true)
 	for n := uint64(0); ; n++ {
 		var rec Record
 		if err := delim.UnmarshalFrom(in, &rec); err != nil {
@@ -77,6 +78,7 @@ func (s *State) Restore(r io.Reader) error {
 			return fmt.Errorf("state: read snapshot row %d: %w", n, err)
 		}
 	}
+	v.build(false)
 	clear(s.answers)
 	for _, r := range v.requests {
 		s.answers[r.id] = r
