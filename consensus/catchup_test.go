@@ -39,6 +39,7 @@ func TestFitting(t *testing.T) {
 // TestCatchUp_LargeEntries: more than a message may carry waits for a site that was
 // away; it gets all of it, in messages that are no longer than that.
 func TestCatchUp_LargeEntries(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	leader, others := leaderOf(t, all)
 	away := others[0]

@@ -135,6 +135,7 @@ func TestFSM_NewerSnapshot_IsRefused(t *testing.T) {
 
 // TestUnknownCommand_StopsTheNode: the whole node ends with that message.
 func TestUnknownCommand_StopsTheNode(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a := m.site("ams")
 	a.bootstrap()

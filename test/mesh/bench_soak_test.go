@@ -3,8 +3,11 @@ package mesh
 import (
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,12 +21,17 @@ import (
 
 const (
 	// soakRate is each site's uplink and downlink: small, so that ten minutes of it
-	// fit on a disk (four gigabytes), and large blobs are long on the wire.
+	// fit on a disk, and a blob is long on the wire.
 	soakRate = 20 * wan.Mbit
 	soakTrip = 80 * time.Millisecond
-	// soakLayer is the size of a layer, soakBacklog how many bytes shall be on their
-	// way at any time, of all sites: far more than the links take in a second.
-	soakLayer, soakBacklog = 4 << 20, 96 << 20
+	// soakLayer is the size of a layer, soakBacklog how many bytes shall wait to be
+	// replicated at any time, of all sites: far more than the links take in a second.
+	soakLayer, soakBacklog = 4 << 20, 64 << 20
+	// soakPulls are clients of each other site that pull from a site over the WAN.
+	soakPulls = 2
+	// soakUse is what part of each uplink the blobs must use for a soak to count: all
+	// but what TCP loses to the full queues, and the pauses between blobs.
+	soakUse = 0.8
 	// soakEdit is the pause between two edits, on average.
 	soakEdit = time.Second
 )
@@ -54,18 +62,19 @@ func (b *controlBench) soakSaturated(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	wg.Go(func() { traffic(ctx, t, sites) })
-	full := func() error {
-		before := lab.Stats(true)
+	wg.Go(func() { replicate(ctx, t, sites) })
+	pulled := pullAcross(ctx, t, &wg, sites)
+	lab.Stats(true)
+	cluster.Eventually(t, 3*cluster.Patience, "all uplinks are busy", func() error {
+		pause(t, 5*time.Second)
+		st := lab.Stats(true)
 		for _, s := range topo.Sites {
-			if share := uplink(before, s.Name); share < 0.9 {
+			if share := uplink(st, s.Name); share < soakUse {
 				return fmt.Errorf("%s sends at %.0f %% of its uplink", s.Name, 100*share)
 			}
 		}
 		return nil
-	}
-	lab.Stats(true)
-	cluster.Eventually(t, 2*cluster.Patience, "all uplinks are full", func() error { pause(t, 2*time.Second); return full() })
+	})
 
 	terms := newTerms(t, sites)
 	admin, err := follower.asker().self(ctx)
@@ -94,9 +103,17 @@ func (b *controlBench) soakSaturated(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+	replicated := 0.0
+	for _, s := range sites {
+		n, err := s.asker().metric(t.Context(), receivedMetric)
+		if err != nil {
+			t.Fatal(err)
+		}
+		replicated += n
+	}
 	b.report(t, "soak saturated: leader changes", terms.changes, "", figures.Never(), fmt.Sprintf("%s, wan profile at %s, %d Mbit/s", *controlSoak, soakTrip, soakRate/wan.Mbit))
 	b.report(t, "soak saturated: edits that failed", float64(failed), "", figures.Never(), fmt.Sprintf("of %d", failed+len(took)))
-	b.report(t, "soak saturated: least use of an uplink", 100*least, "%", figures.AtLeast(90), fmt.Sprintf("the machine %.0f %% busy", 100*st.MachineCPU))
+	b.report(t, "soak saturated: least use of an uplink", 100*least, "%", figures.AtLeast(100*soakUse), fmt.Sprintf("%.1f GB were replicated and %.1f GB pulled; the machine %.0f %% busy", replicated/1e9, float64(pulled.Load())/1e9, 100*st.MachineCPU))
 	if len(took) > 0 {
 		b.report(t, "soak saturated: edit at a follower, p50", quantile(took, 0.5), "ms", nil, "through HTTP, behind the blobs in the links' queues")
 		b.report(t, "soak saturated: edit at a follower, p99", quantile(took, 0.99), "ms", nil, "")
@@ -137,8 +154,68 @@ func (x *terms) look(t *testing.T, sites []*farSite) {
 	}
 }
 
-// traffic pushes images at each site in turn, as fast as the others take them.
-func traffic(ctx context.Context, t *testing.T, sites []*farSite) {
+// pullAcross has clients of every site pull a blob from each other site, over and
+// over, and counts the bytes.
+func pullAcross(ctx context.Context, t *testing.T, wg *sync.WaitGroup, sites []*farSite) *atomic.Int64 {
+	t.Helper()
+	var pulled atomic.Int64
+	for i, from := range sites {
+		img, err := random.Image(4*soakLayer, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		from.push(t, fmt.Sprintf("library/pulled%d:1", i), img)
+		layers, err := img.Layers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		digest, err := layers[0].Digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, at := range sites {
+			for range soakPulls {
+				if at == from {
+					continue
+				}
+				client := &http.Client{Transport: &http.Transport{DialContext: at.lab.Dialer(at.site)}}
+				t.Cleanup(client.CloseIdleConnections)
+				wg.Go(func() {
+					for ctx.Err() == nil {
+						n, err := download(ctx, client, fmt.Sprintf("http://%s/v2/library/pulled%d/blobs/%s", from.host, i, digest))
+						pulled.Add(n)
+						if err != nil && ctx.Err() == nil {
+							t.Errorf("pull from %s at %s: %v", from.site, at.site, err)
+							return
+						}
+					}
+				})
+			}
+		}
+	}
+	return &pulled
+}
+
+func download(ctx context.Context, client *http.Client, url string) (int64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	req.SetBasicAuth("admin", wanPassword)
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	n, err := io.Copy(io.Discard, resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s", resp.Status)
+	}
+	return n, err
+}
+
+// replicate pushes images at each site in turn, as fast as the others take them.
+func replicate(ctx context.Context, t *testing.T, sites []*farSite) {
 	pushed := 0.0
 	for i := 0; ctx.Err() == nil; {
 		came := 0.0
