@@ -18,6 +18,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"regexp"
@@ -117,8 +118,9 @@ func (r *run) one(ctx context.Context, dir string, f func(*run, context.Context)
 		return err
 	}
 	others, err := before.Others()
+	others = math.Round(100*others) / 100
 	for i := range r.rows[have:] {
-		r.rows[have+i].Others = others
+		r.rows[have+i].Others = &others
 	}
 	return err
 }

@@ -39,7 +39,7 @@ type Row struct {
 	Met    *bool    `json:"met,omitempty"`    // absent: for information
 	Strict bool     `json:"strict,omitempty"` // see Target
 	Note   string   `json:"note,omitempty"`
-	Others float64  `json:"others"` // share of the cores that other processes used meanwhile
+	Others *float64 `json:"others,omitempty"` // share of the cores that other processes used meanwhile; absent: it is not known
 }
 
 // digits that a figure keeps: the rest is noise.
@@ -80,7 +80,11 @@ func Table(w io.Writer, rows []Row) error {
 			target = fmt.Sprintf("%s %g", map[bool]string{true: ">=", false: "<="}[r.Least], *r.At)
 			met = map[bool]string{true: "NO", false: "yes"}[r.Missed()]
 		}
-		fmt.Fprintf(t, "%s\t%g\t%s\t%s\t%s\t%.0f%%\t%s\n", r.Name, r.Value, r.Unit, target, met, 100*r.Others, r.Note)
+		others := ""
+		if r.Others != nil {
+			others = fmt.Sprintf("%.0f%%", 100**r.Others)
+		}
+		fmt.Fprintf(t, "%s\t%g\t%s\t%s\t%s\t%s\t%s\n", r.Name, r.Value, r.Unit, target, met, others, r.Note)
 	}
 	return t.Flush()
 }
