@@ -40,8 +40,8 @@ bench-wan: ## transfers over an emulated WAN beside their targets, as root (BENC
 bench-wan-figures: ## how accurate the emulated WAN is on this machine (as root, when it is quiet)
 	$(GO) test -count=1 -run '^TestFigures$$' -v ./test/wan -wan.figures
 
-bench-control: ## the control plane over slow links, in one process, beside its targets (BENCH=-quick)
-	$(GO) run ./test/bench/control $(BENCH)
+bench-control: ## the control plane over slow links beside its targets, some of it as root (BENCH=-quick, BENCH='-run soak')
+	$(GO) run ./test/bench/control -out $(CURDIR)/test/bench/results/control.json $(BENCH)
 
 micro: ## Go's own benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./node/... ./transfer/... ./consensus/... ./registryapi/...

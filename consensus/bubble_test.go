@@ -178,6 +178,7 @@ func (p *bubblePilot) FetchServerStats(_ context.Context, servers map[raft.Serve
 // seconds, votes move after ten minutes and one at a time, the leader hands over
 // before its own goes, an edit is possible at any time, and then there is rest.
 func TestVoters_Bubble(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		far := map[raft.ServerID]bool{}

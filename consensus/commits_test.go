@@ -62,6 +62,7 @@ func TestCommits_AreToldAtOnce(t *testing.T) {
 // TestCommits_RaftDecides: a notice changes nothing unless it is what the leader
 // of this term could have said about an entry that is here.
 func TestCommits_RaftDecides(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	leader, others := leaderOf(t, all)
 	others[0].mustCreateProject("one")

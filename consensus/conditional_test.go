@@ -15,6 +15,7 @@ import (
 // nodes, at the same time: one edit is made, the other refused as a conflict,
 // and which it is all nodes agree on.
 func TestConditional_ExactlyOneWins(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	a, b := all[1], all[2]
 	must := func(body proto.Message) int64 {

@@ -57,9 +57,16 @@ const (
 	snapshotsKept     = 2
 	logCacheEntries   = 512
 	walSegmentBytes   = 8 << 20 // the default of 64 MiB is preallocated
-	maxAppendEntries  = 64
-	transportTimeout  = 10 * time.Second
-	transportPool     = 3
+	// maxAppendEntries go to a follower in a round trip, and into the log with one
+	// fsync. A site that joins, or was away, has up to snapshotThreshold and more of
+	// them to come: 64 at a time are 20 s at 300 ms.
+	maxAppendEntries = 512
+	// maxAppendBytes bounds what is in one message: it must be through within
+	// transportTimeout, or it would be sent again for ever. 64 of the largest
+	// commands; usual ones are 200 bytes long.
+	maxAppendBytes   = 64 * command.MaxBytes
+	transportTimeout = 10 * time.Second
+	transportPool    = 3
 
 	maxProposeFor  = 30 * time.Second // an edit with a leader at hand that never answers
 	pollLost       = 25 * time.Millisecond

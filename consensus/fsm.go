@@ -19,8 +19,8 @@ type applied struct {
 	err    error
 }
 
-// fsm joins the state to raft. raft calls Apply, Snapshot and Restore from one
-// goroutine.
+// fsm joins the state to raft. raft calls ApplyBatch, Snapshot and Restore from
+// one goroutine.
 type fsm struct {
 	state *state.State
 	mark  *marker
@@ -50,11 +50,43 @@ func (f *fsm) haltedBy() error {
 }
 
 // Apply implements raft.FSM.
-func (f *fsm) Apply(l *raft.Log) any {
+func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
+
+// ApplyBatch implements raft.BatchingFSM: entries that were committed together
+// become visible together, and the marker is written once for all of them.
+// Configurations come along; they are raft's own.
+func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	out, last := f.applyAll(logs)
+	if last != nil {
+		f.mark.set(last.Index, last.Term)
+	}
+	return out
+}
+
+// applyAll gives the answers, and the last entry that was applied; nil: none.
+func (f *fsm) applyAll(logs []*raft.Log) (out []any, last *raft.Log) {
+	out = make([]any, len(logs))
+	batch := f.state.Batch()
+	defer batch.Publish()
+	for i, l := range logs {
+		if l.Type != raft.LogCommand {
+			continue
+		}
+		a := f.apply(batch, l)
+		if a.term != 0 {
+			last = l
+		}
+		out[i] = a
+	}
+	return out, last
+}
+
+// apply gives the answer to one entry. Its term is zero if nothing was applied.
+func (f *fsm) apply(batch *state.Batch, l *raft.Log) applied {
 	if err := f.haltedBy(); err != nil {
 		return applied{err: err}
 	}
-	if l.Index <= f.state.View().Index() {
+	if l.Index <= batch.Index() {
 		return applied{} // replayed at start already: invariant C6
 	}
 	var env command.Envelope
@@ -63,13 +95,12 @@ func (f *fsm) Apply(l *raft.Log) any {
 		f.halt(err)
 		return applied{err: err}
 	}
-	res, err := f.state.Apply(l.Index, &env)
+	res, err := batch.Apply(l.Index, &env)
 	var refusal *command.Error
 	if err != nil && !errors.As(err, &refusal) {
 		f.halt(err)
 		return applied{err: err}
 	}
-	f.mark.set(l.Index, l.Term)
 	return applied{result: res, term: l.Term, err: err}
 }
 

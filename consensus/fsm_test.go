@@ -76,6 +76,51 @@ func TestFSM_IgnorableCommand_IsSkipped(t *testing.T) {
 	}
 }
 
+// TestFSM_Batch_StopsAtTheUnknown: what comes before it is applied and remembered,
+// what comes behind it is not. Configurations and refusals are in nobody's way.
+func TestFSM_Batch_StopsAtTheUnknown(t *testing.T) {
+	f := testFSM(t)
+	refused, err := command.New("system", time.Now(), &command.SetLevel{Level: 1}) // there is no mesh
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := f.state.Changed()
+	out := f.ApplyBatch([]*raft.Log{
+		logOf(t, 5, refused),
+		{Index: 6, Term: 1, Type: raft.LogConfiguration},
+		logOf(t, 7, refused),
+		logOf(t, 8, &command.Envelope{Type: 999, MinLevel: 1, RequestId: random(16)}),
+		logOf(t, 9, refused),
+	})
+	if len(out) != 5 || out[1] != nil {
+		t.Fatalf("answers: %+v", out)
+	}
+	for i, want := range map[int]uint64{0: 5, 2: 7} {
+		a := out[i].(applied)
+		var refusal *command.Error
+		if !errors.As(a.err, &refusal) || a.result.Index != want || a.term != 1 {
+			t.Errorf("entry %d: %+v", i, a)
+		}
+	}
+	var unsupported *state.UnsupportedError
+	for _, i := range []int{3, 4} {
+		if a := out[i].(applied); !errors.As(a.err, &unsupported) || a.term != 0 {
+			t.Errorf("entry %d: %+v", i, a)
+		}
+	}
+	if got := f.state.View().Index(); got != 7 {
+		t.Errorf("the state is at %d", got)
+	}
+	if got, _ := f.mark.get(); got != 7 {
+		t.Errorf("the marker is at %d", got)
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("nobody was told of the change")
+	}
+}
+
 func TestFSM_NewerSnapshot_IsRefused(t *testing.T) {
 	f := testFSM(t)
 	var b bytes.Buffer
@@ -90,6 +135,7 @@ func TestFSM_NewerSnapshot_IsRefused(t *testing.T) {
 
 // TestUnknownCommand_StopsTheNode: the whole node ends with that message.
 func TestUnknownCommand_StopsTheNode(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a := m.site("ams")
 	a.bootstrap()

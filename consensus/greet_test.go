@@ -93,6 +93,7 @@ func TestKin(t *testing.T) {
 // TestGreeting_Stranger: a raft connection that does not greet gets nowhere, and
 // one that greets with nonsense neither.
 func TestGreeting_Garbage_EndsTheConnection(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a := m.site("ams")
 	a.bootstrap()

@@ -148,6 +148,9 @@ func (g *guard) AppendEntries(id raft.ServerID, to raft.ServerAddress, req *raft
 	if g.is() != takesPart {
 		return errNotTaken
 	}
+	// raft looks at the request again when it was taken, and goes on behind the last
+	// entry that is in it.
+	req.Entries = fitting(req.Entries)
 	err := g.NetworkTransport.AppendEntries(id, to, req, resp)
 	if err == nil && resp.Success {
 		// Before raft counts it: what is committed is remembered.
@@ -158,6 +161,18 @@ func (g *guard) AppendEntries(id raft.ServerID, to raft.ServerAddress, req *raft
 		g.note(id, p)
 	}
 	return err
+}
+
+// fitting gives the first entries, as many as one message may carry, and one at
+// least.
+func fitting(entries []*raft.Log) []*raft.Log {
+	size := 0
+	for i, l := range entries {
+		if size += len(l.Data); size > maxAppendBytes && i > 0 {
+			return entries[:i]
+		}
+	}
+	return entries
 }
 
 // InstallSnapshot implements raft.Transport.

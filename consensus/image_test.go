@@ -10,6 +10,7 @@ import (
 // TestOldImage: a voter's directory is copied, the mesh goes on, the copy is put
 // back: the voter is recognised, begins anew as a learner, and votes again.
 func TestOldImage_IsRecognised(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	leader, others := leaderOf(t, all)
 	s, other := others[0], others[1]
@@ -33,6 +34,7 @@ func TestOldImage_IsRecognised(t *testing.T) {
 // TestOldImage_OfALearner: the image is of before the node voted. By its own log
 // it has promised nothing; the others know better.
 func TestOldImage_OfALearner_IsRecognised(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	all := []*site{m.site("ams"), m.site("fra"), m.site("sgp")}
 	all[0].bootstrap()
@@ -52,6 +54,7 @@ func TestOldImage_OfALearner_IsRecognised(t *testing.T) {
 // TestOldImage_LeaderDown: the vote of an old image must not make a majority
 // with a node that was far behind. It knows from its leader what the image had.
 func TestOldImage_LeaderDown_NoMajority(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	leader, others := leaderOf(t, all)
 	s, other := others[0], others[1]
@@ -82,6 +85,7 @@ func TestOldImage_LeaderDown_NoMajority(t *testing.T) {
 
 // TestOldImage_OnlyVoter: nobody else votes, but the learner knows.
 func TestOldImage_OnlyVoter_StopsEdits(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a, b := m.site("ams"), m.site("fra")
 	a.bootstrap()
@@ -124,6 +128,7 @@ func TestOldImage_OnlyVoter_StopsEdits(t *testing.T) {
 
 // TestRestart_IsNoImage: restarts and kills of all kinds are not taken for it.
 func TestRestart_IsNoImage(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	for round := range 3 {
 		leader, others := leaderOf(t, all)

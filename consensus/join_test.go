@@ -20,6 +20,7 @@ import (
 )
 
 func TestJoin_Refusals(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a, b := m.site("ams"), m.site("fra")
 	a.bootstrap()
@@ -144,6 +145,7 @@ func TestJoin_Refusals(t *testing.T) {
 }
 
 func TestControl_StrangersAreRefused(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a, stranger := m.site("ams"), m.site("evil")
 	a.bootstrap()

@@ -133,6 +133,7 @@ func versions(keys []state.Key) string {
 // TestKeys_AreInBoxesOnly: a mesh has both keys from its first command on, a
 // joiner opens them at once, and no file of any node has one in the clear.
 func TestKeys_AreInBoxesOnly(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	var keys [2]secrets.Key
 	for i, kind := range []command.KeyKind{gossipKey, meshKey} {
@@ -185,6 +186,7 @@ func TestKeys_AreInBoxesOnly(t *testing.T) {
 // TestRotate_AllTogether: through a rotation of both keys, nobody ever encrypts
 // with a key that another has not got, and what was sealed stays readable.
 func TestRotate_AllTogether(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	r := newRings(t)
 	r.follow(all...)
@@ -232,6 +234,7 @@ func TestRotate_AllTogether(t *testing.T) {
 // TestRotate_LeaderKilledInEachStep: the rotation stands still in a step because
 // one node does not take it; the leader is killed there, and the next one goes on.
 func TestRotate_LeaderKilledInEachStep(t *testing.T) {
+	t.Parallel()
 	steps := []struct {
 		name string
 		in   func(*state.View) bool
@@ -307,6 +310,7 @@ func TestRotate_LeaderKilledInEachStep(t *testing.T) {
 // TestRotate_AwayThroughAllOfIt: a node that is down during two whole rotations
 // has none of its old keys left when it is back, and learns the new ones by raft.
 func TestRotate_AwayThroughAllOfIt(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	all := []*site{m.site("ams"), m.site("fra"), m.site("sgp")}
 	for _, s := range all {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	goflag "flag" // the package has a function of that name
 	"io"
 	"log/slog"
 	"net"
@@ -23,7 +24,23 @@ import (
 	"github.com/portolan/portolan/test/ports"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// meshesAtOnce is how many tests run side by side: they wait for elections and
+// time-outs nearly all the time, and use a fiftieth of a core. Tests that hold
+// answers against the clock, or want no election between two of them, are not
+// parallel, and so run alone.
+const meshesAtOnce = "4"
+
+func TestMain(m *testing.M) {
+	goflag.Parse()
+	given := false
+	goflag.Visit(func(f *goflag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		if err := goflag.Set("test.parallel", meshesAtOnce); err != nil {
+			panic(err)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // network is the links between the nodes of a test: each pair can be cut. What
 // is on its way then waits, as with a router that drops packets.

@@ -108,17 +108,21 @@ func replay(f *fsm, logs raft.LogStore, snaps raft.SnapshotStore, m *marker) err
 	if known := logs.GetLog(index, &l) == nil && l.Term == term; !known {
 		return nil // another log than the marker's: a leader will tell
 	}
+	batch := make([]*raft.Log, 0, maxAppendEntries)
 	for i := from + 1; i <= index; i++ {
-		if err := logs.GetLog(i, &l); err != nil {
+		l := new(raft.Log)
+		if err := logs.GetLog(i, l); err != nil {
 			return fmt.Errorf("consensus: read log entry %d: %w", i, err)
 		}
-		if l.Type != raft.LogCommand {
+		if batch = append(batch, l); len(batch) < cap(batch) && i < index {
 			continue
 		}
-		f.Apply(&l)
+		// The marker stays where it is: it would only go back, and come again.
+		f.applyAll(batch)
 		if err := f.haltedBy(); err != nil {
 			return err
 		}
+		batch = batch[:0]
 	}
 	return nil
 }

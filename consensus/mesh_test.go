@@ -16,6 +16,7 @@ import (
 )
 
 func TestMesh_EditsAnywhere_LeaderDies_NodeComesBack(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	leader, others := leaderOf(t, all)
 	others[0].mustCreateProject("one")
@@ -59,6 +60,7 @@ func TestMesh_GracefulStop_HandsOver(t *testing.T) {
 
 // TestRestart_CutOff: a node that starts without anybody else has its state.
 func TestRestart_CutOff_HasItsState(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	_, others := leaderOf(t, all)
 	s := others[0]
@@ -175,6 +177,7 @@ func TestCutOff_LearnerOfOneVoter(t *testing.T) {
 }
 
 func TestRequestID_AppliedOnce(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a, b := m.site("ams"), m.site("fra")
 	a.bootstrap()
@@ -197,6 +200,7 @@ func TestRequestID_AppliedOnce(t *testing.T) {
 // TestSnapshot_ToJoiner: a joiner that needs entries which are gone gets a
 // snapshot, and comes to the same state.
 func TestSnapshot_ToJoiner(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a, b := m.site("ams"), m.site("fra")
 	a.bootstrap()
@@ -236,6 +240,7 @@ func TestSnapshot_ToJoiner(t *testing.T) {
 }
 
 func TestNodeUpdate_NewPortIsTold(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a, b := m.site("ams"), m.site("fra")
 	a.bootstrap()
@@ -268,6 +273,7 @@ func (s *site) move() {
 // TestNodeUpdate_NewControlPort: the leader cannot find a node that came back at
 // another address, so the node finds the leader. Two of three may move at once.
 func TestNodeUpdate_NewControlPort(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	for _, moved := range []int{1, 2} {
 		leader, others := leaderOf(t, all)
@@ -300,6 +306,7 @@ func TestNodeUpdate_NewControlPort(t *testing.T) {
 }
 
 func TestBootstrap_OfADirectoryInUse(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a := m.site("ams")
 	a.bootstrap()
@@ -311,6 +318,7 @@ func TestBootstrap_OfADirectoryInUse(t *testing.T) {
 // TestReturn_LeaderJoinedMeanwhile: a node that was away lets in a leader that
 // it has never heard of, on the word of the members that it knows.
 func TestReturn_LeaderJoinedMeanwhile(t *testing.T) {
+	t.Parallel()
 	m, all := three(t)
 	leader, others := leaderOf(t, all)
 	away := others[0]

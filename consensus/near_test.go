@@ -104,6 +104,7 @@ func TestVoters_MoveNearer(t *testing.T) {
 
 // TestVoters_ByCommand: from three to five and back, as a value of the mesh.
 func TestVoters_ByCommand(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	all := m.grow(0, "ams", "fra", "lon", "par", "waw")
 	set := func(n uint32) {
@@ -130,6 +131,7 @@ func TestVoters_ByCommand(t *testing.T) {
 // TestVoters_Draining: a voter that wants to be left in peace gives its vote to
 // a site that is well.
 func TestVoters_Draining(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	var who atomic.Pointer[identity.NodeID]
 	var all []*site
@@ -166,6 +168,7 @@ func TestVoters_Draining(t *testing.T) {
 // TestRoundTrips_KnownEverywhere: each node has the whole table, by its own pings
 // and the others' word, and shows its own as metrics.
 func TestRoundTrips_KnownEverywhere(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	m.net.slow("ams", "fra", 30*time.Millisecond)
 	all := m.grow(0, "ams", "fra", "lon")

@@ -147,6 +147,7 @@ func TestNews_NoLeader(t *testing.T) {
 
 // TestStatus_IdleMesh_AppliedEqualsIndex: raft's own entries count as applied.
 func TestStatus_IdleMesh_AppliedEqualsIndex(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	for _, s := range all {
 		var last Status

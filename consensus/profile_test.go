@@ -49,6 +49,7 @@ func TestProfiles_AreSound(t *testing.T) {
 // TestProfile_ByCommand: a joiner has the mesh's profile from its first start
 // on, and a change is taken at the next one.
 func TestProfile_ByCommand(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a, b := m.site("ams"), m.site("fra")
 	a.profile = WAN

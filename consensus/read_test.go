@@ -17,6 +17,7 @@ import (
 // TestCatchUp_SeesWhatWasAnswered: an edit that was answered anywhere is there
 // after CatchUp, at every node.
 func TestCatchUp_SeesWhatWasAnswered(t *testing.T) {
+	t.Parallel()
 	m, all := three(t)
 	learner := m.site("tyo")
 	learner.join(all[0])

@@ -76,6 +76,7 @@ func awaitVoters(t *testing.T, all []*site, count int) {
 // TestRecover: two of three are lost for ever, the third goes on alone; one that
 // comes back after all, and then the other, begin anew.
 func TestRecover_MajorityLost_LostOnesComeBack(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	mesh := all[0].node.State().View().Mesh().ID
 	last, gone := all[2], all[:2]
@@ -132,6 +133,7 @@ func TestRecover_MajorityLost_LostOnesComeBack(t *testing.T) {
 // TestRecover_BothLostComeBackTogether: they were a majority, and must not be one
 // again beside the recovered node.
 func TestRecover_BothLostComeBackTogether(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	mesh := all[0].node.State().View().Mesh().ID
 	for _, s := range all {
@@ -156,6 +158,7 @@ func TestRecover_BothLostComeBackTogether(t *testing.T) {
 // TestRecover_CutShort: a kill between any two steps leaves the old directory or
 // the new one, and the same command comes to the same end.
 func TestRecover_CutShort(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a, b := m.site("ams"), m.site("fra")
 	a.bootstrap()
@@ -192,6 +195,7 @@ func TestRecover_CutShort(t *testing.T) {
 }
 
 func TestRecover_Refuses(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	mesh := all[0].node.State().View().Mesh().ID
 	leader, others := leaderOf(t, all)

@@ -78,6 +78,7 @@ func awaitTold(t *testing.T, s *site) {
 // TestRemove_GoesOnRunning: a voter that is removed is cut off by all, told, and
 // nobody notices otherwise.
 func TestRemove_GoesOnRunning(t *testing.T) {
+	t.Parallel()
 	m, all := three(t)
 	d := m.site("syd")
 	d.join(all[1])
@@ -124,6 +125,7 @@ func TestRemove_GoesOnRunning(t *testing.T) {
 
 // TestRemove_Leader: leadership moves first.
 func TestRemove_Leader(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	leader, others := leaderOf(t, all)
 	// Asked at the leader itself: the answer to its own removal gets to it.
@@ -142,6 +144,7 @@ func TestRemove_Leader(t *testing.T) {
 // TestRemove_OnlyVoter: of two sites one votes; if it is that one that goes, the
 // other is made a voter and leads before.
 func TestRemove_OnlyVoter(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a, b := m.site("ams"), m.site("fra")
 	a.bootstrap()
@@ -161,6 +164,7 @@ func TestRemove_OnlyVoter(t *testing.T) {
 
 // TestRemove_NeedsMajority: a voter goes only if the rest can go on.
 func TestRemove_NeedsMajority(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	leader, others := leaderOf(t, all)
 	dead, living := others[0], others[1]
@@ -190,6 +194,7 @@ func TestRemove_NeedsMajority(t *testing.T) {
 
 // TestRemove_BeforeItCame: a join that was never finished can be taken back.
 func TestRemove_BeforeItCame(t *testing.T) {
+	t.Parallel()
 	m, all := three(t)
 	ghost := m.site("syd")
 	if _, err := ghost.tryJoin(ghost.token(all[0])); err != nil {
@@ -204,6 +209,7 @@ func TestRemove_BeforeItCame(t *testing.T) {
 // TestRemove_HearsayDoesNotBringItBack: what members that are behind tell does not
 // make a removed node one again.
 func TestRemove_HearsayDoesNotBringItBack(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	_, others := leaderOf(t, all)
 	victim, s := others[0], others[1]
@@ -219,6 +225,7 @@ func TestRemove_HearsayDoesNotBringItBack(t *testing.T) {
 
 // TestDrain_LeadershipMoves, and comes back for no election.
 func TestDrain_LeadershipMoves(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	leader, others := leaderOf(t, all)
 	leader.drain(others[0], true)
@@ -251,6 +258,7 @@ func TestDrain_LeadershipMoves(t *testing.T) {
 // TestDrain_VoteMoves: a spare learner takes over the vote, and none is given to
 // a site that drains.
 func TestDrain_VoteMoves(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	a, b := m.site("ams"), m.site("fra")
 	a.bootstrap()
@@ -291,6 +299,7 @@ func pilotState(leader *site, all ...*site) *autopilot.State {
 
 // TestRemoved_StrangersLearnNothing: only a removed key hears of its removal.
 func TestRemoved_StrangersLearnNothing(t *testing.T) {
+	t.Parallel()
 	m, all := three(t)
 	stranger := m.site("xxx")
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

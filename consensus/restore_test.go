@@ -17,6 +17,7 @@ import (
 // its state goes on in a mesh of one node that none of them was, through restarts
 // and with a new member.
 func TestBackup_RestoredWithoutAnyOldNode(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	leader, others := leaderOf(t, all)
 	for _, p := range []string{"prod", "stage"} {
@@ -109,6 +110,7 @@ func TestBackup_RestoredWithoutAnyOldNode(t *testing.T) {
 // TestRestore_LeavesWhatIsThere: a directory with anything in it is refused, and
 // a node that the state refuses leaves nothing.
 func TestRestore_LeavesWhatIsThere(t *testing.T) {
+	t.Parallel()
 	m := newMesh(t)
 	ams := m.site("ams")
 	ams.bootstrap()

@@ -63,6 +63,7 @@ func TestRaft696_HandoverHangs_StopsTheNode(t *testing.T) {
 // TestRaft696_EarlierTerm_IsForgotten: what was refused when this node led before
 // does not count when it leads again.
 func TestRaft696_EarlierTerm_IsForgotten(t *testing.T) {
+	t.Parallel()
 	_, all := three(t)
 	leader, others := leaderOf(t, all)
 	n := leader.node

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// MaxBytes bounds an envelope: raft sends up to 64 of them in one request,
+	// MaxBytes bounds an envelope: raft sends some of them in one request,
 	// and everyone keeps thousands in memory.
 	MaxBytes = 64 << 10
 

@@ -3,9 +3,8 @@ package state
 import (
 	"time"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
-
 	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state/table"
 	"github.com/portolan/portolan/node/identity"
 )
 
@@ -21,10 +20,10 @@ type Removed struct {
 
 // removals is part of View.
 type removals struct {
-	removed *iradix.Tree[Removed] // by node id
+	removed *table.Tree[Removed] // by node id
 }
 
-func newRemovals() removals { return removals{removed: iradix.New[Removed]()} }
+func newRemovals() removals { return removals{removed: table.New[Removed]()} }
 
 // Removed finds a key that was removed.
 func (v *View) Removed(id identity.NodeID) (Removed, bool) { return v.removed.Get(id[:]) }

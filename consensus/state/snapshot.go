@@ -62,6 +62,7 @@ func (s *State) Restore(r io.Reader) error {
 	}
 	v := newView()
 	v.index = h.GetIndex()
+	v.build(true)
 	for n := uint64(0); ; n++ {
 		var rec Record
 		if err := delim.UnmarshalFrom(in, &rec); err != nil {
@@ -80,6 +81,11 @@ func (s *State) Restore(r io.Reader) error {
 	// The header is there to refuse early; the row is what the mesh is at.
 	if v.mesh.Level > command.Level {
 		return &UnsupportedError{Index: v.index, Reason: fmt.Sprintf("a snapshot of a mesh at command level %d", v.mesh.Level)}
+	}
+	v.build(false)
+	clear(s.answers)
+	for _, r := range v.requests {
+		s.answers[r.id] = r
 	}
 	s.publish(v)
 	return nil
@@ -160,8 +166,7 @@ func (v *View) records(yield func(*Record) bool) {
 	if !v.keyRecords(yield) {
 		return
 	}
-	for id := range all(v.requestAge, nil) {
-		r, _ := v.requests.Get([]byte(id))
+	for _, r := range v.requests {
 		if !yield(&Record{Row: &Record_Request{&RequestRow{RequestId: []byte(r.id), Index: r.index, Id: r.result, Code: r.code, Message: r.message}}}) {
 			return
 		}
@@ -237,7 +242,7 @@ func (v *View) load(rec *Record) error {
 		return v.loadSecret(row.Secret)
 	case *Record_Request:
 		r := row.Request
-		v.addRequest(request{id: string(r.GetRequestId()), index: r.GetIndex(), result: r.GetId(), code: r.GetCode(), message: r.GetMessage()})
+		v.requests = append(v.requests, request{id: string(r.GetRequestId()), index: r.GetIndex(), result: r.GetId(), code: r.GetCode(), message: r.GetMessage()})
 	default:
 		return &UnsupportedError{Index: v.index, Reason: "a kind of row in the snapshot"}
 	}

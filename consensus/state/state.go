@@ -17,10 +17,12 @@ import (
 // under a megabyte.
 const maxRequests = 4096
 
-// State is the replicated state. Apply and Restore are called by one goroutine;
-// everything else by anyone.
+// State is the replicated state. Apply, Batch and Restore are called by one
+// goroutine; everything else by anyone.
 type State struct {
 	view atomic.Pointer[View]
+	// answers finds the view's requests by their ids: for the goroutine that applies.
+	answers map[string]request
 
 	mu      sync.Mutex
 	changed chan struct{}
@@ -28,7 +30,7 @@ type State struct {
 
 // New gives an empty state.
 func New() *State {
-	s := &State{changed: make(chan struct{})}
+	s := &State{changed: make(chan struct{}), answers: make(map[string]request)}
 	s.view.Store(newView())
 	return s
 }
@@ -71,7 +73,37 @@ var errNoMesh = &command.Error{Code: command.CodeInvalid, Message: "there is no 
 // *UnsupportedError above all, means that nothing was applied and that the node
 // must stop (see the package's comment).
 func (s *State) Apply(index uint64, env *command.Envelope) (command.Result, error) {
-	cur := s.view.Load()
+	b := s.Batch()
+	res, err := b.Apply(index, env)
+	b.Publish()
+	return res, err
+}
+
+// Batch applies commands that come together. Nobody sees what they do before
+// Publish, which must be called before the next Batch, Apply or Restore: it wakes
+// those who wait for a change once, and not for each command.
+type Batch struct {
+	state *State
+	view  *View
+}
+
+// Batch begins a batch.
+func (s *State) Batch() *Batch { return &Batch{state: s, view: s.view.Load()} }
+
+// Index is the raft index of the last command, the batch's own included.
+func (b *Batch) Index() uint64 { return b.view.index }
+
+// Publish makes what was applied the state.
+func (b *Batch) Publish() {
+	if b.view != b.state.view.Load() {
+		b.state.publish(b.view)
+	}
+}
+
+// Apply is State.Apply within the batch. After an error that is no refusal
+// nothing more may be applied; what came before it stays.
+func (b *Batch) Apply(index uint64, env *command.Envelope) (command.Result, error) {
+	cur := b.view
 	if index <= cur.index {
 		return command.Result{}, fmt.Errorf("state: entry %d came when %d was applied already", index, cur.index)
 	}
@@ -83,15 +115,15 @@ func (s *State) Apply(index uint64, env *command.Envelope) (command.Result, erro
 	next.index = index
 	next.clock = max(cur.clock, env.GetProposedUnixNs())
 	if !known {
-		s.publish(&next)
+		b.view = &next
 		return command.Result{Index: index}, nil
 	}
 	body, err := env.Open()
 	if err != nil {
 		return command.Result{}, &UnsupportedError{Index: index, Reason: err.Error()}
 	}
-	if done, ok := cur.requests.Get(env.GetRequestId()); ok && len(env.GetRequestId()) > 0 {
-		s.publish(&next)
+	if done, ok := b.state.answers[string(env.GetRequestId())]; ok {
+		b.view = &next
 		if done.code != 0 {
 			return command.Result{Index: index}, &command.Error{Code: command.Code(done.code), Message: done.message}
 		}
@@ -108,8 +140,8 @@ func (s *State) Apply(index uint64, env *command.Envelope) (command.Result, erro
 	default:
 		return command.Result{}, err
 	}
-	next.remember(env.GetRequestId(), id, refusal)
-	s.publish(&next)
+	b.state.remember(&next, env.GetRequestId(), id, refusal)
+	b.view = &next
 	if refusal != nil {
 		return command.Result{Index: index}, refusal
 	}
@@ -117,7 +149,7 @@ func (s *State) Apply(index uint64, env *command.Envelope) (command.Result, erro
 }
 
 // remember keeps the answer for a repeated request, and forgets the oldest.
-func (v *View) remember(requestID []byte, id int64, refusal *command.Error) {
+func (s *State) remember(v *View, requestID []byte, id int64, refusal *command.Error) {
 	if len(requestID) == 0 {
 		return
 	}
@@ -125,17 +157,14 @@ func (v *View) remember(requestID []byte, id int64, refusal *command.Error) {
 	if refusal != nil {
 		r.result, r.code, r.message = 0, uint32(refusal.Code), refusal.Message
 	}
-	v.addRequest(r)
-	for v.requestAge.Len() > maxRequests {
-		key, old, _ := v.requestAge.Root().Minimum()
-		v.requestAge, _, _ = v.requestAge.Delete(key)
-		v.requests, _, _ = v.requests.Delete([]byte(old))
+	// Earlier views may share the array: none of them reads beyond its own end, and
+	// only the latest view is appended to.
+	v.requests = append(v.requests, r)
+	s.answers[r.id] = r
+	for len(v.requests) > maxRequests {
+		delete(s.answers, v.requests[0].id)
+		v.requests = v.requests[1:]
 	}
-}
-
-func (v *View) addRequest(r request) {
-	v.requests, _, _ = v.requests.Insert([]byte(r.id), r)
-	v.requestAge, _, _ = v.requestAge.Insert(idKey(int64(r.index)), r.id)
 }
 
 // apply changes v, which nobody else sees yet. On an error v is thrown away.

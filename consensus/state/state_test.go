@@ -439,7 +439,7 @@ func TestRequest_IsAppliedOnce_AndForgottenAtLast(t *testing.T) {
 	for i := range maxRequests + 10 {
 		_, _ = m.do("user:admin", &command.UserDelete{Id: int64(1000 + i)})
 	}
-	if n := m.View().requests.Len(); n != maxRequests || m.View().requestAge.Len() != n {
+	if n := len(m.View().requests); n != maxRequests || len(m.answers) != n {
 		t.Fatalf("%d answers are remembered, want %d", n, maxRequests)
 	}
 	if _, err := m.Apply(m.index+1, env); !errors.Is(err, &command.Error{Code: command.CodeExists}) {

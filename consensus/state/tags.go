@@ -4,12 +4,12 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"iter"
 	"strings"
 	"time"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
-
 	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state/table"
 	"github.com/portolan/portolan/node/identity"
 )
 
@@ -58,14 +58,14 @@ type tagMark struct {
 
 // tagRows is part of View.
 type tagRows struct {
-	strong    *iradix.Tree[StrongTag] // by pid, repository, name; deleted ones too
-	strongSeq *iradix.Tree[string]    // by pid, seq, key -> key in strong
-	strongOf  *iradix.Tree[string]    // by pid, repository, digest, name -> name
-	gone      *iradix.Tree[string]    // by seq, key -> key of a deleted one
-	staged    *iradix.Tree[StrongTag] // of a switch under way
-	marks     *iradix.Tree[tagMark]   // by pid, repository, digest
-	markAge   *iradix.Tree[string]    // by index, key -> key in marks
-	strongPID *iradix.Tree[int64]     // by pid -> project, of projects with strong tags or a switch under way
+	strong    *table.Tree[StrongTag] // by pid, repository, name; deleted ones too
+	strongSeq *table.Tree[string]    // by pid, seq, key -> key in strong
+	strongOf  *table.Tree[string]    // by pid, repository, digest, name -> name
+	gone      *table.Tree[string]    // by seq, key -> key of a deleted one
+	staged    *table.Tree[StrongTag] // of a switch under way
+	marks     *table.Tree[tagMark]   // by pid, repository, digest
+	markAge   *table.Tree[string]    // by index, key -> key in marks
+	strongPID *table.Tree[int64]     // by pid -> project, of projects with strong tags or a switch under way
 
 	liveTags  int
 	marksFrom uint64 // marks up to this raft index were let go
@@ -74,9 +74,13 @@ type tagRows struct {
 
 func newTagRows() tagRows {
 	return tagRows{
-		strong: iradix.New[StrongTag](), strongSeq: iradix.New[string](), strongOf: iradix.New[string](), gone: iradix.New[string](),
-		staged: iradix.New[StrongTag](), marks: iradix.New[tagMark](), markAge: iradix.New[string](), strongPID: iradix.New[int64](),
+		strong: table.New[StrongTag](), strongSeq: table.New[string](), strongOf: table.New[string](), gone: table.New[string](),
+		staged: table.New[StrongTag](), marks: table.New[tagMark](), markAge: table.New[string](), strongPID: table.New[int64](),
 	}
+}
+
+func (r *tagRows) trees() []building {
+	return []building{r.strong, r.strongSeq, r.strongOf, r.gone, r.staged, r.marks, r.markAge, r.strongPID}
 }
 
 func repositoryKey(pid identity.ProjectID, repository string) []byte {
@@ -423,19 +427,16 @@ func (v *View) StrongProjects() func(yield func(Project) bool) {
 }
 
 // oldest gives the first row of a tree that is not empty.
-func oldest(t *iradix.Tree[string]) string {
-	_, val, _ := t.Root().Minimum()
+func oldest(t *table.Tree[string]) string {
+	_, val, _ := t.First()
 	return val
 }
 
 // seekKeys yields rows with the prefix from a key on.
-func seekKeys(t *iradix.Tree[string], prefix, from []byte) func(yield func([]byte, string) bool) {
-	return func(yield func([]byte, string) bool) {
-		it := t.Root().Iterator()
-		it.SeekLowerBound(from)
-		for {
-			key, val, ok := it.Next()
-			if !ok || len(key) < len(prefix) || string(key[:len(prefix)]) != string(prefix) || !yield(key, val) {
+func seekKeys(t *table.Tree[string], prefix, from []byte) iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		for key, val := range t.From(string(from)) {
+			if !strings.HasPrefix(key, string(prefix)) || !yield(key, val) {
 				return
 			}
 		}

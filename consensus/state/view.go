@@ -7,8 +7,7 @@ import (
 	"strconv"
 	"time"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
-
+	"github.com/portolan/portolan/consensus/state/table"
 	"github.com/portolan/portolan/node/identity"
 )
 
@@ -31,30 +30,29 @@ type View struct {
 
 	keys     []Key // by kind and version; see keys.go
 	keyState KeyState
-	secrets  *iradix.Tree[Secret] // by object, field
+	secrets  *table.Tree[Secret] // by object, field
 
-	sites     *iradix.Tree[Site]  // by id
-	siteNames *iradix.Tree[int64] // by name
-	nodes     *iradix.Tree[Node]  // by node id
-	stores    *iradix.Tree[identity.NodeID]
-	projects  *iradix.Tree[Project]
-	projNames *iradix.Tree[int64] // deleted ones too: their names are taken
-	pids      *iradix.Tree[int64]
-	users     *iradix.Tree[User]
-	userNames *iradix.Tree[int64]  // by name in lower case
-	members   *iradix.Tree[Member] // by project id, user id
-	memberIDs *iradix.Tree[int64]  // by project id, member id -> user id
+	sites     *table.Tree[Site]  // by id
+	siteNames *table.Tree[int64] // by name
+	nodes     *table.Tree[Node]  // by node id
+	stores    *table.Tree[identity.NodeID]
+	projects  *table.Tree[Project]
+	projNames *table.Tree[int64] // deleted ones too: their names are taken
+	pids      *table.Tree[int64]
+	users     *table.Tree[User]
+	userNames *table.Tree[int64]  // by name in lower case
+	members   *table.Tree[Member] // by project id, user id
+	memberIDs *table.Tree[int64]  // by project id, member id -> user id
 
 	// Derived, see visible.go:
-	paths       *iradix.Tree[int64] // by path
-	publicPaths *iradix.Tree[int64] // by path
-	memberPaths *iradix.Tree[int64] // by user id, path
+	paths       *table.Tree[int64] // by path
+	publicPaths *table.Tree[int64] // by path
+	memberPaths *table.Tree[int64] // by user id, path
 
-	rules      *iradix.Tree[Rule]
-	ruleNames  *iradix.Tree[int64]
-	tokens     *iradix.Tree[Token]
-	requests   *iradix.Tree[request] // by request id
-	requestAge *iradix.Tree[string]  // by index -> request id
+	rules     *table.Tree[Rule]
+	ruleNames *table.Tree[int64]
+	tokens    *table.Tree[Token]
+	requests  []request // by index; see State.remember
 
 	removals
 	tagRows
@@ -62,15 +60,31 @@ type View struct {
 
 func newView() *View {
 	return &View{
-		sites: iradix.New[Site](), siteNames: iradix.New[int64](),
-		nodes: iradix.New[Node](), stores: iradix.New[identity.NodeID](),
-		projects: iradix.New[Project](), projNames: iradix.New[int64](), pids: iradix.New[int64](),
-		users: iradix.New[User](), userNames: iradix.New[int64](),
-		members: iradix.New[Member](), memberIDs: iradix.New[int64](),
-		paths: iradix.New[int64](), publicPaths: iradix.New[int64](), memberPaths: iradix.New[int64](),
-		rules: iradix.New[Rule](), ruleNames: iradix.New[int64](),
-		tokens: iradix.New[Token](), requests: iradix.New[request](), requestAge: iradix.New[string](), secrets: iradix.New[Secret](),
+		sites: table.New[Site](), siteNames: table.New[int64](),
+		nodes: table.New[Node](), stores: table.New[identity.NodeID](),
+		projects: table.New[Project](), projNames: table.New[int64](), pids: table.New[int64](),
+		users: table.New[User](), userNames: table.New[int64](),
+		members: table.New[Member](), memberIDs: table.New[int64](),
+		paths: table.New[int64](), publicPaths: table.New[int64](), memberPaths: table.New[int64](),
+		rules: table.New[Rule](), ruleNames: table.New[int64](),
+		tokens: table.New[Token](), secrets: table.New[Secret](),
 		removals: newRemovals(), tagRows: newTagRows(),
+	}
+}
+
+// building is a tree that may be filled in place.
+type building interface{ Build(on bool) }
+
+// trees lists all of the view's.
+func (v *View) trees() []building {
+	return append([]building{v.secrets, v.sites, v.siteNames, v.nodes, v.stores, v.projects, v.projNames, v.pids, v.users, v.userNames,
+		v.members, v.memberIDs, v.paths, v.publicPaths, v.memberPaths, v.rules, v.ruleNames, v.tokens, v.removed}, v.tagRows.trees()...)
+}
+
+// build lets a view that nobody has yet be filled without a copy for each row.
+func (v *View) build(on bool) {
+	for _, t := range v.trees() {
+		t.Build(on)
 	}
 }
 
@@ -92,7 +106,7 @@ func fold(s string) []byte {
 }
 
 // get follows a name to its row.
-func get[T any](names *iradix.Tree[int64], rows *iradix.Tree[T], name []byte) (T, bool) {
+func get[T any](names *table.Tree[int64], rows *table.Tree[T], name []byte) (T, bool) {
 	id, ok := names.Get(name)
 	if !ok {
 		var zero T
@@ -102,11 +116,9 @@ func get[T any](names *iradix.Tree[int64], rows *iradix.Tree[T], name []byte) (T
 }
 
 // all yields a tree's rows in key order.
-func all[T any](t *iradix.Tree[T], prefix []byte) iter.Seq[T] {
+func all[T any](t *table.Tree[T], prefix []byte) iter.Seq[T] {
 	return func(yield func(T) bool) {
-		it := t.Root().Iterator()
-		it.SeekPrefix(prefix)
-		for _, row, ok := it.Next(); ok; _, row, ok = it.Next() {
+		for _, row := range t.Prefix(prefix) {
 			if !yield(row) {
 				return
 			}
@@ -115,7 +127,7 @@ func all[T any](t *iradix.Tree[T], prefix []byte) iter.Seq[T] {
 }
 
 // byName yields rows in the order of their names.
-func byName[T any](names *iradix.Tree[int64], rows *iradix.Tree[T]) iter.Seq[T] {
+func byName[T any](names *table.Tree[int64], rows *table.Tree[T]) iter.Seq[T] {
 	return func(yield func(T) bool) {
 		for id := range all(names, nil) {
 			if row, ok := rows.Get(idKey(id)); ok && !yield(row) {

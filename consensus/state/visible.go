@@ -1,10 +1,10 @@
 package state
 
 import (
-	"bytes"
 	"iter"
+	"strings"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
+	"github.com/portolan/portolan/consensus/state/table"
 )
 
 // The indexes below say which projects a user sees, so that a list of
@@ -51,18 +51,18 @@ func (v *View) ProjectsFrom(from string) iter.Seq[Project] {
 // ProjectsOf is ProjectsFrom for the projects that are public or have the user
 // as a member. Nobody is user 0.
 func (v *View) ProjectsOf(userID int64, from string) iter.Seq[Project] {
-	return v.existing(func(yield func([]byte, int64) bool) {
+	return v.existing(func(yield func(string, int64) bool) {
 		public, stop := iter.Pull2(seek(v.publicPaths, nil, from))
 		defer stop()
 		pubKey, pubID, more := public()
 		for key, id := range seek(v.memberPaths, idKey(userID), from) {
-			for more && bytes.Compare(pubKey, key) < 0 {
+			for more && pubKey < key {
 				if !yield(pubKey, pubID) {
 					return
 				}
 				pubKey, pubID, more = public()
 			}
-			if more && bytes.Equal(pubKey, key) {
+			if more && pubKey == key {
 				pubKey, pubID, more = public()
 			}
 			if !yield(key, id) {
@@ -75,7 +75,7 @@ func (v *View) ProjectsOf(userID int64, from string) iter.Seq[Project] {
 	})
 }
 
-func (v *View) existing(paths iter.Seq2[[]byte, int64]) iter.Seq[Project] {
+func (v *View) existing(paths iter.Seq2[string, int64]) iter.Seq[Project] {
 	return func(yield func(Project) bool) {
 		for _, id := range paths {
 			if p, ok := v.ProjectByID(id); ok && !yield(p) {
@@ -87,13 +87,11 @@ func (v *View) existing(paths iter.Seq2[[]byte, int64]) iter.Seq[Project] {
 
 // seek yields the rows whose keys have the prefix, from the first that is not
 // before from; keys come without the prefix.
-func seek(t *iradix.Tree[int64], prefix []byte, from string) iter.Seq2[[]byte, int64] {
-	return func(yield func([]byte, int64) bool) {
-		it := t.Root().Iterator()
-		it.SeekLowerBound(append(bytes.Clone(prefix), from...))
-		for {
-			key, id, ok := it.Next()
-			if !ok || !bytes.HasPrefix(key, prefix) || !yield(key[len(prefix):], id) {
+func seek(t *table.Tree[int64], prefix []byte, from string) iter.Seq2[string, int64] {
+	return func(yield func(string, int64) bool) {
+		p := string(prefix)
+		for key, id := range t.From(p + from) {
+			if !strings.HasPrefix(key, p) || !yield(key[len(p):], id) {
 				return
 			}
 		}

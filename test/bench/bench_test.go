@@ -227,10 +227,6 @@ func TestFigures(t *testing.T) {
 	if err != nil || cpu != 13 {
 		t.Errorf("processor time %g, %v", cpu, err)
 	}
-	busy, err := parseBusy("cpu  100 200 300 9999 9999 10 20 30 7 7\ncpu0 1 1 1 1\n")
-	if err != nil || busy != 6.6 {
-		t.Errorf("busy for %g s, %v", busy, err)
-	}
 	mib, err := parseAnonymous("Name:\tx\nVmRSS:\t  9000 kB\nRssAnon:\t  2048 kB\nRssFile:\t 1 kB\n")
 	if err != nil || mib != 2 {
 		t.Errorf("memory %g, %v", mib, err)

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/portolan/portolan/test/bench/figures"
 )
 
 // sizes scale the cases. Each is a flag.
@@ -135,7 +137,7 @@ func run(ctx context.Context, args []string) error {
 
 // group runs one, and notes in its rows how busy the machine was.
 func (b *bench) group(ctx context.Context, g group) error {
-	m, err := newMachine()
+	m, err := figures.Now()
 	if err != nil {
 		return err
 	}
@@ -143,7 +145,7 @@ func (b *bench) group(ctx context.Context, g group) error {
 	if err := g.run(b, ctx); err != nil {
 		return err
 	}
-	busy, err := m.others()
+	busy, err := m.Others() // both registries have ended on both occasions
 	if err != nil {
 		return err
 	}

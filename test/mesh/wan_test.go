@@ -27,6 +27,7 @@ type farSite struct {
 	lab       *wan.Lab
 	site      string
 	host      string // host:port of the registry
+	data      string // its directory
 	transport *http.Transport
 }
 
@@ -34,9 +35,9 @@ type farSite struct {
 // standard ports, and waits until it is ready.
 func startFar(t *testing.T, lab *wan.Lab, site string, args ...string) *farSite {
 	t.Helper()
-	f := &farSite{lab: lab, site: site, host: lab.Addr(site) + ":5000", transport: &http.Transport{DialContext: lab.Dialer(site)}}
+	f := &farSite{lab: lab, site: site, host: lab.Addr(site) + ":5000", data: t.TempDir(), transport: &http.Transport{DialContext: lab.Dialer(site)}}
 	t.Cleanup(f.transport.CloseIdleConnections)
-	args = append(args, "--data", t.TempDir(), "--advertise", lab.Addr(site), "--bind", lab.Addr(site), "--http", f.host)
+	args = append(args, "--data", f.data, "--advertise", lab.Addr(site), "--bind", lab.Addr(site), "--http", f.host)
 	p := cluster.StartCommand(t, []string{"PORTOLAN_ADMIN_PASSWORD=" + wanPassword},
 		lab.Command(context.Background(), site, cluster.Binary(t), args...))
 	cluster.Eventually(t, cluster.Patience, site+" is ready", func() error {

@@ -1,4 +1,4 @@
-package main
+package figures
 
 import (
 	"errors"
@@ -11,16 +11,17 @@ import (
 	"time"
 )
 
-// machine tells how much of the cores was used by others while a group ran: a
+// Machine tells how much of the cores was used by others while a group ran: a
 // busy machine moves throughput and times, in either direction, and the reader
 // of a result must know. Processor time per request stays what it is.
-type machine struct {
+type Machine struct {
 	begin     time.Time
 	all, mine float64 // processor seconds
 }
 
-func newMachine() (machine, error) {
-	m := machine{begin: time.Now()}
+// Now looks at the machine.
+func Now() (Machine, error) {
+	m := Machine{begin: time.Now()}
 	b, err := os.ReadFile("/proc/stat")
 	if err != nil {
 		return m, err
@@ -38,10 +39,11 @@ func newMachine() (machine, error) {
 	return m, nil
 }
 
-// others is the share of the cores, 0 to 1, that others used since m. Both of
-// our registries must have ended on both occasions.
-func (m machine) others() (float64, error) {
-	now, err := newMachine()
+// Others is the share of the cores, 0 to 1, that others used since m. Processes
+// that the caller started count as others unless they have ended by both
+// occasions.
+func (m Machine) Others() (float64, error) {
+	now, err := Now()
 	if err != nil {
 		return 0, err
 	}
@@ -49,6 +51,9 @@ func (m machine) others() (float64, error) {
 	used := (now.all - m.all) - (now.mine - m.mine)
 	return min(max(used/cores, 0), 1), nil
 }
+
+// ticks per second of the times in /proc: USER_HZ, which Linux fixed at 100.
+const ticks = 100
 
 // parseBusy sums what the first line of /proc/stat has, without idle and iowait,
 // and without the guests' time, which is part of the user's.
