@@ -28,34 +28,36 @@ const (
 type Type int32
 
 const (
-	Type_TYPE_UNSPECIFIED    Type = 0
-	Type_TYPE_MESH_CREATE    Type = 1
-	Type_TYPE_SET_LEVEL      Type = 2
-	Type_TYPE_TOKEN_CREATE   Type = 3
-	Type_TYPE_TOKEN_DELETE   Type = 4
-	Type_TYPE_NODE_JOIN      Type = 5
-	Type_TYPE_NODE_UPDATE    Type = 6
-	Type_TYPE_PROJECT_CREATE Type = 7
-	Type_TYPE_PROJECT_UPDATE Type = 8
-	Type_TYPE_PROJECT_DELETE Type = 9
-	Type_TYPE_USER_CREATE    Type = 10
-	Type_TYPE_USER_UPDATE    Type = 11
-	Type_TYPE_USER_DELETE    Type = 12
-	Type_TYPE_MEMBER_SET     Type = 13
-	Type_TYPE_MEMBER_DELETE  Type = 14
-	Type_TYPE_RULE_CREATE    Type = 15
-	Type_TYPE_RULE_UPDATE    Type = 16
-	Type_TYPE_RULE_DELETE    Type = 17
-	Type_TYPE_PROFILE_SET    Type = 18
-	Type_TYPE_TOKEN_REVOKE   Type = 19
-	Type_TYPE_NODE_REMOVE    Type = 20
-	Type_TYPE_SITE_DRAIN     Type = 21
-	Type_TYPE_VOTERS_SET     Type = 25
-	Type_TYPE_MESH_RECOVERED Type = 32
-	Type_TYPE_KEYS_ROTATE    Type = 27
-	Type_TYPE_KEY_STEP       Type = 28
-	Type_TYPE_SECRET_SET     Type = 29
-	Type_TYPE_RECOVERY_SET   Type = 30
+	Type_TYPE_UNSPECIFIED       Type = 0
+	Type_TYPE_MESH_CREATE       Type = 1
+	Type_TYPE_SET_LEVEL         Type = 2
+	Type_TYPE_TOKEN_CREATE      Type = 3
+	Type_TYPE_TOKEN_DELETE      Type = 4
+	Type_TYPE_NODE_JOIN         Type = 5
+	Type_TYPE_NODE_UPDATE       Type = 6
+	Type_TYPE_PROJECT_CREATE    Type = 7
+	Type_TYPE_PROJECT_UPDATE    Type = 8
+	Type_TYPE_PROJECT_DELETE    Type = 9
+	Type_TYPE_USER_CREATE       Type = 10
+	Type_TYPE_USER_UPDATE       Type = 11
+	Type_TYPE_USER_DELETE       Type = 12
+	Type_TYPE_MEMBER_SET        Type = 13
+	Type_TYPE_MEMBER_DELETE     Type = 14
+	Type_TYPE_RULE_CREATE       Type = 15
+	Type_TYPE_RULE_UPDATE       Type = 16
+	Type_TYPE_RULE_DELETE       Type = 17
+	Type_TYPE_PROFILE_SET       Type = 18
+	Type_TYPE_TOKEN_REVOKE      Type = 19
+	Type_TYPE_NODE_REMOVE       Type = 20
+	Type_TYPE_SITE_DRAIN        Type = 21
+	Type_TYPE_VOTERS_SET        Type = 25
+	Type_TYPE_MESH_RECOVERED    Type = 32
+	Type_TYPE_KEYS_ROTATE       Type = 27
+	Type_TYPE_KEY_STEP          Type = 28
+	Type_TYPE_SECRET_SET        Type = 29
+	Type_TYPE_RECOVERY_SET      Type = 30
+	Type_TYPE_PROJECT_SITES     Type = 38
+	Type_TYPE_PROJECT_SITE_DONE Type = 39
 )
 
 // Enum value maps for Type.
@@ -89,36 +91,40 @@ var (
 		28: "TYPE_KEY_STEP",
 		29: "TYPE_SECRET_SET",
 		30: "TYPE_RECOVERY_SET",
+		38: "TYPE_PROJECT_SITES",
+		39: "TYPE_PROJECT_SITE_DONE",
 	}
 	Type_value = map[string]int32{
-		"TYPE_UNSPECIFIED":    0,
-		"TYPE_MESH_CREATE":    1,
-		"TYPE_SET_LEVEL":      2,
-		"TYPE_TOKEN_CREATE":   3,
-		"TYPE_TOKEN_DELETE":   4,
-		"TYPE_NODE_JOIN":      5,
-		"TYPE_NODE_UPDATE":    6,
-		"TYPE_PROJECT_CREATE": 7,
-		"TYPE_PROJECT_UPDATE": 8,
-		"TYPE_PROJECT_DELETE": 9,
-		"TYPE_USER_CREATE":    10,
-		"TYPE_USER_UPDATE":    11,
-		"TYPE_USER_DELETE":    12,
-		"TYPE_MEMBER_SET":     13,
-		"TYPE_MEMBER_DELETE":  14,
-		"TYPE_RULE_CREATE":    15,
-		"TYPE_RULE_UPDATE":    16,
-		"TYPE_RULE_DELETE":    17,
-		"TYPE_PROFILE_SET":    18,
-		"TYPE_TOKEN_REVOKE":   19,
-		"TYPE_NODE_REMOVE":    20,
-		"TYPE_SITE_DRAIN":     21,
-		"TYPE_VOTERS_SET":     25,
-		"TYPE_MESH_RECOVERED": 32,
-		"TYPE_KEYS_ROTATE":    27,
-		"TYPE_KEY_STEP":       28,
-		"TYPE_SECRET_SET":     29,
-		"TYPE_RECOVERY_SET":   30,
+		"TYPE_UNSPECIFIED":       0,
+		"TYPE_MESH_CREATE":       1,
+		"TYPE_SET_LEVEL":         2,
+		"TYPE_TOKEN_CREATE":      3,
+		"TYPE_TOKEN_DELETE":      4,
+		"TYPE_NODE_JOIN":         5,
+		"TYPE_NODE_UPDATE":       6,
+		"TYPE_PROJECT_CREATE":    7,
+		"TYPE_PROJECT_UPDATE":    8,
+		"TYPE_PROJECT_DELETE":    9,
+		"TYPE_USER_CREATE":       10,
+		"TYPE_USER_UPDATE":       11,
+		"TYPE_USER_DELETE":       12,
+		"TYPE_MEMBER_SET":        13,
+		"TYPE_MEMBER_DELETE":     14,
+		"TYPE_RULE_CREATE":       15,
+		"TYPE_RULE_UPDATE":       16,
+		"TYPE_RULE_DELETE":       17,
+		"TYPE_PROFILE_SET":       18,
+		"TYPE_TOKEN_REVOKE":      19,
+		"TYPE_NODE_REMOVE":       20,
+		"TYPE_SITE_DRAIN":        21,
+		"TYPE_VOTERS_SET":        25,
+		"TYPE_MESH_RECOVERED":    32,
+		"TYPE_KEYS_ROTATE":       27,
+		"TYPE_KEY_STEP":          28,
+		"TYPE_SECRET_SET":        29,
+		"TYPE_RECOVERY_SET":      30,
+		"TYPE_PROJECT_SITES":     38,
+		"TYPE_PROJECT_SITE_DONE": 39,
 	}
 )
 
@@ -251,7 +257,7 @@ func (x KeyStep_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyStep_Step.Descriptor instead.
 func (KeyStep_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{29, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{31, 0}
 }
 
 // Envelope is one raft log entry.
@@ -1381,6 +1387,138 @@ func (x *ProjectDelete) GetIfVersion() uint64 {
 	return 0
 }
 
+// ProjectSites says where a project may rest from now on. A site that is new
+// there takes it in first; one that is named no more hands over what it holds.
+type ProjectSites struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Sites         []string               `protobuf:"bytes,2,rep,name=sites,proto3" json:"sites,omitempty"`                           // empty: everywhere
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`                          // sites that are named no more let go at once, whatever only they hold
+	IfVersion     uint64                 `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // 0: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProjectSites) Reset() {
+	*x = ProjectSites{}
+	mi := &file_consensus_command_command_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProjectSites) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProjectSites) ProtoMessage() {}
+
+func (x *ProjectSites) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProjectSites.ProtoReflect.Descriptor instead.
+func (*ProjectSites) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ProjectSites) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ProjectSites) GetSites() []string {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+func (x *ProjectSites) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *ProjectSites) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+// ProjectSiteDone is said by a site's node when it has taken a project in, or
+// when others hold all that it held.
+type ProjectSiteDone struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Site          string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	Left          bool                   `protobuf:"varint,3,opt,name=left,proto3" json:"left,omitempty"` // else: taken in
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProjectSiteDone) Reset() {
+	*x = ProjectSiteDone{}
+	mi := &file_consensus_command_command_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProjectSiteDone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProjectSiteDone) ProtoMessage() {}
+
+func (x *ProjectSiteDone) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProjectSiteDone.ProtoReflect.Descriptor instead.
+func (*ProjectSiteDone) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ProjectSiteDone) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ProjectSiteDone) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *ProjectSiteDone) GetLeft() bool {
+	if x != nil {
+		return x.Left
+	}
+	return false
+}
+
 type UserCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1395,7 +1533,7 @@ type UserCreate struct {
 
 func (x *UserCreate) Reset() {
 	*x = UserCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1545,7 @@ func (x *UserCreate) String() string {
 func (*UserCreate) ProtoMessage() {}
 
 func (x *UserCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1558,7 @@ func (x *UserCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserCreate.ProtoReflect.Descriptor instead.
 func (*UserCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UserCreate) GetName() string {
@@ -1480,7 +1618,7 @@ type UserUpdate struct {
 
 func (x *UserUpdate) Reset() {
 	*x = UserUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1630,7 @@ func (x *UserUpdate) String() string {
 func (*UserUpdate) ProtoMessage() {}
 
 func (x *UserUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1643,7 @@ func (x *UserUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserUpdate.ProtoReflect.Descriptor instead.
 func (*UserUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UserUpdate) GetId() int64 {
@@ -1567,7 +1705,7 @@ type UserDelete struct {
 
 func (x *UserDelete) Reset() {
 	*x = UserDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1717,7 @@ func (x *UserDelete) String() string {
 func (*UserDelete) ProtoMessage() {}
 
 func (x *UserDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1730,7 @@ func (x *UserDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDelete.ProtoReflect.Descriptor instead.
 func (*UserDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UserDelete) GetId() int64 {
@@ -1624,7 +1762,7 @@ type MemberSet struct {
 
 func (x *MemberSet) Reset() {
 	*x = MemberSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1774,7 @@ func (x *MemberSet) String() string {
 func (*MemberSet) ProtoMessage() {}
 
 func (x *MemberSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1787,7 @@ func (x *MemberSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberSet.ProtoReflect.Descriptor instead.
 func (*MemberSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MemberSet) GetProjectId() int64 {
@@ -1698,7 +1836,7 @@ type MemberDelete struct {
 
 func (x *MemberDelete) Reset() {
 	*x = MemberDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +1848,7 @@ func (x *MemberDelete) String() string {
 func (*MemberDelete) ProtoMessage() {}
 
 func (x *MemberDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1861,7 @@ func (x *MemberDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberDelete.ProtoReflect.Descriptor instead.
 func (*MemberDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MemberDelete) GetProjectId() int64 {
@@ -1762,7 +1900,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +1912,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +1925,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Rule) GetName() string {
@@ -1848,7 +1986,7 @@ type RuleCreate struct {
 
 func (x *RuleCreate) Reset() {
 	*x = RuleCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +1998,7 @@ func (x *RuleCreate) String() string {
 func (*RuleCreate) ProtoMessage() {}
 
 func (x *RuleCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +2011,7 @@ func (x *RuleCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCreate.ProtoReflect.Descriptor instead.
 func (*RuleCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RuleCreate) GetRule() *Rule {
@@ -1894,7 +2032,7 @@ type RuleUpdate struct {
 
 func (x *RuleUpdate) Reset() {
 	*x = RuleUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1906,7 +2044,7 @@ func (x *RuleUpdate) String() string {
 func (*RuleUpdate) ProtoMessage() {}
 
 func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1919,7 +2057,7 @@ func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleUpdate.ProtoReflect.Descriptor instead.
 func (*RuleUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RuleUpdate) GetId() int64 {
@@ -1953,7 +2091,7 @@ type RuleDelete struct {
 
 func (x *RuleDelete) Reset() {
 	*x = RuleDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2103,7 @@ func (x *RuleDelete) String() string {
 func (*RuleDelete) ProtoMessage() {}
 
 func (x *RuleDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2116,7 @@ func (x *RuleDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleDelete.ProtoReflect.Descriptor instead.
 func (*RuleDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RuleDelete) GetId() int64 {
@@ -2006,7 +2144,7 @@ type KeyBox struct {
 
 func (x *KeyBox) Reset() {
 	*x = KeyBox{}
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2156,7 @@ func (x *KeyBox) String() string {
 func (*KeyBox) ProtoMessage() {}
 
 func (x *KeyBox) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2169,7 @@ func (x *KeyBox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBox.ProtoReflect.Descriptor instead.
 func (*KeyBox) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *KeyBox) GetNodeId() []byte {
@@ -2060,7 +2198,7 @@ type NodeKey struct {
 
 func (x *NodeKey) Reset() {
 	*x = NodeKey{}
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2210,7 @@ func (x *NodeKey) String() string {
 func (*NodeKey) ProtoMessage() {}
 
 func (x *NodeKey) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2223,7 @@ func (x *NodeKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeKey.ProtoReflect.Descriptor instead.
 func (*NodeKey) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NodeKey) GetKind() KeyKind {
@@ -2120,7 +2258,7 @@ type KeysRotate struct {
 
 func (x *KeysRotate) Reset() {
 	*x = KeysRotate{}
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2270,7 @@ func (x *KeysRotate) String() string {
 func (*KeysRotate) ProtoMessage() {}
 
 func (x *KeysRotate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2283,7 @@ func (x *KeysRotate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRotate.ProtoReflect.Descriptor instead.
 func (*KeysRotate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *KeysRotate) GetGossip() bool {
@@ -2175,7 +2313,7 @@ type KeyStep struct {
 
 func (x *KeyStep) Reset() {
 	*x = KeyStep{}
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2187,7 +2325,7 @@ func (x *KeyStep) String() string {
 func (*KeyStep) ProtoMessage() {}
 
 func (x *KeyStep) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2200,7 +2338,7 @@ func (x *KeyStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStep.ProtoReflect.Descriptor instead.
 func (*KeyStep) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *KeyStep) GetKind() KeyKind {
@@ -2245,7 +2383,7 @@ type SecretSet struct {
 
 func (x *SecretSet) Reset() {
 	*x = SecretSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2395,7 @@ func (x *SecretSet) String() string {
 func (*SecretSet) ProtoMessage() {}
 
 func (x *SecretSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2408,7 @@ func (x *SecretSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretSet.ProtoReflect.Descriptor instead.
 func (*SecretSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SecretSet) GetObject() string {
@@ -2312,7 +2450,7 @@ type RecoverySet struct {
 
 func (x *RecoverySet) Reset() {
 	*x = RecoverySet{}
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2462,7 @@ func (x *RecoverySet) String() string {
 func (*RecoverySet) ProtoMessage() {}
 
 func (x *RecoverySet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2475,7 @@ func (x *RecoverySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverySet.ProtoReflect.Descriptor instead.
 func (*RecoverySet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RecoverySet) GetRecipient() string {
@@ -2367,7 +2505,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2517,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2530,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2521,7 +2659,17 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\rProjectDelete\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x02 \x01(\x04R\tifVersion\"\xa8\x01\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"i\n" +
+	"\fProjectSites\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
+	"\x05sites\x18\x02 \x03(\tR\x05sites\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x04 \x01(\x04R\tifVersion\"I\n" +
+	"\x0fProjectSiteDone\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12\x12\n" +
+	"\x04left\x18\x03 \x01(\bR\x04left\"\xa8\x01\n" +
 	"\n" +
 	"UserCreate\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
@@ -2622,7 +2770,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index*\xf5\x04\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index*\xa9\x05\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -2652,7 +2800,9 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x10TYPE_KEYS_ROTATE\x10\x1b\x12\x11\n" +
 	"\rTYPE_KEY_STEP\x10\x1c\x12\x13\n" +
 	"\x0fTYPE_SECRET_SET\x10\x1d\x12\x15\n" +
-	"\x11TYPE_RECOVERY_SET\x10\x1e*K\n" +
+	"\x11TYPE_RECOVERY_SET\x10\x1e\x12\x16\n" +
+	"\x12TYPE_PROJECT_SITES\x10&\x12\x1a\n" +
+	"\x16TYPE_PROJECT_SITE_DONE\x10'*K\n" +
 	"\aKeyKind\x12\x18\n" +
 	"\x14KEY_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fKEY_KIND_GOSSIP\x10\x01\x12\x11\n" +
@@ -2671,58 +2821,60 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_consensus_command_command_proto_goTypes = []any{
-	(Type)(0),              // 0: portolan.command.v1.Type
-	(KeyKind)(0),           // 1: portolan.command.v1.KeyKind
-	(KeyStep_Step)(0),      // 2: portolan.command.v1.KeyStep.Step
-	(*Envelope)(nil),       // 3: portolan.command.v1.Envelope
-	(*Node)(nil),           // 4: portolan.command.v1.Node
-	(*MeshCreate)(nil),     // 5: portolan.command.v1.MeshCreate
-	(*SetLevel)(nil),       // 6: portolan.command.v1.SetLevel
-	(*ProfileSet)(nil),     // 7: portolan.command.v1.ProfileSet
-	(*VotersSet)(nil),      // 8: portolan.command.v1.VotersSet
-	(*MeshRecovered)(nil),  // 9: portolan.command.v1.MeshRecovered
-	(*TokenCreate)(nil),    // 10: portolan.command.v1.TokenCreate
-	(*TokenRevoke)(nil),    // 11: portolan.command.v1.TokenRevoke
-	(*TokenDelete)(nil),    // 12: portolan.command.v1.TokenDelete
-	(*NodeJoin)(nil),       // 13: portolan.command.v1.NodeJoin
-	(*NodeUpdate)(nil),     // 14: portolan.command.v1.NodeUpdate
-	(*NodeRemove)(nil),     // 15: portolan.command.v1.NodeRemove
-	(*SiteDrain)(nil),      // 16: portolan.command.v1.SiteDrain
-	(*ProjectCreate)(nil),  // 17: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),  // 18: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),  // 19: portolan.command.v1.ProjectDelete
-	(*UserCreate)(nil),     // 20: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),     // 21: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),     // 22: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),      // 23: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),   // 24: portolan.command.v1.MemberDelete
-	(*Rule)(nil),           // 25: portolan.command.v1.Rule
-	(*RuleCreate)(nil),     // 26: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),     // 27: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),     // 28: portolan.command.v1.RuleDelete
-	(*KeyBox)(nil),         // 29: portolan.command.v1.KeyBox
-	(*NodeKey)(nil),        // 30: portolan.command.v1.NodeKey
-	(*KeysRotate)(nil),     // 31: portolan.command.v1.KeysRotate
-	(*KeyStep)(nil),        // 32: portolan.command.v1.KeyStep
-	(*SecretSet)(nil),      // 33: portolan.command.v1.SecretSet
-	(*RecoverySet)(nil),    // 34: portolan.command.v1.RecoverySet
-	(*SnapshotHeader)(nil), // 35: portolan.command.v1.SnapshotHeader
+	(Type)(0),               // 0: portolan.command.v1.Type
+	(KeyKind)(0),            // 1: portolan.command.v1.KeyKind
+	(KeyStep_Step)(0),       // 2: portolan.command.v1.KeyStep.Step
+	(*Envelope)(nil),        // 3: portolan.command.v1.Envelope
+	(*Node)(nil),            // 4: portolan.command.v1.Node
+	(*MeshCreate)(nil),      // 5: portolan.command.v1.MeshCreate
+	(*SetLevel)(nil),        // 6: portolan.command.v1.SetLevel
+	(*ProfileSet)(nil),      // 7: portolan.command.v1.ProfileSet
+	(*VotersSet)(nil),       // 8: portolan.command.v1.VotersSet
+	(*MeshRecovered)(nil),   // 9: portolan.command.v1.MeshRecovered
+	(*TokenCreate)(nil),     // 10: portolan.command.v1.TokenCreate
+	(*TokenRevoke)(nil),     // 11: portolan.command.v1.TokenRevoke
+	(*TokenDelete)(nil),     // 12: portolan.command.v1.TokenDelete
+	(*NodeJoin)(nil),        // 13: portolan.command.v1.NodeJoin
+	(*NodeUpdate)(nil),      // 14: portolan.command.v1.NodeUpdate
+	(*NodeRemove)(nil),      // 15: portolan.command.v1.NodeRemove
+	(*SiteDrain)(nil),       // 16: portolan.command.v1.SiteDrain
+	(*ProjectCreate)(nil),   // 17: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),   // 18: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),   // 19: portolan.command.v1.ProjectDelete
+	(*ProjectSites)(nil),    // 20: portolan.command.v1.ProjectSites
+	(*ProjectSiteDone)(nil), // 21: portolan.command.v1.ProjectSiteDone
+	(*UserCreate)(nil),      // 22: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),      // 23: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),      // 24: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),       // 25: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),    // 26: portolan.command.v1.MemberDelete
+	(*Rule)(nil),            // 27: portolan.command.v1.Rule
+	(*RuleCreate)(nil),      // 28: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),      // 29: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),      // 30: portolan.command.v1.RuleDelete
+	(*KeyBox)(nil),          // 31: portolan.command.v1.KeyBox
+	(*NodeKey)(nil),         // 32: portolan.command.v1.NodeKey
+	(*KeysRotate)(nil),      // 33: portolan.command.v1.KeysRotate
+	(*KeyStep)(nil),         // 34: portolan.command.v1.KeyStep
+	(*SecretSet)(nil),       // 35: portolan.command.v1.SecretSet
+	(*RecoverySet)(nil),     // 36: portolan.command.v1.RecoverySet
+	(*SnapshotHeader)(nil),  // 37: portolan.command.v1.SnapshotHeader
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
 	4,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
-	30, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
+	32, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
 	4,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
-	30, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
+	32, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
 	4,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
-	25, // 6: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	25, // 7: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	27, // 6: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	27, // 7: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
 	1,  // 8: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
 	1,  // 9: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
 	2,  // 10: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
-	29, // 11: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
+	31, // 11: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
 	12, // [12:12] is the sub-list for method output_type
 	12, // [12:12] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
@@ -2736,14 +2888,14 @@ func file_consensus_command_command_proto_init() {
 		return
 	}
 	file_consensus_command_command_proto_msgTypes[15].OneofWrappers = []any{}
-	file_consensus_command_command_proto_msgTypes[18].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
