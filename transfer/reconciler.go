@@ -178,7 +178,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 // than before; at the start that is every project that may rest here.
 func (r *Reconciler) followRules(known map[identity.ProjectID][]state.Rule) map[identity.ProjectID][]state.Rule {
 	view := r.cfg.State.View()
-	all := view.Rules()
+	all := view.AllRules()
 	now := map[identity.ProjectID][]state.Rule{}
 	for p := range view.Projects() {
 		if !view.MayRest(p, r.cfg.Site) {
@@ -202,7 +202,7 @@ func (r *Reconciler) relevant(pid identity.ProjectID) (state.Project, []state.Ru
 	if !ok || p.Deleted() || !view.MayRest(p, r.cfg.Site) {
 		return state.Project{}, nil, false
 	}
-	return p, rules.Relevant(view.Rules(), p, r.cfg.Site), true
+	return p, rules.Relevant(view.AllRules(), p, r.cfg.Site), true
 }
 
 // wanted says as what a manifest is wanted here; 0: it is not.

@@ -116,7 +116,7 @@ func (r *Reconciler) coverage(view *state.View, p state.Project, q Question, c *
 	if q.Tag != "" && !slices.Contains(tags, q.Tag) {
 		tags = append(tags, q.Tag)
 	}
-	all := view.Rules()
+	all := view.AllRules()
 	home := ""
 	for i, m := range c.manifests {
 		if i == 0 {

@@ -28,37 +28,39 @@ const (
 type Type int32
 
 const (
-	Type_TYPE_UNSPECIFIED    Type = 0
-	Type_TYPE_MESH_CREATE    Type = 1
-	Type_TYPE_SET_LEVEL      Type = 2
-	Type_TYPE_TOKEN_CREATE   Type = 3
-	Type_TYPE_TOKEN_DELETE   Type = 4
-	Type_TYPE_NODE_JOIN      Type = 5
-	Type_TYPE_NODE_UPDATE    Type = 6
-	Type_TYPE_PROJECT_CREATE Type = 7
-	Type_TYPE_PROJECT_UPDATE Type = 8
-	Type_TYPE_PROJECT_DELETE Type = 9
-	Type_TYPE_USER_CREATE    Type = 10
-	Type_TYPE_USER_UPDATE    Type = 11
-	Type_TYPE_USER_DELETE    Type = 12
-	Type_TYPE_MEMBER_SET     Type = 13
-	Type_TYPE_MEMBER_DELETE  Type = 14
-	Type_TYPE_RULE_CREATE    Type = 15
-	Type_TYPE_RULE_UPDATE    Type = 16
-	Type_TYPE_RULE_DELETE    Type = 17
-	Type_TYPE_PROFILE_SET    Type = 18
-	Type_TYPE_TOKEN_REVOKE   Type = 19
-	Type_TYPE_NODE_REMOVE    Type = 20
-	Type_TYPE_SITE_DRAIN     Type = 21
-	Type_TYPE_VOTERS_SET     Type = 25
-	Type_TYPE_MESH_RECOVERED Type = 32
-	Type_TYPE_KEYS_ROTATE    Type = 27
-	Type_TYPE_KEY_STEP       Type = 28
-	Type_TYPE_SECRET_SET     Type = 29
-	Type_TYPE_RECOVERY_SET   Type = 30
-	Type_TYPE_TAGS_SET       Type = 41
-	Type_TYPE_TAGS_DELETE    Type = 42
-	Type_TYPE_TAGS_MODE      Type = 43
+	Type_TYPE_UNSPECIFIED       Type = 0
+	Type_TYPE_MESH_CREATE       Type = 1
+	Type_TYPE_SET_LEVEL         Type = 2
+	Type_TYPE_TOKEN_CREATE      Type = 3
+	Type_TYPE_TOKEN_DELETE      Type = 4
+	Type_TYPE_NODE_JOIN         Type = 5
+	Type_TYPE_NODE_UPDATE       Type = 6
+	Type_TYPE_PROJECT_CREATE    Type = 7
+	Type_TYPE_PROJECT_UPDATE    Type = 8
+	Type_TYPE_PROJECT_DELETE    Type = 9
+	Type_TYPE_USER_CREATE       Type = 10
+	Type_TYPE_USER_UPDATE       Type = 11
+	Type_TYPE_USER_DELETE       Type = 12
+	Type_TYPE_MEMBER_SET        Type = 13
+	Type_TYPE_MEMBER_DELETE     Type = 14
+	Type_TYPE_RULE_CREATE       Type = 15
+	Type_TYPE_RULE_UPDATE       Type = 16
+	Type_TYPE_RULE_DELETE       Type = 17
+	Type_TYPE_PROFILE_SET       Type = 18
+	Type_TYPE_TOKEN_REVOKE      Type = 19
+	Type_TYPE_NODE_REMOVE       Type = 20
+	Type_TYPE_SITE_DRAIN        Type = 21
+	Type_TYPE_VOTERS_SET        Type = 25
+	Type_TYPE_MESH_RECOVERED    Type = 32
+	Type_TYPE_KEYS_ROTATE       Type = 27
+	Type_TYPE_KEY_STEP          Type = 28
+	Type_TYPE_SECRET_SET        Type = 29
+	Type_TYPE_RECOVERY_SET      Type = 30
+	Type_TYPE_PROJECT_SITES     Type = 38
+	Type_TYPE_PROJECT_SITE_DONE Type = 39
+	Type_TYPE_TAGS_SET          Type = 41
+	Type_TYPE_TAGS_DELETE       Type = 42
+	Type_TYPE_TAGS_MODE         Type = 43
 )
 
 // Enum value maps for Type.
@@ -92,42 +94,46 @@ var (
 		28: "TYPE_KEY_STEP",
 		29: "TYPE_SECRET_SET",
 		30: "TYPE_RECOVERY_SET",
+		38: "TYPE_PROJECT_SITES",
+		39: "TYPE_PROJECT_SITE_DONE",
 		41: "TYPE_TAGS_SET",
 		42: "TYPE_TAGS_DELETE",
 		43: "TYPE_TAGS_MODE",
 	}
 	Type_value = map[string]int32{
-		"TYPE_UNSPECIFIED":    0,
-		"TYPE_MESH_CREATE":    1,
-		"TYPE_SET_LEVEL":      2,
-		"TYPE_TOKEN_CREATE":   3,
-		"TYPE_TOKEN_DELETE":   4,
-		"TYPE_NODE_JOIN":      5,
-		"TYPE_NODE_UPDATE":    6,
-		"TYPE_PROJECT_CREATE": 7,
-		"TYPE_PROJECT_UPDATE": 8,
-		"TYPE_PROJECT_DELETE": 9,
-		"TYPE_USER_CREATE":    10,
-		"TYPE_USER_UPDATE":    11,
-		"TYPE_USER_DELETE":    12,
-		"TYPE_MEMBER_SET":     13,
-		"TYPE_MEMBER_DELETE":  14,
-		"TYPE_RULE_CREATE":    15,
-		"TYPE_RULE_UPDATE":    16,
-		"TYPE_RULE_DELETE":    17,
-		"TYPE_PROFILE_SET":    18,
-		"TYPE_TOKEN_REVOKE":   19,
-		"TYPE_NODE_REMOVE":    20,
-		"TYPE_SITE_DRAIN":     21,
-		"TYPE_VOTERS_SET":     25,
-		"TYPE_MESH_RECOVERED": 32,
-		"TYPE_KEYS_ROTATE":    27,
-		"TYPE_KEY_STEP":       28,
-		"TYPE_SECRET_SET":     29,
-		"TYPE_RECOVERY_SET":   30,
-		"TYPE_TAGS_SET":       41,
-		"TYPE_TAGS_DELETE":    42,
-		"TYPE_TAGS_MODE":      43,
+		"TYPE_UNSPECIFIED":       0,
+		"TYPE_MESH_CREATE":       1,
+		"TYPE_SET_LEVEL":         2,
+		"TYPE_TOKEN_CREATE":      3,
+		"TYPE_TOKEN_DELETE":      4,
+		"TYPE_NODE_JOIN":         5,
+		"TYPE_NODE_UPDATE":       6,
+		"TYPE_PROJECT_CREATE":    7,
+		"TYPE_PROJECT_UPDATE":    8,
+		"TYPE_PROJECT_DELETE":    9,
+		"TYPE_USER_CREATE":       10,
+		"TYPE_USER_UPDATE":       11,
+		"TYPE_USER_DELETE":       12,
+		"TYPE_MEMBER_SET":        13,
+		"TYPE_MEMBER_DELETE":     14,
+		"TYPE_RULE_CREATE":       15,
+		"TYPE_RULE_UPDATE":       16,
+		"TYPE_RULE_DELETE":       17,
+		"TYPE_PROFILE_SET":       18,
+		"TYPE_TOKEN_REVOKE":      19,
+		"TYPE_NODE_REMOVE":       20,
+		"TYPE_SITE_DRAIN":        21,
+		"TYPE_VOTERS_SET":        25,
+		"TYPE_MESH_RECOVERED":    32,
+		"TYPE_KEYS_ROTATE":       27,
+		"TYPE_KEY_STEP":          28,
+		"TYPE_SECRET_SET":        29,
+		"TYPE_RECOVERY_SET":      30,
+		"TYPE_PROJECT_SITES":     38,
+		"TYPE_PROJECT_SITE_DONE": 39,
+		"TYPE_TAGS_SET":          41,
+		"TYPE_TAGS_DELETE":       42,
+		"TYPE_TAGS_MODE":         43,
 	}
 )
 
@@ -307,7 +313,7 @@ func (x KeyStep_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyStep_Step.Descriptor instead.
 func (KeyStep_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{29, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{31, 0}
 }
 
 type TagsMode_Step int32
@@ -362,7 +368,7 @@ func (x TagsMode_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TagsMode_Step.Descriptor instead.
 func (TagsMode_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{35, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{37, 0}
 }
 
 // Envelope is one raft log entry.
@@ -1516,6 +1522,138 @@ func (x *ProjectDelete) GetIfVersion() uint64 {
 	return 0
 }
 
+// ProjectSites says where a project may rest from now on. A site that is new
+// there takes it in first; one that is named no more hands over what it holds.
+type ProjectSites struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Sites         []string               `protobuf:"bytes,2,rep,name=sites,proto3" json:"sites,omitempty"`                           // empty: everywhere
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`                          // sites that are named no more let go at once, whatever only they hold
+	IfVersion     uint64                 `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // 0: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProjectSites) Reset() {
+	*x = ProjectSites{}
+	mi := &file_consensus_command_command_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProjectSites) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProjectSites) ProtoMessage() {}
+
+func (x *ProjectSites) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProjectSites.ProtoReflect.Descriptor instead.
+func (*ProjectSites) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ProjectSites) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ProjectSites) GetSites() []string {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+func (x *ProjectSites) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *ProjectSites) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+// ProjectSiteDone is said by a site's node when it has taken a project in, or
+// when others hold all that it held.
+type ProjectSiteDone struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Site          string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	Left          bool                   `protobuf:"varint,3,opt,name=left,proto3" json:"left,omitempty"` // else: taken in
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProjectSiteDone) Reset() {
+	*x = ProjectSiteDone{}
+	mi := &file_consensus_command_command_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProjectSiteDone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProjectSiteDone) ProtoMessage() {}
+
+func (x *ProjectSiteDone) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProjectSiteDone.ProtoReflect.Descriptor instead.
+func (*ProjectSiteDone) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ProjectSiteDone) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ProjectSiteDone) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *ProjectSiteDone) GetLeft() bool {
+	if x != nil {
+		return x.Left
+	}
+	return false
+}
+
 type UserCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1530,7 +1668,7 @@ type UserCreate struct {
 
 func (x *UserCreate) Reset() {
 	*x = UserCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1680,7 @@ func (x *UserCreate) String() string {
 func (*UserCreate) ProtoMessage() {}
 
 func (x *UserCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1693,7 @@ func (x *UserCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserCreate.ProtoReflect.Descriptor instead.
 func (*UserCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UserCreate) GetName() string {
@@ -1615,7 +1753,7 @@ type UserUpdate struct {
 
 func (x *UserUpdate) Reset() {
 	*x = UserUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1765,7 @@ func (x *UserUpdate) String() string {
 func (*UserUpdate) ProtoMessage() {}
 
 func (x *UserUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1778,7 @@ func (x *UserUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserUpdate.ProtoReflect.Descriptor instead.
 func (*UserUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UserUpdate) GetId() int64 {
@@ -1702,7 +1840,7 @@ type UserDelete struct {
 
 func (x *UserDelete) Reset() {
 	*x = UserDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1852,7 @@ func (x *UserDelete) String() string {
 func (*UserDelete) ProtoMessage() {}
 
 func (x *UserDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1865,7 @@ func (x *UserDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDelete.ProtoReflect.Descriptor instead.
 func (*UserDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UserDelete) GetId() int64 {
@@ -1759,7 +1897,7 @@ type MemberSet struct {
 
 func (x *MemberSet) Reset() {
 	*x = MemberSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1771,7 +1909,7 @@ func (x *MemberSet) String() string {
 func (*MemberSet) ProtoMessage() {}
 
 func (x *MemberSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1784,7 +1922,7 @@ func (x *MemberSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberSet.ProtoReflect.Descriptor instead.
 func (*MemberSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MemberSet) GetProjectId() int64 {
@@ -1833,7 +1971,7 @@ type MemberDelete struct {
 
 func (x *MemberDelete) Reset() {
 	*x = MemberDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1983,7 @@ func (x *MemberDelete) String() string {
 func (*MemberDelete) ProtoMessage() {}
 
 func (x *MemberDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1996,7 @@ func (x *MemberDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberDelete.ProtoReflect.Descriptor instead.
 func (*MemberDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MemberDelete) GetProjectId() int64 {
@@ -1897,7 +2035,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2047,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2060,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Rule) GetName() string {
@@ -1983,7 +2121,7 @@ type RuleCreate struct {
 
 func (x *RuleCreate) Reset() {
 	*x = RuleCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1995,7 +2133,7 @@ func (x *RuleCreate) String() string {
 func (*RuleCreate) ProtoMessage() {}
 
 func (x *RuleCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2146,7 @@ func (x *RuleCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCreate.ProtoReflect.Descriptor instead.
 func (*RuleCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RuleCreate) GetRule() *Rule {
@@ -2029,7 +2167,7 @@ type RuleUpdate struct {
 
 func (x *RuleUpdate) Reset() {
 	*x = RuleUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2041,7 +2179,7 @@ func (x *RuleUpdate) String() string {
 func (*RuleUpdate) ProtoMessage() {}
 
 func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2054,7 +2192,7 @@ func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleUpdate.ProtoReflect.Descriptor instead.
 func (*RuleUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RuleUpdate) GetId() int64 {
@@ -2088,7 +2226,7 @@ type RuleDelete struct {
 
 func (x *RuleDelete) Reset() {
 	*x = RuleDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2238,7 @@ func (x *RuleDelete) String() string {
 func (*RuleDelete) ProtoMessage() {}
 
 func (x *RuleDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2251,7 @@ func (x *RuleDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleDelete.ProtoReflect.Descriptor instead.
 func (*RuleDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RuleDelete) GetId() int64 {
@@ -2141,7 +2279,7 @@ type KeyBox struct {
 
 func (x *KeyBox) Reset() {
 	*x = KeyBox{}
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2291,7 @@ func (x *KeyBox) String() string {
 func (*KeyBox) ProtoMessage() {}
 
 func (x *KeyBox) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2304,7 @@ func (x *KeyBox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBox.ProtoReflect.Descriptor instead.
 func (*KeyBox) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *KeyBox) GetNodeId() []byte {
@@ -2195,7 +2333,7 @@ type NodeKey struct {
 
 func (x *NodeKey) Reset() {
 	*x = NodeKey{}
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2207,7 +2345,7 @@ func (x *NodeKey) String() string {
 func (*NodeKey) ProtoMessage() {}
 
 func (x *NodeKey) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2220,7 +2358,7 @@ func (x *NodeKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeKey.ProtoReflect.Descriptor instead.
 func (*NodeKey) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *NodeKey) GetKind() KeyKind {
@@ -2255,7 +2393,7 @@ type KeysRotate struct {
 
 func (x *KeysRotate) Reset() {
 	*x = KeysRotate{}
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2405,7 @@ func (x *KeysRotate) String() string {
 func (*KeysRotate) ProtoMessage() {}
 
 func (x *KeysRotate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2418,7 @@ func (x *KeysRotate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRotate.ProtoReflect.Descriptor instead.
 func (*KeysRotate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *KeysRotate) GetGossip() bool {
@@ -2310,7 +2448,7 @@ type KeyStep struct {
 
 func (x *KeyStep) Reset() {
 	*x = KeyStep{}
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +2460,7 @@ func (x *KeyStep) String() string {
 func (*KeyStep) ProtoMessage() {}
 
 func (x *KeyStep) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +2473,7 @@ func (x *KeyStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStep.ProtoReflect.Descriptor instead.
 func (*KeyStep) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *KeyStep) GetKind() KeyKind {
@@ -2380,7 +2518,7 @@ type SecretSet struct {
 
 func (x *SecretSet) Reset() {
 	*x = SecretSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2530,7 @@ func (x *SecretSet) String() string {
 func (*SecretSet) ProtoMessage() {}
 
 func (x *SecretSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2543,7 @@ func (x *SecretSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretSet.ProtoReflect.Descriptor instead.
 func (*SecretSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SecretSet) GetObject() string {
@@ -2447,7 +2585,7 @@ type RecoverySet struct {
 
 func (x *RecoverySet) Reset() {
 	*x = RecoverySet{}
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2597,7 @@ func (x *RecoverySet) String() string {
 func (*RecoverySet) ProtoMessage() {}
 
 func (x *RecoverySet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2610,7 @@ func (x *RecoverySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverySet.ProtoReflect.Descriptor instead.
 func (*RecoverySet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RecoverySet) GetRecipient() string {
@@ -2504,7 +2642,7 @@ type TagsSet struct {
 
 func (x *TagsSet) Reset() {
 	*x = TagsSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2654,7 @@ func (x *TagsSet) String() string {
 func (*TagsSet) ProtoMessage() {}
 
 func (x *TagsSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2667,7 @@ func (x *TagsSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsSet.ProtoReflect.Descriptor instead.
 func (*TagsSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TagsSet) GetProjectId() []byte {
@@ -2585,7 +2723,7 @@ type TagSaid struct {
 
 func (x *TagSaid) Reset() {
 	*x = TagSaid{}
-	mi := &file_consensus_command_command_proto_msgTypes[33]
+	mi := &file_consensus_command_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +2735,7 @@ func (x *TagSaid) String() string {
 func (*TagSaid) ProtoMessage() {}
 
 func (x *TagSaid) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[33]
+	mi := &file_consensus_command_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +2748,7 @@ func (x *TagSaid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagSaid.ProtoReflect.Descriptor instead.
 func (*TagSaid) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TagSaid) GetName() string {
@@ -2641,7 +2779,7 @@ type TagsDelete struct {
 
 func (x *TagsDelete) Reset() {
 	*x = TagsDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[34]
+	mi := &file_consensus_command_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2653,7 +2791,7 @@ func (x *TagsDelete) String() string {
 func (*TagsDelete) ProtoMessage() {}
 
 func (x *TagsDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[34]
+	mi := &file_consensus_command_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2666,7 +2804,7 @@ func (x *TagsDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsDelete.ProtoReflect.Descriptor instead.
 func (*TagsDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TagsDelete) GetProjectId() []byte {
@@ -2718,7 +2856,7 @@ type TagsMode struct {
 
 func (x *TagsMode) Reset() {
 	*x = TagsMode{}
-	mi := &file_consensus_command_command_proto_msgTypes[35]
+	mi := &file_consensus_command_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +2868,7 @@ func (x *TagsMode) String() string {
 func (*TagsMode) ProtoMessage() {}
 
 func (x *TagsMode) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[35]
+	mi := &file_consensus_command_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +2881,7 @@ func (x *TagsMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsMode.ProtoReflect.Descriptor instead.
 func (*TagsMode) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{35}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TagsMode) GetId() int64 {
@@ -2844,7 +2982,7 @@ type ImportedTag struct {
 
 func (x *ImportedTag) Reset() {
 	*x = ImportedTag{}
-	mi := &file_consensus_command_command_proto_msgTypes[36]
+	mi := &file_consensus_command_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +2994,7 @@ func (x *ImportedTag) String() string {
 func (*ImportedTag) ProtoMessage() {}
 
 func (x *ImportedTag) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[36]
+	mi := &file_consensus_command_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +3007,7 @@ func (x *ImportedTag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedTag.ProtoReflect.Descriptor instead.
 func (*ImportedTag) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{36}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ImportedTag) GetRepository() string {
@@ -2927,7 +3065,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[37]
+	mi := &file_consensus_command_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2939,7 +3077,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[37]
+	mi := &file_consensus_command_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3090,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{37}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3089,7 +3227,17 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\rProjectDelete\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x02 \x01(\x04R\tifVersion\"\xa8\x01\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"i\n" +
+	"\fProjectSites\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
+	"\x05sites\x18\x02 \x03(\tR\x05sites\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x04 \x01(\x04R\tifVersion\"I\n" +
+	"\x0fProjectSiteDone\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12\x12\n" +
+	"\x04left\x18\x03 \x01(\bR\x04left\"\xa8\x01\n" +
 	"\n" +
 	"UserCreate\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
@@ -3243,7 +3391,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index*\xb2\x05\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index*\xe6\x05\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -3273,7 +3421,9 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x10TYPE_KEYS_ROTATE\x10\x1b\x12\x11\n" +
 	"\rTYPE_KEY_STEP\x10\x1c\x12\x13\n" +
 	"\x0fTYPE_SECRET_SET\x10\x1d\x12\x15\n" +
-	"\x11TYPE_RECOVERY_SET\x10\x1e\x12\x11\n" +
+	"\x11TYPE_RECOVERY_SET\x10\x1e\x12\x16\n" +
+	"\x12TYPE_PROJECT_SITES\x10&\x12\x1a\n" +
+	"\x16TYPE_PROJECT_SITE_DONE\x10'\x12\x11\n" +
 	"\rTYPE_TAGS_SET\x10)\x12\x14\n" +
 	"\x10TYPE_TAGS_DELETE\x10*\x12\x12\n" +
 	"\x0eTYPE_TAGS_MODE\x10+*K\n" +
@@ -3298,70 +3448,72 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_consensus_command_command_proto_goTypes = []any{
-	(Type)(0),              // 0: portolan.command.v1.Type
-	(KeyKind)(0),           // 1: portolan.command.v1.KeyKind
-	(TagMode)(0),           // 2: portolan.command.v1.TagMode
-	(KeyStep_Step)(0),      // 3: portolan.command.v1.KeyStep.Step
-	(TagsMode_Step)(0),     // 4: portolan.command.v1.TagsMode.Step
-	(*Envelope)(nil),       // 5: portolan.command.v1.Envelope
-	(*Node)(nil),           // 6: portolan.command.v1.Node
-	(*MeshCreate)(nil),     // 7: portolan.command.v1.MeshCreate
-	(*SetLevel)(nil),       // 8: portolan.command.v1.SetLevel
-	(*ProfileSet)(nil),     // 9: portolan.command.v1.ProfileSet
-	(*VotersSet)(nil),      // 10: portolan.command.v1.VotersSet
-	(*MeshRecovered)(nil),  // 11: portolan.command.v1.MeshRecovered
-	(*TokenCreate)(nil),    // 12: portolan.command.v1.TokenCreate
-	(*TokenRevoke)(nil),    // 13: portolan.command.v1.TokenRevoke
-	(*TokenDelete)(nil),    // 14: portolan.command.v1.TokenDelete
-	(*NodeJoin)(nil),       // 15: portolan.command.v1.NodeJoin
-	(*NodeUpdate)(nil),     // 16: portolan.command.v1.NodeUpdate
-	(*NodeRemove)(nil),     // 17: portolan.command.v1.NodeRemove
-	(*SiteDrain)(nil),      // 18: portolan.command.v1.SiteDrain
-	(*ProjectCreate)(nil),  // 19: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),  // 20: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),  // 21: portolan.command.v1.ProjectDelete
-	(*UserCreate)(nil),     // 22: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),     // 23: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),     // 24: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),      // 25: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),   // 26: portolan.command.v1.MemberDelete
-	(*Rule)(nil),           // 27: portolan.command.v1.Rule
-	(*RuleCreate)(nil),     // 28: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),     // 29: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),     // 30: portolan.command.v1.RuleDelete
-	(*KeyBox)(nil),         // 31: portolan.command.v1.KeyBox
-	(*NodeKey)(nil),        // 32: portolan.command.v1.NodeKey
-	(*KeysRotate)(nil),     // 33: portolan.command.v1.KeysRotate
-	(*KeyStep)(nil),        // 34: portolan.command.v1.KeyStep
-	(*SecretSet)(nil),      // 35: portolan.command.v1.SecretSet
-	(*RecoverySet)(nil),    // 36: portolan.command.v1.RecoverySet
-	(*TagsSet)(nil),        // 37: portolan.command.v1.TagsSet
-	(*TagSaid)(nil),        // 38: portolan.command.v1.TagSaid
-	(*TagsDelete)(nil),     // 39: portolan.command.v1.TagsDelete
-	(*TagsMode)(nil),       // 40: portolan.command.v1.TagsMode
-	(*ImportedTag)(nil),    // 41: portolan.command.v1.ImportedTag
-	(*SnapshotHeader)(nil), // 42: portolan.command.v1.SnapshotHeader
+	(Type)(0),               // 0: portolan.command.v1.Type
+	(KeyKind)(0),            // 1: portolan.command.v1.KeyKind
+	(TagMode)(0),            // 2: portolan.command.v1.TagMode
+	(KeyStep_Step)(0),       // 3: portolan.command.v1.KeyStep.Step
+	(TagsMode_Step)(0),      // 4: portolan.command.v1.TagsMode.Step
+	(*Envelope)(nil),        // 5: portolan.command.v1.Envelope
+	(*Node)(nil),            // 6: portolan.command.v1.Node
+	(*MeshCreate)(nil),      // 7: portolan.command.v1.MeshCreate
+	(*SetLevel)(nil),        // 8: portolan.command.v1.SetLevel
+	(*ProfileSet)(nil),      // 9: portolan.command.v1.ProfileSet
+	(*VotersSet)(nil),       // 10: portolan.command.v1.VotersSet
+	(*MeshRecovered)(nil),   // 11: portolan.command.v1.MeshRecovered
+	(*TokenCreate)(nil),     // 12: portolan.command.v1.TokenCreate
+	(*TokenRevoke)(nil),     // 13: portolan.command.v1.TokenRevoke
+	(*TokenDelete)(nil),     // 14: portolan.command.v1.TokenDelete
+	(*NodeJoin)(nil),        // 15: portolan.command.v1.NodeJoin
+	(*NodeUpdate)(nil),      // 16: portolan.command.v1.NodeUpdate
+	(*NodeRemove)(nil),      // 17: portolan.command.v1.NodeRemove
+	(*SiteDrain)(nil),       // 18: portolan.command.v1.SiteDrain
+	(*ProjectCreate)(nil),   // 19: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),   // 20: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),   // 21: portolan.command.v1.ProjectDelete
+	(*ProjectSites)(nil),    // 22: portolan.command.v1.ProjectSites
+	(*ProjectSiteDone)(nil), // 23: portolan.command.v1.ProjectSiteDone
+	(*UserCreate)(nil),      // 24: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),      // 25: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),      // 26: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),       // 27: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),    // 28: portolan.command.v1.MemberDelete
+	(*Rule)(nil),            // 29: portolan.command.v1.Rule
+	(*RuleCreate)(nil),      // 30: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),      // 31: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),      // 32: portolan.command.v1.RuleDelete
+	(*KeyBox)(nil),          // 33: portolan.command.v1.KeyBox
+	(*NodeKey)(nil),         // 34: portolan.command.v1.NodeKey
+	(*KeysRotate)(nil),      // 35: portolan.command.v1.KeysRotate
+	(*KeyStep)(nil),         // 36: portolan.command.v1.KeyStep
+	(*SecretSet)(nil),       // 37: portolan.command.v1.SecretSet
+	(*RecoverySet)(nil),     // 38: portolan.command.v1.RecoverySet
+	(*TagsSet)(nil),         // 39: portolan.command.v1.TagsSet
+	(*TagSaid)(nil),         // 40: portolan.command.v1.TagSaid
+	(*TagsDelete)(nil),      // 41: portolan.command.v1.TagsDelete
+	(*TagsMode)(nil),        // 42: portolan.command.v1.TagsMode
+	(*ImportedTag)(nil),     // 43: portolan.command.v1.ImportedTag
+	(*SnapshotHeader)(nil),  // 44: portolan.command.v1.SnapshotHeader
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
 	6,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
-	32, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
+	34, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
 	6,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
-	32, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
+	34, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
 	6,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
 	2,  // 6: portolan.command.v1.ProjectCreate.tags:type_name -> portolan.command.v1.TagMode
-	27, // 7: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	27, // 8: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	29, // 7: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	29, // 8: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
 	1,  // 9: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
 	1,  // 10: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
 	3,  // 11: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
-	31, // 12: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
-	38, // 13: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
+	33, // 12: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
+	40, // 13: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
 	4,  // 14: portolan.command.v1.TagsMode.step:type_name -> portolan.command.v1.TagsMode.Step
 	2,  // 15: portolan.command.v1.TagsMode.to:type_name -> portolan.command.v1.TagMode
-	41, // 16: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
+	43, // 16: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
 	17, // [17:17] is the sub-list for method output_type
 	17, // [17:17] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
@@ -3375,14 +3527,14 @@ func file_consensus_command_command_proto_init() {
 		return
 	}
 	file_consensus_command_command_proto_msgTypes[15].OneofWrappers = []any{}
-	file_consensus_command_command_proto_msgTypes[18].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   38,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -84,6 +84,7 @@ func (v *View) nodeRemove(actor string, m *command.NodeRemove) (int64, error) {
 	} else {
 		v.sites, _, _ = v.sites.Delete(idKey(s.ID))
 		v.siteNames, _, _ = v.siteNames.Delete([]byte(s.Name))
+		v.dropResidence(s.Name)
 	}
 	for t := range all(v.tokens, nil) {
 		switch {

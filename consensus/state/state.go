@@ -206,6 +206,10 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 		return v.projectCreate(m)
 	case *command.ProjectUpdate:
 		return v.projectUpdate(m)
+	case *command.ProjectSites:
+		return v.projectSites(m)
+	case *command.ProjectSiteDone:
+		return v.projectSiteDone(m)
 	case *command.ProjectDelete:
 		return v.projectDelete(m)
 	case *command.UserCreate:

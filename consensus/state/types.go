@@ -70,6 +70,9 @@ type Project struct {
 	Public    bool
 	OwnerID   int64    // 0: nobody
 	Sites     []string // residency, sorted; empty: everywhere
+	Leaving   []string // sites that are named no more and hand over what they hold; sorted, as the next two
+	Syncing   []string // sites that were named and take the project in
+	Expelled  []string // sites that are to let go of it at once
 	CreatedAt time.Time
 	UpdatedAt time.Time
 	DeletedAt time.Time // zero: it is there

@@ -245,10 +245,9 @@ func (v *View) DeletedProjects() iter.Seq[Project] {
 	}
 }
 
-// MayRest reports whether a project's content may be stored at a site.
-func (v *View) MayRest(p Project, site string) bool {
-	return len(p.Sites) == 0 || slices.Contains(p.Sites, site)
-}
+// MayRest reports whether a project's content may be stored at a site. It says
+// so of each name, whether there is a site of it or not.
+func (v *View) MayRest(p Project, site string) bool { return p.Residence(site).MayRest() }
 
 // User finds an account by its name, whatever the case.
 func (v *View) User(name string) (User, bool) { return get(v.userNames, v.users, fold(name)) }

@@ -28,6 +28,15 @@ func vectorHash(v catalog.Vector) uint64 {
 // checks are not.
 type suspect struct{ ours, theirs catalog.Check }
 
+const (
+	// stubborn is after how many equal comparisons of unequal checks, one a poll, a
+	// side that lost nothing itself pulls the project anew all the same: what the
+	// other lost may have been missing from what came from it, too.
+	stubborn = 5
+	// anewEvery bounds how often that is done for one project.
+	anewEvery = 12 * time.Hour
+)
+
 // exchangeHeads asks the peer how far it is with each project and asks for pulls
 // of those in which it may be ahead.
 func (l *link) exchangeHeads(ctx context.Context, t *talk) ([]*call, error) {
@@ -98,15 +107,21 @@ func (l *link) compare(ctx context.Context, pid identity.ProjectID, h *Head) *ca
 	equal := vectorHash(vector) == h.GetVectorHash()
 	unequalChecks := equal && check != theirs
 	if unequalChecks {
+		if before != now {
+			l.times[pid] = 0
+		}
 		l.suspect[pid] = now
+		l.times[pid]++
 	} else {
 		delete(l.suspect, pid)
+		delete(l.times, pid)
 	}
+	times := l.times[pid]
 	l.mu.Unlock()
 	switch {
 	case unequalChecks && suspected && before == now:
 		// Twice the same: no exchange under way explains it.
-		return l.recount(ctx, pid, now)
+		return l.recount(ctx, pid, now, times)
 	case equal, pulled && seen == h.GetVectorHash():
 		return nil
 	}
@@ -115,7 +130,7 @@ func (l *link) compare(ctx context.Context, pid identity.ProjectID, h *Head) *ca
 
 // recount finds out which side lost rows (rule 7). The peer does the same by its
 // own exchange.
-func (l *link) recount(ctx context.Context, pid identity.ProjectID, sus suspect) *call {
+func (l *link) recount(ctx context.Context, pid identity.ProjectID, sus suspect, times int) *call {
 	l.s.metrics.mismatch.Inc()
 	stored, counted, err := l.s.cat.Recount(ctx, pid)
 	if err != nil {
@@ -128,13 +143,33 @@ func (l *link) recount(ctx context.Context, pid identity.ProjectID, sus suspect)
 		"check_here", hex.EncodeToString(sus.ours.Xor[:4]), "check_there", hex.EncodeToString(sus.theirs.Xor[:4]),
 	}
 	if stored == counted {
-		l.s.log.Warn("a peer's catalogue differs although both have seen the same writes: the peer lost rows, or is about to find out that it did not", attrs...)
-		return nil
+		if times < stubborn || !l.s.mayPullAnew(pid) {
+			l.s.log.Warn("a peer's catalogue differs although both have seen the same writes: the peer lost rows, or is about to find out that it did not", attrs...)
+			return nil
+		}
 	}
 	if !l.s.lostRows(ctx, pid, append(attrs, "counted", counted.Count)) {
 		return nil
 	}
 	return l.request(pid)
+}
+
+// mayPullAnew says whether a project that goes on differing from a peer's may be
+// pulled anew now, and notes that it is.
+func (s *Sync) mayPullAnew(pid identity.ProjectID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.cfg.Now()
+	for old, at := range s.anew {
+		if now.Sub(at) > anewEvery {
+			delete(s.anew, old)
+		}
+	}
+	if _, lately := s.anew[pid]; lately {
+		return false
+	}
+	s.anew[pid] = now
+	return true
 }
 
 // head reads a vector and the check that goes with it.
@@ -157,11 +192,12 @@ func (l *link) pull(ctx context.Context, t *talk, pid identity.ProjectID) (err e
 	}
 	defer s.courteous(ctx, pid)()
 	defer func() { s.metrics.pulls.WithLabelValues(outcome(err)).Inc() }()
-	since, err := s.cat.Vector(pid)
+	x, err := s.cat.Receive(pid)
 	if err != nil {
 		return fmt.Errorf("pull project %s: %w", pid, err)
 	}
-	encoded, err := since.MarshalBinary()
+	defer x.End()
+	encoded, err := x.Since().MarshalBinary()
 	if err != nil {
 		return err
 	}
@@ -178,11 +214,11 @@ func (l *link) pull(ctx context.Context, t *talk, pid identity.ProjectID) (err e
 			case *CatalogueResponse_Refusal:
 				return refused(a.Refusal)
 			case *CatalogueResponse_Page:
-				if err := l.take(ctx, pid, a.Page.GetData()); err != nil {
+				if err := l.take(ctx, pid, x, a.Page.GetData()); err != nil {
 					return &localError{err}
 				}
 			case *CatalogueResponse_End:
-				return l.adopt(ctx, pid, since, a.End.GetVector())
+				return l.adopt(ctx, pid, x, a.End)
 			default:
 				return errors.New("the peer answered something else than pages")
 			}
@@ -196,14 +232,14 @@ func (l *link) pull(ctx context.Context, t *talk, pid identity.ProjectID) (err e
 
 // take applies one page. Rights to hold the project are checked again for each:
 // a long pull may outlive them.
-func (l *link) take(ctx context.Context, pid identity.ProjectID, page catalog.Page) error {
+func (l *link) take(ctx context.Context, pid identity.ProjectID, x *catalog.Receiving, page catalog.Page) error {
 	s := l.s
 	if r := s.shared(s.cfg.State.View(), pid, l.node); r != nil {
 		return refused(r)
 	}
 	s.metrics.pages.WithLabelValues("in").Inc()
 	s.metrics.bytes.WithLabelValues("in").Add(float64(len(page)))
-	applied, err := s.cat.ApplyPage(ctx, pid, page)
+	applied, err := x.Page(ctx, page)
 	if err != nil {
 		return err
 	}
@@ -214,16 +250,16 @@ func (l *link) take(ctx context.Context, pid identity.ProjectID, page catalog.Pa
 }
 
 // adopt takes the sender's vector over: all that it covers is here now.
-func (l *link) adopt(ctx context.Context, pid identity.ProjectID, since catalog.Vector, encoded []byte) error {
-	var v catalog.Vector
-	if err := v.UnmarshalBinary(encoded); err != nil {
+func (l *link) adopt(ctx context.Context, pid identity.ProjectID, x *catalog.Receiving, end *PullEnd) error {
+	var noted catalog.Noted
+	if err := errors.Join(noted.Vector.UnmarshalBinary(end.GetVector()), noted.Purged.UnmarshalBinary(end.GetPurged())); err != nil {
 		return &localError{err}
 	}
-	if err := l.s.cat.Adopt(ctx, pid, since, v); err != nil {
+	if err := x.Adopt(ctx, noted); err != nil {
 		return &localError{err}
 	}
 	l.mu.Lock()
-	l.seen[pid] = vectorHash(v)
+	l.seen[pid] = vectorHash(noted.Vector)
 	l.mu.Unlock()
 	return nil
 }

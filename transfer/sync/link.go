@@ -48,6 +48,7 @@ type link struct {
 	hung    map[identity.ProjectID]bool    // somebody waited for its pull as long as anybody does
 	seen    map[identity.ProjectID]uint64  // hash of the vector that was last taken over from this peer
 	suspect map[identity.ProjectID]suspect // equal vectors, unequal checks
+	times   map[identity.ProjectID]int     // how often in a row they were the same
 
 	status peerState
 }
@@ -100,7 +101,7 @@ func newLink(s *Sync, node identity.NodeID) *link {
 		s: s, node: node,
 		headsDue: make(chan struct{}, 1), feedDue: make(chan struct{}, 1),
 		waiting: map[identity.ProjectID]*call{}, running: map[identity.ProjectID]bool{}, hung: map[identity.ProjectID]bool{}, seen: map[identity.ProjectID]uint64{},
-		suspect: map[identity.ProjectID]suspect{},
+		suspect: map[identity.ProjectID]suspect{}, times: map[identity.ProjectID]int{},
 	}
 	l.more = sync.NewCond(&l.mu)
 	return l

@@ -115,12 +115,20 @@ func (s *Sync) sendDelta(ctx context.Context, from identity.NodeID, st *peer.Str
 	switch {
 	case errors.As(err, &stopped):
 		return s.refuse(st, cameAt, refusal(stopped.code, stopped.message))
+	case errors.Is(err, catalog.ErrRowsLost):
+		s.lostRows(ctx, pid, []any{"pid", pid, "error", err})
+		return s.refuse(st, cameAt, refusal(Refusal_CODE_FAILED, err.Error()))
+	case errors.Is(err, catalog.ErrAgain):
+		return s.refuse(st, cameAt, refusal(Refusal_CODE_FAILED, err.Error()))
 	case err != nil:
 		return err
 	}
-	encoded, err := noted.MarshalBinary()
-	if err != nil {
+	end := &PullEnd{}
+	if end.Vector, err = noted.Vector.MarshalBinary(); err != nil {
 		return err
 	}
-	return peer.WriteMsg(st, &CatalogueResponse{Hello: s.answer(cameAt), Answer: &CatalogueResponse_End{End: &PullEnd{Vector: encoded}}}, maxAnswer)
+	if end.Purged, err = noted.Purged.MarshalBinary(); err != nil {
+		return err
+	}
+	return peer.WriteMsg(st, &CatalogueResponse{Hello: s.answer(cameAt), Answer: &CatalogueResponse_End{End: end}}, maxAnswer)
 }

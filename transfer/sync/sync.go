@@ -95,6 +95,7 @@ type Sync struct {
 	parked    map[identity.ProjectID]bool          // hinted at, unknown to the control state
 	projects  uint64                               // fingerprint of the projects that links know of
 	pulling   map[identity.ProjectID]chan struct{} // closed when the pull under way ends; see courtesy
+	anew      map[identity.ProjectID]time.Time     // pulled anew without a loss of its own; see stubborn
 	first     chan struct{}
 	firstDone bool
 	peersSet  bool // the control state names this node: the list of peers is whole
@@ -127,6 +128,7 @@ func New(cfg Config) (*Sync, error) {
 		links:    map[identity.NodeID]*link{},
 		parked:   map[identity.ProjectID]bool{},
 		pulling:  map[identity.ProjectID]chan struct{}{},
+		anew:     map[identity.ProjectID]time.Time{},
 		first:    make(chan struct{}),
 		expected: newExpectations(),
 	}

@@ -744,9 +744,11 @@ func (x *Page) GetData() []byte {
 }
 
 // PullEnd closes the pages: the vector that the sender noted before the first.
+// With it: which tombstones it no longer has, as a vector too.
 type PullEnd struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vector        []byte                 `protobuf:"bytes,1,opt,name=vector,proto3" json:"vector,omitempty"`
+	Purged        []byte                 `protobuf:"bytes,2,opt,name=purged,proto3" json:"purged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -784,6 +786,13 @@ func (*PullEnd) Descriptor() ([]byte, []int) {
 func (x *PullEnd) GetVector() []byte {
 	if x != nil {
 		return x.Vector
+	}
+	return nil
+}
+
+func (x *PullEnd) GetPurged() []byte {
+	if x != nil {
+		return x.Purged
 	}
 	return nil
 }
@@ -2077,9 +2086,10 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\n" +
 	"page_bytes\x18\x03 \x01(\rR\tpageBytes\"\x1a\n" +
 	"\x04Page\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data\"!\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"9\n" +
 	"\aPullEnd\x12\x16\n" +
-	"\x06vector\x18\x01 \x01(\fR\x06vector\"h\n" +
+	"\x06vector\x18\x01 \x01(\fR\x06vector\x12\x16\n" +
+	"\x06purged\x18\x02 \x01(\fR\x06purged\"h\n" +
 	"\vFeedRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\x04R\x05after\x12\x14\n" +

@@ -63,7 +63,7 @@ func auditDerived(c *Catalog, pid identity.ProjectID) error {
 			want[string(keyRepo(pid, repo))] = v
 		}
 		prefixes := [][]byte{
-			prefixPID(tabIndex, pid), prefixPID(tabLive, pid), prefixPID(tabRepo, pid), prefixPID(tabReferrer, pid), prefixPID(tabTagOf, pid),
+			prefixPID(tabIndex, pid), prefixPID(tabLive, pid), prefixPID(tabTomb, pid), prefixPID(tabRepo, pid), prefixPID(tabReferrer, pid), prefixPID(tabTagOf, pid),
 		}
 		for raw := range digests {
 			prefixes = append(prefixes, prefixRefPID([]byte(raw), pid))

@@ -93,16 +93,20 @@ func (r reader) vector(tab byte, pid identity.ProjectID) (Vector, error) {
 	return v, err
 }
 
-func (r reader) check(pid identity.ProjectID) (Check, error) {
-	b, err := r.get(keyCheck(pid))
-	if err != nil || b == nil {
-		return Check{}, err
-	}
+func (r reader) sums(pid identity.ProjectID) (sums, error) {
 	pb := &rowpb.Check{}
-	if err := proto.Unmarshal(b, pb); err != nil || len(pb.Xor) != 16 {
-		return Check{}, damaged(keyCheck(pid))
+	ok, err := r.message(keyCheck(pid), pb)
+	if err != nil || !ok {
+		return sums{}, err
 	}
-	return Check{Count: pb.Count, Xor: [16]byte(pb.Xor)}, nil
+	return sumsFromPB(pid, pb)
+}
+
+func sumsFromPB(pid identity.ProjectID, pb *rowpb.Check) (sums, error) {
+	if len(pb.Xor) != 16 || len(pb.LiveXor) != 16 {
+		return sums{}, damaged(keyCheck(pid))
+	}
+	return sums{Check{pb.Count, [16]byte(pb.Xor)}, Check{pb.LiveCount, [16]byte(pb.LiveXor)}}, nil
 }
 
 func (r reader) message(key []byte, m proto.Message) (bool, error) {
@@ -205,20 +209,17 @@ func (b *batch) entry(pid identity.ProjectID, k entryKey) (*entry, error) {
 	return decodeEntry(k, v)
 }
 
-func (b *batch) check(pid identity.ProjectID) (Check, error) {
+func (b *batch) sums(pid identity.ProjectID) (sums, error) {
 	pb := &rowpb.Check{}
 	ok, err := b.message(keyCheck(pid), pb)
 	if err != nil || !ok {
-		return Check{}, err
+		return sums{}, err
 	}
-	if len(pb.Xor) != 16 {
-		return Check{}, damaged(keyCheck(pid))
-	}
-	return Check{Count: pb.Count, Xor: [16]byte(pb.Xor)}, nil
+	return sumsFromPB(pid, pb)
 }
 
-func (b *batch) setCheck(pid identity.ProjectID, c Check) error {
-	return b.setMessage(keyCheck(pid), &rowpb.Check{Count: c.Count, Xor: c.Xor[:]})
+func (b *batch) setSums(pid identity.ProjectID, s sums) error {
+	return b.setMessage(keyCheck(pid), &rowpb.Check{Count: s.all.Count, Xor: s.all.Xor[:], LiveCount: s.live.Count, LiveXor: s.live.Xor[:]})
 }
 
 // dot gives the request its dot and notes it in the project's vector.
@@ -244,6 +245,14 @@ func (b *batch) touch(pid identity.ProjectID, ch change) {
 // made here and merges both end here.
 func (b *batch) save(pid identity.ProjectID, k entryKey, old, new *entry) error {
 	suffix := k.suffix()
+	switch {
+	case new.live():
+		new.goneMs = 0
+	case old == nil || old.live() || !old.ctx.Equal(new.ctx):
+		new.goneMs = max(b.c.now().UnixMilli(), 0)
+	default:
+		new.goneMs = old.goneMs
+	}
 	value, err := new.encode()
 	if err != nil {
 		return err
@@ -263,17 +272,15 @@ func (b *batch) save(pid identity.ProjectID, k entryKey, old, new *entry) error 
 		}
 	}
 
-	sum, err := b.check(pid)
+	sum, err := b.sums(pid)
 	if err != nil {
 		return err
 	}
-	if old == nil {
-		sum.add(new.hash(suffix), 1)
-	} else {
-		sum.add(old.hash(suffix), 0)
-		sum.add(new.hash(suffix), 0)
+	if old != nil {
+		sum.take(old, suffix)
 	}
-	if err := b.setCheck(pid, sum); err != nil {
+	sum.put(new, suffix)
+	if err := b.setSums(pid, sum); err != nil {
 		return err
 	}
 

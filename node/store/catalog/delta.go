@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 
@@ -29,13 +30,18 @@ const (
 
 // Delta streams to fn every entry that somebody who has seen since may lack, and
 // gives the vector that this store had noted before the first page: the receiver
-// may Adopt it once it has applied all pages (rule 4). The entries of one
+// may Adopt it once it has applied all pages (rule 4). If tombstones were purged
+// here that the receiver may have missed, a full list comes first (rule 6). The entries of one
 // request, and the manifests that a tag or index needs, are in one page, with
 // the bytes of small manifests. A page is about maxBytes long; one request may
 // make it longer, up to MaxPageBytes. No snapshot is held while fn runs.
-func (c *Catalog) Delta(ctx context.Context, pid identity.ProjectID, since Vector, maxBytes int, fn func(Page) error) (Vector, error) {
+func (c *Catalog) Delta(ctx context.Context, pid identity.ProjectID, since Vector, maxBytes int, fn func(Page) error) (Noted, error) {
 	d := &delta{pid: pid, since: since, maxBytes: max(maxBytes, minPageBytes), sent: map[string]bool{}}
-	err := c.view(func(r reader) (err error) {
+	covered, err := c.listFirst(ctx, pid, since, maxBytes, fn)
+	if err != nil {
+		return Noted{}, fmt.Errorf("catalog: list of project %s: %w", pid, err)
+	}
+	err = c.view(func(r reader) (err error) {
 		if d.noted, err = r.vector(tabVector, pid); err != nil {
 			return err
 		}
@@ -43,24 +49,63 @@ func (c *Catalog) Delta(ctx context.Context, pid identity.ProjectID, since Vecto
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("catalog: delta of project %s: %w", pid, err)
+		return Noted{}, fmt.Errorf("catalog: delta of project %s: %w", pid, err)
 	}
 	for !d.done() {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return Noted{}, err
 		}
 		var page Page
 		err := c.view(func(r reader) (err error) { page, err = d.next(r); return err })
 		if err != nil {
-			return nil, fmt.Errorf("catalog: delta of project %s: %w", pid, err)
+			return Noted{}, fmt.Errorf("catalog: delta of project %s: %w", pid, err)
 		}
 		if page != nil {
 			if err := fn(page); err != nil {
-				return nil, err
+				return Noted{}, err
 			}
 		}
 	}
-	return d.noted, nil
+	// A tombstone that was purged meanwhile may be one that was still to come.
+	var purged, now Vector
+	err = c.view(func(r reader) error {
+		var errs [2]error
+		purged, errs[0] = r.vector(tabPurged, pid)
+		now, errs[1] = r.vector(tabVector, pid)
+		return errors.Join(errs[:]...)
+	})
+	switch {
+	case err != nil:
+	case !covered.Dominates(purged):
+		err = fmt.Errorf("%w: tombstones were purged meanwhile", ErrAgain)
+	case !now.Dominates(d.noted):
+		err = fmt.Errorf("%w: the sender lost rows, and its vector no longer stands for what it has", ErrAgain)
+	}
+	if err != nil {
+		return Noted{}, fmt.Errorf("catalog: delta of project %s: %w", pid, err)
+	}
+	return Noted{Vector: d.noted, Purged: purged}, nil
+}
+
+// listFirst sends a full list if the receiver needs one, and gives the vector
+// below which it knows what was purged: what it had seen, or what the list covers.
+func (c *Catalog) listFirst(ctx context.Context, pid identity.ProjectID, since Vector, maxBytes int, fn func(Page) error) (Vector, error) {
+	purged, err := c.purgedVector(pid)
+	if err != nil || since.Dominates(purged) {
+		return since, err
+	}
+	l, err := c.makeList(ctx, pid, maxBytes)
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	return l.vector, l.send(ctx, fn)
+}
+
+func (c *Catalog) purgedVector(pid identity.ProjectID) (Vector, error) {
+	var v Vector
+	err := c.view(func(r reader) (err error) { v, err = r.vector(tabPurged, pid); return err })
+	return v, err
 }
 
 // indexed finds the incarnations that have index rows, by one seek each. There

@@ -32,14 +32,22 @@ func derive(pid identity.ProjectID, k entryKey, e *entry) ([]row, error) {
 	if e == nil {
 		return nil, nil
 	}
+	var rows []row
 	switch k.kind {
 	case kindTag:
-		return deriveTag(pid, k, e), nil
+		rows = deriveTag(pid, k, e)
 	case kindManifest:
-		return deriveManifest(pid, k, e)
+		var err error
+		if rows, err = deriveManifest(pid, k, e); err != nil {
+			return nil, err
+		}
 	default:
 		return nil, fmt.Errorf("%w: entry of kind %d", ErrInvalid, k.kind)
 	}
+	if !e.live() {
+		rows = append(rows, row{key: keyTomb(pid, e.goneMs, k)})
+	}
+	return rows, nil
 }
 
 func deriveTag(pid identity.ProjectID, k entryKey, e *entry) []row {

@@ -47,6 +47,7 @@ type entry struct {
 	sibs   []sibling // by ascending dot
 	ctx    Vector    // highest dot of this key per incarnation that the state includes
 	losers []loser   // by ascending dot
+	goneMs int64     // of a tombstone: since when it is one at this store; no part of the state
 }
 
 func compareDots(a, b Dot) int {
@@ -208,6 +209,12 @@ func merge(here, in *entry, purged Vector) *entry {
 	return out
 }
 
+// buried reports whether an entry that came in for a key of which nothing is here
+// is a tombstone that was purged.
+func (e *entry) buried(purged Vector) bool {
+	return !e.live() && len(e.losers) == 0 && purged.Dominates(e.ctx)
+}
+
 // equal compares states; nil is the state of a key never written.
 func (e *entry) equal(o *entry) bool {
 	if e == nil || o == nil {
@@ -219,16 +226,24 @@ func (e *entry) equal(o *entry) bool {
 
 // hash is the entry's part of its project's check. Losers are left out: each
 // site lets them go in its own time.
-func (e *entry) hash(suffix []byte) [16]byte {
+func (e *entry) hash(suffix []byte) [16]byte { return e.digest(suffix, true) }
+
+// liveHash is its part of the sum that stores compare. Contexts are left out: a
+// store that purged a tombstone may have made the key anew.
+func (e *entry) liveHash(suffix []byte) [16]byte { return e.digest(suffix, false) }
+
+func (e *entry) digest(suffix []byte, contexts bool) [16]byte {
 	h := sha256.New()
 	var buf []byte
 	num := func(n uint64) { buf = binary.BigEndian.AppendUint64(buf, n) }
 	text := func(b []byte) { num(uint64(len(b))); buf = append(buf, b...) }
 	text(suffix)
-	num(uint64(len(e.ctx)))
-	for _, inc := range e.ctx.incs() {
-		num(uint64(inc))
-		num(e.ctx[inc])
+	if contexts {
+		num(uint64(len(e.ctx)))
+		for _, inc := range e.ctx.incs() {
+			num(uint64(inc))
+			num(e.ctx[inc])
+		}
 	}
 	num(uint64(len(e.sibs)))
 	for _, s := range e.sibs {
@@ -242,6 +257,25 @@ func (e *entry) hash(suffix []byte) [16]byte {
 	}
 	h.Write(buf)
 	return [16]byte(h.Sum(nil)[:16])
+}
+
+// sums are the two checks of a project: over all that this store should have,
+// and over what stores that have seen the same have in common.
+type sums struct{ all, live Check }
+
+// put puts an entry into the sums, take takes it out.
+func (s *sums) put(e *entry, suffix []byte) {
+	s.all.add(e.hash(suffix), 1)
+	if e.live() {
+		s.live.add(e.liveHash(suffix), 1)
+	}
+}
+
+func (s *sums) take(e *entry, suffix []byte) {
+	s.all.add(e.hash(suffix), -1)
+	if e.live() {
+		s.live.add(e.liveHash(suffix), -1)
+	}
 }
 
 // add puts an entry into the check or, being an exclusive or, takes it out.
@@ -274,7 +308,7 @@ func (e *entry) tail() []byte {
 }
 
 func (e *entry) toPB() *rowpb.Entry {
-	out := &rowpb.Entry{Tail: e.tail()}
+	out := &rowpb.Entry{Tail: e.tail(), GoneUnixMs: e.goneMs}
 	for _, s := range e.sibs {
 		out.Siblings = append(out.Siblings, &rowpb.Sibling{
 			Inc: uint64(s.dot.Inc), Seq: s.dot.Seq, Stamp: s.stamp, Value: s.value[:len(s.value)-len(out.Tail)], Flags: s.flags, Actor: s.actor, AclIndex: s.aclIndex,
@@ -298,7 +332,7 @@ func entryFromPB(k entryKey, pb *rowpb.Entry) (*entry, error) {
 	if len(pb.Tail)*len(pb.Siblings) > maxValues {
 		return nil, fmt.Errorf("%w: %d siblings of %q with values of %d bytes", ErrInvalid, len(pb.Siblings), k.repo, len(pb.Tail))
 	}
-	e := &entry{ctx: make(Vector, len(pb.Ctx))}
+	e := &entry{ctx: make(Vector, len(pb.Ctx)), goneMs: pb.GoneUnixMs}
 	for _, c := range pb.Ctx {
 		e.ctx[identity.Incarnation(c.Inc)] = c.Seq
 	}

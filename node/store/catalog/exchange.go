@@ -40,32 +40,34 @@ func (c *Catalog) Vector(pid identity.ProjectID) (Vector, error) {
 	return v, err
 }
 
-// Check gives the stored sum of a project's entries. When two stores have equal
-// vectors and unequal checks, each recounts (rule 7).
+// Check gives the stored sum of a project's live entries, which is equal at all
+// stores that have seen the same, whatever tombstones each has purged. When two
+// stores have equal vectors and unequal checks, each recounts (rule 7).
 func (c *Catalog) Check(pid identity.ProjectID) (Check, error) {
-	var sum Check
-	err := c.view(func(r reader) (err error) { sum, err = r.check(pid); return err })
-	return sum, err
+	var sum sums
+	err := c.view(func(r reader) (err error) { sum, err = r.sums(pid); return err })
+	return sum.live, err
 }
 
-// Recount sums up the entries anew and gives the stored sum of the same
-// snapshot. If they differ this store lost rows: see DropVector. It reads the
-// whole project.
+// Recount sums up all entries anew, tombstones and contexts included, and gives
+// the stored sum of the same snapshot. If they differ this store lost rows: see
+// DropVector. It reads the whole project.
 func (c *Catalog) Recount(ctx context.Context, pid identity.ProjectID) (stored, counted Check, err error) {
+	var was, is sums
 	err = c.view(func(r reader) error {
-		if stored, err = r.check(pid); err != nil {
+		if was, err = r.sums(pid); err != nil {
 			return err
 		}
-		counted, err = r.recount(ctx, pid)
+		is, err = r.recount(ctx, pid)
 		return err
 	})
-	return stored, counted, err
+	return was.all, is.all, err
 }
 
-func (r reader) recount(ctx context.Context, pid identity.ProjectID) (Check, error) {
-	var sum Check
+func (r reader) recount(ctx context.Context, pid identity.ProjectID) (sums, error) {
+	var sum sums
 	err := r.scan(prefixPID(tabEntry, pid), nil, true, func(key, value []byte) (bool, error) {
-		if sum.Count%1024 == 0 && ctx.Err() != nil {
+		if sum.all.Count%1024 == 0 && ctx.Err() != nil {
 			return false, ctx.Err()
 		}
 		_, k, ok := parsePIDEntry(key)
@@ -76,7 +78,7 @@ func (r reader) recount(ctx context.Context, pid identity.ProjectID) (Check, err
 		if err != nil {
 			return false, err
 		}
-		sum.add(e.hash(k.suffix()), 1)
+		sum.put(e, k.suffix())
 		return true, nil
 	})
 	return sum, err
@@ -90,6 +92,8 @@ type arrival struct {
 
 // page is a checked Page.
 type page struct {
+	by       *Receiving // nil: a page that belongs to no exchange
+	list     *rowpb.List
 	entries  []arrival
 	contents map[string][]byte // by raw digest
 }
@@ -103,7 +107,7 @@ func parsePage(p Page) (*page, error) {
 	if pb.Version != pageVersion {
 		return nil, fmt.Errorf("%w: page of version %d, this node reads %d: update the older of the two nodes", ErrInvalid, pb.Version, pageVersion)
 	}
-	out := &page{contents: map[string][]byte{}}
+	out := &page{contents: map[string][]byte{}, list: pb.List}
 	for _, k := range pb.Entries {
 		key, ok := parseEntrySuffix(k.Key)
 		if !ok || k.Entry == nil || len(k.Entry.Ctx) == 0 {
@@ -113,6 +117,7 @@ func parsePage(p Page) (*page, error) {
 		if err != nil {
 			return nil, err
 		}
+		e.goneMs = 0 // the sender's clock, and its time
 		out.entries = append(out.entries, arrival{key, e})
 	}
 	for _, c := range pb.Contents {
@@ -127,6 +132,7 @@ func parsePage(p Page) (*page, error) {
 
 // ApplyPage merges a page of a delta. Pages may come twice, late and in any
 // order, and may fail to come, as long as Adopt is called only after all of them.
+// Parts of a full list mean nothing here: they need a Receiving.
 func (c *Catalog) ApplyPage(ctx context.Context, pid identity.ProjectID, p Page) (Applied, error) {
 	checked, err := parsePage(p)
 	if err != nil {
@@ -159,7 +165,7 @@ func (c *Catalog) applyPage(ctx context.Context, pid identity.ProjectID, p *page
 	half := len(order) / 2
 	out = Applied{}
 	for _, entries := range [][]arrival{order[:half], order[half:]} {
-		part, err := c.applyPage(ctx, pid, &page{entries: entries, contents: p.contents})
+		part, err := c.applyPage(ctx, pid, &page{by: p.by, entries: entries, contents: p.contents})
 		if err != nil {
 			return out, err
 		}
@@ -197,7 +203,11 @@ func (b *batch) applyPage(pid identity.ProjectID, p *page) (Applied, error) {
 		if err != nil {
 			return out, err
 		}
+		b.noteForeign(pid, a.key, here, a.e, purged, p.by)
 		merged := b.c.merge(here, a.e, purged)
+		if here == nil && merged.buried(purged) {
+			continue
+		}
 		if !merged.equal(here) {
 			out.Changed++
 			if err := b.save(pid, a.key, here, merged); err != nil {
@@ -236,30 +246,4 @@ func (b *batch) arrived(pid identity.ProjectID, k entryKey, here, merged *entry,
 		out.MissingBytes = append(out.MissingBytes, ref)
 	}
 	return err
-}
-
-// Adopt takes over the vector that a peer noted before the first page of its
-// delta, after all pages were applied. since is the vector that this side sent
-// for that delta.
-func (c *Catalog) Adopt(ctx context.Context, pid identity.ProjectID, since, v Vector) error {
-	err := c.submitAs(ctx, jobReceived, func(b *batch) error {
-		here, err := b.vector(tabVector, pid)
-		if err != nil {
-			return err
-		}
-		if !here.Dominates(since) {
-			return ErrVectorDropped
-		}
-		for _, inc := range v.incs() {
-			if v[inc] > here[inc] {
-				b.setVector(tabVector, pid, Dot{inc, v[inc]})
-				b.touch(pid, change{})
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("catalog: adopt a vector of project %s: %w", pid, err)
-	}
-	return nil
 }

@@ -274,7 +274,7 @@ func TestDropVector_HealsAStoreThatLostRows(t *testing.T) {
 		t.Error(err)
 	}
 	mustPull(t, openMemory(t, Options{}), b, pid) // what is left can be given out
-	if err := b.Adopt(t.Context(), pid, before, before); !errors.Is(err, ErrVectorDropped) {
+	if err := b.Adopt(t.Context(), pid, before, Noted{Vector: before}); !errors.Is(err, ErrVectorDropped) {
 		t.Errorf("an exchange from before the drop ended with %v", err)
 	}
 	if dot := mustPut(t, b, put(pid, "app", "next", "next")); dot.Inc == own.Inc {

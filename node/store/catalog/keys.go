@@ -23,13 +23,14 @@ const (
 	tabEntry    = 0x01 // pid kind repo NUL name
 	tabIndex    = 0x02 // pid inc seq kind repo NUL name
 	tabVector   = 0x03 // pid inc
-	tabPurged   = 0x04 // pid inc (reserved: nothing is purged yet)
+	tabPurged   = 0x04 // pid inc
 	tabCheck    = 0x05 // pid
 	tabLive     = 0x06 // pid kind repo NUL name
 	tabRepo     = 0x07 // pid repo
 	tabRef      = 0x08 // digest pid repo NUL parent
 	tabReferrer = 0x09 // pid repo NUL subject type NUL digest
 	tabTagOf    = 0x0a // pid repo NUL digest tag
+	tabTomb     = 0x0b // pid ms kind repo NUL name
 	tabBlob     = 0x10 // digest
 	tabContent  = 0x11 // digest
 	tabLease    = 0x12 // digest pid repo
@@ -228,6 +229,19 @@ func parseVector(key []byte) (inc identity.Incarnation, ok bool) {
 		return 0, false
 	}
 	return identity.Incarnation(binary.BigEndian.Uint64(key[17:])), true
+}
+
+// keyTomb is the row of a tombstone, by the time since when it is one.
+func keyTomb(pid identity.ProjectID, ms int64, k entryKey) []byte {
+	return k.append(binary.BigEndian.AppendUint64(prefixPID(tabTomb, pid), uint64(max(ms, 0))))
+}
+
+func parseTomb(key []byte) (ms int64, k entryKey, ok bool) {
+	if len(key) < 25 {
+		return 0, k, false
+	}
+	k, ok = parseEntrySuffix(key[25:])
+	return int64(binary.BigEndian.Uint64(key[17:])), k, ok
 }
 
 func keyCheck(pid identity.ProjectID) []byte { return prefixPID(tabCheck, pid) }

@@ -41,6 +41,9 @@ func FuzzKeys(f *testing.F) {
 				if g, got, ok := parseIndex(keyIndex(pid, dot, k)); !ok || g != dot || got != k {
 					t.Errorf("index %v: %v %v %v", k, g, got, ok)
 				}
+				if ms, got, ok := parseTomb(keyTomb(pid, int64(seq>>1), k)); !ok || ms != int64(seq>>1) || got != k {
+					t.Errorf("tombstone %v: %v %v %v", k, ms, got, ok)
+				}
 				if got, ok := parseEntrySuffix(k.suffix()); !ok || got != k {
 					t.Errorf("suffix %v: %v %v", k, got, ok)
 				}

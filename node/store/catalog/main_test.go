@@ -81,12 +81,13 @@ func mustPut(t testing.TB, c *Catalog, p Put) Dot {
 // pull brings to all that from has, as an exchange does.
 func pull(ctx context.Context, to, from *Catalog, pid identity.ProjectID) (Applied, error) {
 	var sum Applied
-	since, err := to.Vector(pid)
+	x, err := to.Receive(pid)
 	if err != nil {
 		return sum, err
 	}
-	v, err := from.Delta(ctx, pid, since, 1<<20, func(p Page) error {
-		a, err := to.ApplyPage(ctx, pid, p)
+	defer x.End()
+	v, err := from.Delta(ctx, pid, x.Since(), 1<<20, func(p Page) error {
+		a, err := x.Page(ctx, p)
 		sum.Entries += a.Entries
 		sum.Changed += a.Changed
 		sum.NewManifests = append(sum.NewManifests, a.NewManifests...)
@@ -96,7 +97,7 @@ func pull(ctx context.Context, to, from *Catalog, pid identity.ProjectID) (Appli
 	if err != nil {
 		return sum, err
 	}
-	return sum, to.Adopt(ctx, pid, since, v)
+	return sum, x.Adopt(ctx, v)
 }
 
 func mustPull(t testing.TB, to, from *Catalog, pid identity.ProjectID) Applied {

@@ -1,7 +1,9 @@
 package catalog
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -18,15 +20,25 @@ func (m *model) snapshot(from int, p Page) (lateDelivery, error) {
 	for _, a := range checked.entries {
 		h := history{}
 		for d, e := range m.seen[from][a.key] {
-			h[d] = e
+			if a.e.ctx.Covers(d.real()) { // else it was purged, and the list tells of it
+				h[d] = e
+			}
 		}
 		out.keys, out.snap = append(out.keys, a.key), append(out.snap, h)
 	}
 	return out, nil
 }
 
-func (m *model) deliver(to int, d lateDelivery) (Applied, error) {
-	a, err := m.cats[to].ApplyPage(m.ctx, m.pid, d.page)
+// deliver gives a page to a node, in an exchange or (nil) outside of any.
+func (m *model) deliver(to int, x *Receiving, d lateDelivery) (a Applied, err error) {
+	if m.bad.dropUnseen {
+		d.page = m.overstate(d.page)
+	}
+	if x != nil {
+		a, err = x.Page(m.ctx, d.page)
+	} else {
+		a, err = m.cats[to].ApplyPage(m.ctx, m.pid, d.page)
+	}
 	if err != nil {
 		return a, err
 	}
@@ -48,24 +60,74 @@ func (m *model) deliverLate() error {
 	if len(m.late) == 0 {
 		return nil
 	}
-	to := m.rng.IntN(modelNodes)
-	if _, err := m.deliver(to, m.late[m.rng.IntN(len(m.late))]); err != nil {
+	to := m.member()
+	if _, err := m.deliver(to, nil, m.late[m.rng.IntN(len(m.late))]); err != nil {
 		return err
 	}
 	return m.compare(to)
 }
 
+// told is what a sender knew when an exchange began.
+type told struct {
+	seen   map[entryKey]history
+	vector Vector
+}
+
+func (m *model) told(from int) (told, error) {
+	t := told{seen: map[entryKey]history{}}
+	for k, h := range m.seen[from] {
+		t.seen[k] = maps.Clone(h)
+	}
+	var err error
+	t.vector, err = m.cats[from].Vector(m.pid)
+	return t, err
+}
+
+// dropListed does in the reference what a whole list does: what the sender has
+// seen and does not have is gone.
+func (m *model) dropListed(to int, t told) {
+	for k, h := range m.seen[to] {
+		there := t.seen[k].live()
+		for _, e := range h.live() {
+			if t.vector.Covers(e.dot) && !slices.ContainsFunc(there, func(o *event) bool { return o.dot == e.dot }) {
+				h[e.dot.gone()] = &event{dot: e.dot.gone(), node: -1, kills: map[Dot]bool{e.dot: true}}
+			}
+		}
+		m.expectConflicts(to, k)
+	}
+}
+
+// adoptListed: with what the sender purged the receiver knows all that it knew.
+func (m *model) adoptListed(to int, t told) {
+	for k, h := range t.seen {
+		if m.seen[to][k] == nil {
+			m.seen[to][k] = history{}
+		}
+		for d, e := range h {
+			if t.vector.Covers(d.real()) {
+				m.seen[to][k][d] = e
+			}
+		}
+		m.expectConflicts(to, k)
+	}
+}
+
 // exchange brings to node to what node from has, in one of the ways in which
 // that can go.
 func (m *model) exchange(from, to int) error {
-	since, err := m.cats[to].Vector(m.pid)
+	x, err := m.cats[to].Receive(m.pid)
+	if err != nil {
+		return err
+	}
+	defer x.End()
+	t, err := m.told(from)
 	if err != nil {
 		return err
 	}
 	mode := m.rng.IntN(10)
 	busy := m.rng.IntN(3) == 0 // others write meanwhile
 	var pages []lateDelivery
-	noted, err := m.cats[from].Delta(m.ctx, m.pid, since, 1, func(p Page) error {
+	noted, err := m.cats[from].Delta(m.ctx, m.pid, m.since(x), 1, func(p Page) error {
 		d, err := m.snapshot(from, p)
 		if err != nil {
 			return err
@@ -75,25 +137,42 @@ func (m *model) exchange(from, to int) error {
 			if err := m.write(from); err != nil {
 				return err
 			}
+			if m.trouble && m.rng.IntN(4) == 0 {
+				if err := m.purge(from); err != nil {
+					return err
+				}
+			}
 			return m.write(to)
 		}
 		return nil
 	})
+	complete := true
+	if errors.Is(err, ErrAgain) {
+		complete, err = false, nil // what came is used all the same
+	}
 	if err != nil {
 		return err
 	}
 	if m.bad.noteLate {
-		if noted, err = m.cats[from].Vector(m.pid); err != nil {
+		if noted.Vector, err = m.cats[from].Vector(m.pid); err != nil {
 			return err
 		}
 	}
+	listed := 0 // parts of a list come first
+	for listed < len(pages) && len(pages[listed].keys) == 0 {
+		listed++
+	}
+	lists, pages := pages[:listed], pages[listed:]
 	if len(pages) > 0 && m.rng.IntN(8) == 0 {
 		m.late = append(m.late, pages[m.rng.IntN(len(pages))])
 	}
-	complete := true
 	switch {
 	case mode < 6: // all in order
 	case mode < 8: // broken off, or pages lost
+		if mode == 7 && len(lists) > 0 && m.rng.IntN(2) == 0 {
+			lists, pages, complete = lists[:m.rng.IntN(len(lists))], nil, false
+			break
+		}
 		if len(pages) > 0 {
 			i := m.rng.IntN(len(pages))
 			if mode == 6 {
@@ -107,30 +186,90 @@ func (m *model) exchange(from, to int) error {
 		pages = append(pages, pages...)
 		m.rng.Shuffle(len(pages), func(i, j int) { pages[i], pages[j] = pages[j], pages[i] })
 	}
-	for _, p := range pages {
-		if m.bad.adoptEarly {
-			if err := m.cats[to].Adopt(m.ctx, m.pid, since, noted); err != nil {
+	for _, p := range lists {
+		if _, err := m.deliver(to, x, p); err != nil {
+			return err
+		}
+		if m.bad.dropBegun && x.list != nil {
+			for k := range m.seen[to] {
+				if err := m.dropRow(to, k, x.list.drops); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if x.listed {
+		m.dropListed(to, t)
+	}
+	meanwhile := len(pages)
+	if m.trouble && x.listed && m.rng.IntN(3) == 0 {
+		meanwhile = m.rng.IntN(len(pages) + 1)
+	}
+	for i, p := range pages {
+		if i == meanwhile { // another site brings something old
+			if err := m.deliverTo(to); err != nil {
 				return err
 			}
 		}
-		if _, err := m.deliver(to, p); err != nil {
+		if m.bad.adoptEarly {
+			if err := m.adopt(to, x, noted, t); err != nil {
+				return err
+			}
+		}
+		if _, err := m.deliver(to, x, p); err != nil {
 			return err
 		}
 	}
 	if complete {
-		if err := m.cats[to].Adopt(m.ctx, m.pid, since, noted); err != nil {
+		if err := m.adopt(to, x, noted, t); err != nil {
 			return err
 		}
 	}
 	return m.compare(to)
 }
 
+// since is what the receiver says of itself.
+func (m *model) since(x *Receiving) Vector {
+	if !m.bad.noList {
+		return x.Since()
+	}
+	v := x.Since().Clone() // claims all that was purged anywhere
+	for n := range m.cats {
+		purged, err := m.cats[n].purgedVector(m.pid)
+		if err != nil {
+			return v
+		}
+		for inc, seq := range purged {
+			v[inc] = max(v[inc], seq)
+		}
+	}
+	x.listed = true
+	return v
+}
+
+func (m *model) adopt(to int, x *Receiving, noted Noted, t told) error {
+	if m.bad.forgetPurged {
+		noted.Purged = nil
+	}
+	listed := x.listed && !m.bad.noList
+	switch err := x.Adopt(m.ctx, noted); {
+	case errors.Is(err, ErrAgain):
+		return nil
+	case err != nil:
+		return err
+	}
+	if listed {
+		m.adoptListed(to, t)
+	}
+	return nil
+}
+
 // converge has everybody pull from everybody, and then wants one state.
 func (m *model) converge() error {
-	for range 3 {
+	for range 4 {
 		for from := range modelNodes {
 			for to := range modelNodes {
-				if from != to {
+				if from != to && !m.away[from] && !m.away[to] {
 					if err := m.exchangeAll(from, to); err != nil {
 						return err
 					}
@@ -140,6 +279,9 @@ func (m *model) converge() error {
 	}
 	all := map[entryKey]history{}
 	for n := range modelNodes {
+		if m.away[n] {
+			continue
+		}
 		for k, h := range m.seen[n] {
 			if all[k] == nil {
 				all[k] = history{}
@@ -149,9 +291,15 @@ func (m *model) converge() error {
 			}
 		}
 	}
+	if err := m.checkOwed(all); err != nil {
+		return err
+	}
 	var first Check
 	var vector Vector
 	for n := range modelNodes {
+		if m.away[n] {
+			continue
+		}
 		m.seen[n] = all // nobody may lack anything now
 		if err := m.compare(n); err != nil {
 			return err
@@ -164,14 +312,18 @@ func (m *model) converge() error {
 		if err != nil {
 			return err
 		}
-		if n == 0 {
-			first, vector = stored, v
+		live, err := m.cats[n].Check(m.pid)
+		if err != nil {
+			return err
 		}
-		if stored != counted || stored != first {
-			return fmt.Errorf("node %d has the check %v, recounted %v; node 0 has %v", n, stored, counted, first)
+		if vector == nil {
+			first, vector = live, v
+		}
+		if stored != counted || live != first {
+			return fmt.Errorf("node %d has the check %v, recounted %v, and %v of what lives; the first node has %v", n, stored, counted, live, first)
 		}
 		if !v.Equal(vector) {
-			return fmt.Errorf("node %d has the vector %v, node 0 has %v", n, v, vector)
+			return fmt.Errorf("node %d has the vector %v, the first node has %v", n, v, vector)
 		}
 		if err := m.checkConflicts(n); err != nil {
 			return err
@@ -181,11 +333,18 @@ func (m *model) converge() error {
 		}
 	}
 	for _, l := range m.late { // old state can't bring anything back
+		if m.away[0] || !m.knows(all, l) {
+			continue // something in it is news: its writer is gone
+		}
 		a, err := m.cats[0].ApplyPage(m.ctx, m.pid, l.page)
 		if err != nil {
 			return err
 		}
-		if a.Changed != 0 {
+		if m.purges > 0 { // contexts may grow again by what was purged
+			if err := m.compare(0); err != nil {
+				return fmt.Errorf("after an old page: %w", err)
+			}
+		} else if a.Changed != 0 {
 			return fmt.Errorf("an old page changed %d entries at node 0, which had seen everything", a.Changed)
 		}
 	}
@@ -193,22 +352,30 @@ func (m *model) converge() error {
 }
 
 func (m *model) exchangeAll(from, to int) error {
-	since, err := m.cats[to].Vector(m.pid)
+	x, err := m.cats[to].Receive(m.pid)
 	if err != nil {
 		return err
 	}
-	noted, err := m.cats[from].Delta(m.ctx, m.pid, since, 4<<10, func(p Page) error {
+	defer x.End()
+	t, err := m.told(from)
+	if err != nil {
+		return err
+	}
+	noted, err := m.cats[from].Delta(m.ctx, m.pid, m.since(x), 4<<10, func(p Page) error {
 		d, err := m.snapshot(from, p)
 		if err != nil {
 			return err
 		}
-		_, err = m.deliver(to, d)
+		before := x.listed
+		if _, err = m.deliver(to, x, d); err == nil && x.listed && !before {
+			m.dropListed(to, t)
+		}
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	if err := m.cats[to].Adopt(m.ctx, m.pid, since, noted); err != nil {
+	if err := m.adopt(to, x, noted, t); err != nil {
 		return err
 	}
 	return m.compare(to)

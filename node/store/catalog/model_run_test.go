@@ -70,6 +70,15 @@ func TestModel_FindsPlantedMistakes(t *testing.T) {
 		"vector adopted before the last page": {adoptEarly: true},
 		"vector noted after the pages":        {noteLate: true},
 		"numbers given again after a restart": {reuseSeq: true},
+
+		"no list for who may have missed what was purged":    {noList: true},
+		"a list drops what its sender has not seen":          {dropUnseen: true},
+		"a list counts although rows of its sender are lost": {unsoundList: true},
+		"a list counts before its last part":                 {dropBegun: true},
+		"tombstones purged before all of them was seen":      {purgeUnseen: true},
+		"what was purged is not taken over":                  {forgetPurged: true},
+		"lost rows found, and the vector kept":               {keepVector: true},
+		"a site leaves before another covers what it has":    {leaveEarly: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, bad)

@@ -76,6 +76,15 @@ type mistakes struct {
 	adoptEarly bool // before the last page
 	noteLate   bool // take the sender's vector after the pages
 	reuseSeq   bool // a restart goes on in the old incarnation, some numbers back
+
+	noList       bool // a receiver that misses purged tombstones gets no list
+	dropUnseen   bool // a list drops also what its sender has not seen
+	unsoundList  bool // a list counts although it does not add up
+	dropBegun    bool // a list counts before its last part
+	purgeUnseen  bool // tombstones go before all of their context was seen
+	forgetPurged bool // what was purged is not taken over with the vector
+	keepVector   bool // a store that lost rows goes on with its vector
+	leaveEarly   bool // a site leaves before anybody covers what it has
 }
 
 type lateDelivery struct {
@@ -94,6 +103,12 @@ type model struct {
 	seen     [modelNodes]map[entryKey]history
 	expect   [modelNodes]map[string]bool // conflict rows, by "repo tag dot"
 	late     []lateDelivery
+	trouble  bool                  // purges, lost rows, old disks, nodes gone and sites that leave
+	away     [modelNodes]bool      // gone for ever, or not a member site now
+	gone     [modelNodes]bool      // for ever
+	copies   [modelNodes]*diskCopy // what a disk may be put back to
+	owed     map[Dot]bool          // acknowledged, and nothing happened that may lose it
+	purges   int
 	digests  map[string]digest.Digest
 	requests int
 }
@@ -114,6 +129,12 @@ func newFleet(t testing.TB, bad mistakes) *fleet {
 		if bad.merge != nil {
 			f.cats[i].merge = bad.merge
 		}
+		if bad.purgeUnseen {
+			f.cats[i].seenAll = func(Vector, Vector) bool { return true }
+		}
+		if bad.unsoundList {
+			f.cats[i].sound = func(Check, Check) bool { return true }
+		}
 		if bad.reuseSeq {
 			inc, c := identity.NewIncarnation(), f.cats[i]
 			c.incarnate = func() (identity.Incarnation, uint64) { return inc, max(c.seq, 3) - 3 }
@@ -125,7 +146,7 @@ func newFleet(t testing.TB, bad mistakes) *fleet {
 func (f *fleet) run(ctx context.Context, seed uint64, steps int, bad mistakes) (err error) {
 	m := &model{
 		ctx: ctx, rng: rand.New(rand.NewPCG(seed, 1)), bad: bad, cats: f.cats, clocks: f.clocks,
-		pid: identity.NewProjectID(), digests: map[string]digest.Digest{},
+		pid: identity.NewProjectID(), digests: map[string]digest.Digest{}, owed: map[Dot]bool{}, trouble: seed%2 == 1,
 	}
 	for i := range m.seen {
 		m.seen[i], m.expect[i] = map[entryKey]history{}, map[string]bool{}
@@ -164,7 +185,7 @@ func (m *model) put(repo, name string, tags ...string) Put {
 }
 
 func (m *model) step() error {
-	n := m.rng.IntN(modelNodes)
+	n := m.member()
 	m.clocks[n].at = m.clocks[n].at.Add(time.Duration(m.rng.IntN(3)) * time.Millisecond)
 	switch r := m.rng.IntN(100); {
 	case r < 38:
@@ -175,8 +196,13 @@ func (m *model) step() error {
 		return m.cats[n].restart(m.ctx)
 	case r < 54:
 		return m.deliverLate()
+	case r < 70 && m.trouble:
+		return m.misfortune(n)
 	default:
-		to := (n + 1 + m.rng.IntN(modelNodes-1)) % modelNodes
+		to := m.member()
+		if to == n {
+			return nil
+		}
 		return m.exchange(n, to)
 	}
 }
@@ -319,8 +345,15 @@ func (m *model) account(n int, r *request) error {
 		e := &event{dot: r.dot, node: n, put: ch.put, digest: ch.digest, kills: map[Dot]bool{}}
 		if ch.only == "" {
 			e.carried = h.losing()
+			impl, err := m.entry(n, ch.key)
+			if err != nil {
+				return err
+			}
+			live := h.live()
 			for d := range h {
-				e.kills[d] = true
+				// What was purged here is known to be gone here, and not told by new writes.
+				alive := slices.ContainsFunc(live, func(l *event) bool { return l.dot == d })
+				e.kills[d] = alive || impl.ctx.Covers(d.real())
 			}
 		} else {
 			for _, l := range h.live() {
@@ -345,6 +378,7 @@ func (m *model) account(n int, r *request) error {
 			}
 		}
 		h[r.dot] = e
+		m.owed[r.dot] = true
 		m.expectConflicts(n, ch.key)
 	}
 	return nil

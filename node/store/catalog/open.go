@@ -108,8 +108,13 @@ type Catalog struct {
 	// broken is why nothing is written any more: after a sync that failed the
 	// system may call clean what it dropped, so that a later one that succeeds
 	// proves nothing, and a restart would stop reading the log before it.
-	broken error
-	merge  func(here, in *entry, purged Vector) *entry
+	broken  error
+	merge   func(here, in *entry, purged Vector) *entry
+	windows map[*Receiving]bool // exchanges with a full list
+
+	sound   func(want, sum Check) bool // whether a full list adds up
+	seenAll func(seen, ctx Vector) bool
+	listing chan struct{}              // one slot: a full list is being made
 
 	mu       sync.Mutex
 	watchers map[*watcher]bool
@@ -135,7 +140,8 @@ func Open(dir string, opts Options) (*Catalog, error) {
 		space: opts.Space,
 		log:   opts.Logger, now: opts.Now, onConflict: opts.OnConflict, metrics: newMetrics(),
 		jobs: make(chan *job, maxQueued), committed: make(chan struct{}),
-		own: map[identity.Incarnation]bool{}, incarnate: newIncarnation, merge: merge, finish: (*badger.Txn).Commit,
+		own: map[identity.Incarnation]bool{}, incarnate: newIncarnation, merge: merge,
+		windows: map[*Receiving]bool{}, sound: func(want, sum Check) bool { return want == sum }, seenAll: Vector.Dominates, listing: make(chan struct{}, 1), finish: (*badger.Txn).Commit,
 		watchers: map[*watcher]bool{}, wake: make(chan struct{}, 1),
 		dirty: map[identity.ProjectID]change{},
 	}
@@ -293,6 +299,9 @@ func (c *Catalog) upkeepLoop() {
 		}
 		if err := c.expire(c.life); err != nil && c.life.Err() == nil {
 			c.log.Warn("expired rows of the catalogue stay for now", "error", err)
+		}
+		if err := c.purgeOld(c.life); err != nil && c.life.Err() == nil {
+			c.log.Warn("old tombstones of the catalogue stay for now", "error", err)
 		}
 		// Badger may give up early (badger#2334), so ask until it finds nothing.
 		for c.life.Err() == nil && c.db.RunValueLogGC(gcDiscardRatio) == nil {

@@ -40,6 +40,15 @@ func (c *Catalog) forget(ctx context.Context, pid identity.ProjectID) error {
 		for inc := range here {
 			b.del(keyVector(tabVector, pid, inc))
 		}
+		// What was purged goes with it: a lost row and a purged tombstone look the
+		// same, and a push must not be taken for deleted because its row was lost.
+		purged, err := b.vector(tabPurged, pid)
+		if err != nil {
+			return err
+		}
+		for inc := range purged {
+			b.del(keyVector(tabPurged, pid, inc))
+		}
 		b.c.inc = 0
 		b.touch(pid, change{})
 		return nil
@@ -49,13 +58,15 @@ func (c *Catalog) forget(ctx context.Context, pid identity.ProjectID) error {
 // leftover reports whether a row of a project belongs to an entry that is gone.
 func (r reader) leftover(pid identity.ProjectID, key []byte) (bool, error) {
 	var k entryKey
-	indexed := Dot{}
+	indexed, goneMs := Dot{}, int64(0)
 	ok := false
 	switch key[0] {
 	case tabIndex:
 		indexed, k, ok = parseIndex(key)
 	case tabLive:
 		_, k, ok = parsePIDEntry(key)
+	case tabTomb:
+		goneMs, k, ok = parseTomb(key)
 	case tabReferrer:
 		repo, _, _, d, good := parseReferrer(key)
 		raw, err := rawDigest(d)
@@ -82,6 +93,8 @@ func (r reader) leftover(pid identity.ProjectID, key []byte) (bool, error) {
 		return true, nil
 	case key[0] == tabIndex:
 		return e.ctx[indexed.Inc] != indexed.Seq, nil
+	case key[0] == tabTomb:
+		return e.live() || e.goneMs != goneMs, nil
 	case key[0] == tabTagOf:
 		return false, nil // a tombstone may still keep losers
 	}
@@ -107,7 +120,7 @@ func (c *Catalog) dropLeftovers(ctx context.Context, pid identity.ProjectID) err
 		})
 	}
 	for _, prefix := range [][]byte{
-		prefixPID(tabIndex, pid), prefixPID(tabLive, pid), prefixPID(tabReferrer, pid), prefixPID(tabTagOf, pid), {tabRef},
+		prefixPID(tabIndex, pid), prefixPID(tabLive, pid), prefixPID(tabTomb, pid), prefixPID(tabReferrer, pid), prefixPID(tabTagOf, pid), {tabRef},
 	} {
 		err := c.walk(prefix, false, func(r reader, key, _ []byte) (func() error, error) {
 			out, err := r.leftover(pid, key)
@@ -226,5 +239,5 @@ func (b *batch) resum(ctx context.Context, pid identity.ProjectID) error {
 		return err
 	}
 	b.touch(pid, change{})
-	return b.setCheck(pid, sum)
+	return b.setSums(pid, sum)
 }

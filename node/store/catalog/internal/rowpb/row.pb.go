@@ -299,10 +299,11 @@ func (x *Loser) GetKeepUntilUnixMs() int64 {
 
 type Entry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Siblings      []*Sibling             `protobuf:"bytes,1,rep,name=siblings,proto3" json:"siblings,omitempty"` // by ascending (inc, seq)
-	Ctx           []*Seen                `protobuf:"bytes,2,rep,name=ctx,proto3" json:"ctx,omitempty"`           // by ascending inc
-	Losers        []*Loser               `protobuf:"bytes,3,rep,name=losers,proto3" json:"losers,omitempty"`     // by ascending (inc, seq)
-	Tail          []byte                 `protobuf:"bytes,4,opt,name=tail,proto3" json:"tail,omitempty"`         // with several siblings: what their values end with, left out of each
+	Siblings      []*Sibling             `protobuf:"bytes,1,rep,name=siblings,proto3" json:"siblings,omitempty"`                          // by ascending (inc, seq)
+	Ctx           []*Seen                `protobuf:"bytes,2,rep,name=ctx,proto3" json:"ctx,omitempty"`                                    // by ascending inc
+	Losers        []*Loser               `protobuf:"bytes,3,rep,name=losers,proto3" json:"losers,omitempty"`                              // by ascending (inc, seq)
+	Tail          []byte                 `protobuf:"bytes,4,opt,name=tail,proto3" json:"tail,omitempty"`                                  // with several siblings: what their values end with, left out of each
+	GoneUnixMs    int64                  `protobuf:"varint,5,opt,name=gone_unix_ms,json=goneUnixMs,proto3" json:"gone_unix_ms,omitempty"` // of a tombstone: since when it is one here; means nothing in pages
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -363,6 +364,13 @@ func (x *Entry) GetTail() []byte {
 		return x.Tail
 	}
 	return nil
+}
+
+func (x *Entry) GetGoneUnixMs() int64 {
+	if x != nil {
+		return x.GoneUnixMs
+	}
+	return 0
 }
 
 type TagValue struct {
@@ -555,8 +563,10 @@ func (x *ManifestValue) GetRefs() []*Ref {
 
 type Check struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Count         uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	Count         uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"` // all entries, with their contexts: what this store should have
 	Xor           []byte                 `protobuf:"bytes,2,opt,name=xor,proto3" json:"xor,omitempty"`
+	LiveCount     uint64                 `protobuf:"varint,3,opt,name=live_count,json=liveCount,proto3" json:"live_count,omitempty"` // entries with siblings, without contexts: equal wherever the same was seen
+	LiveXor       []byte                 `protobuf:"bytes,4,opt,name=live_xor,json=liveXor,proto3" json:"live_xor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -601,6 +611,20 @@ func (x *Check) GetCount() uint64 {
 func (x *Check) GetXor() []byte {
 	if x != nil {
 		return x.Xor
+	}
+	return nil
+}
+
+func (x *Check) GetLiveCount() uint64 {
+	if x != nil {
+		return x.LiveCount
+	}
+	return 0
+}
+
+func (x *Check) GetLiveXor() []byte {
+	if x != nil {
+		return x.LiveXor
 	}
 	return nil
 }
@@ -1067,6 +1091,7 @@ type Page struct {
 	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // 1
 	Entries       []*Keyed               `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
 	Contents      []*Content             `protobuf:"bytes,3,rep,name=contents,proto3" json:"contents,omitempty"`
+	List          *List                  `protobuf:"bytes,4,opt,name=list,proto3" json:"list,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1122,6 +1147,159 @@ func (x *Page) GetContents() []*Content {
 	return nil
 }
 
+func (x *Page) GetList() *List {
+	if x != nil {
+		return x.List
+	}
+	return nil
+}
+
+// List is one part of a full list: every key of the sender in order, tombstones
+// included, with the dots of its siblings.
+type List struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         []byte                 `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`   // key that the part before ended with; empty: the first part
+	Vector        []*Seen                `protobuf:"bytes,2,rep,name=vector,proto3" json:"vector,omitempty"` // first part: what the sender had seen when the list was made
+	Rows          []*Listed              `protobuf:"bytes,3,rep,name=rows,proto3" json:"rows,omitempty"`
+	Last          bool                   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	Check         *Check                 `protobuf:"bytes,5,opt,name=check,proto3" json:"check,omitempty"` // last part: what all rows must add up to
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *List) Reset() {
+	*x = List{}
+	mi := &file_node_store_catalog_internal_rowpb_row_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *List) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*List) ProtoMessage() {}
+
+func (x *List) ProtoReflect() protoreflect.Message {
+	mi := &file_node_store_catalog_internal_rowpb_row_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use List.ProtoReflect.Descriptor instead.
+func (*List) Descriptor() ([]byte, []int) {
+	return file_node_store_catalog_internal_rowpb_row_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *List) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *List) GetVector() []*Seen {
+	if x != nil {
+		return x.Vector
+	}
+	return nil
+}
+
+func (x *List) GetRows() []*Listed {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *List) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+func (x *List) GetCheck() *Check {
+	if x != nil {
+		return x.Check
+	}
+	return nil
+}
+
+type Listed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shared        uint32                 `protobuf:"varint,1,opt,name=shared,proto3" json:"shared,omitempty"` // leading bytes that the key has in common with the row before it in the part
+	Rest          []byte                 `protobuf:"bytes,2,opt,name=rest,proto3" json:"rest,omitempty"`      // the others
+	Dots          []*Seen                `protobuf:"bytes,3,rep,name=dots,proto3" json:"dots,omitempty"`      // of its siblings
+	Hash          []byte                 `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`      // the entry's part of the check
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Listed) Reset() {
+	*x = Listed{}
+	mi := &file_node_store_catalog_internal_rowpb_row_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Listed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Listed) ProtoMessage() {}
+
+func (x *Listed) ProtoReflect() protoreflect.Message {
+	mi := &file_node_store_catalog_internal_rowpb_row_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Listed.ProtoReflect.Descriptor instead.
+func (*Listed) Descriptor() ([]byte, []int) {
+	return file_node_store_catalog_internal_rowpb_row_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Listed) GetShared() uint32 {
+	if x != nil {
+		return x.Shared
+	}
+	return 0
+}
+
+func (x *Listed) GetRest() []byte {
+	if x != nil {
+		return x.Rest
+	}
+	return nil
+}
+
+func (x *Listed) GetDots() []*Seen {
+	if x != nil {
+		return x.Dots
+	}
+	return nil
+}
+
+func (x *Listed) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
 type Keyed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // kind, repository, NUL, name
@@ -1132,7 +1310,7 @@ type Keyed struct {
 
 func (x *Keyed) Reset() {
 	*x = Keyed{}
-	mi := &file_node_store_catalog_internal_rowpb_row_proto_msgTypes[18]
+	mi := &file_node_store_catalog_internal_rowpb_row_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1322,7 @@ func (x *Keyed) String() string {
 func (*Keyed) ProtoMessage() {}
 
 func (x *Keyed) ProtoReflect() protoreflect.Message {
-	mi := &file_node_store_catalog_internal_rowpb_row_proto_msgTypes[18]
+	mi := &file_node_store_catalog_internal_rowpb_row_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1335,7 @@ func (x *Keyed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Keyed.ProtoReflect.Descriptor instead.
 func (*Keyed) Descriptor() ([]byte, []int) {
-	return file_node_store_catalog_internal_rowpb_row_proto_rawDescGZIP(), []int{18}
+	return file_node_store_catalog_internal_rowpb_row_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Keyed) GetKey() []byte {
@@ -1184,7 +1362,7 @@ type Content struct {
 
 func (x *Content) Reset() {
 	*x = Content{}
-	mi := &file_node_store_catalog_internal_rowpb_row_proto_msgTypes[19]
+	mi := &file_node_store_catalog_internal_rowpb_row_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1374,7 @@ func (x *Content) String() string {
 func (*Content) ProtoMessage() {}
 
 func (x *Content) ProtoReflect() protoreflect.Message {
-	mi := &file_node_store_catalog_internal_rowpb_row_proto_msgTypes[19]
+	mi := &file_node_store_catalog_internal_rowpb_row_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1387,7 @@ func (x *Content) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Content.ProtoReflect.Descriptor instead.
 func (*Content) Descriptor() ([]byte, []int) {
-	return file_node_store_catalog_internal_rowpb_row_proto_rawDescGZIP(), []int{19}
+	return file_node_store_catalog_internal_rowpb_row_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Content) GetDigest() []byte {
@@ -1251,12 +1429,14 @@ const file_node_store_catalog_internal_rowpb_row_proto_rawDesc = "" +
 	"\x03inc\x18\x01 \x01(\x06R\x03inc\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\fR\x06digest\x12+\n" +
-	"\x12keep_until_unix_ms\x18\x04 \x01(\x03R\x0fkeepUntilUnixMs\"\xb6\x01\n" +
+	"\x12keep_until_unix_ms\x18\x04 \x01(\x03R\x0fkeepUntilUnixMs\"\xd8\x01\n" +
 	"\x05Entry\x128\n" +
 	"\bsiblings\x18\x01 \x03(\v2\x1c.portolan.catalog.v1.SiblingR\bsiblings\x12+\n" +
 	"\x03ctx\x18\x02 \x03(\v2\x19.portolan.catalog.v1.SeenR\x03ctx\x122\n" +
 	"\x06losers\x18\x03 \x03(\v2\x1a.portolan.catalog.v1.LoserR\x06losers\x12\x12\n" +
-	"\x04tail\x18\x04 \x01(\fR\x04tail\"\"\n" +
+	"\x04tail\x18\x04 \x01(\fR\x04tail\x12 \n" +
+	"\fgone_unix_ms\x18\x05 \x01(\x03R\n" +
+	"goneUnixMs\"\"\n" +
 	"\bTagValue\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\"E\n" +
 	"\x03Ref\x12\x16\n" +
@@ -1270,10 +1450,13 @@ const file_node_store_catalog_internal_rowpb_row_proto_rawDesc = "" +
 	"\asubject\x18\x03 \x01(\fR\asubject\x12#\n" +
 	"\rartifact_type\x18\x04 \x01(\tR\fartifactType\x12\x12\n" +
 	"\x04home\x18\x05 \x01(\tR\x04home\x12,\n" +
-	"\x04refs\x18\x06 \x03(\v2\x18.portolan.catalog.v1.RefR\x04refs\"/\n" +
+	"\x04refs\x18\x06 \x03(\v2\x18.portolan.catalog.v1.RefR\x04refs\"i\n" +
 	"\x05Check\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x10\n" +
-	"\x03xor\x18\x02 \x01(\fR\x03xor\">\n" +
+	"\x03xor\x18\x02 \x01(\fR\x03xor\x12\x1d\n" +
+	"\n" +
+	"live_count\x18\x03 \x01(\x04R\tliveCount\x12\x19\n" +
+	"\blive_xor\x18\x04 \x01(\fR\aliveXor\">\n" +
 	"\n" +
 	"Repository\x12\x12\n" +
 	"\x04tags\x18\x01 \x01(\x04R\x04tags\x12\x1c\n" +
@@ -1303,11 +1486,23 @@ const file_node_store_catalog_internal_rowpb_row_proto_rawDesc = "" +
 	"\x05loser\x18\x02 \x01(\fR\x05loser\x12\x14\n" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\"\n" +
 	"\rfound_unix_ms\x18\x04 \x01(\x03R\vfoundUnixMs\x12\x1a\n" +
-	"\breported\x18\x05 \x01(\bR\breported\"\x9c\x01\n" +
+	"\breported\x18\x05 \x01(\bR\breported\"\xc5\x01\n" +
 	"\x04Page\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x124\n" +
 	"\aentries\x18\x02 \x03(\v2\x1a.portolan.catalog.v1.KeyedR\aentries\x128\n" +
-	"\bcontents\x18\x03 \x03(\v2\x1c.portolan.catalog.v1.ContentR\bcontentsJ\x04\b\x04\x10\x05J\x04\b\x05\x10\x06\"K\n" +
+	"\bcontents\x18\x03 \x03(\v2\x1c.portolan.catalog.v1.ContentR\bcontents\x12-\n" +
+	"\x04list\x18\x04 \x01(\v2\x19.portolan.catalog.v1.ListR\x04listJ\x04\b\x05\x10\x06\"\xc6\x01\n" +
+	"\x04List\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\fR\x05after\x121\n" +
+	"\x06vector\x18\x02 \x03(\v2\x19.portolan.catalog.v1.SeenR\x06vector\x12/\n" +
+	"\x04rows\x18\x03 \x03(\v2\x1b.portolan.catalog.v1.ListedR\x04rows\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\bR\x04last\x120\n" +
+	"\x05check\x18\x05 \x01(\v2\x1a.portolan.catalog.v1.CheckR\x05check\"w\n" +
+	"\x06Listed\x12\x16\n" +
+	"\x06shared\x18\x01 \x01(\rR\x06shared\x12\x12\n" +
+	"\x04rest\x18\x02 \x01(\fR\x04rest\x12-\n" +
+	"\x04dots\x18\x03 \x03(\v2\x19.portolan.catalog.v1.SeenR\x04dots\x12\x12\n" +
+	"\x04hash\x18\x04 \x01(\fR\x04hash\"K\n" +
 	"\x05Keyed\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x120\n" +
 	"\x05entry\x18\x02 \x01(\v2\x1a.portolan.catalog.v1.EntryR\x05entry\"7\n" +
@@ -1327,7 +1522,7 @@ func file_node_store_catalog_internal_rowpb_row_proto_rawDescGZIP() []byte {
 	return file_node_store_catalog_internal_rowpb_row_proto_rawDescData
 }
 
-var file_node_store_catalog_internal_rowpb_row_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_node_store_catalog_internal_rowpb_row_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_node_store_catalog_internal_rowpb_row_proto_goTypes = []any{
 	(*Schema)(nil),        // 0: portolan.catalog.v1.Schema
 	(*Seen)(nil),          // 1: portolan.catalog.v1.Seen
@@ -1347,22 +1542,29 @@ var file_node_store_catalog_internal_rowpb_row_proto_goTypes = []any{
 	(*Hint)(nil),          // 15: portolan.catalog.v1.Hint
 	(*Conflict)(nil),      // 16: portolan.catalog.v1.Conflict
 	(*Page)(nil),          // 17: portolan.catalog.v1.Page
-	(*Keyed)(nil),         // 18: portolan.catalog.v1.Keyed
-	(*Content)(nil),       // 19: portolan.catalog.v1.Content
+	(*List)(nil),          // 18: portolan.catalog.v1.List
+	(*Listed)(nil),        // 19: portolan.catalog.v1.Listed
+	(*Keyed)(nil),         // 20: portolan.catalog.v1.Keyed
+	(*Content)(nil),       // 21: portolan.catalog.v1.Content
 }
 var file_node_store_catalog_internal_rowpb_row_proto_depIdxs = []int32{
 	2,  // 0: portolan.catalog.v1.Entry.siblings:type_name -> portolan.catalog.v1.Sibling
 	1,  // 1: portolan.catalog.v1.Entry.ctx:type_name -> portolan.catalog.v1.Seen
 	3,  // 2: portolan.catalog.v1.Entry.losers:type_name -> portolan.catalog.v1.Loser
 	6,  // 3: portolan.catalog.v1.ManifestValue.refs:type_name -> portolan.catalog.v1.Ref
-	18, // 4: portolan.catalog.v1.Page.entries:type_name -> portolan.catalog.v1.Keyed
-	19, // 5: portolan.catalog.v1.Page.contents:type_name -> portolan.catalog.v1.Content
-	4,  // 6: portolan.catalog.v1.Keyed.entry:type_name -> portolan.catalog.v1.Entry
-	7,  // [7:7] is the sub-list for method output_type
-	7,  // [7:7] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	20, // 4: portolan.catalog.v1.Page.entries:type_name -> portolan.catalog.v1.Keyed
+	21, // 5: portolan.catalog.v1.Page.contents:type_name -> portolan.catalog.v1.Content
+	18, // 6: portolan.catalog.v1.Page.list:type_name -> portolan.catalog.v1.List
+	1,  // 7: portolan.catalog.v1.List.vector:type_name -> portolan.catalog.v1.Seen
+	19, // 8: portolan.catalog.v1.List.rows:type_name -> portolan.catalog.v1.Listed
+	8,  // 9: portolan.catalog.v1.List.check:type_name -> portolan.catalog.v1.Check
+	1,  // 10: portolan.catalog.v1.Listed.dots:type_name -> portolan.catalog.v1.Seen
+	4,  // 11: portolan.catalog.v1.Keyed.entry:type_name -> portolan.catalog.v1.Entry
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_node_store_catalog_internal_rowpb_row_proto_init() }
@@ -1376,7 +1578,7 @@ func file_node_store_catalog_internal_rowpb_row_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_node_store_catalog_internal_rowpb_row_proto_rawDesc), len(file_node_store_catalog_internal_rowpb_row_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

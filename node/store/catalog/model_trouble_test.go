@@ -1,0 +1,400 @@
+package catalog
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog/internal/rowpb"
+)
+
+// This file is what goes wrong, and what comes and goes, in the model's histories:
+// purged tombstones, lost rows, disks put back, nodes gone for ever, sites that
+// leave a project and come back.
+
+// goneBit marks dots that no store gives: see gone.
+const goneBit = 1 << 63
+
+// gone names, in the reference, the knowledge that a request's effect is gone
+// where nobody can say any more which request ended it: a list said so.
+func (d Dot) gone() Dot { return Dot{d.Inc, d.Seq | goneBit} }
+
+// real is the request that a dot speaks of.
+func (d Dot) real() Dot { return Dot{d.Inc, d.Seq &^ goneBit} }
+
+// member picks a node whose site is a member.
+func (m *model) member() int {
+	for {
+		if n := m.rng.IntN(modelNodes); !m.away[n] {
+			return n
+		}
+	}
+}
+
+func (m *model) members() int {
+	n := 0
+	for _, away := range m.away {
+		if !away {
+			n++
+		}
+	}
+	return n
+}
+
+func (m *model) misfortune(n int) error {
+	switch m.rng.IntN(10) {
+	case 0, 1, 2, 3:
+		return m.purge(n)
+	case 4:
+		return m.loseRows(n)
+	case 5:
+		return m.copyDisk(n)
+	case 6:
+		return m.putBack(n)
+	case 7:
+		if m.members() > 3 && m.rng.IntN(4) == 0 {
+			m.excuse(n)
+			m.away[n], m.gone[n] = true, true
+		}
+		return nil
+	case 8:
+		return m.leave(n)
+	default:
+		return m.comeBack()
+	}
+}
+
+// purge lets all tombstones of a node go, whatever their age.
+func (m *model) purge(n int) error {
+	m.purges++
+	if _, err := m.cats[n].Purge(m.ctx, m.pid, m.clocks[n].at.Add(time.Hour)); err != nil {
+		return err
+	}
+	return m.compare(n)
+}
+
+// rows gives all rows of the project at a node, and those of incarnations.
+func (m *model) rows(n int) (map[string][]byte, error) {
+	out := map[string][]byte{}
+	err := m.cats[n].view(func(r reader) error {
+		return r.scan(nil, nil, true, func(key, value []byte) (bool, error) {
+			if key[0] == tabInc || bytes.Contains(key, m.pid[:]) && key[0] != tabLease && key[0] != tabPin {
+				out[string(key)] = value
+			}
+			return true, nil
+		})
+	})
+	return out, err
+}
+
+// diskCopy is a disk as it was, and what its node knew then.
+type diskCopy struct {
+	rows   map[string][]byte
+	own    map[identity.Incarnation]bool
+	seen   map[entryKey]history
+	expect map[string]bool
+}
+
+func (m *model) copyDisk(n int) error {
+	rows, err := m.rows(n)
+	if err != nil {
+		return err
+	}
+	c := &diskCopy{rows: rows, seen: map[entryKey]history{}, expect: maps.Clone(m.expect[n])}
+	for k, h := range m.seen[n] {
+		c.seen[k] = maps.Clone(h)
+	}
+	m.copies[n] = c
+	return m.cats[n].submit(m.ctx, func(b *batch) error { c.own = maps.Clone(b.c.own); return nil })
+}
+
+// putBack puts a node's disk back to an older copy, and starts the node.
+func (m *model) putBack(n int) error {
+	old := m.copies[n]
+	if old == nil {
+		return nil
+	}
+	m.excuse(n)
+	now, err := m.rows(n)
+	if err != nil {
+		return err
+	}
+	err = m.cats[n].submitAs(m.ctx, jobReceived, func(b *batch) error {
+		for key := range now {
+			if _, ok := old.rows[key]; !ok {
+				b.del([]byte(key))
+			}
+		}
+		for key, value := range old.rows {
+			b.set([]byte(key), value)
+		}
+		b.c.own = maps.Clone(old.own)
+		b.c.inc = 0
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	m.seen[n] = map[entryKey]history{}
+	for k, h := range old.seen {
+		m.seen[n][k] = maps.Clone(h)
+	}
+	m.expect[n] = maps.Clone(old.expect)
+	// Writes that the copy knows nothing of are nobody's own any more.
+	for o := range m.seen {
+		for _, h := range m.seen[o] {
+			for d, e := range h {
+				if _, own := old.own[d.Inc]; e.node == n && !own {
+					e.node = -1
+				}
+			}
+		}
+	}
+	return m.compare(n)
+}
+
+// excuse: what only this node knows may be lost now.
+func (m *model) excuse(n int) {
+	for d := range m.owed {
+		if !m.heard(d, n) {
+			delete(m.owed, d)
+		}
+	}
+}
+
+// heard reports whether a member besides n knows a request.
+func (m *model) heard(d Dot, besides int) bool {
+	for o := range m.seen {
+		if o == besides || m.away[o] {
+			continue
+		}
+		for _, h := range m.seen[o] {
+			if h[d] != nil {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// checkOwed: no acknowledged request is lost.
+func (m *model) checkOwed(all map[entryKey]history) error {
+	for d := range m.owed {
+		if !slices.ContainsFunc(slices.Collect(maps.Values(all)), func(h history) bool { return h[d] != nil }) {
+			return fmt.Errorf("request %s was acknowledged, and no member knows it", d)
+		}
+	}
+	return nil
+}
+
+func (m *model) knows(all map[entryKey]history, l lateDelivery) bool {
+	for i, k := range l.keys {
+		for d := range l.snap[i] {
+			if all[k][d] == nil {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// dropRow does for a list what only its end may do.
+func (m *model) dropRow(n int, k entryKey, drops []drop) error {
+	i := slices.IndexFunc(drops, func(d drop) bool { return d.key == k })
+	if i < 0 {
+		return nil
+	}
+	return m.cats[n].submitAs(m.ctx, jobReceived, func(b *batch) error {
+		_, err := b.applyDrops(m.pid, drops[i:i+1])
+		return err
+	})
+}
+
+// deliverTo gives a node a page that was under way for long.
+func (m *model) deliverTo(to int) error {
+	if len(m.late) == 0 {
+		return nil
+	}
+	_, err := m.deliver(to, nil, m.late[m.rng.IntN(len(m.late))])
+	return err
+}
+
+// loseRows has a node lose an entry with all that follows from it, ask and be
+// asked, and find out.
+func (m *model) loseRows(n int) error {
+	c := m.cats[n]
+	var keys []entryKey
+	for k := range m.seen[n] {
+		if e, err := m.entry(n, k); err != nil {
+			return err
+		} else if len(e.ctx) > 0 {
+			keys = append(keys, k)
+		}
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	slices.SortFunc(keys, func(a, b entryKey) int { return bytes.Compare(a.suffix(), b.suffix()) })
+	lost := keys[m.rng.IntN(len(keys))]
+	m.excuse(n)
+	err := c.submitAs(m.ctx, jobReceived, func(b *batch) error {
+		sum, err := b.sums(m.pid)
+		if err != nil {
+			return err
+		}
+		e, err := b.entry(m.pid, lost)
+		if err != nil {
+			return err
+		}
+		if err := b.remove(m.pid, lost, e); err != nil {
+			return err
+		}
+		return b.setSums(m.pid, sum) // the sum still speaks of it
+	})
+	if err != nil {
+		return err
+	}
+	if err := m.listFromLoser(n); err != nil {
+		return err
+	}
+	stored, counted, err := c.Recount(m.ctx, m.pid)
+	if err != nil {
+		return err
+	}
+	if stored == counted {
+		return fmt.Errorf("node %d lost an entry, and still adds up", n)
+	}
+	if !m.bad.keepVector {
+		if err := c.DropVector(m.ctx, m.pid); err != nil {
+			return err
+		}
+	}
+	// It knows what its entries say, and nothing else.
+	for k, h := range m.seen[n] {
+		e, err := m.entry(n, k)
+		if err != nil {
+			return err
+		}
+		for d := range h {
+			if !e.ctx.Covers(d.real()) {
+				delete(h, d)
+			}
+		}
+	}
+	if err := m.compare(n); err != nil {
+		return err
+	}
+	return auditDerived(c, m.pid)
+}
+
+// listFromLoser asks a store that lost rows for lists: it must not give any.
+func (m *model) listFromLoser(n int) error {
+	purged, err := m.cats[n].purgedVector(m.pid)
+	if err != nil {
+		return err
+	}
+	for to := range modelNodes {
+		if to == n || m.away[to] {
+			continue
+		}
+		x, err := m.cats[to].Receive(m.pid)
+		if err != nil {
+			return err
+		}
+		if x.Since().Dominates(purged) {
+			continue
+		}
+		_, err = m.cats[n].Delta(m.ctx, m.pid, x.Since(), 1<<20, func(p Page) error {
+			if checked, err := parsePage(p); err != nil || checked.list == nil {
+				return errors.Join(err, ErrRowsLost) // only the list matters here
+			}
+			_, err := x.Page(m.ctx, p)
+			return err
+		})
+		x.End()
+		if !errors.Is(err, ErrRowsLost) {
+			return fmt.Errorf("a list of node %d, which lost rows: %w", n, err)
+		}
+		if err := m.compare(to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leave takes a site out of the project: another one's vector covers its own.
+func (m *model) leave(n int) error {
+	if m.members() <= 3 {
+		return nil
+	}
+	v, err := m.cats[n].Vector(m.pid)
+	if err != nil {
+		return err
+	}
+	covered := m.bad.leaveEarly
+	for o := range modelNodes {
+		if o == n || m.away[o] {
+			continue
+		}
+		w, err := m.cats[o].Vector(m.pid)
+		if err != nil {
+			return err
+		}
+		covered = covered || w.Dominates(v)
+	}
+	if !covered {
+		return nil
+	}
+	m.away[n] = true
+	m.seen[n], m.expect[n], m.copies[n] = map[entryKey]history{}, map[string]bool{}, nil
+	if err := m.cats[n].DropProject(m.ctx, m.pid); err != nil {
+		return err
+	}
+	rows, err := m.rows(n)
+	if err != nil {
+		return err
+	}
+	for key := range rows {
+		if key[0] != tabInc {
+			return fmt.Errorf("node %d left, and has the row %x", n, key)
+		}
+	}
+	// A pin or lease is the site's own business; its writes are nobody's own here.
+	return nil
+}
+
+// comeBack lets a site that left be a member again: it begins with nothing.
+func (m *model) comeBack() error {
+	for n := range modelNodes {
+		if m.away[n] && !m.gone[n] {
+			m.away[n] = false
+			return m.compare(n)
+		}
+	}
+	return nil
+}
+
+// overstate makes a part of a list claim that its sender has seen everything.
+func (m *model) overstate(p Page) Page {
+	pb := &rowpb.Page{}
+	if proto.Unmarshal(p, pb) != nil || pb.List == nil {
+		return p
+	}
+	pb.List.Vector = nil
+	for _, c := range m.cats {
+		for inc := range c.own {
+			pb.List.Vector = append(pb.List.Vector, &rowpb.Seen{Inc: uint64(inc), Seq: goneBit - 1})
+		}
+	}
+	out, err := deterministic.Marshal(pb)
+	if err != nil {
+		return p
+	}
+	return out
+}
