@@ -295,6 +295,9 @@ func TestSwitch_WaitsForWritesUnderWay(t *testing.T) {
 }
 
 func TestSwitch_MoreTagsThanFit(t *testing.T) {
+	if testing.Short() {
+		t.Skip("100,000 tags take some seconds")
+	}
 	b := newBed(t, []string{"fra", "nyc"})
 	fra, nyc := b.site("fra"), b.site("nyc")
 	pid := b.project("prod", "fra")
