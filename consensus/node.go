@@ -65,6 +65,7 @@ type Node struct {
 	closeErr error
 
 	removals removals
+	votes    votes
 
 	transferring atomic.Bool   // leadership is being handed over
 	opened       chan struct{} // closed when raft is there
