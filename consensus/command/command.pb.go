@@ -51,6 +51,7 @@ const (
 	Type_TYPE_NODE_REMOVE    Type = 20
 	Type_TYPE_SITE_DRAIN     Type = 21
 	Type_TYPE_VOTERS_SET     Type = 25
+	Type_TYPE_SITE_REMOVE    Type = 26
 	Type_TYPE_MESH_RECOVERED Type = 32
 	Type_TYPE_KEYS_ROTATE    Type = 27
 	Type_TYPE_KEY_STEP       Type = 28
@@ -84,6 +85,7 @@ var (
 		20: "TYPE_NODE_REMOVE",
 		21: "TYPE_SITE_DRAIN",
 		25: "TYPE_VOTERS_SET",
+		26: "TYPE_SITE_REMOVE",
 		32: "TYPE_MESH_RECOVERED",
 		27: "TYPE_KEYS_ROTATE",
 		28: "TYPE_KEY_STEP",
@@ -114,6 +116,7 @@ var (
 		"TYPE_NODE_REMOVE":    20,
 		"TYPE_SITE_DRAIN":     21,
 		"TYPE_VOTERS_SET":     25,
+		"TYPE_SITE_REMOVE":    26,
 		"TYPE_MESH_RECOVERED": 32,
 		"TYPE_KEYS_ROTATE":    27,
 		"TYPE_KEY_STEP":       28,
@@ -251,7 +254,7 @@ func (x KeyStep_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyStep_Step.Descriptor instead.
 func (KeyStep_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{29, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{30, 0}
 }
 
 // Envelope is one raft log entry.
@@ -1131,6 +1134,60 @@ func (x *NodeRemove) GetIfVersion() uint64 {
 	return 0
 }
 
+// SiteRemove takes a site without nodes out of the mesh: one that a restored mesh
+// remembers and nobody has joined. A site with nodes goes with the last of them.
+type SiteRemove struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	IfVersion     uint64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // of its record; 0: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SiteRemove) Reset() {
+	*x = SiteRemove{}
+	mi := &file_consensus_command_command_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SiteRemove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SiteRemove) ProtoMessage() {}
+
+func (x *SiteRemove) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SiteRemove.ProtoReflect.Descriptor instead.
+func (*SiteRemove) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SiteRemove) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SiteRemove) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
 // SiteDrain asks a site to be left in peace, or no longer: no leadership, no
 // vote, no first choice as a source.
 type SiteDrain struct {
@@ -1144,7 +1201,7 @@ type SiteDrain struct {
 
 func (x *SiteDrain) Reset() {
 	*x = SiteDrain{}
-	mi := &file_consensus_command_command_proto_msgTypes[13]
+	mi := &file_consensus_command_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +1213,7 @@ func (x *SiteDrain) String() string {
 func (*SiteDrain) ProtoMessage() {}
 
 func (x *SiteDrain) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[13]
+	mi := &file_consensus_command_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +1226,7 @@ func (x *SiteDrain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteDrain.ProtoReflect.Descriptor instead.
 func (*SiteDrain) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{13}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SiteDrain) GetId() int64 {
@@ -1206,7 +1263,7 @@ type ProjectCreate struct {
 
 func (x *ProjectCreate) Reset() {
 	*x = ProjectCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1275,7 @@ func (x *ProjectCreate) String() string {
 func (*ProjectCreate) ProtoMessage() {}
 
 func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1288,7 @@ func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectCreate.ProtoReflect.Descriptor instead.
 func (*ProjectCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ProjectCreate) GetProjectId() []byte {
@@ -1280,7 +1337,7 @@ type ProjectUpdate struct {
 
 func (x *ProjectUpdate) Reset() {
 	*x = ProjectUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1349,7 @@ func (x *ProjectUpdate) String() string {
 func (*ProjectUpdate) ProtoMessage() {}
 
 func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1362,7 @@ func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectUpdate.ProtoReflect.Descriptor instead.
 func (*ProjectUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ProjectUpdate) GetId() int64 {
@@ -1339,7 +1396,7 @@ type ProjectDelete struct {
 
 func (x *ProjectDelete) Reset() {
 	*x = ProjectDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1408,7 @@ func (x *ProjectDelete) String() string {
 func (*ProjectDelete) ProtoMessage() {}
 
 func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1421,7 @@ func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectDelete.ProtoReflect.Descriptor instead.
 func (*ProjectDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ProjectDelete) GetId() int64 {
@@ -1395,7 +1452,7 @@ type UserCreate struct {
 
 func (x *UserCreate) Reset() {
 	*x = UserCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1464,7 @@ func (x *UserCreate) String() string {
 func (*UserCreate) ProtoMessage() {}
 
 func (x *UserCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1477,7 @@ func (x *UserCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserCreate.ProtoReflect.Descriptor instead.
 func (*UserCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UserCreate) GetName() string {
@@ -1480,7 +1537,7 @@ type UserUpdate struct {
 
 func (x *UserUpdate) Reset() {
 	*x = UserUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1549,7 @@ func (x *UserUpdate) String() string {
 func (*UserUpdate) ProtoMessage() {}
 
 func (x *UserUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1562,7 @@ func (x *UserUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserUpdate.ProtoReflect.Descriptor instead.
 func (*UserUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UserUpdate) GetId() int64 {
@@ -1567,7 +1624,7 @@ type UserDelete struct {
 
 func (x *UserDelete) Reset() {
 	*x = UserDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1636,7 @@ func (x *UserDelete) String() string {
 func (*UserDelete) ProtoMessage() {}
 
 func (x *UserDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1649,7 @@ func (x *UserDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDelete.ProtoReflect.Descriptor instead.
 func (*UserDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UserDelete) GetId() int64 {
@@ -1624,7 +1681,7 @@ type MemberSet struct {
 
 func (x *MemberSet) Reset() {
 	*x = MemberSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1693,7 @@ func (x *MemberSet) String() string {
 func (*MemberSet) ProtoMessage() {}
 
 func (x *MemberSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1706,7 @@ func (x *MemberSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberSet.ProtoReflect.Descriptor instead.
 func (*MemberSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MemberSet) GetProjectId() int64 {
@@ -1698,7 +1755,7 @@ type MemberDelete struct {
 
 func (x *MemberDelete) Reset() {
 	*x = MemberDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +1767,7 @@ func (x *MemberDelete) String() string {
 func (*MemberDelete) ProtoMessage() {}
 
 func (x *MemberDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1780,7 @@ func (x *MemberDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberDelete.ProtoReflect.Descriptor instead.
 func (*MemberDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MemberDelete) GetProjectId() int64 {
@@ -1762,7 +1819,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +1831,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +1844,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Rule) GetName() string {
@@ -1848,7 +1905,7 @@ type RuleCreate struct {
 
 func (x *RuleCreate) Reset() {
 	*x = RuleCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +1917,7 @@ func (x *RuleCreate) String() string {
 func (*RuleCreate) ProtoMessage() {}
 
 func (x *RuleCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +1930,7 @@ func (x *RuleCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCreate.ProtoReflect.Descriptor instead.
 func (*RuleCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RuleCreate) GetRule() *Rule {
@@ -1894,7 +1951,7 @@ type RuleUpdate struct {
 
 func (x *RuleUpdate) Reset() {
 	*x = RuleUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1906,7 +1963,7 @@ func (x *RuleUpdate) String() string {
 func (*RuleUpdate) ProtoMessage() {}
 
 func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1919,7 +1976,7 @@ func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleUpdate.ProtoReflect.Descriptor instead.
 func (*RuleUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RuleUpdate) GetId() int64 {
@@ -1953,7 +2010,7 @@ type RuleDelete struct {
 
 func (x *RuleDelete) Reset() {
 	*x = RuleDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2022,7 @@ func (x *RuleDelete) String() string {
 func (*RuleDelete) ProtoMessage() {}
 
 func (x *RuleDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2035,7 @@ func (x *RuleDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleDelete.ProtoReflect.Descriptor instead.
 func (*RuleDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RuleDelete) GetId() int64 {
@@ -2006,7 +2063,7 @@ type KeyBox struct {
 
 func (x *KeyBox) Reset() {
 	*x = KeyBox{}
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2075,7 @@ func (x *KeyBox) String() string {
 func (*KeyBox) ProtoMessage() {}
 
 func (x *KeyBox) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2088,7 @@ func (x *KeyBox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBox.ProtoReflect.Descriptor instead.
 func (*KeyBox) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *KeyBox) GetNodeId() []byte {
@@ -2060,7 +2117,7 @@ type NodeKey struct {
 
 func (x *NodeKey) Reset() {
 	*x = NodeKey{}
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2129,7 @@ func (x *NodeKey) String() string {
 func (*NodeKey) ProtoMessage() {}
 
 func (x *NodeKey) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2142,7 @@ func (x *NodeKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeKey.ProtoReflect.Descriptor instead.
 func (*NodeKey) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NodeKey) GetKind() KeyKind {
@@ -2120,7 +2177,7 @@ type KeysRotate struct {
 
 func (x *KeysRotate) Reset() {
 	*x = KeysRotate{}
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2189,7 @@ func (x *KeysRotate) String() string {
 func (*KeysRotate) ProtoMessage() {}
 
 func (x *KeysRotate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2202,7 @@ func (x *KeysRotate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRotate.ProtoReflect.Descriptor instead.
 func (*KeysRotate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *KeysRotate) GetGossip() bool {
@@ -2175,7 +2232,7 @@ type KeyStep struct {
 
 func (x *KeyStep) Reset() {
 	*x = KeyStep{}
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2187,7 +2244,7 @@ func (x *KeyStep) String() string {
 func (*KeyStep) ProtoMessage() {}
 
 func (x *KeyStep) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2200,7 +2257,7 @@ func (x *KeyStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStep.ProtoReflect.Descriptor instead.
 func (*KeyStep) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *KeyStep) GetKind() KeyKind {
@@ -2245,7 +2302,7 @@ type SecretSet struct {
 
 func (x *SecretSet) Reset() {
 	*x = SecretSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2314,7 @@ func (x *SecretSet) String() string {
 func (*SecretSet) ProtoMessage() {}
 
 func (x *SecretSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2327,7 @@ func (x *SecretSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretSet.ProtoReflect.Descriptor instead.
 func (*SecretSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SecretSet) GetObject() string {
@@ -2312,7 +2369,7 @@ type RecoverySet struct {
 
 func (x *RecoverySet) Reset() {
 	*x = RecoverySet{}
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2381,7 @@ func (x *RecoverySet) String() string {
 func (*RecoverySet) ProtoMessage() {}
 
 func (x *RecoverySet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2394,7 @@ func (x *RecoverySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverySet.ProtoReflect.Descriptor instead.
 func (*RecoverySet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RecoverySet) GetRecipient() string {
@@ -2367,7 +2424,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2436,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2449,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2499,7 +2556,12 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x12\n" +
 	"\x04lost\x18\x02 \x01(\bR\x04lost\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x04R\tifVersion\"P\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\";\n" +
+	"\n" +
+	"SiteRemove\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"P\n" +
 	"\tSiteDrain\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
 	"\x05drain\x18\x02 \x01(\bR\x05drain\x12\x1d\n" +
@@ -2622,7 +2684,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index*\xf5\x04\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index*\x8b\x05\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -2647,7 +2709,8 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x11TYPE_TOKEN_REVOKE\x10\x13\x12\x14\n" +
 	"\x10TYPE_NODE_REMOVE\x10\x14\x12\x13\n" +
 	"\x0fTYPE_SITE_DRAIN\x10\x15\x12\x13\n" +
-	"\x0fTYPE_VOTERS_SET\x10\x19\x12\x17\n" +
+	"\x0fTYPE_VOTERS_SET\x10\x19\x12\x14\n" +
+	"\x10TYPE_SITE_REMOVE\x10\x1a\x12\x17\n" +
 	"\x13TYPE_MESH_RECOVERED\x10 \x12\x14\n" +
 	"\x10TYPE_KEYS_ROTATE\x10\x1b\x12\x11\n" +
 	"\rTYPE_KEY_STEP\x10\x1c\x12\x13\n" +
@@ -2671,7 +2734,7 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),              // 0: portolan.command.v1.Type
 	(KeyKind)(0),           // 1: portolan.command.v1.KeyKind
@@ -2689,40 +2752,41 @@ var file_consensus_command_command_proto_goTypes = []any{
 	(*NodeJoin)(nil),       // 13: portolan.command.v1.NodeJoin
 	(*NodeUpdate)(nil),     // 14: portolan.command.v1.NodeUpdate
 	(*NodeRemove)(nil),     // 15: portolan.command.v1.NodeRemove
-	(*SiteDrain)(nil),      // 16: portolan.command.v1.SiteDrain
-	(*ProjectCreate)(nil),  // 17: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),  // 18: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),  // 19: portolan.command.v1.ProjectDelete
-	(*UserCreate)(nil),     // 20: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),     // 21: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),     // 22: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),      // 23: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),   // 24: portolan.command.v1.MemberDelete
-	(*Rule)(nil),           // 25: portolan.command.v1.Rule
-	(*RuleCreate)(nil),     // 26: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),     // 27: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),     // 28: portolan.command.v1.RuleDelete
-	(*KeyBox)(nil),         // 29: portolan.command.v1.KeyBox
-	(*NodeKey)(nil),        // 30: portolan.command.v1.NodeKey
-	(*KeysRotate)(nil),     // 31: portolan.command.v1.KeysRotate
-	(*KeyStep)(nil),        // 32: portolan.command.v1.KeyStep
-	(*SecretSet)(nil),      // 33: portolan.command.v1.SecretSet
-	(*RecoverySet)(nil),    // 34: portolan.command.v1.RecoverySet
-	(*SnapshotHeader)(nil), // 35: portolan.command.v1.SnapshotHeader
+	(*SiteRemove)(nil),     // 16: portolan.command.v1.SiteRemove
+	(*SiteDrain)(nil),      // 17: portolan.command.v1.SiteDrain
+	(*ProjectCreate)(nil),  // 18: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),  // 19: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),  // 20: portolan.command.v1.ProjectDelete
+	(*UserCreate)(nil),     // 21: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),     // 22: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),     // 23: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),      // 24: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),   // 25: portolan.command.v1.MemberDelete
+	(*Rule)(nil),           // 26: portolan.command.v1.Rule
+	(*RuleCreate)(nil),     // 27: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),     // 28: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),     // 29: portolan.command.v1.RuleDelete
+	(*KeyBox)(nil),         // 30: portolan.command.v1.KeyBox
+	(*NodeKey)(nil),        // 31: portolan.command.v1.NodeKey
+	(*KeysRotate)(nil),     // 32: portolan.command.v1.KeysRotate
+	(*KeyStep)(nil),        // 33: portolan.command.v1.KeyStep
+	(*SecretSet)(nil),      // 34: portolan.command.v1.SecretSet
+	(*RecoverySet)(nil),    // 35: portolan.command.v1.RecoverySet
+	(*SnapshotHeader)(nil), // 36: portolan.command.v1.SnapshotHeader
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
 	4,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
-	30, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
+	31, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
 	4,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
-	30, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
+	31, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
 	4,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
-	25, // 6: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	25, // 7: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	26, // 6: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	26, // 7: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
 	1,  // 8: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
 	1,  // 9: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
 	2,  // 10: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
-	29, // 11: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
+	30, // 11: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
 	12, // [12:12] is the sub-list for method output_type
 	12, // [12:12] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
@@ -2735,15 +2799,15 @@ func file_consensus_command_command_proto_init() {
 	if File_consensus_command_command_proto != nil {
 		return
 	}
-	file_consensus_command_command_proto_msgTypes[15].OneofWrappers = []any{}
-	file_consensus_command_command_proto_msgTypes[18].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[16].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
