@@ -16,7 +16,8 @@ import (
 // is on its way to another node, that one decides.
 type promoter struct {
 	voters.Promoter
-	node *Node
+	node   *Node
+	ballot *ballot
 }
 
 // CalculatePromotionsAndDemotions implements autopilot.Promoter.
@@ -24,18 +25,68 @@ func (p *promoter) CalculatePromotionsAndDemotions(c *autopilot.Config, s *autop
 	if p.node.removals.yielding.Load() {
 		return autopilot.RaftChanges{} // the next leader decides
 	}
+	if !p.ballot.judge(s) {
+		return autopilot.RaftChanges{} // votes were given or taken since s was put together
+	}
 	p.Trip = p.node.distances()
 	return p.Promoter.CalculatePromotionsAndDemotions(c, s)
 }
 
-// ballot is raft as autopilot may use it: handovers have a limit.
+// ballot is raft as autopilot may use it: handovers have a limit, and votes are
+// given and taken on top of the configuration that was judged, or not at all.
 type ballot struct {
 	*raft.Raft
 	node *Node
+	at   seen // that configuration; of autopilot's one goroutine alone
 }
 
+// judge takes note of the present configuration; false if the servers that vote
+// are others than those in s.
+func (b *ballot) judge(s *autopilot.State) bool {
+	servers, at, err := b.node.configuration()
+	if err != nil {
+		return false
+	}
+	votes := make(map[raft.ServerID]bool)
+	for _, srv := range servers {
+		if srv.Suffrage == raft.Voter {
+			votes[srv.ID] = true
+		}
+	}
+	for id, srv := range s.Servers {
+		if srv.HasVotingRights() != votes[id] {
+			return false
+		}
+		delete(votes, id)
+	}
+	b.at = at
+	return len(votes) == 0
+}
+
+// AddVoter implements autopilot.Raft.
+func (b *ballot) AddVoter(id raft.ServerID, address raft.ServerAddress, _ uint64, timeout time.Duration) raft.IndexFuture {
+	return b.change(func() raft.IndexFuture { return b.Raft.AddVoter(id, address, 0, timeout) })
+}
+
+// DemoteVoter implements autopilot.Raft.
+func (b *ballot) DemoteVoter(id raft.ServerID, _ uint64, timeout time.Duration) raft.IndexFuture {
+	return b.change(func() raft.IndexFuture { return b.Raft.DemoteVoter(id, 0, timeout) })
+}
+
+// change lets the next one of the same round come on top of it.
+func (b *ballot) change(do func() raft.IndexFuture) raft.IndexFuture {
+	var err error
+	b.at, err = b.node.change(b.at, do)
+	return changed{handedOver{err}}
+}
+
+// changed is a raft.IndexFuture that is done; nobody asks it for the index.
+type changed struct{ handedOver }
+
+func (changed) Index() uint64 { return 0 }
+
 // LeadershipTransferToServer hands over once, and waits an election timeout.
-func (b ballot) LeadershipTransferToServer(id raft.ServerID, _ raft.ServerAddress) raft.Future {
+func (b *ballot) LeadershipTransferToServer(id raft.ServerID, _ raft.ServerAddress) raft.Future {
 	to, err := identity.ParseNodeID(string(id))
 	if err == nil {
 		n := b.node
@@ -65,27 +116,29 @@ func (n *Node) draining(id raft.ServerID) bool {
 // the configuration that it was decided on, or not at all. If the second one
 // fails the vote goes back.
 func (n *Node) exchange(from, to raft.ServerID) {
-	f := n.raft.GetConfiguration()
-	if f.Error() != nil {
+	servers, at, err := n.configuration()
+	if err != nil {
 		return
 	}
-	for _, s := range f.Configuration().Servers {
+	for _, s := range servers {
 		if s.ID == from && s.Suffrage != raft.Voter || s.ID == to && s.Suffrage == raft.Voter {
 			return // it was changed since the round began
 		}
 	}
 	start := time.Now()
-	down := n.raft.DemoteVoter(from, f.Index(), n.cfg.Profile.Election)
-	if err := down.Error(); err != nil {
+	at, err = n.change(at, func() raft.IndexFuture { return n.raft.DemoteVoter(from, 0, n.cfg.Profile.Election) })
+	if err != nil {
 		n.log.Debug("a vote was not moved", "err", err)
 		return
 	}
-	err := n.raft.AddVoter(to, raft.ServerAddress(to), down.Index(), n.cfg.Profile.Election).Error()
+	_, err = n.change(at, func() raft.IndexFuture { return n.raft.AddVoter(to, raft.ServerAddress(to), 0, n.cfg.Profile.Election) })
 	if err == nil {
 		n.log.Info("a vote went to a site that is nearer to the other voters", "from", n.siteOf(from), "to", n.siteOf(to), "took", time.Since(start).Round(time.Millisecond))
 		return
 	}
-	back := n.raft.AddVoter(from, raft.ServerAddress(from), 0, n.cfg.Profile.Election).Error()
+	_, back := n.change(n.votesNow(), func() raft.IndexFuture {
+		return n.raft.AddVoter(from, raft.ServerAddress(from), 0, n.cfg.Profile.Election)
+	})
 	if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipLost) {
 		return // the next leader goes on from there
 	}

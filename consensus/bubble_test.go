@@ -89,12 +89,13 @@ func (b *bubbleMesh) lead(ctx context.Context, id raft.ServerID, n *Node, trip v
 				ap = nil
 			}
 			if leads {
-				ap = autopilot.New(ballot{Raft: n.raft, node: n}, &bubblePilot{b, id}, autopilot.WithLogger(hclog.NewNullLogger()),
+				votes := &ballot{Raft: n.raft, node: n}
+				ap = autopilot.New(votes, &bubblePilot{b, id}, autopilot.WithLogger(hclog.NewNullLogger()),
 					autopilot.WithUpdateInterval(500*time.Millisecond), autopilot.WithReconcileInterval(time.Second),
-					autopilot.WithPromoter(&voters.Promoter{Sites: func() int { return len(b.nodes) }, Exchange: n.exchange,
+					autopilot.WithPromoter(&bubblePromoter{ballot: votes, Promoter: voters.Promoter{Sites: func() int { return len(b.nodes) }, Exchange: n.exchange,
 						Trip: func(x, y raft.ServerID) (time.Duration, bool) {
 							return trip(raft.ServerID(b.names[x]), raft.ServerID(b.names[y]))
-						}}))
+						}}}))
 				ap.Start(ctx)
 			}
 		case <-ctx.Done():
@@ -234,4 +235,17 @@ func TestVoters_Bubble(t *testing.T) {
 		}
 		t.Logf("seen: %q", seen)
 	})
+}
+
+// bubblePromoter is promoter with the test's round trips.
+type bubblePromoter struct {
+	voters.Promoter
+	ballot *ballot
+}
+
+func (p *bubblePromoter) CalculatePromotionsAndDemotions(c *autopilot.Config, s *autopilot.State) autopilot.RaftChanges {
+	if !p.ballot.judge(s) {
+		return autopilot.RaftChanges{}
+	}
+	return p.Promoter.CalculatePromotionsAndDemotions(c, s)
 }

@@ -3,6 +3,7 @@ package consensus
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -221,12 +222,20 @@ func (n *server) Committed(stream grpc.ClientStreamingServer[CommitNotice, Commi
 type toldLog struct {
 	raft.LogStore
 	stored func(index uint64)
+	// config is the index of the newest of raft's configurations that was stored;
+	// one that was cut off again counts until the next: it is never too low.
+	config atomic.Uint64
 }
 
 // StoreLogs implements raft.LogStore.
 func (l *toldLog) StoreLogs(logs []*raft.Log) error {
 	if err := l.LogStore.StoreLogs(logs); err != nil {
 		return err
+	}
+	for _, e := range logs {
+		if e.Type == raft.LogConfiguration {
+			l.config.Store(e.Index)
+		}
 	}
 	if len(logs) > 0 {
 		l.stored(logs[len(logs)-1].Index)
@@ -241,4 +250,27 @@ func (l *toldLog) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.Log
 func (l *toldLog) IsMonotonic() bool {
 	m, ok := l.LogStore.(raft.MonotonicLogStore)
 	return ok && m.IsMonotonic()
+}
+
+// findConfig looks for a configuration among the entries from one on, which may
+// not be committed: those before were applied.
+func (l *toldLog) findConfig(from uint64) error {
+	last, err := l.LastIndex()
+	if err != nil {
+		return err
+	}
+	first, err := l.FirstIndex()
+	if err != nil {
+		return err
+	}
+	var e raft.Log
+	for i := max(from, first, 1); i <= last; i++ {
+		if err := l.GetLog(i, &e); err != nil {
+			return fmt.Errorf("consensus: entry %d of the raft log: %w", i, err)
+		}
+		if e.Type == raft.LogConfiguration {
+			l.config.Store(i)
+		}
+	}
+	return nil
 }

@@ -31,23 +31,34 @@ func (n *Node) yieldIfDraining(ctx context.Context) {
 // if there is one; any at all if this node must go. The only voter of a mesh
 // makes a learner a voter first: the new leader then takes this node's vote,
 // since two are worse than one.
+//
+// A *nobodyError says that nobody can take over; after any other error the same
+// may go well in a moment.
 func (n *Node) yield(ctx context.Context, must bool) error {
 	if !n.removals.yielding.CompareAndSwap(false, true) {
 		return errors.New("leadership is being handed over")
 	}
 	defer n.removals.yielding.Store(false)
 	self := n.cfg.Identity.ID
-	all, learners := n.servers()
+	servers, at, err := n.configuration()
+	if err != nil {
+		return err
+	}
+	all, learners := split(servers)
 	others := slices.DeleteFunc(all, func(id identity.NodeID) bool { return id == self })
 	promote := len(others) == 0
 	if promote {
 		others = learners
 	}
 	if len(others) == 0 {
-		return errors.New("there is no other")
+		return &nobodyError{"there is no other"}
 	}
 	view := n.state.View()
-	alive := slices.DeleteFunc(n.answering(ctx, others), func(id identity.NodeID) bool {
+	need := 0
+	if must {
+		need = 1
+	}
+	alive := slices.DeleteFunc(n.awaitAnswering(ctx, others, need), func(id identity.NodeID) bool {
 		_, member := view.Node(id)
 		return !member || n.removals.leaves(id)
 	})
@@ -55,12 +66,12 @@ func (n *Node) yield(ctx context.Context, must bool) error {
 		return int(flag(view.Draining(a))) - int(flag(view.Draining(b)))
 	})
 	if len(alive) == 0 || (!must && view.Draining(alive[0])) {
-		return errors.New("no other node that could take over answers")
+		return &nobodyError{"no other node that could take over answers"}
 	}
 	to := alive[0]
 	if promote {
 		id := raft.ServerID(to.String())
-		if err := n.raft.AddVoter(id, raft.ServerAddress(id), 0, n.cfg.Profile.Election).Error(); err != nil {
+		if _, err := n.change(at, func() raft.IndexFuture { return n.raft.AddVoter(id, raft.ServerAddress(id), 0, n.cfg.Profile.Election) }); err != nil {
 			return fmt.Errorf("site %s was not made a voter: %w", n.siteName(to), err)
 		}
 	}
@@ -70,3 +81,8 @@ func (n *Node) yield(ctx context.Context, must bool) error {
 	n.log.Info("leadership was handed over: this site drains or leaves", "to_site", n.siteName(to))
 	return nil
 }
+
+// nobodyError means that there is nobody to give leadership to.
+type nobodyError struct{ why string }
+
+func (e *nobodyError) Error() string { return e.why }

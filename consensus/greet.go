@@ -274,6 +274,11 @@ func (n *Node) greetOthers(ctx context.Context) {
 				if err := n.greetOne(ctx, id); err == nil || errors.Is(err, errGreeting) {
 					return // it has said what it knows
 				}
+				// Whoever refuses raft's connections may say by a call that this node was
+				// removed.
+				if _, err := n.ping(ctx, id); errors.As(fromStatus(err), new(*removedError)) {
+					return
+				}
 				select {
 				case <-ctx.Done():
 				case <-time.After(pollLost):

@@ -94,8 +94,9 @@ func Join(ctx context.Context, cfg JoinConfig) (*JoinResult, error) {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("join: %w", ctx.Err())
 		}
-		cfg.Progress(err.Error())
-		tried = append(tried, err)
+		if tried = append(tried, err); len(tried) < len(cfg.Token.Nodes) {
+			cfg.Progress(err.Error()) // the last one's is in the answer
+		}
 	}
 	if len(tried) == 1 {
 		return nil, tried[0]

@@ -76,9 +76,10 @@ func (n *Node) govern(ctx context.Context) {
 	p := &pilot{node: n, last: make(map[raft.ServerID]report)}
 	// Long enough for an answer over the profile's slowest link, twice.
 	update := max(500*time.Millisecond, n.cfg.Profile.Election*2/5)
-	ap := autopilot.New(ballot{Raft: n.raft, node: n}, p,
+	votes := &ballot{Raft: n.raft, node: n}
+	ap := autopilot.New(votes, p,
 		autopilot.WithLogger(telemetry.HCLog(n.log, "voters", repeatsAutopilot)),
-		autopilot.WithPromoter(&promoter{node: n, Promoter: voters.Promoter{
+		autopilot.WithPromoter(&promoter{node: n, ballot: votes, Promoter: voters.Promoter{
 			Sites: p.votingSites, Want: func() int { return n.state.View().Mesh().WantsVoters() }, Draining: n.draining, Exchange: n.exchange,
 			Lasting: n.cfg.lasting, Answers: func(id raft.ServerID) bool { return p.answers(ctx, id) }}}),
 		autopilot.WithUpdateInterval(update), autopilot.WithReconcileInterval(2*update))
@@ -107,28 +108,31 @@ func (n *Node) govern(ctx context.Context) {
 // configuration that it was decided on.
 func (n *Node) reconcile() error {
 	for range maxPeekedNodes {
-		f := n.raft.GetConfiguration()
-		if err := f.Error(); err != nil {
+		servers, at, err := n.configuration()
+		if err != nil {
 			return err
 		}
 		view := n.state.View()
 		if view.Mesh().ID.IsZero() {
 			return nil
 		}
-		change := n.nextChange(view, f.Configuration().Servers, f.Index())
-		if change == nil {
+		next := n.nextChange(view, servers)
+		if next == nil {
 			return nil
 		}
-		if err := change.Error(); errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipLost) {
+		switch _, err := n.change(at, next); {
+		case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost):
 			return nil
-		} else if err != nil {
+		case errors.Is(err, errVotesChanged):
+			// looked at again
+		case err != nil:
 			return err
 		}
 	}
 	return nil
 }
 
-func (n *Node) nextChange(view *state.View, servers []raft.Server, index uint64) raft.IndexFuture {
+func (n *Node) nextChange(view *state.View, servers []raft.Server) func() raft.IndexFuture {
 	known := make(map[raft.ServerID]bool, len(servers))
 	for _, s := range servers {
 		known[s.ID] = true
@@ -137,14 +141,16 @@ func (n *Node) nextChange(view *state.View, servers []raft.Server, index uint64)
 		id := raft.ServerID(m.ID.String())
 		if !known[id] {
 			n.log.Debug("adding a member as learner", "node", m.ID, "site", m.Site)
-			return n.raft.AddNonvoter(id, raft.ServerAddress(id), index, n.cfg.Profile.Election)
+			return func() raft.IndexFuture {
+				return n.raft.AddNonvoter(id, raft.ServerAddress(id), 0, n.cfg.Profile.Election)
+			}
 		}
 	}
 	for _, s := range servers {
 		id, err := identity.ParseNodeID(string(s.ID))
 		if _, member := view.Node(id); err == nil && !member && id != n.cfg.Identity.ID {
 			n.log.Info("removing a server that is no member", "node", id)
-			return n.raft.RemoveServer(s.ID, index, n.cfg.Profile.Election)
+			return func() raft.IndexFuture { return n.raft.RemoveServer(s.ID, 0, n.cfg.Profile.Election) }
 		}
 	}
 	return nil
@@ -233,7 +239,9 @@ func (p *pilot) FetchServerStats(ctx context.Context, servers map[raft.ServerID]
 	return out
 }
 
-// answers asks a node that shall vote for a sign of life.
+// answers asks a node that shall vote for a sign of life: that it hears the
+// leader and takes part. What was told of its health may be of before it began
+// anew.
 func (p *pilot) answers(ctx context.Context, id raft.ServerID) bool {
 	node, err := identity.ParseNodeID(string(id))
 	if err != nil {
@@ -241,8 +249,8 @@ func (p *pilot) answers(ctx context.Context, id raft.ServerID) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.node.cfg.Profile.Election/2)
 	defer cancel()
-	_, err = p.ask(ctx, node)
-	return err == nil
+	stats, err := p.ask(ctx, node)
+	return err == nil && stats.LastContact >= 0
 }
 
 func (p *pilot) ask(ctx context.Context, id identity.NodeID) (autopilot.ServerStats, error) {

@@ -36,6 +36,7 @@ type Node struct {
 	fsm    *fsm
 	raft   *raft.Raft
 	wal    *wal.WAL
+	logs   *toldLog // raft's, above the wal
 	mark   *marker
 	trans  *raft.NetworkTransport
 	guard  *guard
@@ -65,6 +66,7 @@ type Node struct {
 	closeErr error
 
 	removals removals
+	votes    votes
 
 	transferring atomic.Bool   // leadership is being handed over
 	opened       chan struct{} // closed when raft is there
@@ -156,7 +158,8 @@ func (n *Node) open() error {
 	if n.wal, err = wal.Open(walDir, wal.WithSegmentSize(walSegmentBytes), wal.WithLogger(hlog)); err != nil {
 		return fmt.Errorf("consensus: open raft log in %s: %w", walDir, err)
 	}
-	logs, err := raft.NewLogCache(logCacheEntries, &toldLog{LogStore: n.wal, stored: n.commits.storedUpTo})
+	n.logs = &toldLog{LogStore: n.wal, stored: n.commits.storedUpTo}
+	logs, err := raft.NewLogCache(logCacheEntries, n.logs)
 	if err != nil {
 		return fmt.Errorf("consensus: %w", err)
 	}
@@ -170,6 +173,9 @@ func (n *Node) open() error {
 	}
 	n.fsm = newFSM(n.state, n.mark)
 	if err := replay(n.fsm, n.wal, snaps, n.mark); err != nil {
+		return err
+	}
+	if err := n.logs.findConfig(n.state.View().Index() + 1); err != nil {
 		return err
 	}
 	if err := n.loadSeeds(); err != nil {

@@ -88,6 +88,7 @@ func (n *Node) takePart(ctx context.Context) {
 		n.comeBack(ctx)
 	default:
 		n.greetOthers(ctx)
+		n.awaitNotRemoved(ctx)
 		n.guard.set(takesPart, 0)
 	}
 	if n.isOutdated() == nil {
@@ -229,14 +230,14 @@ func (n *server) Return(ctx context.Context, req *ReturnRequest) (*ReturnReply, 
 		return nil, toStatus(err)
 	}
 	defer done()
-	f := n.raft.GetConfiguration()
-	if err := f.Error(); err != nil {
+	servers, at, err := n.configuration()
+	if err != nil {
 		return nil, toStatus(err)
 	}
 	id := raft.ServerID(caller.String())
-	if voters, _ := split(f.Configuration().Servers); slices.Contains(voters, caller) {
+	if voters, _ := split(servers); slices.Contains(voters, caller) {
 		// On top of the configuration that was looked at, or not at all.
-		if err := n.raft.DemoteVoter(id, f.Index(), n.cfg.Profile.Election).Error(); err != nil {
+		if _, err := n.change(at, func() raft.IndexFuture { return n.raft.DemoteVoter(id, 0, n.cfg.Profile.Election) }); err != nil {
 			return nil, toStatus(&command.Unavailable{Reason: "the vote of a node that comes back cannot be taken away: " + err.Error(), RetryAfter: n.cfg.Profile.Election})
 		}
 	}

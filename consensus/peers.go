@@ -310,7 +310,11 @@ func (n *Node) hear(nodes []*command.Node, index uint64) {
 	defer n.mu.Unlock()
 	n.heardAt = time.Now()
 	for _, m := range nodes {
-		if row, err := state.NodeOf(m); err == nil && index >= n.heard[row.ID].index {
+		row, err := state.NodeOf(m)
+		if err != nil {
+			continue
+		}
+		if old, known := n.heard[row.ID]; index >= old.index && (known || len(n.heard) < maxPeekedNodes) {
 			n.heard[row.ID] = heardNode{row, index}
 		}
 	}

@@ -219,6 +219,7 @@ func (n *Node) pingFor(ctx context.Context, id identity.NodeID, trips bool) (*Pi
 		n.noteRemoval(id, fromStatus(err))
 		return nil, err
 	}
+	n.noteMember(id)
 	n.trips.add(id, time.Since(start))
 	if rep.GetApplied() > have {
 		n.hear(rep.GetNodes(), rep.GetApplied())

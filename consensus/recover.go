@@ -228,6 +228,9 @@ func (s *Survey) checkLost(cfg RecoverConfig) error {
 			remaining = append(remaining, m.Site)
 		}
 	}
+	if left > voters/2 && voters == 1 && s.Voter {
+		return errors.New("this node is the mesh's only voter: nothing is lost; start it, it leads alone")
+	}
 	if left > voters/2 {
 		where := ""
 		if len(remaining) > 0 {

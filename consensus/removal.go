@@ -49,7 +49,8 @@ const (
 // told is a removal by hearsay.
 type told struct {
 	Removal
-	at time.Time
+	from identity.NodeID
+	at   time.Time
 }
 
 // removals is what a node knows of removals beside the state.
@@ -65,7 +66,9 @@ type removals struct {
 }
 
 // Removed says that this node was removed, by its own state or by what members
-// told it since a leader was heard last.
+// told it since a leader was heard last. A node that leads because a majority of
+// voters follows it believes no single member; one that leads alone does: nobody
+// follows it, and its own log is all that says it may.
 func (n *Node) Removed() (Removal, bool) {
 	view := n.state.View()
 	if _, member := view.Node(n.cfg.Identity.ID); !member {
@@ -73,10 +76,45 @@ func (n *Node) Removed() (Removal, bool) {
 			return removalOf(r), true
 		}
 	}
-	if t := n.removals.told.Load(); t != nil && !n.raft.LastContact().After(t.at) && n.raft.State() != raft.Leader {
+	t := n.removals.told.Load()
+	switch {
+	case t == nil:
+	case n.isOnlyVoter():
+		return t.Removal, true
+	case !n.raft.LastContact().After(t.at) && n.raft.State() != raft.Leader:
 		return t.Removal, true
 	}
 	return Removal{}, false
+}
+
+func (n *Node) isOnlyVoter() bool {
+	voters, _ := n.servers()
+	return len(voters) == 1 && voters[0] == n.cfg.Identity.ID
+}
+
+// awaitNotRemoved keeps this node's part in raft closed while a voter, or of an
+// only voter any member, says that it was removed: two removed voters that come
+// back together would be a majority of their own log. It returns at once if
+// nobody has said so, and when that member knows this node again.
+func (n *Node) awaitNotRemoved(ctx context.Context) {
+	tick := time.NewTicker(pollLost)
+	defer tick.Stop()
+	for {
+		t := n.removals.told.Load()
+		if t == nil {
+			return
+		}
+		if voters, _ := n.servers(); !n.isOnlyVoter() && !slices.Contains(voters, t.from) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.isOut:
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // dialsNobody says whether raft's dials are in vain. Raft may dial before Open
@@ -104,9 +142,24 @@ func (n *Node) refuseRemoved() error {
 // to it: whoever was removed holds none.
 func (n *Node) noteRemoval(from identity.NodeID, err error) {
 	var gone *removedError
-	if errors.As(err, &gone) {
-		n.removals.told.Store(&told{gone.Removal, time.Now()})
-		n.peers.drop(from)
+	if !errors.As(err, &gone) {
+		return
+	}
+	n.removals.told.Store(&told{gone.Removal, from, time.Now()})
+	n.peers.drop(from)
+	if _, believed := n.Removed(); !believed && n.isLed() {
+		n.sayOnce("removed "+from.String(), func() {
+			n.log.Error("another site says that this node was removed, and the voters that this node knows go on without that site: a recovery there has ended this mesh, or is one too many; consensus/RECOVERY.md says how to decide",
+				"site", n.siteName(from), "removed_at", gone.At.UTC().Format(time.RFC3339), "removed_by", gone.By)
+		})
+	}
+}
+
+// noteMember forgets what a member said of this node's removal, once it answers
+// as to a member: the mesh there was recovered to a state before that.
+func (n *Node) noteMember(from identity.NodeID) {
+	if t := n.removals.told.Load(); t != nil && t.from == from {
+		n.removals.told.CompareAndSwap(t, nil)
 	}
 }
 
@@ -153,20 +206,26 @@ func (n *Node) beforeRemoval(ctx context.Context, env *command.Envelope) error {
 	if !member || view.CheckRemove(id) != nil || (m.GetIfVersion() != 0 && m.GetIfVersion() != site.Version) {
 		return nil //nolint:nilerr // a repetition of what was done already, among others
 	}
-	voters, _ := n.servers()
+	servers, at, err := n.configuration()
+	if err != nil {
+		return &notLeader{}
+	}
+	voters, _ := split(servers)
 	if !slices.Contains(voters, id) {
 		n.removals.leave(id)
 		return nil
 	}
 	if id == n.cfg.Identity.ID {
-		if err := n.yield(ctx, true); err != nil {
+		var nobody *nobodyError
+		if err := n.yield(ctx, true); errors.As(err, &nobody) {
 			return &command.Error{Code: command.CodeConflict, Message: fmt.Sprintf("site %s leads the mesh and no other can take over: %s", node.Site, err)}
 		}
-		return &notLeader{} // whoever leads now goes on
+		return &notLeader{} // whoever leads now goes on; this node again, if the handover failed
 	}
 	rest := slices.DeleteFunc(slices.Clone(voters), func(v identity.NodeID) bool { return v == id })
-	alive := n.answering(ctx, rest)
-	if need := len(rest)/2 + 1; len(alive) < need {
+	need := len(rest)/2 + 1
+	alive := n.awaitAnswering(ctx, rest, need)
+	if len(alive) < need {
 		var away []string
 		for _, v := range rest {
 			if !slices.Contains(alive, v) {
@@ -180,8 +239,14 @@ func (n *Node) beforeRemoval(ctx context.Context, env *command.Envelope) error {
 	}
 	n.removals.leave(id)
 	n.log.Info("taking the vote of a node that is being removed", "site", node.Site, "node", id)
-	if err := n.raft.DemoteVoter(raft.ServerID(id.String()), 0, n.cfg.Profile.Election).Error(); err != nil {
-		return n.watchTransfer(err)
+	// On top of the configuration that was judged, or not at all: of several
+	// removals at a time each counts on the voters that another one takes.
+	if _, err := n.change(at, func() raft.IndexFuture {
+		return n.raft.DemoteVoter(raft.ServerID(id.String()), 0, n.cfg.Profile.Election)
+	}); err != nil {
+		_ = n.watchTransfer(err)
+		n.removals.stay(id)
+		return &notLeader{} // the edit was never in the log: it is tried again
 	}
 	return nil
 }
@@ -201,6 +266,13 @@ func (r *removals) leave(id identity.NodeID) {
 	r.leaving[id] = time.Now()
 }
 
+// stay takes leave back: the vote was not taken.
+func (r *removals) stay(id identity.NodeID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.leaving, id)
+}
+
 func (r *removals) leaves(id identity.NodeID) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -208,8 +280,10 @@ func (r *removals) leaves(id identity.NodeID) bool {
 	return ok && time.Since(at) <= leavingFor
 }
 
-// answering asks nodes for a sign of life, all at once, and gives those that
-// answer, in their order. This node always does.
+// answering asks nodes, all at once, and gives those that follow this node, the
+// leader, in their order: that they run is not enough, one that comes back with
+// an old log (invariant C21) answers and acknowledges nothing. This node always
+// does.
 func (n *Node) answering(ctx context.Context, ids []identity.NodeID) []identity.NodeID {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.Profile.Election/2)
 	defer cancel()
@@ -221,8 +295,8 @@ func (n *Node) answering(ctx context.Context, ids []identity.NodeID) []identity.
 			continue
 		}
 		wg.Go(func() {
-			_, err := n.ping(ctx, id)
-			answers[i] = err == nil
+			rep, err := n.ping(ctx, id)
+			answers[i] = err == nil && n.isFollowedBy(rep)
 		})
 	}
 	wg.Wait()
@@ -233,4 +307,26 @@ func (n *Node) answering(ctx context.Context, ids []identity.NodeID) []identity.
 		}
 	}
 	return out
+}
+
+// awaitAnswering is answering until so many do, one election timeout at most: of
+// a leader that has just begun not everybody has heard yet.
+func (n *Node) awaitAnswering(ctx context.Context, ids []identity.NodeID, need int) []identity.NodeID {
+	for end := time.Now().Add(n.cfg.Profile.Election); ; {
+		alive := n.answering(ctx, ids)
+		if len(alive) >= need || !time.Now().Before(end) || n.raft.State() != raft.Leader {
+			return alive
+		}
+		select {
+		case <-ctx.Done():
+			return alive
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+// isFollowedBy reports whether a node that answered hears from this one as its
+// leader, takes part, and has about all of the log.
+func (n *Node) isFollowedBy(rep *PingReply) bool {
+	return rep.GetLastContactMs() >= 0 && string(rep.GetLeaderId()) == string(n.cfg.Identity.ID[:]) && rep.GetLastIndex()+maxTrailing >= n.raft.LastIndex()
 }

@@ -271,7 +271,7 @@ func TestDrain_VoteMoves(t *testing.T) {
 	// A third site: three could vote, but one of them drains.
 	c := m.site("sgp")
 	c.join(b)
-	pilot := &promoter{node: b.node, Promoter: voters.Promoter{Sites: func() int { return 3 }, Draining: b.node.draining}}
+	pilot := &promoter{node: b.node, ballot: &ballot{Raft: b.node.raft, node: b.node}, Promoter: voters.Promoter{Sites: func() int { return 3 }, Draining: b.node.draining}}
 	if got := pilot.CalculatePromotionsAndDemotions(nil, pilotState(b, a, b, c)); len(got.Promotions)+len(got.Demotions) > 0 {
 		t.Errorf("while one of three drains: %+v", got)
 	}

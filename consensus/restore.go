@@ -3,16 +3,11 @@ package consensus
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
 
 	"github.com/portolan/portolan/consensus/backup"
 	"github.com/portolan/portolan/consensus/command"
@@ -55,12 +50,8 @@ func (c ctxWriter) Write(p []byte) (int, error) {
 	return c.w.Write(p)
 }
 
-const (
-	// restoredTerm is the term of the snapshot that a restored mesh begins with.
-	restoredTerm = 1
-	// currentTermKey is raft's own, for its stable store (raft.keyCurrentTerm).
-	currentTermKey = "CurrentTerm"
-)
+// restoredTerm is the term of the snapshot that a restored mesh begins with.
+const restoredTerm = 1
 
 // Restore makes dir, which must not be there or be empty, the raft directory of
 // a new mesh with the state of a backup and this one node, its only voter. node
@@ -76,41 +67,15 @@ func Restore(dir string, b *backup.Backup, id *identity.Identity, site string, n
 	if err != nil {
 		return mesh, err
 	}
-	walDir := filepath.Join(dir, "wal")
-	if err := os.MkdirAll(walDir, 0o700); err != nil {
-		return mesh, fmt.Errorf("consensus: make directory: %w", err)
-	}
-	// raft never asks for an entry before the snapshot, and counts its terms from
-	// the snapshot's on.
-	logs, err := wal.Open(walDir, wal.WithSegmentSize(walSegmentBytes), wal.WithLogger(hclog.NewNullLogger()))
-	if err != nil {
-		return mesh, fmt.Errorf("consensus: make raft log in %s: %w", walDir, err)
-	}
-	err = logs.SetUint64([]byte(currentTermKey), restoredTerm)
-	if err := errors.Join(err, logs.Close()); err != nil {
-		return mesh, fmt.Errorf("consensus: make raft log in %s: %w", walDir, err)
-	}
-	if err := writeSnapshot(dir, st.View(), raft.ServerID(id.ID.String())); err != nil {
+	if err := writeDirectory(dir, st.View(), id.ID, position{restoredTerm, st.View().Index()}); err != nil {
 		return mesh, fmt.Errorf("consensus: write the restored state: %w", err)
 	}
-	// A restore that was told to be done is found after a power cut; the snapshot
-	// store has synced its own files.
-	if err := syncDirs(walDir, dir, filepath.Dir(dir)); err != nil {
+	// A restore that was told to be done is found after a power cut.
+	if err := syncTree(dir); err != nil {
+		return mesh, fmt.Errorf("consensus: %w", err)
+	}
+	if err := syncDirs(filepath.Dir(dir)); err != nil {
 		return mesh, fmt.Errorf("consensus: %w", err)
 	}
 	return r.Mesh, nil
-}
-
-func writeSnapshot(dir string, view *state.View, self raft.ServerID) error {
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, hclog.NewNullLogger())
-	if err != nil {
-		return err
-	}
-	_, trans := raft.NewInmemTransport(raft.ServerAddress(self))
-	only := raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: self, Address: raft.ServerAddress(self)}}}
-	sink, err := snaps.Create(raft.SnapshotVersionMax, view.Index(), restoredTerm, only, view.Index(), trans)
-	if err != nil {
-		return err
-	}
-	return snapshot{view}.Persist(sink)
 }

@@ -85,9 +85,12 @@ func (n *Node) committedServers() (voters, learners []identity.NodeID) {
 	if f.Error() != nil {
 		return nil, nil
 	}
+	// After it: raft stores a configuration before it takes it. Its own word for the
+	// index is always 0, see votes.
+	index := n.logs.config.Load()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if f.Index() <= commit || len(n.committed) == 0 {
+	if index <= commit || len(n.committed) == 0 {
 		n.committed = f.Configuration().Servers
 	}
 	return split(n.committed)

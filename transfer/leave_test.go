@@ -186,3 +186,31 @@ func TestDrain_OtherHoldersFirst(t *testing.T) {
 		b.propose(&command.SiteDrain{Id: row.ID})
 	}
 }
+
+// TestRemoved_StoreIsForgotten: at who is there, and at who was away.
+func TestRemoved_StoreIsForgotten(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc", "sgp"})
+	fra, nyc, sgp := b.site("fra"), b.site("nyc"), b.site("sgp")
+	pid := b.project("prod")
+	img, other := sgp.push(pid, "app", "1.0"), nyc.push(pid, "web", "1.0")
+	knows := func(n *site) bool {
+		stores, err := n.store.Catalog().Holders(img.blobs[0])
+		must(t, err)
+		return slices.Contains(stores, sgp.store.ID())
+	}
+	eventually(t, "all know what sgp holds", func() bool { return knows(fra) && knows(nyc) })
+	eventually(t, "fra knows what nyc holds", func() bool {
+		stores, err := fra.store.Catalog().Holders(other.blobs[0])
+		return err == nil && slices.Equal(stores, []identity.StoreID{nyc.store.ID()})
+	})
+	nyc.stop()
+	b.propose(&command.NodeRemove{NodeId: sgp.id.ID[:], Lost: true})
+	eventually(t, "fra forgets it", func() bool { return !knows(fra) })
+	nyc.restart()
+	eventually(t, "nyc forgets it", func() bool { return !knows(nyc) })
+	stores, err := fra.store.Catalog().Stores()
+	must(t, err)
+	if !slices.Equal(stores, []identity.StoreID{nyc.store.ID()}) {
+		t.Errorf("stores that fra knows: %v", stores)
+	}
+}

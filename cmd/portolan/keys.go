@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -145,7 +146,7 @@ func stage(k mesh.Keys) string {
 		for _, v := range kind.keys {
 			versions = append(versions, fmt.Sprintf("version %d %s", v.Version, v.State))
 		}
-		parts = append(parts, fmt.Sprintf("%s key: %s", kind.name, list(versions, "none yet")))
+		parts = append(parts, fmt.Sprintf("%s key: %s", kind.name, cmp.Or(strings.Join(versions, ", "), "none yet")))
 	}
 	return strings.Join(parts, "; ")
 }

@@ -53,6 +53,7 @@ var kinds = []kind{
 	{Type_TYPE_TOKEN_REVOKE, 1, func() proto.Message { return new(TokenRevoke) }},
 	{Type_TYPE_NODE_REMOVE, 1, func() proto.Message { return new(NodeRemove) }},
 	{Type_TYPE_SITE_DRAIN, 1, func() proto.Message { return new(SiteDrain) }},
+	{Type_TYPE_SITE_REMOVE, 1, func() proto.Message { return new(SiteRemove) }},
 	{Type_TYPE_VOTERS_SET, 1, func() proto.Message { return new(VotersSet) }},
 	{Type_TYPE_MESH_RECOVERED, 1, func() proto.Message { return new(MeshRecovered) }},
 	{Type_TYPE_KEYS_ROTATE, 1, func() proto.Message { return new(KeysRotate) }},

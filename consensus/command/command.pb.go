@@ -51,6 +51,7 @@ const (
 	Type_TYPE_NODE_REMOVE       Type = 20
 	Type_TYPE_SITE_DRAIN        Type = 21
 	Type_TYPE_VOTERS_SET        Type = 25
+	Type_TYPE_SITE_REMOVE       Type = 26
 	Type_TYPE_MESH_RECOVERED    Type = 32
 	Type_TYPE_KEYS_ROTATE       Type = 27
 	Type_TYPE_KEY_STEP          Type = 28
@@ -89,6 +90,7 @@ var (
 		20: "TYPE_NODE_REMOVE",
 		21: "TYPE_SITE_DRAIN",
 		25: "TYPE_VOTERS_SET",
+		26: "TYPE_SITE_REMOVE",
 		32: "TYPE_MESH_RECOVERED",
 		27: "TYPE_KEYS_ROTATE",
 		28: "TYPE_KEY_STEP",
@@ -124,6 +126,7 @@ var (
 		"TYPE_NODE_REMOVE":       20,
 		"TYPE_SITE_DRAIN":        21,
 		"TYPE_VOTERS_SET":        25,
+		"TYPE_SITE_REMOVE":       26,
 		"TYPE_MESH_RECOVERED":    32,
 		"TYPE_KEYS_ROTATE":       27,
 		"TYPE_KEY_STEP":          28,
@@ -313,7 +316,7 @@ func (x KeyStep_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyStep_Step.Descriptor instead.
 func (KeyStep_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{31, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{32, 0}
 }
 
 type TagsMode_Step int32
@@ -368,7 +371,7 @@ func (x TagsMode_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TagsMode_Step.Descriptor instead.
 func (TagsMode_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{37, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{38, 0}
 }
 
 // Envelope is one raft log entry.
@@ -1248,6 +1251,60 @@ func (x *NodeRemove) GetIfVersion() uint64 {
 	return 0
 }
 
+// SiteRemove takes a site without nodes out of the mesh: one that a restored mesh
+// remembers and nobody has joined. A site with nodes goes with the last of them.
+type SiteRemove struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	IfVersion     uint64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // of its record; 0: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SiteRemove) Reset() {
+	*x = SiteRemove{}
+	mi := &file_consensus_command_command_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SiteRemove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SiteRemove) ProtoMessage() {}
+
+func (x *SiteRemove) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SiteRemove.ProtoReflect.Descriptor instead.
+func (*SiteRemove) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SiteRemove) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SiteRemove) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
 // SiteDrain asks a site to be left in peace, or no longer: no leadership, no
 // vote, no first choice as a source.
 type SiteDrain struct {
@@ -1261,7 +1318,7 @@ type SiteDrain struct {
 
 func (x *SiteDrain) Reset() {
 	*x = SiteDrain{}
-	mi := &file_consensus_command_command_proto_msgTypes[13]
+	mi := &file_consensus_command_command_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1330,7 @@ func (x *SiteDrain) String() string {
 func (*SiteDrain) ProtoMessage() {}
 
 func (x *SiteDrain) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[13]
+	mi := &file_consensus_command_command_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1343,7 @@ func (x *SiteDrain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteDrain.ProtoReflect.Descriptor instead.
 func (*SiteDrain) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{13}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SiteDrain) GetId() int64 {
@@ -1325,7 +1382,7 @@ type ProjectCreate struct {
 
 func (x *ProjectCreate) Reset() {
 	*x = ProjectCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1394,7 @@ func (x *ProjectCreate) String() string {
 func (*ProjectCreate) ProtoMessage() {}
 
 func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1407,7 @@ func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectCreate.ProtoReflect.Descriptor instead.
 func (*ProjectCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ProjectCreate) GetProjectId() []byte {
@@ -1414,7 +1471,7 @@ type ProjectUpdate struct {
 
 func (x *ProjectUpdate) Reset() {
 	*x = ProjectUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1483,7 @@ func (x *ProjectUpdate) String() string {
 func (*ProjectUpdate) ProtoMessage() {}
 
 func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1496,7 @@ func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectUpdate.ProtoReflect.Descriptor instead.
 func (*ProjectUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ProjectUpdate) GetId() int64 {
@@ -1480,7 +1537,7 @@ type ProjectDelete struct {
 
 func (x *ProjectDelete) Reset() {
 	*x = ProjectDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1549,7 @@ func (x *ProjectDelete) String() string {
 func (*ProjectDelete) ProtoMessage() {}
 
 func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1562,7 @@ func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectDelete.ProtoReflect.Descriptor instead.
 func (*ProjectDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ProjectDelete) GetId() int64 {
@@ -1536,7 +1593,7 @@ type ProjectSites struct {
 
 func (x *ProjectSites) Reset() {
 	*x = ProjectSites{}
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1605,7 @@ func (x *ProjectSites) String() string {
 func (*ProjectSites) ProtoMessage() {}
 
 func (x *ProjectSites) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1618,7 @@ func (x *ProjectSites) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectSites.ProtoReflect.Descriptor instead.
 func (*ProjectSites) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ProjectSites) GetId() int64 {
@@ -1605,7 +1662,7 @@ type ProjectSiteDone struct {
 
 func (x *ProjectSiteDone) Reset() {
 	*x = ProjectSiteDone{}
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1674,7 @@ func (x *ProjectSiteDone) String() string {
 func (*ProjectSiteDone) ProtoMessage() {}
 
 func (x *ProjectSiteDone) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1687,7 @@ func (x *ProjectSiteDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectSiteDone.ProtoReflect.Descriptor instead.
 func (*ProjectSiteDone) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ProjectSiteDone) GetId() int64 {
@@ -1668,7 +1725,7 @@ type UserCreate struct {
 
 func (x *UserCreate) Reset() {
 	*x = UserCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1737,7 @@ func (x *UserCreate) String() string {
 func (*UserCreate) ProtoMessage() {}
 
 func (x *UserCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1750,7 @@ func (x *UserCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserCreate.ProtoReflect.Descriptor instead.
 func (*UserCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UserCreate) GetName() string {
@@ -1753,7 +1810,7 @@ type UserUpdate struct {
 
 func (x *UserUpdate) Reset() {
 	*x = UserUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +1822,7 @@ func (x *UserUpdate) String() string {
 func (*UserUpdate) ProtoMessage() {}
 
 func (x *UserUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +1835,7 @@ func (x *UserUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserUpdate.ProtoReflect.Descriptor instead.
 func (*UserUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UserUpdate) GetId() int64 {
@@ -1840,7 +1897,7 @@ type UserDelete struct {
 
 func (x *UserDelete) Reset() {
 	*x = UserDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +1909,7 @@ func (x *UserDelete) String() string {
 func (*UserDelete) ProtoMessage() {}
 
 func (x *UserDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +1922,7 @@ func (x *UserDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDelete.ProtoReflect.Descriptor instead.
 func (*UserDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *UserDelete) GetId() int64 {
@@ -1897,7 +1954,7 @@ type MemberSet struct {
 
 func (x *MemberSet) Reset() {
 	*x = MemberSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +1966,7 @@ func (x *MemberSet) String() string {
 func (*MemberSet) ProtoMessage() {}
 
 func (x *MemberSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +1979,7 @@ func (x *MemberSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberSet.ProtoReflect.Descriptor instead.
 func (*MemberSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MemberSet) GetProjectId() int64 {
@@ -1971,7 +2028,7 @@ type MemberDelete struct {
 
 func (x *MemberDelete) Reset() {
 	*x = MemberDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1983,7 +2040,7 @@ func (x *MemberDelete) String() string {
 func (*MemberDelete) ProtoMessage() {}
 
 func (x *MemberDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1996,7 +2053,7 @@ func (x *MemberDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberDelete.ProtoReflect.Descriptor instead.
 func (*MemberDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MemberDelete) GetProjectId() int64 {
@@ -2035,7 +2092,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2047,7 +2104,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2060,7 +2117,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Rule) GetName() string {
@@ -2121,7 +2178,7 @@ type RuleCreate struct {
 
 func (x *RuleCreate) Reset() {
 	*x = RuleCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2133,7 +2190,7 @@ func (x *RuleCreate) String() string {
 func (*RuleCreate) ProtoMessage() {}
 
 func (x *RuleCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2146,7 +2203,7 @@ func (x *RuleCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCreate.ProtoReflect.Descriptor instead.
 func (*RuleCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RuleCreate) GetRule() *Rule {
@@ -2167,7 +2224,7 @@ type RuleUpdate struct {
 
 func (x *RuleUpdate) Reset() {
 	*x = RuleUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +2236,7 @@ func (x *RuleUpdate) String() string {
 func (*RuleUpdate) ProtoMessage() {}
 
 func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +2249,7 @@ func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleUpdate.ProtoReflect.Descriptor instead.
 func (*RuleUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RuleUpdate) GetId() int64 {
@@ -2226,7 +2283,7 @@ type RuleDelete struct {
 
 func (x *RuleDelete) Reset() {
 	*x = RuleDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2238,7 +2295,7 @@ func (x *RuleDelete) String() string {
 func (*RuleDelete) ProtoMessage() {}
 
 func (x *RuleDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2251,7 +2308,7 @@ func (x *RuleDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleDelete.ProtoReflect.Descriptor instead.
 func (*RuleDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RuleDelete) GetId() int64 {
@@ -2279,7 +2336,7 @@ type KeyBox struct {
 
 func (x *KeyBox) Reset() {
 	*x = KeyBox{}
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2291,7 +2348,7 @@ func (x *KeyBox) String() string {
 func (*KeyBox) ProtoMessage() {}
 
 func (x *KeyBox) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2304,7 +2361,7 @@ func (x *KeyBox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBox.ProtoReflect.Descriptor instead.
 func (*KeyBox) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *KeyBox) GetNodeId() []byte {
@@ -2333,7 +2390,7 @@ type NodeKey struct {
 
 func (x *NodeKey) Reset() {
 	*x = NodeKey{}
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +2402,7 @@ func (x *NodeKey) String() string {
 func (*NodeKey) ProtoMessage() {}
 
 func (x *NodeKey) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +2415,7 @@ func (x *NodeKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeKey.ProtoReflect.Descriptor instead.
 func (*NodeKey) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *NodeKey) GetKind() KeyKind {
@@ -2393,7 +2450,7 @@ type KeysRotate struct {
 
 func (x *KeysRotate) Reset() {
 	*x = KeysRotate{}
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +2462,7 @@ func (x *KeysRotate) String() string {
 func (*KeysRotate) ProtoMessage() {}
 
 func (x *KeysRotate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +2475,7 @@ func (x *KeysRotate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRotate.ProtoReflect.Descriptor instead.
 func (*KeysRotate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *KeysRotate) GetGossip() bool {
@@ -2448,7 +2505,7 @@ type KeyStep struct {
 
 func (x *KeyStep) Reset() {
 	*x = KeyStep{}
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2517,7 @@ func (x *KeyStep) String() string {
 func (*KeyStep) ProtoMessage() {}
 
 func (x *KeyStep) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2530,7 @@ func (x *KeyStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStep.ProtoReflect.Descriptor instead.
 func (*KeyStep) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *KeyStep) GetKind() KeyKind {
@@ -2518,7 +2575,7 @@ type SecretSet struct {
 
 func (x *SecretSet) Reset() {
 	*x = SecretSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2530,7 +2587,7 @@ func (x *SecretSet) String() string {
 func (*SecretSet) ProtoMessage() {}
 
 func (x *SecretSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2543,7 +2600,7 @@ func (x *SecretSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretSet.ProtoReflect.Descriptor instead.
 func (*SecretSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SecretSet) GetObject() string {
@@ -2585,7 +2642,7 @@ type RecoverySet struct {
 
 func (x *RecoverySet) Reset() {
 	*x = RecoverySet{}
-	mi := &file_consensus_command_command_proto_msgTypes[33]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +2654,7 @@ func (x *RecoverySet) String() string {
 func (*RecoverySet) ProtoMessage() {}
 
 func (x *RecoverySet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[33]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +2667,7 @@ func (x *RecoverySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverySet.ProtoReflect.Descriptor instead.
 func (*RecoverySet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RecoverySet) GetRecipient() string {
@@ -2642,7 +2699,7 @@ type TagsSet struct {
 
 func (x *TagsSet) Reset() {
 	*x = TagsSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[34]
+	mi := &file_consensus_command_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +2711,7 @@ func (x *TagsSet) String() string {
 func (*TagsSet) ProtoMessage() {}
 
 func (x *TagsSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[34]
+	mi := &file_consensus_command_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2667,7 +2724,7 @@ func (x *TagsSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsSet.ProtoReflect.Descriptor instead.
 func (*TagsSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TagsSet) GetProjectId() []byte {
@@ -2723,7 +2780,7 @@ type TagSaid struct {
 
 func (x *TagSaid) Reset() {
 	*x = TagSaid{}
-	mi := &file_consensus_command_command_proto_msgTypes[35]
+	mi := &file_consensus_command_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +2792,7 @@ func (x *TagSaid) String() string {
 func (*TagSaid) ProtoMessage() {}
 
 func (x *TagSaid) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[35]
+	mi := &file_consensus_command_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +2805,7 @@ func (x *TagSaid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagSaid.ProtoReflect.Descriptor instead.
 func (*TagSaid) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{35}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TagSaid) GetName() string {
@@ -2779,7 +2836,7 @@ type TagsDelete struct {
 
 func (x *TagsDelete) Reset() {
 	*x = TagsDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[36]
+	mi := &file_consensus_command_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2791,7 +2848,7 @@ func (x *TagsDelete) String() string {
 func (*TagsDelete) ProtoMessage() {}
 
 func (x *TagsDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[36]
+	mi := &file_consensus_command_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2804,7 +2861,7 @@ func (x *TagsDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsDelete.ProtoReflect.Descriptor instead.
 func (*TagsDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{36}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TagsDelete) GetProjectId() []byte {
@@ -2856,7 +2913,7 @@ type TagsMode struct {
 
 func (x *TagsMode) Reset() {
 	*x = TagsMode{}
-	mi := &file_consensus_command_command_proto_msgTypes[37]
+	mi := &file_consensus_command_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2868,7 +2925,7 @@ func (x *TagsMode) String() string {
 func (*TagsMode) ProtoMessage() {}
 
 func (x *TagsMode) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[37]
+	mi := &file_consensus_command_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2881,7 +2938,7 @@ func (x *TagsMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsMode.ProtoReflect.Descriptor instead.
 func (*TagsMode) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{37}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TagsMode) GetId() int64 {
@@ -2982,7 +3039,7 @@ type ImportedTag struct {
 
 func (x *ImportedTag) Reset() {
 	*x = ImportedTag{}
-	mi := &file_consensus_command_command_proto_msgTypes[38]
+	mi := &file_consensus_command_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2994,7 +3051,7 @@ func (x *ImportedTag) String() string {
 func (*ImportedTag) ProtoMessage() {}
 
 func (x *ImportedTag) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[38]
+	mi := &file_consensus_command_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3007,7 +3064,7 @@ func (x *ImportedTag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedTag.ProtoReflect.Descriptor instead.
 func (*ImportedTag) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{38}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ImportedTag) GetRepository() string {
@@ -3065,7 +3122,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[39]
+	mi := &file_consensus_command_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3134,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[39]
+	mi := &file_consensus_command_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3147,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{39}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3197,7 +3254,12 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x12\n" +
 	"\x04lost\x18\x02 \x01(\bR\x04lost\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x04R\tifVersion\"P\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\";\n" +
+	"\n" +
+	"SiteRemove\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"P\n" +
 	"\tSiteDrain\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
 	"\x05drain\x18\x02 \x01(\bR\x05drain\x12\x1d\n" +
@@ -3391,7 +3453,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index*\xe6\x05\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index*\xfc\x05\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -3416,7 +3478,8 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x11TYPE_TOKEN_REVOKE\x10\x13\x12\x14\n" +
 	"\x10TYPE_NODE_REMOVE\x10\x14\x12\x13\n" +
 	"\x0fTYPE_SITE_DRAIN\x10\x15\x12\x13\n" +
-	"\x0fTYPE_VOTERS_SET\x10\x19\x12\x17\n" +
+	"\x0fTYPE_VOTERS_SET\x10\x19\x12\x14\n" +
+	"\x10TYPE_SITE_REMOVE\x10\x1a\x12\x17\n" +
 	"\x13TYPE_MESH_RECOVERED\x10 \x12\x14\n" +
 	"\x10TYPE_KEYS_ROTATE\x10\x1b\x12\x11\n" +
 	"\rTYPE_KEY_STEP\x10\x1c\x12\x13\n" +
@@ -3448,7 +3511,7 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),               // 0: portolan.command.v1.Type
 	(KeyKind)(0),            // 1: portolan.command.v1.KeyKind
@@ -3468,52 +3531,53 @@ var file_consensus_command_command_proto_goTypes = []any{
 	(*NodeJoin)(nil),        // 15: portolan.command.v1.NodeJoin
 	(*NodeUpdate)(nil),      // 16: portolan.command.v1.NodeUpdate
 	(*NodeRemove)(nil),      // 17: portolan.command.v1.NodeRemove
-	(*SiteDrain)(nil),       // 18: portolan.command.v1.SiteDrain
-	(*ProjectCreate)(nil),   // 19: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),   // 20: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),   // 21: portolan.command.v1.ProjectDelete
-	(*ProjectSites)(nil),    // 22: portolan.command.v1.ProjectSites
-	(*ProjectSiteDone)(nil), // 23: portolan.command.v1.ProjectSiteDone
-	(*UserCreate)(nil),      // 24: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),      // 25: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),      // 26: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),       // 27: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),    // 28: portolan.command.v1.MemberDelete
-	(*Rule)(nil),            // 29: portolan.command.v1.Rule
-	(*RuleCreate)(nil),      // 30: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),      // 31: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),      // 32: portolan.command.v1.RuleDelete
-	(*KeyBox)(nil),          // 33: portolan.command.v1.KeyBox
-	(*NodeKey)(nil),         // 34: portolan.command.v1.NodeKey
-	(*KeysRotate)(nil),      // 35: portolan.command.v1.KeysRotate
-	(*KeyStep)(nil),         // 36: portolan.command.v1.KeyStep
-	(*SecretSet)(nil),       // 37: portolan.command.v1.SecretSet
-	(*RecoverySet)(nil),     // 38: portolan.command.v1.RecoverySet
-	(*TagsSet)(nil),         // 39: portolan.command.v1.TagsSet
-	(*TagSaid)(nil),         // 40: portolan.command.v1.TagSaid
-	(*TagsDelete)(nil),      // 41: portolan.command.v1.TagsDelete
-	(*TagsMode)(nil),        // 42: portolan.command.v1.TagsMode
-	(*ImportedTag)(nil),     // 43: portolan.command.v1.ImportedTag
-	(*SnapshotHeader)(nil),  // 44: portolan.command.v1.SnapshotHeader
+	(*SiteRemove)(nil),      // 18: portolan.command.v1.SiteRemove
+	(*SiteDrain)(nil),       // 19: portolan.command.v1.SiteDrain
+	(*ProjectCreate)(nil),   // 20: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),   // 21: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),   // 22: portolan.command.v1.ProjectDelete
+	(*ProjectSites)(nil),    // 23: portolan.command.v1.ProjectSites
+	(*ProjectSiteDone)(nil), // 24: portolan.command.v1.ProjectSiteDone
+	(*UserCreate)(nil),      // 25: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),      // 26: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),      // 27: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),       // 28: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),    // 29: portolan.command.v1.MemberDelete
+	(*Rule)(nil),            // 30: portolan.command.v1.Rule
+	(*RuleCreate)(nil),      // 31: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),      // 32: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),      // 33: portolan.command.v1.RuleDelete
+	(*KeyBox)(nil),          // 34: portolan.command.v1.KeyBox
+	(*NodeKey)(nil),         // 35: portolan.command.v1.NodeKey
+	(*KeysRotate)(nil),      // 36: portolan.command.v1.KeysRotate
+	(*KeyStep)(nil),         // 37: portolan.command.v1.KeyStep
+	(*SecretSet)(nil),       // 38: portolan.command.v1.SecretSet
+	(*RecoverySet)(nil),     // 39: portolan.command.v1.RecoverySet
+	(*TagsSet)(nil),         // 40: portolan.command.v1.TagsSet
+	(*TagSaid)(nil),         // 41: portolan.command.v1.TagSaid
+	(*TagsDelete)(nil),      // 42: portolan.command.v1.TagsDelete
+	(*TagsMode)(nil),        // 43: portolan.command.v1.TagsMode
+	(*ImportedTag)(nil),     // 44: portolan.command.v1.ImportedTag
+	(*SnapshotHeader)(nil),  // 45: portolan.command.v1.SnapshotHeader
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
 	6,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
-	34, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
+	35, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
 	6,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
-	34, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
+	35, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
 	6,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
 	2,  // 6: portolan.command.v1.ProjectCreate.tags:type_name -> portolan.command.v1.TagMode
-	29, // 7: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	29, // 8: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	30, // 7: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	30, // 8: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
 	1,  // 9: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
 	1,  // 10: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
 	3,  // 11: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
-	33, // 12: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
-	40, // 13: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
+	34, // 12: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
+	41, // 13: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
 	4,  // 14: portolan.command.v1.TagsMode.step:type_name -> portolan.command.v1.TagsMode.Step
 	2,  // 15: portolan.command.v1.TagsMode.to:type_name -> portolan.command.v1.TagMode
-	43, // 16: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
+	44, // 16: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
 	17, // [17:17] is the sub-list for method output_type
 	17, // [17:17] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
@@ -3526,15 +3590,15 @@ func file_consensus_command_command_proto_init() {
 	if File_consensus_command_command_proto != nil {
 		return
 	}
-	file_consensus_command_command_proto_msgTypes[15].OneofWrappers = []any{}
-	file_consensus_command_command_proto_msgTypes[20].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[16].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[21].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

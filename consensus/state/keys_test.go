@@ -91,6 +91,9 @@ func renewal(index uint64) Renewal {
 
 func TestRenew_KeepsWhatLasts(t *testing.T) {
 	m := built(t)
+	fra, _ := m.View().Site("fra")
+	m.must(&command.SiteDrain{Id: fra.ID, Drain: true})
+	m.must(&command.MeshRecovered{Generation: id16(77), NodeId: m.View().Nodes()[0].ID[:]})
 	old := m.View()
 	s, err := Renew(old.Lasting, renewal(old.Index()))
 	if err != nil {
@@ -135,6 +138,15 @@ func TestRenew_KeepsWhatLasts(t *testing.T) {
 	}
 	if _, err := r.do("user:admin", &command.ProjectCreate{ProjectId: id16(60), Name: "gone"}); err == nil {
 		t.Error("the name of a deleted project is free")
+	}
+	// What drained, and what was recovered, was of the old mesh; a site that nobody
+	// joins as can be removed.
+	if s, ok := v.Site("fra"); !ok || s.Draining() || len(v.Mesh().Recoveries) > 0 {
+		t.Errorf("site %+v, recoveries %v", s, v.Mesh().Recoveries)
+	}
+	r.must(&command.SiteRemove{Id: fra.ID})
+	if _, ok := r.View().Site("fra"); ok {
+		t.Error("a site without nodes stays")
 	}
 	var b bytes.Buffer
 	if err := s.View().Snapshot(&b); err != nil {

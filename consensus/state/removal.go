@@ -78,26 +78,53 @@ func (v *View) nodeRemove(actor string, m *command.NodeRemove) (int64, error) {
 		v.stores, _, _ = v.stores.Delete(n.Store[:])
 	}
 	v.putRemoved(Removed{ID: id, Site: s.Name, At: v.now(), By: clip(actor), Lost: m.GetLost()})
+	for t := range all(v.tokens, nil) {
+		if t.UsedBy == id {
+			v.tokens, _, _ = v.tokens.Delete(idKey(t.ID))
+		}
+	}
 	if len(v.NodesOf(s.Name)) > 0 {
 		s.Version++
 		v.putSite(s)
+		v.revokeTokens(actor, s)
 	} else {
-		v.sites, _, _ = v.sites.Delete(idKey(s.ID))
-		v.siteNames, _, _ = v.siteNames.Delete([]byte(s.Name))
-		v.dropResidence(s.Name)
+		v.dropSite(actor, s)
 	}
+	return s.ID, nil
+}
+
+// dropSite forgets a site that has no node: its name is free.
+func (v *View) dropSite(actor string, s Site) {
+	v.sites, _, _ = v.sites.Delete(idKey(s.ID))
+	v.siteNames, _, _ = v.siteNames.Delete([]byte(s.Name))
+	v.dropResidence(s.Name)
+	v.revokeTokens(actor, s)
+}
+
+// revokeTokens: an invitation to a site of that name was for another time.
+// Whoever frees the name gives out a new one.
+func (v *View) revokeTokens(actor string, s Site) {
 	for t := range all(v.tokens, nil) {
-		switch {
-		case t.UsedBy == id:
-			v.tokens, _, _ = v.tokens.Delete(idKey(t.ID))
-		case t.Site == s.Name && t.UsedBy.IsZero() && !t.Revoked():
-			// An invitation to a site of that name was for another time: whoever
-			// frees the name gives out a new one.
+		if t.Site == s.Name && t.UsedBy.IsZero() && !t.Revoked() {
 			t.RevokedAt, t.RevokedBy = v.now(), clip(actor)
 			t.Version++
 			v.putToken(t)
 		}
 	}
+}
+
+func (v *View) siteRemove(actor string, m *command.SiteRemove) (int64, error) {
+	s, ok := v.SiteByID(m.GetId())
+	if !ok {
+		return 0, refuse(command.CodeNotFound, "there is no site %d: see the sites with: portolan site list", m.GetId())
+	}
+	if err := checkVersion("site "+s.Name, s.Version, m.GetIfVersion()); err != nil {
+		return 0, err
+	}
+	if n := len(v.NodesOf(s.Name)); n > 0 {
+		return 0, refuse(command.CodeConflict, "a node has joined as site %s meanwhile: look again, and remove the node if it shall go", s.Name)
+	}
+	v.dropSite(actor, s)
 	return s.ID, nil
 }
 

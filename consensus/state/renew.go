@@ -24,8 +24,11 @@ func (v *View) Lasting(yield func(*Record) bool) {
 	for rec := range v.records {
 		switch row := rec.GetRow().(type) {
 		case *Record_Mesh:
-			row.Mesh.Generation = nil
-		case *Record_Site, *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_StrongTag:
+			row.Mesh.Generation, row.Mesh.Recoveries = nil, nil
+		case *Record_Site:
+			// Who drained was a machine of the old mesh.
+			row.Site.DrainedUnixNs, row.Site.DrainedBy = 0, ""
+		case *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_StrongTag:
 		default:
 			continue
 		}

@@ -200,6 +200,8 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 		return v.nodeUpdate(actor, m)
 	case *command.NodeRemove:
 		return v.nodeRemove(actor, m)
+	case *command.SiteRemove:
+		return v.siteRemove(actor, m)
 	case *command.SiteDrain:
 		return v.siteDrain(actor, m)
 	case *command.ProjectCreate:

@@ -345,6 +345,11 @@ func (a *API) commitRemoval(ctx context.Context, v *state.View, s state.Site, no
 		}
 		out.Nodes = append(out.Nodes, n.ID)
 	}
+	if len(nodes) == 0 {
+		if _, err := a.edit(ctx, want, &command.SiteRemove{Id: s.ID, IfVersion: want.Version}); err != nil {
+			return err
+		}
+	}
 	out.Done = true
 	out.SiteGone = len(nodes) == len(v.NodesOf(s.Name))
 	out.ToChange = toChange(v, s, nodes)
@@ -375,6 +380,9 @@ func toChange(v *state.View, s state.Site, nodes []state.Node) []string {
 	users := 0
 	for range v.Users() {
 		users++
+	}
+	if len(nodes) == 0 {
+		return []string{}
 	}
 	out := []string{
 		fmt.Sprintf("it has the password hashes (argon2id) of all local users (%d): change passwords that could be guessed, the administrators' first", users),

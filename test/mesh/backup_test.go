@@ -121,6 +121,15 @@ func TestBackup_RestoredWithNoOldNodeLeft(t *testing.T) {
 		}
 		return nil
 	})
+	// A site of the old mesh that nobody will join as: it is there without a node
+	// until somebody removes it.
+	if got := m.Must(t, 0, "site", "list"); !strings.Contains(got, sites[0].Name) {
+		t.Errorf("sites:\n%s", got)
+	}
+	m.Must(t, 0, "site", "remove", sites[0].Name)
+	if got := m.Must(t, 0, "site", "list"); strings.Contains(got, sites[0].Name) {
+		t.Errorf("site %s was removed, and is there:\n%s", sites[0].Name, got)
+	}
 	m.Must(t, 0, "project", "create", "after")
 	m.Must(t, 0, "backup", "-o", at("again.backup")) // sealed to the same recovery key
 	m.Must(t, 0, "backup", "--check", at("again.backup"), "--recovery-key", at("mesh.key"))

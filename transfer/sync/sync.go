@@ -166,6 +166,7 @@ func (s *Sync) Run(ctx context.Context) error {
 	defer cancel()
 	wg.Go(func() { s.announce(ctx) })
 	wg.Go(func() { s.audit(ctx) })
+	wg.Go(func() { s.dropGone(ctx) })
 	for {
 		changed := s.cfg.State.Changed()
 		s.followMembers(ctx, &wg)
@@ -208,7 +209,7 @@ func (s *Sync) followMembers(ctx context.Context, wg *sync.WaitGroup) {
 		lctx, cancel := context.WithCancel(ctx)
 		l.cancel = cancel
 		s.links[id] = l
-		wg.Go(func() { l.run(lctx) })
+		wg.Go(func() { l.run(lctx); s.dropGone(ctx) })
 	}
 	due := s.projects != projects
 	s.projects = projects
