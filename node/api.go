@@ -49,6 +49,7 @@ func (n *node) api() (registryapi.Config, error) {
 		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: n.store.Catalog(), Placement: placement{n.reconciler}, Refresh: n.sync.PullProject,
 		Self: n.id.ID, Site: s.Site, Consensus: n.consensusStatus, Peer: n.peerStatus, JoinToken: n.joinToken,
 		Removed: n.removedStatus, LastCopies: n.lastCopies,
+		Transfers: n.transfers,
 		Backup: n.backup, CheckRecovery: backup.CheckRecipient,
 		Version: n.cfg.Version, Now: n.cfg.Now, Logger: log,
 	})

@@ -91,6 +91,7 @@ type Reconciler struct {
 	log     *slog.Logger
 	cat     *catalog.Catalog
 	queue   *queue
+	gate    *gate
 	active  *semaphore.Weighted
 	metrics *metrics
 	unhook  []func()
@@ -116,7 +117,7 @@ func New(cfg Config) (*Reconciler, error) {
 	}
 	r := &Reconciler{
 		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(),
-		queue: newQueue(cfg.Now), active: semaphore.NewWeighted(maxActive),
+		queue: newQueue(cfg.Now), gate: newGate(), active: semaphore.NewWeighted(maxActive),
 		inbox: newInbox(), scans: newScans(cfg.Now),
 		hurried: make(chan struct{}, 1), feedNews: make(chan struct{}, 1),
 		waiting: map[key]map[key]bool{},
@@ -152,6 +153,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	r.followPause() // before the first attempt
 	wg.Go(func() { r.readInbox(ctx) })
 	wg.Go(func() { r.scan(ctx) })
 	wg.Go(func() { r.hurryNowAndThen(ctx) })
@@ -162,6 +164,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	known := map[identity.ProjectID][]state.Rule{}
 	for {
 		changed := r.cfg.State.Changed()
+		r.followPause()
 		known = r.followRules(known)
 		select {
 		case <-ctx.Done():

@@ -17,7 +17,7 @@ import (
 const RenewedIndexes = 1 << 20
 
 // Lasting yields the rows that outlive a mesh, as a backup keeps them: settings,
-// sites, users, projects, members, rules and sealed secrets, with their ids and
+// sites, users, projects, members, rules, budgets, pauses and sealed secrets, with their ids and
 // versions. Not the nodes and their keys (a restored mesh has others), tokens
 // (invitations to the old one) and remembered answers.
 func (v *View) Lasting(yield func(*Record) bool) {
@@ -25,7 +25,7 @@ func (v *View) Lasting(yield func(*Record) bool) {
 		switch row := rec.GetRow().(type) {
 		case *Record_Mesh:
 			row.Mesh.Generation = nil
-		case *Record_Site, *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret:
+		case *Record_Site, *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_Budget, *Record_Pause:
 		default:
 			continue
 		}
@@ -66,7 +66,7 @@ func Renew(rows iter.Seq[*Record], r Renewal) (*State, error) {
 				return nil, &UnsupportedError{Index: r.Index, Reason: fmt.Sprintf("a backup at command level %d", row.Mesh.GetLevel())}
 			}
 			row.Mesh.Generation = r.Generation[:]
-		case *Record_Site, *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret:
+		case *Record_Site, *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_Budget, *Record_Pause:
 		case nil:
 			return nil, &UnsupportedError{Index: r.Index, Reason: "a kind of row in the backup"}
 		default:

@@ -57,6 +57,7 @@ type View struct {
 	requestAge *iradix.Tree[string]  // by index -> request id
 
 	removals
+	traffic
 }
 
 func newView() *View {
@@ -69,7 +70,7 @@ func newView() *View {
 		paths: iradix.New[int64](), publicPaths: iradix.New[int64](), memberPaths: iradix.New[int64](),
 		rules: iradix.New[Rule](), ruleNames: iradix.New[int64](),
 		tokens: iradix.New[Token](), requests: iradix.New[request](), requestAge: iradix.New[string](), secrets: iradix.New[Secret](),
-		removals: newRemovals(),
+		removals: newRemovals(), traffic: newTraffic(),
 	}
 }
 

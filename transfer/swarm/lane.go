@@ -161,6 +161,7 @@ func (l *lane) plan() (order, bool) {
 	now := time.Now()
 	f.sched.paced(l.node, f.s.pipes.unitTook(l.node))
 	o, ok := f.sched.next(l.node, room, now, f.standing())
+	o.class = c
 	if spare := room - o.n; spare > 0 {
 		f.s.pipes.release(l.node, c, int64(spare)*unit, true)
 	}
