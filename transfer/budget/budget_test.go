@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,14 +15,14 @@ import (
 var far = identity.NodeID{1}
 
 // pour sends without end and counts; call it in a bubble.
-func pour(ctx context.Context, c Class, sent *[classes]int64, send func(context.Context, Class, int) (int, error)) {
+func pour(ctx context.Context, c Class, sent *[classes]atomic.Int64, send func(context.Context, Class, int) (int, error)) {
 	go func() {
 		for {
 			n, err := send(ctx, c, 64<<10)
 			if err != nil {
 				return
 			}
-			sent[c] += int64(n + n/overhead)
+			sent[c].Add(int64(n + n/overhead))
 			if n == 0 {
 				panic("nothing was granted")
 			}
@@ -43,7 +44,7 @@ func TestLink_KeepsItsRate(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			l := new(link)
 			l.set(mbit * bytesPerMbit)
-			var streams [30][classes]int64
+			var streams [30][classes]atomic.Int64
 			for i := range streams {
 				pour(ctx, Replication, &streams[i], func(ctx context.Context, c Class, n int) (int, error) {
 					n = l.least(n)
@@ -51,8 +52,8 @@ func TestLink_KeepsItsRate(t *testing.T) {
 				})
 			}
 			sum := func() (n int64) {
-				for _, s := range streams {
-					n += s[Replication]
+				for i := range streams {
+					n += streams[i][Replication].Load()
 				}
 				return n
 			}
@@ -62,9 +63,10 @@ func TestLink_KeepsItsRate(t *testing.T) {
 				synctest.Wait()
 				near(t, "bytes in a second", float64(sum()-before), mbit*bytesPerMbit, 0.03)
 			}
-			least, most := streams[0][Replication], int64(0)
-			for _, s := range streams {
-				least, most = min(least, s[Replication]), max(most, s[Replication])
+			least, most := streams[0][Replication].Load(), int64(0)
+			for i := range streams {
+				n := streams[i][Replication].Load()
+				least, most = min(least, n), max(most, n)
 			}
 			if most > least*2 {
 				t.Errorf("streams of one class got %d to %d bytes", least, most)
@@ -80,17 +82,17 @@ func TestLink_ChangesAtOnce(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		l := new(link)
 		l.set(1000 * bytesPerMbit)
-		var sent [classes]int64
+		var sent [classes]atomic.Int64
 		pour(ctx, Replication, &sent, func(ctx context.Context, c Class, n int) (int, error) {
 			n = l.least(n)
 			return n, l.wait(ctx, c, n)
 		})
 		for _, mbit := range []float64{5, 100, 1, 20} {
 			l.set(mbit * bytesPerMbit)
-			before := sent[Replication]
+			before := sent[Replication].Load()
 			time.Sleep(2 * time.Second)
 			synctest.Wait()
-			near(t, "bytes in two seconds after a change", float64(sent[Replication]-before), 2*mbit*bytesPerMbit, 0.05)
+			near(t, "bytes in two seconds after a change", float64(sent[Replication].Load()-before), 2*mbit*bytesPerMbit, 0.05)
 		}
 		blocked := make(chan error)
 		cancel()
@@ -111,7 +113,7 @@ func TestLink_ClientsFirstAndEachClassItsShare(t *testing.T) {
 		l := new(link)
 		const rate = 20 * bytesPerMbit
 		l.set(rate)
-		var sent [classes]int64
+		var sent [classes]atomic.Int64
 		take := func(ctx context.Context, c Class, n int) (int, error) {
 			n = l.least(n)
 			return n, l.wait(ctx, c, n)
@@ -121,13 +123,14 @@ func TestLink_ClientsFirstAndEachClassItsShare(t *testing.T) {
 		}
 		time.Sleep(30 * time.Second)
 		synctest.Wait()
-		for c, n := range sent {
+		for c := range sent {
+			n := sent[c].Load()
 			if float64(n) < 0.05*rate*30 {
 				t.Errorf("class %d got %.1f %% of the link", c, float64(n)/rate/30*100)
 			}
 		}
-		if float64(sent[Client]) < 0.8*rate*30 {
-			t.Errorf("clients got %.1f %% of the link", float64(sent[Client])/rate/30*100)
+		if float64(sent[Client].Load()) < 0.8*rate*30 {
+			t.Errorf("clients got %.1f %% of the link", float64(sent[Client].Load())/rate/30*100)
 		}
 		cancel()
 		synctest.Wait()
@@ -139,7 +142,7 @@ func TestLink_AClientNeverWaitsForABackfill(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		l := new(link)
 		l.set(20 * bytesPerMbit)
-		var sent [20][classes]int64
+		var sent [20][classes]atomic.Int64
 		for i := range sent {
 			pour(ctx, Replication, &sent[i], func(ctx context.Context, c Class, n int) (int, error) {
 				n = l.least(n)
@@ -192,7 +195,7 @@ func TestBudgets_LeaveOtherLinksAlone(t *testing.T) {
 		b.to["sgp"] = new(link)
 		b.to["sgp"].set(20 * bytesPerMbit)
 		ctx, cancel := context.WithCancel(t.Context())
-		var sent [classes]int64
+		var sent [classes]atomic.Int64
 		pour(ctx, Replication, &sent, func(ctx context.Context, c Class, n int) (int, error) { return b.Send(ctx, far, c, n) })
 		begun := time.Now()
 		for range 10_000 {
@@ -208,7 +211,7 @@ func TestBudgets_LeaveOtherLinksAlone(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
-		near(t, "bytes to sgp", float64(sent[Replication]), 10*20*bytesPerMbit, 0.03)
+		near(t, "bytes to sgp", float64(sent[Replication].Load()), 10*20*bytesPerMbit, 0.03)
 		cancel()
 		synctest.Wait()
 	})
