@@ -16,6 +16,7 @@ import (
 	"github.com/portolan/portolan/node/wire"
 	"github.com/portolan/portolan/registryapi"
 	"github.com/portolan/portolan/transfer"
+	"github.com/portolan/portolan/transfer/budget"
 	"github.com/portolan/portolan/transfer/peer"
 	"github.com/portolan/portolan/transfer/swarm"
 	"github.com/portolan/portolan/transfer/sync"
@@ -27,6 +28,7 @@ type content struct {
 	gossip     *gossip.Mesh
 	host       *peer.Host
 	sync       *sync.Sync
+	budgets    *budget.Budgets
 	swarm      *swarm.Swarm
 	reconciler *transfer.Reconciler
 	tags       *tags.Door
@@ -223,8 +225,10 @@ func (n *node) startContent() error {
 	}
 	n.gossip.OnHint(n.sync.Hint)
 	n.gossip.OnChange(n.sync.PeersChanged)
+	n.budgets = budget.New(s.Site, n.siteOf)
+	n.budgets.Apply(n.view())
 	if n.swarm, err = swarm.New(swarm.Config{
-		Store: n.store, Host: n.host, Holders: n.sync, Signer: n.id, Logger: log, Registerer: reg,
+		Store: n.store, Host: n.host, Holders: n.sync, Pacer: n.budgets, Signer: n.id, Logger: log, Registerer: reg,
 		Access:      n.sync.Access,
 		KnownSigner: func(id identity.NodeID) bool { m, ok := n.view().Node(id); return ok && !m.Witness },
 		SiteOf:      n.siteOf,
@@ -243,6 +247,7 @@ func (n *node) startContent() error {
 	}); err != nil {
 		return err
 	}
+	n.stages.start("bandwidth budgets", func(ctx context.Context) error { return n.budgets.Run(ctx, n.raft.State()) })
 	n.stages.start("transfer of blobs", n.swarm.Run)
 	n.stages.start("exchange of catalogues", n.sync.Run)
 	n.stages.start("reconciler", n.reconciler.Run)

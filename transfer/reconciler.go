@@ -92,6 +92,7 @@ type Reconciler struct {
 	log     *slog.Logger
 	cat     *catalog.Catalog
 	queue   *queue
+	gate    *gate
 	active  *semaphore.Weighted
 	metrics *metrics
 	unhook  []func()
@@ -117,7 +118,7 @@ func New(cfg Config) (*Reconciler, error) {
 	}
 	r := &Reconciler{
 		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(),
-		queue: newQueue(cfg.Now), active: semaphore.NewWeighted(maxActive),
+		queue: newQueue(cfg.Now), gate: newGate(), active: semaphore.NewWeighted(maxActive),
 		inbox: newInbox(), scans: newScans(cfg.Now),
 		hurried: make(chan struct{}, 1), feedNews: make(chan struct{}, 1),
 		waiting: map[key]map[key]bool{},
@@ -154,6 +155,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	r.followPause() // before the first attempt
 	wg.Go(func() { r.readInbox(ctx) })
 	wg.Go(func() { r.scan(ctx) })
 	wg.Go(func() { r.hurryNowAndThen(ctx) })
@@ -164,6 +166,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	known, copies := map[identity.ProjectID][]state.Rule{}, map[identity.ProjectID]string{}
 	for {
 		changed := r.cfg.State.Changed()
+		r.followPause()
 		known = r.followRules(known)
 		copies = r.followCopies(copies)
 		select {

@@ -25,10 +25,13 @@ func (r *Reconciler) work(ctx context.Context) {
 		}
 		err := r.attempt(ctx, t)
 		reason := ""
+		var paused *pausedError
 		switch {
 		case err == nil:
 		case ctx.Err() != nil:
 			reason = "the node is stopping"
+		case errors.As(err, &paused):
+			reason = err.Error()
 		default:
 			reason = err.Error()
 			r.metrics.failures.Inc()
@@ -72,6 +75,14 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 		}
 		return r.bring(ctx, t, fetch, promote)
 	}
+	if t.kind == artifact {
+		within, stop, err := r.gate.pass(ctx)
+		if err != nil {
+			return err
+		}
+		defer stop()
+		ctx = within
+	}
 	c, err := r.closure(t.pid, t.repo, t.digest, t.kind == own)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil // deleted: nothing is wanted any more
@@ -85,6 +96,9 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 	}
 	begun := r.cfg.Now()
 	if err := r.bring(ctx, t, fetch, promote); err != nil {
+		if why := r.gate.why(); why != nil && t.kind == artifact {
+			return why
+		}
 		return err
 	}
 	if len(c.absent) > 0 {

@@ -57,6 +57,8 @@ const (
 	Type_TYPE_KEY_STEP          Type = 28
 	Type_TYPE_SECRET_SET        Type = 29
 	Type_TYPE_RECOVERY_SET      Type = 30
+	Type_TYPE_BUDGET_SET        Type = 35
+	Type_TYPE_SITE_PAUSE        Type = 36
 	Type_TYPE_PROJECT_SITES     Type = 38
 	Type_TYPE_PROJECT_SITE_DONE Type = 39
 	Type_TYPE_TAGS_SET          Type = 41
@@ -96,6 +98,8 @@ var (
 		28: "TYPE_KEY_STEP",
 		29: "TYPE_SECRET_SET",
 		30: "TYPE_RECOVERY_SET",
+		35: "TYPE_BUDGET_SET",
+		36: "TYPE_SITE_PAUSE",
 		38: "TYPE_PROJECT_SITES",
 		39: "TYPE_PROJECT_SITE_DONE",
 		41: "TYPE_TAGS_SET",
@@ -132,6 +136,8 @@ var (
 		"TYPE_KEY_STEP":          28,
 		"TYPE_SECRET_SET":        29,
 		"TYPE_RECOVERY_SET":      30,
+		"TYPE_BUDGET_SET":        35,
+		"TYPE_SITE_PAUSE":        36,
 		"TYPE_PROJECT_SITES":     38,
 		"TYPE_PROJECT_SITE_DONE": 39,
 		"TYPE_TAGS_SET":          41,
@@ -3171,6 +3177,130 @@ func (x *SnapshotHeader) GetIndex() uint64 {
 	return 0
 }
 
+// BudgetSet caps what one site sends another, one site sends in all, or one site
+// takes in all. Neither site need be a member yet: names are what people write.
+type BudgetSet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`                             // site that sends; empty: any
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`                                 // site that takes; empty: any. Not both are empty.
+	Mbit          uint32                 `protobuf:"varint,3,opt,name=mbit,proto3" json:"mbit,omitempty"`                            // 1,000,000 bits a second; 0: no cap any more
+	IfVersion     uint64                 `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // of the budget's record; 0: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BudgetSet) Reset() {
+	*x = BudgetSet{}
+	mi := &file_consensus_command_command_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BudgetSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BudgetSet) ProtoMessage() {}
+
+func (x *BudgetSet) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BudgetSet.ProtoReflect.Descriptor instead.
+func (*BudgetSet) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *BudgetSet) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *BudgetSet) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *BudgetSet) GetMbit() uint32 {
+	if x != nil {
+		return x.Mbit
+	}
+	return 0
+}
+
+func (x *BudgetSet) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+// SitePause stops what rules bring to a site, or lets it go on. What clients
+// there ask for is not held up.
+type SitePause struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Site          string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	Paused        bool                   `protobuf:"varint,2,opt,name=paused,proto3" json:"paused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SitePause) Reset() {
+	*x = SitePause{}
+	mi := &file_consensus_command_command_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SitePause) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SitePause) ProtoMessage() {}
+
+func (x *SitePause) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SitePause.ProtoReflect.Descriptor instead.
+func (*SitePause) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *SitePause) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *SitePause) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
 var File_consensus_command_command_proto protoreflect.FileDescriptor
 
 const file_consensus_command_command_proto_rawDesc = "" +
@@ -3453,7 +3583,16 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index*\xfc\x05\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"b\n" +
+	"\tBudgetSet\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
+	"\x04mbit\x18\x03 \x01(\rR\x04mbit\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x04 \x01(\x04R\tifVersion\"7\n" +
+	"\tSitePause\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x16\n" +
+	"\x06paused\x18\x02 \x01(\bR\x06paused*\xa6\x06\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -3484,7 +3623,9 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x10TYPE_KEYS_ROTATE\x10\x1b\x12\x11\n" +
 	"\rTYPE_KEY_STEP\x10\x1c\x12\x13\n" +
 	"\x0fTYPE_SECRET_SET\x10\x1d\x12\x15\n" +
-	"\x11TYPE_RECOVERY_SET\x10\x1e\x12\x16\n" +
+	"\x11TYPE_RECOVERY_SET\x10\x1e\x12\x13\n" +
+	"\x0fTYPE_BUDGET_SET\x10#\x12\x13\n" +
+	"\x0fTYPE_SITE_PAUSE\x10$\x12\x16\n" +
 	"\x12TYPE_PROJECT_SITES\x10&\x12\x1a\n" +
 	"\x16TYPE_PROJECT_SITE_DONE\x10'\x12\x11\n" +
 	"\rTYPE_TAGS_SET\x10)\x12\x14\n" +
@@ -3511,7 +3652,7 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),               // 0: portolan.command.v1.Type
 	(KeyKind)(0),            // 1: portolan.command.v1.KeyKind
@@ -3559,6 +3700,8 @@ var file_consensus_command_command_proto_goTypes = []any{
 	(*TagsMode)(nil),        // 43: portolan.command.v1.TagsMode
 	(*ImportedTag)(nil),     // 44: portolan.command.v1.ImportedTag
 	(*SnapshotHeader)(nil),  // 45: portolan.command.v1.SnapshotHeader
+	(*BudgetSet)(nil),       // 46: portolan.command.v1.BudgetSet
+	(*SitePause)(nil),       // 47: portolan.command.v1.SitePause
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
@@ -3598,7 +3741,7 @@ func file_consensus_command_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   41,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -17,7 +17,7 @@ import (
 const RenewedIndexes = 1 << 20
 
 // Lasting yields the rows that outlive a mesh, as a backup keeps them: settings,
-// sites, users, projects, members, rules, strong tags and sealed secrets, with their ids and
+// sites, users, projects, members, rules, budgets, pauses, strong tags and sealed secrets, with their ids and
 // versions. Not the nodes and their keys (a restored mesh has others), tokens
 // (invitations to the old one) and remembered answers.
 func (v *View) Lasting(yield func(*Record) bool) {
@@ -28,7 +28,8 @@ func (v *View) Lasting(yield func(*Record) bool) {
 		case *Record_Site:
 			// Who drained was a machine of the old mesh.
 			row.Site.DrainedUnixNs, row.Site.DrainedBy = 0, ""
-		case *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_StrongTag:
+		case *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_StrongTag,
+			*Record_Budget, *Record_Pause:
 		default:
 			continue
 		}
@@ -69,7 +70,8 @@ func Renew(rows iter.Seq[*Record], r Renewal) (*State, error) {
 				return nil, &UnsupportedError{Index: r.Index, Reason: fmt.Sprintf("a backup at command level %d", row.Mesh.GetLevel())}
 			}
 			row.Mesh.Generation = r.Generation[:]
-		case *Record_Site, *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_StrongTag:
+		case *Record_Site, *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_StrongTag,
+			*Record_Budget, *Record_Pause:
 		case nil:
 			return nil, &UnsupportedError{Index: r.Index, Reason: "a kind of row in the backup"}
 		default:

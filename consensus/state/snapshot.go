@@ -164,6 +164,9 @@ func (v *View) records(yield func(*Record) bool) {
 			return
 		}
 	}
+	if !v.trafficRecords(yield) {
+		return
+	}
 	if !v.keyRecords(yield) {
 		return
 	}
@@ -228,6 +231,12 @@ func (v *View) load(rec *Record) error {
 		r := row.Rule.GetRule()
 		v.putRule(Rule{ID: row.Rule.GetId(), Name: r.GetName(), Projects: r.GetProjects(), Repositories: r.GetRepositories(), Tags: r.GetTags(), AllSites: r.GetAllSites(),
 			Sites: r.GetSites(), Disabled: r.GetDisabled(), Version: row.Rule.GetVersion(), CreatedAt: fromNanos(row.Rule.GetCreatedUnixNs())})
+	case *Record_Budget:
+		b := row.Budget
+		v.putBudget(Budget{ID: b.GetId(), From: b.GetFrom(), To: b.GetTo(), Mbit: b.GetMbit(), Version: b.GetVersion()})
+	case *Record_Pause:
+		p := row.Pause
+		v.putPause(Pause{Site: p.GetSite(), At: fromNanos(p.GetPausedUnixNs()), By: p.GetPausedBy()})
 	case *Record_Removed:
 		return v.loadRemoved(row.Removed)
 	case *Record_StrongTag:

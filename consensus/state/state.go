@@ -230,6 +230,10 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 		return v.ruleUpdate(m)
 	case *command.RuleDelete:
 		return v.ruleDelete(m)
+	case *command.BudgetSet:
+		return v.budgetSet(m)
+	case *command.SitePause:
+		return v.sitePause(actor, m)
 	case *command.KeysRotate:
 		return v.keysRotate(m)
 	case *command.KeyStep:

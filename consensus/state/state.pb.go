@@ -43,6 +43,8 @@ type Record struct {
 	//	*Record_Secret
 	//	*Record_End
 	//	*Record_Removed
+	//	*Record_Budget
+	//	*Record_Pause
 	//	*Record_StrongTag
 	//	*Record_StagedTag
 	//	*Record_TagMark
@@ -205,6 +207,24 @@ func (x *Record) GetRemoved() *RemovedRow {
 	return nil
 }
 
+func (x *Record) GetBudget() *BudgetRow {
+	if x != nil {
+		if x, ok := x.Row.(*Record_Budget); ok {
+			return x.Budget
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetPause() *PauseRow {
+	if x != nil {
+		if x, ok := x.Row.(*Record_Pause); ok {
+			return x.Pause
+		}
+	}
+	return nil
+}
+
 func (x *Record) GetStrongTag() *StrongTagRow {
 	if x != nil {
 		if x, ok := x.Row.(*Record_StrongTag); ok {
@@ -288,6 +308,14 @@ type Record_Removed struct {
 	Removed *RemovedRow `protobuf:"bytes,20,opt,name=removed,proto3,oneof"`
 }
 
+type Record_Budget struct {
+	Budget *BudgetRow `protobuf:"bytes,35,opt,name=budget,proto3,oneof"`
+}
+
+type Record_Pause struct {
+	Pause *PauseRow `protobuf:"bytes,36,opt,name=pause,proto3,oneof"`
+}
+
 type Record_StrongTag struct {
 	StrongTag *StrongTagRow `protobuf:"bytes,41,opt,name=strong_tag,json=strongTag,proto3,oneof"`
 }
@@ -325,6 +353,10 @@ func (*Record_Secret) isRecord_Row() {}
 func (*Record_End) isRecord_Row() {}
 
 func (*Record_Removed) isRecord_Row() {}
+
+func (*Record_Budget) isRecord_Row() {}
+
+func (*Record_Pause) isRecord_Row() {}
 
 func (*Record_StrongTag) isRecord_Row() {}
 
@@ -1987,11 +2019,149 @@ func (x *End) GetRecords() uint64 {
 	return 0
 }
 
+// BudgetRow is a cap on a link; see command.v1.BudgetSet.
+type BudgetRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	From          string                 `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	To            string                 `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	Mbit          uint32                 `protobuf:"varint,4,opt,name=mbit,proto3" json:"mbit,omitempty"`
+	Version       uint64                 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BudgetRow) Reset() {
+	*x = BudgetRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BudgetRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BudgetRow) ProtoMessage() {}
+
+func (x *BudgetRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BudgetRow.ProtoReflect.Descriptor instead.
+func (*BudgetRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *BudgetRow) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *BudgetRow) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *BudgetRow) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *BudgetRow) GetMbit() uint32 {
+	if x != nil {
+		return x.Mbit
+	}
+	return 0
+}
+
+func (x *BudgetRow) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+// PauseRow is a site to which rules bring nothing for now.
+type PauseRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Site          string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	PausedUnixNs  int64                  `protobuf:"varint,2,opt,name=paused_unix_ns,json=pausedUnixNs,proto3" json:"paused_unix_ns,omitempty"`
+	PausedBy      string                 `protobuf:"bytes,3,opt,name=paused_by,json=pausedBy,proto3" json:"paused_by,omitempty"` // actor
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRow) Reset() {
+	*x = PauseRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRow) ProtoMessage() {}
+
+func (x *PauseRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRow.ProtoReflect.Descriptor instead.
+func (*PauseRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PauseRow) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *PauseRow) GetPausedUnixNs() int64 {
+	if x != nil {
+		return x.PausedUnixNs
+	}
+	return 0
+}
+
+func (x *PauseRow) GetPausedBy() string {
+	if x != nil {
+		return x.PausedBy
+	}
+	return ""
+}
+
 var File_consensus_state_state_proto protoreflect.FileDescriptor
 
 const file_consensus_state_state_proto_rawDesc = "" +
 	"\n" +
-	"\x1bconsensus/state/state.proto\x12\x11portolan.state.v1\x1a\x1fconsensus/command/command.proto\"\xfa\x06\n" +
+	"\x1bconsensus/state/state.proto\x12\x11portolan.state.v1\x1a\x1fconsensus/command/command.proto\"\xe7\a\n" +
 	"\x06Record\x120\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x1a.portolan.state.v1.MeshRowH\x00R\x04mesh\x120\n" +
 	"\x04site\x18\x02 \x01(\v2\x1a.portolan.state.v1.SiteRowH\x00R\x04site\x120\n" +
@@ -2005,7 +2175,9 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x03key\x18\x1b \x01(\v2\x19.portolan.state.v1.KeyRowH\x00R\x03key\x126\n" +
 	"\x06secret\x18\x1c \x01(\v2\x1c.portolan.state.v1.SecretRowH\x00R\x06secret\x12*\n" +
 	"\x03end\x18\x0f \x01(\v2\x16.portolan.state.v1.EndH\x00R\x03end\x129\n" +
-	"\aremoved\x18\x14 \x01(\v2\x1d.portolan.state.v1.RemovedRowH\x00R\aremoved\x12@\n" +
+	"\aremoved\x18\x14 \x01(\v2\x1d.portolan.state.v1.RemovedRowH\x00R\aremoved\x126\n" +
+	"\x06budget\x18# \x01(\v2\x1c.portolan.state.v1.BudgetRowH\x00R\x06budget\x123\n" +
+	"\x05pause\x18$ \x01(\v2\x1b.portolan.state.v1.PauseRowH\x00R\x05pause\x12@\n" +
 	"\n" +
 	"strong_tag\x18) \x01(\v2\x1f.portolan.state.v1.StrongTagRowH\x00R\tstrongTag\x12@\n" +
 	"\n" +
@@ -2189,7 +2361,17 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"removed_by\x18\x04 \x01(\tR\tremovedBy\x12\x12\n" +
 	"\x04lost\x18\x05 \x01(\bR\x04lost\"\x1f\n" +
 	"\x03End\x12\x18\n" +
-	"\arecords\x18\x01 \x01(\x04R\arecordsB.Z,github.com/portolan/portolan/consensus/stateb\x06proto3"
+	"\arecords\x18\x01 \x01(\x04R\arecords\"m\n" +
+	"\tBudgetRow\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\x12\x12\n" +
+	"\x04mbit\x18\x04 \x01(\rR\x04mbit\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\x04R\aversion\"a\n" +
+	"\bPauseRow\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12$\n" +
+	"\x0epaused_unix_ns\x18\x02 \x01(\x03R\fpausedUnixNs\x12\x1b\n" +
+	"\tpaused_by\x18\x03 \x01(\tR\bpausedByB.Z,github.com/portolan/portolan/consensus/stateb\x06proto3"
 
 var (
 	file_consensus_state_state_proto_rawDescOnce sync.Once
@@ -2203,7 +2385,7 @@ func file_consensus_state_state_proto_rawDescGZIP() []byte {
 	return file_consensus_state_state_proto_rawDescData
 }
 
-var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_consensus_state_state_proto_goTypes = []any{
 	(*Record)(nil),         // 0: portolan.state.v1.Record
 	(*MeshRow)(nil),        // 1: portolan.state.v1.MeshRow
@@ -2224,11 +2406,13 @@ var file_consensus_state_state_proto_goTypes = []any{
 	(*RequestRow)(nil),     // 16: portolan.state.v1.RequestRow
 	(*RemovedRow)(nil),     // 17: portolan.state.v1.RemovedRow
 	(*End)(nil),            // 18: portolan.state.v1.End
-	(command.KeyKind)(0),   // 19: portolan.command.v1.KeyKind
-	(*command.KeyBox)(nil), // 20: portolan.command.v1.KeyBox
-	(*command.Node)(nil),   // 21: portolan.command.v1.Node
-	(command.TagMode)(0),   // 22: portolan.command.v1.TagMode
-	(*command.Rule)(nil),   // 23: portolan.command.v1.Rule
+	(*BudgetRow)(nil),      // 19: portolan.state.v1.BudgetRow
+	(*PauseRow)(nil),       // 20: portolan.state.v1.PauseRow
+	(command.KeyKind)(0),   // 21: portolan.command.v1.KeyKind
+	(*command.KeyBox)(nil), // 22: portolan.command.v1.KeyBox
+	(*command.Node)(nil),   // 23: portolan.command.v1.Node
+	(command.TagMode)(0),   // 24: portolan.command.v1.TagMode
+	(*command.Rule)(nil),   // 25: portolan.command.v1.Rule
 }
 var file_consensus_state_state_proto_depIdxs = []int32{
 	1,  // 0: portolan.state.v1.Record.mesh:type_name -> portolan.state.v1.MeshRow
@@ -2244,23 +2428,25 @@ var file_consensus_state_state_proto_depIdxs = []int32{
 	5,  // 10: portolan.state.v1.Record.secret:type_name -> portolan.state.v1.SecretRow
 	18, // 11: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
 	17, // 12: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
-	10, // 13: portolan.state.v1.Record.strong_tag:type_name -> portolan.state.v1.StrongTagRow
-	10, // 14: portolan.state.v1.Record.staged_tag:type_name -> portolan.state.v1.StrongTagRow
-	11, // 15: portolan.state.v1.Record.tag_mark:type_name -> portolan.state.v1.TagMarkRow
-	3,  // 16: portolan.state.v1.MeshRow.keys:type_name -> portolan.state.v1.KeysRow
-	2,  // 17: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
-	19, // 18: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
-	20, // 19: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
-	21, // 20: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
-	9,  // 21: portolan.state.v1.ProjectRow.tags:type_name -> portolan.state.v1.TagStateRow
-	22, // 22: portolan.state.v1.TagStateRow.mode:type_name -> portolan.command.v1.TagMode
-	22, // 23: portolan.state.v1.TagStateRow.to:type_name -> portolan.command.v1.TagMode
-	23, // 24: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	19, // 13: portolan.state.v1.Record.budget:type_name -> portolan.state.v1.BudgetRow
+	20, // 14: portolan.state.v1.Record.pause:type_name -> portolan.state.v1.PauseRow
+	10, // 15: portolan.state.v1.Record.strong_tag:type_name -> portolan.state.v1.StrongTagRow
+	10, // 16: portolan.state.v1.Record.staged_tag:type_name -> portolan.state.v1.StrongTagRow
+	11, // 17: portolan.state.v1.Record.tag_mark:type_name -> portolan.state.v1.TagMarkRow
+	3,  // 18: portolan.state.v1.MeshRow.keys:type_name -> portolan.state.v1.KeysRow
+	2,  // 19: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
+	21, // 20: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
+	22, // 21: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
+	23, // 22: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
+	9,  // 23: portolan.state.v1.ProjectRow.tags:type_name -> portolan.state.v1.TagStateRow
+	24, // 24: portolan.state.v1.TagStateRow.mode:type_name -> portolan.command.v1.TagMode
+	24, // 25: portolan.state.v1.TagStateRow.to:type_name -> portolan.command.v1.TagMode
+	25, // 26: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_consensus_state_state_proto_init() }
@@ -2282,6 +2468,8 @@ func file_consensus_state_state_proto_init() {
 		(*Record_Secret)(nil),
 		(*Record_End)(nil),
 		(*Record_Removed)(nil),
+		(*Record_Budget)(nil),
+		(*Record_Pause)(nil),
 		(*Record_StrongTag)(nil),
 		(*Record_StagedTag)(nil),
 		(*Record_TagMark)(nil),
@@ -2292,7 +2480,7 @@ func file_consensus_state_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_state_state_proto_rawDesc), len(file_consensus_state_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -56,6 +56,7 @@ type View struct {
 
 	removals
 	tagRows
+	traffic
 }
 
 func newView() *View {
@@ -68,7 +69,7 @@ func newView() *View {
 		paths: table.New[int64](), publicPaths: table.New[int64](), memberPaths: table.New[int64](),
 		rules: table.New[Rule](), ruleNames: table.New[int64](),
 		tokens: table.New[Token](), secrets: table.New[Secret](),
-		removals: newRemovals(), tagRows: newTagRows(),
+		removals: newRemovals(), tagRows: newTagRows(), traffic: newTraffic(),
 	}
 }
 
@@ -77,8 +78,9 @@ type building interface{ Build(on bool) }
 
 // trees lists all of the view's.
 func (v *View) trees() []building {
-	return append([]building{v.secrets, v.sites, v.siteNames, v.nodes, v.stores, v.projects, v.projNames, v.pids, v.users, v.userNames,
+	rows := append([]building{v.secrets, v.sites, v.siteNames, v.nodes, v.stores, v.projects, v.projNames, v.pids, v.users, v.userNames,
 		v.members, v.memberIDs, v.paths, v.publicPaths, v.memberPaths, v.rules, v.ruleNames, v.tokens, v.removed}, v.tagRows.trees()...)
+	return append(rows, v.traffic.trees()...)
 }
 
 // build lets a view that nobody has yet be filled without a copy for each row.

@@ -82,6 +82,9 @@ type Config struct {
 	Removed func() *Removed
 	// LastCopies finds what one site alone holds, in parts; see RemovalRequest.
 	LastCopies func(context.Context, LastCopyQuestion) (LastCopies, error)
+	// Transfers says what this node moves, from memory, without Site and Paused;
+	// nil: nobody can ask.
+	Transfers func() Transfers
 	// JoinToken writes a join token's text.
 	JoinToken func(JoinToken) (string, error)
 	// Backup writes the control state, sealed to the recovery key; a *command.Error
@@ -126,6 +129,7 @@ func New(cfg Config) (*API, error) {
 	a.registerTags()
 	a.registerGuarantees()
 	a.registerPlacement()
+	a.registerTransfers()
 	return a, nil
 }
 

@@ -39,6 +39,7 @@ var project = identity.NewProjectID()
 type lab struct {
 	t      testing.TB
 	stall  time.Duration  // long, but in tests of stalls: machines that test are busy
+	pacer  Pacer          // of the nodes that are started
 	bucket *blobs.Backend // of the stores that are started; nil: a disk
 
 	mu      sync.Mutex
@@ -153,7 +154,7 @@ func (l *lab) startIn(dir string) *node {
 func (n *node) config(log *slog.Logger) Config {
 	l := n.lab
 	return Config{
-		Store: n.store, Host: n.host, Holders: l, Signer: n.id, Logger: log,
+		Store: n.store, Host: n.host, Holders: l, Pacer: l.pacer, Signer: n.id, Logger: log,
 		Access: func(_ context.Context, from identity.NodeID, _ digest.Digest, pid identity.ProjectID) bool {
 			l.mu.Lock()
 			defer l.mu.Unlock()

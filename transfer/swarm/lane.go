@@ -177,6 +177,7 @@ func (l *lane) plan() (order, bool) {
 	}
 	f.sched.paced(l.node, f.s.pipes.unitTook(l.node))
 	o, ok := f.sched.next(l.node, room, now, f.standing())
+	o.class = c
 	spare := int64(room) * unit
 	for i := o.first; i < o.first+o.n; i++ {
 		_, n := f.layout.span(i)

@@ -255,6 +255,7 @@ func (f *flight) contact(q *field) *contender {
 	start := func(c candidate) {
 		ctx, cancel := context.WithCancel(f.ctx)
 		ct := &contender{candidate: c, request: f.opening(), cancel: cancel}
+		ct.request.class = classOf(f.reading.Load() > 0)
 		running = append(running, ct)
 		f.watch(c.node, c.pid)
 		f.touch(c.node, 1)

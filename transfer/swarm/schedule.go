@@ -53,6 +53,7 @@ type order struct {
 	first, n    int
 	unlessGiven time.Duration // see Request.unless_given_ms
 	record      bool          // and for the record
+	class       class         // what it is for
 }
 
 // schedule decides which units of one blob to ask which peer for. It does

@@ -14,6 +14,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/units"
+	"github.com/portolan/portolan/transfer/budget"
 	"github.com/portolan/portolan/transfer/peer"
 )
 
@@ -55,6 +56,7 @@ type server struct {
 	metrics *metrics
 	crowds  *crowds // who receives what at the same time; nil: nobody knows
 	uplink  *uplink // measured; nil: not
+	pacer   Pacer   // nil: nothing is held back
 
 	buffers sync.Pool
 }
@@ -62,7 +64,7 @@ type server struct {
 func newServer(cfg Config, src source, m *metrics) *server {
 	return &server{
 		src: src, access: cfg.Access, known: cfg.KnownSigner, self: cfg.Host.ID(), signer: cfg.Signer,
-		log: cfg.Logger, metrics: m,
+		log: cfg.Logger, metrics: m, pacer: cfg.Pacer,
 		buffers: sync.Pool{New: newBuffer},
 	}
 }
@@ -188,7 +190,7 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 			s.metrics.unitsSpared.Inc()
 		default:
 			head.HasUnit, head.UnitBytes = true, uint32(n)
-			if err := s.sendUnit(st, from, head, list, open.blob, l, i); err != nil {
+			if err := s.sendUnit(ctx, st, from, sentAs(req.Class), head, list, open.blob, l, i); err != nil {
 				return err
 			}
 			s.metrics.unitsSent.Inc()
@@ -226,7 +228,15 @@ func (s *server) send(st stream, head *Answer, list []byte) error {
 	return err
 }
 
-func (s *server) sendUnit(st stream, to identity.NodeID, head *Answer, list []byte, b store.Blob, l layout, i int) (err error) {
+// sentAs is the class that a request names.
+func sentAs(class uint32) budget.Class {
+	if class == 0 || class > uint32(classes) {
+		return budget.Replication
+	}
+	return budget.Class(class - 1)
+}
+
+func (s *server) sendUnit(ctx context.Context, st stream, to identity.NodeID, c budget.Class, head *Answer, list []byte, b store.Blob, l layout, i int) (err error) {
 	off, n := l.span(i)
 	if s.uplink != nil {
 		s.uplink.begin(time.Now())
@@ -247,6 +257,13 @@ func (s *server) sendUnit(st stream, to identity.NodeID, head *Answer, list []by
 	defer s.buffers.Put(buf)
 	for left := n; left > 0; {
 		part := (*buf)[:min(left, copyBuffer)]
+		if s.pacer != nil {
+			may, err := s.pacer.Send(ctx, to, c, len(part))
+			if err != nil {
+				return err
+			}
+			part = part[:may]
+		}
 		if _, err := io.ReadFull(b, part); err != nil {
 			s.log.Error("blob can't be read", "unit", i, "error", err)
 			return err

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/transfer/budget"
 	"github.com/portolan/portolan/transfer/peer"
 )
 
@@ -31,6 +32,7 @@ type sessions struct {
 	host  *peer.Host
 	stall time.Duration
 	pipes *pipes // told how long answers take
+	pacer Pacer  // nil: nothing is held back
 
 	mu    sync.Mutex
 	peers map[identity.NodeID]*peerSessions
@@ -125,11 +127,15 @@ func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessi
 		}
 		return nil, err
 	}
-	return &session{
+	ss := &session{
 		node: node, st: &ownedStream{Stream: st, cancel: cancel}, stall: p.stall, quiet: min(quietFor, p.stall),
 		heard: func() { ps.heard.Store(time.Now().UnixNano()) },
 		timed: func(d time.Duration) { p.pipes.answered(node, d) },
-	}, nil
+	}
+	if p.pacer != nil {
+		ss.pace = func(n int) (int, error) { return p.pacer.Receive(life, budget.Class(ss.class.Load()), n) }
+	}
+	return ss, nil
 }
 
 // ownedStream releases its context when it ends.

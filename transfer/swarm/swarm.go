@@ -18,6 +18,7 @@ import (
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
+	"github.com/portolan/portolan/transfer/budget"
 	"github.com/portolan/portolan/transfer/peer"
 )
 
@@ -76,11 +77,20 @@ type Holders interface {
 	Holders(ctx context.Context, d digest.Digest, pid identity.ProjectID, size int64) []identity.NodeID
 }
 
+// Pacer holds bytes back for the sake of the links. *budget.Budgets is one. Both
+// wait until some of n bytes may go, at least one, and say how many.
+type Pacer interface {
+	Send(ctx context.Context, to identity.NodeID, c budget.Class, n int) (int, error)
+	Receive(ctx context.Context, c budget.Class, n int) (int, error)
+}
+
 // Config is what a Swarm needs. All functions answer from memory.
 type Config struct {
 	Store   *store.Store
 	Host    *peer.Host
 	Holders Holders
+	// Pacer holds back what is sent and taken; nil: nothing is.
+	Pacer Pacer
 	// Signer signs records anew whose signer is no longer known.
 	Signer units.Signer
 	// Access says whether a peer may have a blob of a project: the project may
@@ -180,6 +190,7 @@ func New(cfg Config) (*Swarm, error) {
 	}
 	s.pipes, s.crowds, s.watching = newPipes(), newCrowds(), newWatching(s)
 	s.sessions = newSessions(s.ctx, cfg.Host, cfg.Stall, s.pipes)
+	s.sessions.pacer = cfg.Pacer
 	s.server = newServer(cfg, supply{s}, s.metrics)
 	s.server.crowds, s.server.uplink = s.crowds, &s.uplink
 	cfg.Host.Handle(Protocol, s.server.serve)

@@ -139,6 +139,10 @@ type Request struct {
 	// Leave out units that another receiver of the blob was given within so many
 	// milliseconds (Answer.taken): it will pass them on. 0: leave out nothing.
 	UnlessGivenMs uint32 `protobuf:"varint,7,opt,name=unless_given_ms,json=unlessGivenMs,proto3" json:"unless_given_ms,omitempty"`
+	// What it is for, and so how it stands in line when the holder may send less
+	// than is asked for: 1 a client waits, 2 manifests, 3 replication, 4 scrub.
+	// Anything else is replication.
+	Class         uint32 `protobuf:"varint,8,opt,name=class,proto3" json:"class,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -218,6 +222,13 @@ func (x *Request) GetUnits() uint32 {
 func (x *Request) GetUnlessGivenMs() uint32 {
 	if x != nil {
 		return x.UnlessGivenMs
+	}
+	return 0
+}
+
+func (x *Request) GetClass() uint32 {
+	if x != nil {
+		return x.Class
 	}
 	return 0
 }
@@ -651,7 +662,7 @@ var File_transfer_swarm_swarm_proto protoreflect.FileDescriptor
 
 const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\n" +
-	"\x1atransfer/swarm/swarm.proto\x12\x11portolan.swarm.v1\"\xc9\x01\n" +
+	"\x1atransfer/swarm/swarm.proto\x12\x11portolan.swarm.v1\"\xdf\x01\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
@@ -661,7 +672,8 @@ const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\n" +
 	"first_unit\x18\x05 \x01(\rR\tfirstUnit\x12\x14\n" +
 	"\x05units\x18\x06 \x01(\rR\x05units\x12&\n" +
-	"\x0funless_given_ms\x18\a \x01(\rR\runlessGivenMs\"\xa6\x02\n" +
+	"\x0funless_given_ms\x18\a \x01(\rR\runlessGivenMs\x12\x14\n" +
+	"\x05class\x18\b \x01(\rR\x05class\"\xa6\x02\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x19.portolan.swarm.v1.StatusR\x06status\x12\x12\n" +

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -74,16 +75,18 @@ type run struct {
 type session struct {
 	node   identity.NodeID
 	st     stream
-	stall  time.Duration       // longest wait for a head or a piece
-	quiet  time.Duration       // after so long without a byte giveUp is asked
-	giveUp func() bool         // says that others can go on with it; nil: nobody
-	heard  func()              // told of every read; may be nil
-	came   func()              // told of every piece of a list or unit; may be nil
-	timed  func(time.Duration) // told how long the first answer took when none was outstanding; may be nil
-	limit  time.Time           // of the head or piece that is read now
-	lastID uint64              // of the asking goroutine
-	head   *Answer             // of the next answer, when it was read before the rest
-	used   time.Time           // when it was put back into the pool
+	stall  time.Duration            // longest wait for a head or a piece
+	quiet  time.Duration            // after so long without a byte giveUp is asked
+	giveUp func() bool              // says that others can go on with it; nil: nobody
+	heard  func()                   // told of every read; may be nil
+	came   func()                   // told of every piece of a list or unit; may be nil
+	timed  func(time.Duration)      // told how long the first answer took when none was outstanding; may be nil
+	limit  time.Time                // of the head or piece that is read now
+	lastID uint64                   // of the asking goroutine
+	class  atomic.Uint32            // of the last request
+	pace   func(n int) (int, error) // waits until some of n bytes may be read; nil: all may be
+	head   *Answer                  // of the next answer, when it was read before the rest
+	used   time.Time                // when it was put back into the pool
 
 	mu      sync.Mutex
 	pending []*run
@@ -108,6 +111,7 @@ func (s *session) answers() int {
 // ask sends a request for units, and for the record.
 func (s *session) ask(d digest.Digest, project identity.ProjectID, o order) error {
 	s.lastID++
+	s.class.Store(uint32(o.class))
 	s.mu.Lock()
 	if len(s.pending) == 0 {
 		s.since = time.Now()
@@ -117,7 +121,7 @@ func (s *session) ask(d digest.Digest, project identity.ProjectID, o order) erro
 	s.mu.Unlock()
 	return peer.WriteMsg(s.st, &Request{
 		Id: s.lastID, Digest: d.String(), Project: project[:], UnlessGivenMs: uint32(o.unlessGiven / time.Millisecond),
-		WantRecord: o.record, FirstUnit: uint32(o.first), Units: uint32(o.n),
+		WantRecord: o.record, FirstUnit: uint32(o.first), Units: uint32(o.n), Class: uint32(o.class) + 1,
 	}, maxMessage)
 }
 
@@ -328,6 +332,15 @@ type patient struct{ s *session }
 
 func (p patient) Read(b []byte) (int, error) {
 	s := p.s
+	if s.pace != nil && len(b) > 0 {
+		before := time.Now()
+		n, err := s.pace(len(b))
+		if err != nil {
+			return 0, err
+		}
+		b = b[:n]
+		s.limit = s.limit.Add(time.Since(before)) // it is not the holder that is slow
+	}
 	for {
 		until := s.limit
 		if s.giveUp != nil {

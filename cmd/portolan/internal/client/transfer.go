@@ -1,0 +1,42 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+
+	"github.com/portolan/portolan/registryapi/mesh"
+)
+
+// Budgets gives the caps on links.
+func (c *Client) Budgets(ctx context.Context) ([]mesh.Budget, error) {
+	return get[[]mesh.Budget](ctx, c, mesh.Prefix+"/budgets", nil)
+}
+
+// SetBudget caps a link.
+func (c *Client) SetBudget(ctx context.Context, r mesh.BudgetRequest) (mesh.Budget, error) {
+	var out mesh.Budget
+	_, err := c.do(ctx, http.MethodPut, mesh.Prefix+"/budgets", nil, r, &out)
+	return out, err
+}
+
+// DeleteBudget takes a cap away.
+func (c *Client) DeleteBudget(ctx context.Context, from, to string) error {
+	_, err := c.do(ctx, http.MethodDelete, mesh.Prefix+"/budgets", url.Values{"from": {from}, "to": {to}}, nil, nil)
+	return err
+}
+
+// Transfers says what comes to the site of the node that is asked.
+func (c *Client) Transfers(ctx context.Context) (mesh.Transfers, error) {
+	return get[mesh.Transfers](ctx, c, mesh.Prefix+"/transfers", nil)
+}
+
+// PauseSite stops what rules bring to a site, or lets it go on.
+func (c *Client) PauseSite(ctx context.Context, site string, paused bool) error {
+	method := http.MethodDelete
+	if paused {
+		method = http.MethodPut
+	}
+	_, err := c.do(ctx, method, mesh.Prefix+"/transfers/paused/"+url.PathEscape(site), nil, nil, nil)
+	return err
+}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/portolan/portolan/registryapi/mesh"
+)
+
+// watchEvery is how often --watch asks again.
+const watchEvery = time.Second
+
+func newBudgetCommand(a *app) *cobra.Command {
+	var from, to string
+	link := func(cmd *cobra.Command) *cobra.Command {
+		cmd.Flags().StringVar(&from, "from", "", "site that sends (default: any)")
+		cmd.Flags().StringVar(&to, "to", "", "site that takes (default: any)")
+		return cmd
+	}
+	named := func() error {
+		if from == "" && to == "" {
+			return errors.New("--from and --to are missing: name the site that sends, the one that takes, or both")
+		}
+		return nil
+	}
+	return noun("budget", "Caps on the links between sites",
+		a.withJSON(&cobra.Command{
+			Use:   "list",
+			Short: "List the caps on links",
+			Args:  args(),
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				c, err := a.client()
+				if err != nil {
+					return err
+				}
+				budgets, err := c.Budgets(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return a.show(budgets, func(w io.Writer) {
+					var rows [][]string
+					for _, b := range budgets {
+						rows = append(rows, []string{cmp.Or(b.From, "any"), cmp.Or(b.To, "any"), strconv.FormatUint(uint64(b.Mbit), 10)})
+					}
+					table(w, []string{"FROM", "TO", "MBIT/S"}, rows)
+				})
+			},
+		}),
+		link(a.withJSON(&cobra.Command{
+			Use:   "set MBIT --from SITE --to SITE",
+			Short: "Cap a link, in Mbit/s",
+			Long: `Cap what one site sends another, in 1,000,000 bits a second; with --from alone
+all that the site sends, with --to alone all that it takes. Transfers under way
+keep to it at once. Clients that wait for a pull go before what rules bring.`,
+			Example: "  portolan budget set 20 --from fra --to sgp\n  portolan budget set 100 --from fra",
+			Args:    args("MBIT"),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				if err := named(); err != nil {
+					return err
+				}
+				n, err := strconv.ParseUint(args[0], 10, 32)
+				if err != nil || n == 0 {
+					return fmt.Errorf("%q is no cap: give whole Mbit/s, 1 or more; take one away with: portolan budget delete", args[0])
+				}
+				c, err := a.client()
+				if err != nil {
+					return err
+				}
+				b, err := c.SetBudget(cmd.Context(), mesh.BudgetRequest{From: from, To: to, Mbit: uint32(n)})
+				if err != nil {
+					return err
+				}
+				return a.show(b, func(w io.Writer) {
+					fmt.Fprintf(w, "from %s to %s at most %d Mbit/s\n", cmp.Or(b.From, "any"), cmp.Or(b.To, "any"), b.Mbit)
+				})
+			},
+		})),
+		link(&cobra.Command{
+			Use:   "delete --from SITE --to SITE",
+			Short: "Take a cap away",
+			Args:  args(),
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				if err := named(); err != nil {
+					return err
+				}
+				c, err := a.client()
+				if err != nil {
+					return err
+				}
+				if err := c.DeleteBudget(cmd.Context(), from, to); err != nil {
+					return err
+				}
+				a.say("from %s to %s there is no cap any more", cmp.Or(from, "any"), cmp.Or(to, "any"))
+				return nil
+			},
+		}))
+}
+
+func newTransferCommand(a *app) *cobra.Command {
+	change := func(use, short string, paused bool, done string) *cobra.Command {
+		return &cobra.Command{
+			Use:   use + " SITE",
+			Short: short,
+			Args:  args("SITE"),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				c, err := a.client()
+				if err != nil {
+					return err
+				}
+				if err := c.PauseSite(cmd.Context(), args[0], paused); err != nil {
+					return err
+				}
+				a.say(done, args[0])
+				return nil
+			},
+		}
+	}
+	return noun("transfer", "Stop what rules bring to sites, and let it go on",
+		change("pause", "Stop what rules bring to a site; clients there go on pulling", true, "rules bring nothing to %s until: portolan transfer resume"),
+		change("resume", "Let what rules bring to a site go on", false, "what rules bring to %s goes on"))
+}
+
+func newTransfersCommand(a *app) *cobra.Command {
+	watch := false
+	cmd := a.withJSON(&cobra.Command{
+		Use:   "transfers",
+		Short: "Show what comes to a site, and what has to",
+		Long: `Show what comes to the site of the node that is asked (see --server), what has
+to, why the last attempt of each failed, and which nodes sent wrong bytes.`,
+		Args: args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			for {
+				t, err := c.Transfers(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if err := a.show(t, func(w io.Writer) { showTransfers(w, t) }); err != nil || !watch {
+					return err
+				}
+				if err := pause(cmd.Context(), watchEvery); err != nil {
+					return nil // the one who watches has seen enough
+				}
+			}
+		},
+	})
+	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every second, until interrupted")
+	return cmd
+}
+
+func showTransfers(w io.Writer, t mesh.Transfers) {
+	fields(w, [2]string{"site", t.Site}, [2]string{"artifacts", fmt.Sprintf("%d under way, %d waiting, %d tried again later", t.Running, t.Ready, t.Failed)})
+	for _, p := range t.Paused {
+		fmt.Fprintf(w, "paused: %s, by %s, %s\n", p.Site, p.By, when(p.At))
+	}
+	section := func(head []string, rows [][]string) {
+		if len(rows) > 0 {
+			fmt.Fprintln(w)
+			table(w, head, rows)
+		}
+	}
+	var rows [][]string
+	for _, x := range t.Artifacts {
+		next := "-"
+		if x.NextAt != nil {
+			next = when(*x.NextAt)
+		}
+		rows = append(rows, []string{x.Repository, short(x.Digest.String()), x.State, strconv.Itoa(x.Attempts), next, cmp.Or(x.Reason, "-")})
+	}
+	section([]string{"REPOSITORY", "DIGEST", "STATE", "FAILED", "NEXT", "REASON"}, rows)
+	rows = nil
+	for _, b := range t.Blobs {
+		done, eta := "?", "-"
+		if b.Total > 0 {
+			done = fmt.Sprintf("%.1f %%", float64(b.Done)/float64(b.Total)*100)
+		}
+		if b.ETA > 0 {
+			eta = time.Duration(b.ETA * float64(time.Second)).Round(time.Second).String()
+		}
+		rows = append(rows, []string{short(b.Digest.String()), done, strconv.FormatInt(b.Total, 10), cmp.Or(b.From, "-"), strconv.Itoa(b.Clients), eta})
+	}
+	section([]string{"BLOB", "DONE", "BYTES", "FROM", "CLIENTS", "LEFT"}, rows)
+	rows = nil
+	for _, s := range t.Suspects {
+		rows = append(rows, []string{s.Site, short(s.Node), strconv.Itoa(s.Blobs), when(s.At)})
+	}
+	section([]string{"SUSPECT", "NODE", "BLOBS", "LAST"}, rows)
+}
