@@ -181,17 +181,16 @@ func (r *Reconciler) Hold(ctx context.Context, p state.Project, repo string, blo
 		case <-ctx.Done():
 			return nil, h.short(ctx, false)
 		}
-		switch {
-		case a.err == nil:
+		if a.err == nil {
 			if h.nodes = append(h.nodes, a.node); len(h.nodes) == n {
 				return h, nil
 			}
-		default:
-			h.away = append(h.away, tags.Wait{Site: a.node.Site, Reason: a.err.Error()})
-			if len(left) > 0 {
-				ask()
-				asked++
-			}
+			continue
+		}
+		h.away = append(h.away, tags.Wait{Site: a.node.Site, Reason: a.err.Error()})
+		if len(left) > 0 {
+			ask()
+			asked++
 		}
 	}
 	return nil, h.short(ctx, false)

@@ -61,7 +61,7 @@ func (c control) CatchUp(context.Context) (uint64, error) {
 	c.n.raft.Lock()
 	defer c.n.raft.Unlock()
 	if c.n.lag {
-		return 0, &command.Unavailable{Reason: "the majority of the voting sites cannot be reached from here", Read: true}
+		return 0, &command.Unavailable{Reason: "the majority of the voting sites cannot be reached from here", Sites: []string{"fra", "nyc"}, RetryAfter: time.Second, Read: true}
 	}
 	return c.n.state.View().Index(), nil
 }

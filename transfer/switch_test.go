@@ -234,13 +234,16 @@ func TestSwitch_ASiteThatLacksStrongWrites(t *testing.T) {
 	pid, id := b.strong("prod")
 	b.part(fra, nyc)
 	nyc.behind(true)
+	nyc.stop() // or it might write down what it gets to know on the way
 	one, err := fra.manifest(t.Context(), pid, "app", "one")
 	must(t, err)
 	one.Tags = []string{"1"}
 	must(t, fra.doorWith(control{fra}, alone{}).Put(t.Context(), one, tags.Condition{}))
 	b.switchTo(id, command.TagMode_TAG_MODE_EVENTUAL, true)
 	eventually(t, "fra goes on alone", settled(pid, state.EventualTags, fra))
-	nyc.behind(false) // it has the state now, and nothing of the tag
+	nyc.behind(false)
+	nyc.open()
+	nyc.start() // it has the state now, and nothing of the tag
 	if _, err := nyc.tagged(t.Context(), pid, "app", "two", "1"); !later(err) {
 		t.Fatalf("an eventual push that has not seen what was strong: %v", err)
 	}

@@ -192,12 +192,6 @@ func checkDigest(s string) error {
 	return nil
 }
 
-// says gives what a tag says; empty: nothing.
-func (v *View) says(pid identity.ProjectID, repository, name string) string {
-	t, _ := v.strong.Get(tagKey(pid, repository, name))
-	return t.Digest
-}
-
 // tooManyTags refuses n more.
 func (v *View) tooManyTags(n int) error {
 	if v.liveTags+v.staged.Len()+n > MaxStrongTags {
