@@ -35,10 +35,10 @@ var ErrRowsLost = errors.New("the catalogue lost rows of the project")
 type list struct {
 	dir       string // for the file
 	partBytes int
-	vector Vector // of that snapshot
-	mem    bytes.Buffer
-	file   *os.File // what does not fit into mem; nil: all does
-	out    *bufio.Writer
+	vector    Vector // of that snapshot
+	mem       bytes.Buffer
+	file      *os.File // what does not fit into mem; nil: all does
+	out       *bufio.Writer
 }
 
 func (l *list) close() {

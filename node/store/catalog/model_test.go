@@ -109,6 +109,8 @@ type model struct {
 	copies   [modelNodes]*diskCopy // what a disk may be put back to
 	owed     map[Dot]bool          // acknowledged, and nothing happened that may lose it
 	purges   int
+	lost     int
+	teller   told // of the exchange under way
 	digests  map[string]digest.Digest
 	requests int
 }

@@ -205,13 +205,14 @@ func (m *model) knows(all map[entryKey]history, l lateDelivery) bool {
 }
 
 // dropRow does for a list what only its end may do.
-func (m *model) dropRow(n int, k entryKey, drops []drop) error {
-	i := slices.IndexFunc(drops, func(d drop) bool { return d.key == k })
+func (m *model) dropRow(n int, k entryKey, x *Receiving) error {
+	i := slices.IndexFunc(x.list.drops, func(d drop) bool { return d.key == k })
 	if i < 0 {
 		return nil
 	}
+	early := &Receiving{pid: m.pid, pending: map[string]drop{string(k.suffix()): x.list.drops[i]}}
 	return m.cats[n].submitAs(m.ctx, jobReceived, func(b *batch) error {
-		_, err := b.applyDrops(m.pid, drops[i:i+1])
+		_, err := b.applyDrops(early, x.list.drops[i:i+1])
 		return err
 	})
 }
@@ -270,6 +271,13 @@ func (m *model) loseRows(n int) error {
 	if stored == counted {
 		return fmt.Errorf("node %d lost an entry, and still adds up", n)
 	}
+	m.lost++
+	return m.dropVector(n)
+}
+
+// dropVector is what a node does that lost rows.
+func (m *model) dropVector(n int) error {
+	c := m.cats[n]
 	if !m.bad.keepVector {
 		if err := c.DropVector(m.ctx, m.pid); err != nil {
 			return err
@@ -397,4 +405,31 @@ func (m *model) overstate(p Page) Page {
 		return p
 	}
 	return out
+}
+
+// repair: after a loss all may have seen the same and still differ, since what a
+// list left out has no dot that would tell others. Then all pull anew (rule 7).
+func (m *model) repair() error {
+	sums := map[Check]bool{}
+	for n := range modelNodes {
+		if m.away[n] {
+			continue
+		}
+		sum, err := m.cats[n].Check(m.pid)
+		if err != nil {
+			return err
+		}
+		sums[sum] = true
+	}
+	if len(sums) == 1 || m.lost == 0 || m.purges == 0 {
+		return nil
+	}
+	for n := range modelNodes {
+		if !m.away[n] {
+			if err := m.dropVector(n); err != nil {
+				return err
+			}
+		}
+	}
+	return m.exchangeRounds()
 }

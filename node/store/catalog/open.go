@@ -114,7 +114,7 @@ type Catalog struct {
 
 	sound   func(want, sum Check) bool // whether a full list adds up
 	seenAll func(seen, ctx Vector) bool
-	listing chan struct{}              // one slot: a full list is being made
+	listing chan struct{} // one slot: a full list is being made
 
 	mu       sync.Mutex
 	watchers map[*watcher]bool
