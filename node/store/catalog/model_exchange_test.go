@@ -21,7 +21,7 @@ func (m *model) snapshot(from int, p Page) (lateDelivery, error) {
 		h := history{}
 		for d, e := range m.seen[from][a.key] {
 			if a.e.ctx.Covers(d.real()) { // else it was purged, and the list tells of it
-				h[d] = e
+				h[d] = e.within(a.e.ctx)
 			}
 		}
 		out.keys, out.snap = append(out.keys, a.key), append(out.snap, h)
@@ -52,7 +52,7 @@ func (m *model) deliver(to int, x *Receiving, d lateDelivery) (a Applied, err er
 			m.seen[to][k] = h
 		}
 		for dot, e := range d.snap[i] {
-			h[dot] = e
+			h.learn(dot, e)
 		}
 		m.expectConflicts(to, k)
 	}
@@ -97,7 +97,7 @@ func (m *model) dropListed(to int, t told, of func(entryKey) bool) {
 		there := t.seen[k].live()
 		for _, e := range h.live() {
 			if t.vector.Covers(e.dot) && !slices.ContainsFunc(there, func(o *event) bool { return o.dot == e.dot }) {
-				h[e.dot.gone()] = &event{dot: e.dot.gone(), node: -1, kills: map[Dot]bool{e.dot: true}}
+				h[e.dot.gone()] = &event{dot: e.dot.gone(), kills: map[Dot]bool{e.dot: true}}
 			}
 		}
 		m.expectConflicts(to, k)
@@ -112,7 +112,7 @@ func (m *model) adoptListed(to int, t told) {
 		}
 		for d, e := range h {
 			if t.vector.Covers(d.real()) {
-				m.seen[to][k][d] = e
+				m.seen[to][k].learn(d, e)
 			}
 		}
 		m.expectConflicts(to, k)
@@ -287,7 +287,7 @@ func (m *model) converge() error {
 				all[k] = history{}
 			}
 			for d, e := range h {
-				all[k][d] = e
+				all[k].learn(d, e)
 			}
 		}
 	}

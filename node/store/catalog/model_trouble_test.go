@@ -18,6 +18,9 @@ import (
 // purged tombstones, lost rows, disks put back, nodes gone for ever, sites that
 // leave a project and come back.
 
+// nobody reports that a request lost whose writer's disk was put back.
+const nobody = -1
+
 // goneBit marks dots that no store gives: see gone.
 const goneBit = 1 << 63
 
@@ -147,13 +150,9 @@ func (m *model) putBack(n int) error {
 	}
 	m.expect[n] = maps.Clone(old.expect)
 	// Writes that the copy knows nothing of are nobody's own any more.
-	for o := range m.seen {
-		for _, h := range m.seen[o] {
-			for d, e := range h {
-				if _, own := old.own[d.Inc]; e.node == n && !own {
-					e.node = -1
-				}
-			}
+	for d, owner := range m.owner {
+		if _, own := old.own[d.Inc]; owner == n && !own {
+			m.owner[d] = nobody
 		}
 	}
 	return m.compare(n)
@@ -292,6 +291,8 @@ func (m *model) dropVector(n int) error {
 		for d := range h {
 			if !e.ctx.Covers(d.real()) {
 				delete(h, d)
+			} else {
+				h[d] = h[d].within(e.ctx)
 			}
 		}
 	}
@@ -318,19 +319,19 @@ func (m *model) listFromLoser(n int) error {
 		if x.Since().Dominates(purged) {
 			continue
 		}
-		_, err = m.cats[n].Delta(m.ctx, m.pid, x.Since(), 1<<20, func(p Page) error {
-			if checked, err := parsePage(p); err != nil || checked.list == nil {
-				return errors.Join(err, ErrRowsLost) // only the list matters here
-			}
+		noted, err := m.cats[n].Delta(m.ctx, m.pid, x.Since(), 1<<20, func(p Page) error {
 			_, err := x.Page(m.ctx, p)
 			return err
 		})
+		if err == nil {
+			err = x.Adopt(m.ctx, noted)
+		}
 		x.End()
+		if before := m.compare(to); before != nil {
+			return before
+		}
 		if !errors.Is(err, ErrRowsLost) {
 			return fmt.Errorf("a list of node %d, which lost rows: %w", n, err)
-		}
-		if err := m.compare(to); err != nil {
-			return err
 		}
 	}
 	return nil
