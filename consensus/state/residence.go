@@ -13,7 +13,7 @@ type Residence uint8
 const (
 	// Out: nothing of the project is sent to the site, and nothing served there.
 	Out Residence = iota
-	// Member: the project may rest at the site.
+	// Resident: the project may rest at the site, which is a full member.
 	Resident
 	// Syncing: it may rest there, and the site has not yet all that others have. It
 	// cannot say that something is not there.
@@ -62,11 +62,11 @@ func (p Project) Residence(site string) Residence {
 //	out         syncing           out           out
 //	member      member            leaving       expelled
 //	syncing     syncing           leaving       expelled
-//	leaving     member            leaving       expelled
+//	leaving     syncing           leaving       expelled
 //	expelled    syncing           expelled      expelled
 //
 // A syncing site that is named no more leaves as a member does: another may
-// count on its copies by now.
+// count on its copies by now. A leaving one was sent nothing new: it catches up.
 func (v *View) projectSites(m *command.ProjectSites) (int64, error) {
 	p, err := v.editProject(m.GetId(), m.GetIfVersion())
 	if err != nil {
@@ -82,7 +82,7 @@ func (v *View) projectSites(m *command.ProjectSites) (int64, error) {
 		was, expelled := p.Residence(s.Name), slices.Contains(p.Expelled, s.Name)
 		if len(next.Sites) == 0 || slices.Contains(next.Sites, s.Name) {
 			members++
-			if was == Out || was == Syncing {
+			if was != Resident {
 				next.Syncing = append(next.Syncing, s.Name)
 			}
 			continue

@@ -2,13 +2,19 @@ package v2
 
 import (
 	"errors"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/registryapi/access"
 )
+
+// syncingRetry is when a site that takes a project in may have all of it: a
+// million entries take about a minute.
+const syncingRetry = 10 * time.Second
 
 // unauthenticated answers credentials that were not taken.
 func (h *Handler) unauthenticated(q *request, err error) error {
@@ -84,8 +90,16 @@ func (h *Handler) authorise(q *request, project, repo string, actions ...access.
 	if !may {
 		return p, h.denied(q, p, exists, project, repo, actions)
 	}
-	if !v.MayRest(p, h.cfg.Site) {
+	switch p.Residence(h.cfg.Site) {
+	case state.Out:
 		return p, refuse(errcode.ErrorCodeDenied, "project %s is not kept at site %s: use %s", project, h.cfg.Site, strings.Join(p.Sites, ", "))
+	case state.Leaving:
+		if slices.Contains(actions, access.Push) || slices.Contains(actions, access.Delete) {
+			return p, refuse(errcode.ErrorCodeDenied, "project %s leaves site %s, which takes no pushes and deletes any more: use %s", project, h.cfg.Site, strings.Join(p.Sites, ", "))
+		}
+	case state.Syncing:
+		// Never "not found": what is not here yet may be at every other site.
+		return p, &Unavailable{Reason: "site " + h.cfg.Site + " takes project " + project + " in and has not yet all of it", RetryAfter: syncingRetry}
 	}
 	return p, nil
 }

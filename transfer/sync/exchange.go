@@ -81,7 +81,7 @@ func (l *link) exchangeHeads(ctx context.Context, t *talk) ([]*call, error) {
 			l.s.park(pid)
 			continue
 		}
-		if l.s.shared(view, pid, l.node) != nil {
+		if l.s.takesFrom(pid, l.node) != nil {
 			continue
 		}
 		if c := l.compare(ctx, pid, h); c != nil {
@@ -187,7 +187,7 @@ func (s *Sync) head(pid identity.ProjectID) (catalog.Vector, catalog.Check, erro
 // pull takes in what the peer has of a project beyond this catalogue's vector.
 func (l *link) pull(ctx context.Context, t *talk, pid identity.ProjectID) (err error) {
 	s := l.s
-	if r := s.shared(s.cfg.State.View(), pid, l.node); r != nil {
+	if r := s.takesFrom(pid, l.node); r != nil {
 		return refused(r)
 	}
 	defer s.courteous(ctx, pid)()
@@ -230,11 +230,23 @@ func (l *link) pull(ctx context.Context, t *talk, pid identity.ProjectID) (err e
 	return nil
 }
 
+// takesFrom says whether this site may be sent what a node has of a project.
+func (s *Sync) takesFrom(pid identity.ProjectID, node identity.NodeID) *Refusal {
+	view := s.cfg.State.View()
+	if r := s.shared(view, pid, node); r != nil {
+		return r
+	}
+	if !s.mayRestHere(view, pid) {
+		return refusal(Refusal_CODE_RESIDENCY, "the project leaves this site")
+	}
+	return nil
+}
+
 // take applies one page. Rights to hold the project are checked again for each:
 // a long pull may outlive them.
 func (l *link) take(ctx context.Context, pid identity.ProjectID, x *catalog.Receiving, page catalog.Page) error {
 	s := l.s
-	if r := s.shared(s.cfg.State.View(), pid, l.node); r != nil {
+	if r := s.takesFrom(pid, l.node); r != nil {
 		return refused(r)
 	}
 	s.metrics.pages.WithLabelValues("in").Inc()
@@ -257,6 +269,11 @@ func (l *link) adopt(ctx context.Context, pid identity.ProjectID, x *catalog.Rec
 	}
 	if err := x.Adopt(ctx, noted); err != nil {
 		return &localError{err}
+	}
+	if retagged := x.Retagged(); len(retagged) > 0 {
+		for _, fn := range l.s.onApplied {
+			fn(pid, catalog.Applied{Retagged: retagged})
+		}
 	}
 	l.mu.Lock()
 	l.seen[pid] = vectorHash(noted.Vector)

@@ -166,7 +166,7 @@ func (s *Sync) Hint(from identity.NodeID, kind byte, payload []byte) {
 			s.park(pid)
 			continue
 		}
-		if s.shared(view, pid, from) == nil && !s.has(pid, h.GetVectorHash()) {
+		if s.takesFrom(pid, from) == nil && !s.has(pid, h.GetVectorHash()) {
 			l.request(pid)
 		}
 	}

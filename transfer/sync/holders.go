@@ -183,7 +183,7 @@ func (s *Sync) sortByNearness(ids []identity.NodeID) {
 // Access says whether a peer may have a blob on behalf of a project: the project
 // may rest at both sites, and a repository of it names the blob here.
 func (s *Sync) Access(_ context.Context, from identity.NodeID, d digest.Digest, pid identity.ProjectID) bool {
-	if s.shared(s.cfg.State.View(), pid, from) != nil {
+	if s.takes(s.cfg.State.View(), pid, from) != nil {
 		return false
 	}
 	_, _, linked, err := s.cat.LinkedIn(pid, d)

@@ -68,7 +68,7 @@ func (s *Sync) sendHeads(from identity.NodeID, st *peer.Stream, cameAt time.Time
 		return err
 	}
 	for _, pid := range pids {
-		if s.shared(view, pid, from) != nil {
+		if s.takes(view, pid, from) != nil {
 			continue
 		}
 		vector, check, err := s.head(pid)
@@ -98,13 +98,13 @@ func (s *Sync) sendDelta(ctx context.Context, from identity.NodeID, st *peer.Str
 	if err := since.UnmarshalBinary(q.GetVector()); err != nil {
 		return s.refuse(st, cameAt, refusal(Refusal_CODE_INVALID, err.Error()))
 	}
-	if r := s.shared(s.cfg.State.View(), pid, from); r != nil {
+	if r := s.takes(s.cfg.State.View(), pid, from); r != nil {
 		return s.refuse(st, cameAt, r)
 	}
 	aim := min(max(int(q.GetPageBytes()), pageLeast), pageMost)
 	noted, err := s.cat.Delta(ctx, pid, since, aim, func(page catalog.Page) error {
 		// A node that was removed, or whose site left the project, gets no more.
-		if r := s.shared(s.cfg.State.View(), pid, from); r != nil {
+		if r := s.takes(s.cfg.State.View(), pid, from); r != nil {
 			return refused(r)
 		}
 		s.metrics.pages.WithLabelValues("out").Inc()

@@ -257,8 +257,11 @@ func fingerprint(view *state.View) uint64 {
 	h := fnv.New64a()
 	for p := range view.Projects() {
 		_, _ = h.Write(p.PID[:])
-		for _, site := range p.Sites {
-			_, _ = h.Write([]byte(site))
+		for _, sites := range [][]string{p.Sites, p.Leaving, p.Syncing} {
+			for _, site := range sites {
+				_, _ = h.Write([]byte(site))
+				_, _ = h.Write([]byte{0})
+			}
 			_, _ = h.Write([]byte{0})
 		}
 	}
@@ -271,8 +274,21 @@ func (s *Sync) mayRestHere(view *state.View, pid identity.ProjectID) bool {
 	return ok && view.MayRest(p, s.cfg.Site)
 }
 
-// shared says whether a project may be exchanged with a node: both sites may
-// hold it, and the node is a content node. It is asked at both ends.
+// takes says whether a node may be sent what is here of a project: it is shared
+// with it, and may rest at its site. A site that leaves the project only gives.
+func (s *Sync) takes(view *state.View, pid identity.ProjectID, node identity.NodeID) *Refusal {
+	if r := s.shared(view, pid, node); r != nil {
+		return r
+	}
+	n, _ := view.Node(node)
+	if p, _ := view.ProjectByPID(pid); !view.MayRest(p, n.Site) {
+		return refusal(Refusal_CODE_RESIDENCY, "project "+p.Name+" leaves site "+n.Site+", and is not sent there any more")
+	}
+	return nil
+}
+
+// shared says whether a project may be spoken of with a node: both sites hold it,
+// and the node is a content node. It is asked at both ends.
 func (s *Sync) shared(view *state.View, pid identity.ProjectID, node identity.NodeID) *Refusal {
 	n, ok := view.Node(node)
 	if !ok || n.Witness {
@@ -283,7 +299,7 @@ func (s *Sync) shared(view *state.View, pid identity.ProjectID, node identity.No
 		return refusal(Refusal_CODE_UNKNOWN, "site "+s.cfg.Site+" does not know project "+pid.String()+" yet")
 	}
 	for _, site := range []string{s.cfg.Site, n.Site} {
-		if !view.MayRest(p, site) {
+		if !p.Residence(site).Holds() {
 			return refusal(Refusal_CODE_RESIDENCY, "project "+p.Name+" may not rest at site "+site)
 		}
 	}

@@ -204,7 +204,7 @@ func (b *batch) applyPage(pid identity.ProjectID, p *page) (Applied, error) {
 			return out, err
 		}
 		b.noteForeign(pid, a.key, here, a.e, purged, p.by)
-		merged := b.c.merge(here, a.e, purged)
+		merged := b.c.merge(p.by.left(a.key, here), a.e, purged)
 		if here == nil && merged.buried(purged) {
 			continue
 		}

@@ -21,7 +21,7 @@ func (m *model) snapshot(from int, p Page) (lateDelivery, error) {
 		h := history{}
 		for d, e := range m.seen[from][a.key] {
 			if a.e.ctx.Covers(d.real()) { // else it was purged, and the list tells of it
-				h[d] = e
+				h[d] = e.within(a.e.ctx)
 			}
 		}
 		out.keys, out.snap = append(out.keys, a.key), append(out.snap, h)
@@ -42,6 +42,9 @@ func (m *model) deliver(to int, x *Receiving, d lateDelivery) (a Applied, err er
 	if err != nil {
 		return a, err
 	}
+	if x != nil && x.listed {
+		m.dropListed(to, m.teller, func(k entryKey) bool { return slices.Contains(d.keys, k) })
+	}
 	for i, k := range d.keys {
 		h := m.seen[to][k]
 		if h == nil {
@@ -49,7 +52,7 @@ func (m *model) deliver(to int, x *Receiving, d lateDelivery) (a Applied, err er
 			m.seen[to][k] = h
 		}
 		for dot, e := range d.snap[i] {
-			h[dot] = e
+			h.learn(dot, e)
 		}
 		m.expectConflicts(to, k)
 	}
@@ -80,17 +83,21 @@ func (m *model) told(from int) (told, error) {
 	}
 	var err error
 	t.vector, err = m.cats[from].Vector(m.pid)
+	m.teller = t
 	return t, err
 }
 
 // dropListed does in the reference what a whole list does: what the sender has
 // seen and does not have is gone.
-func (m *model) dropListed(to int, t told) {
+func (m *model) dropListed(to int, t told, of func(entryKey) bool) {
 	for k, h := range m.seen[to] {
+		if !of(k) {
+			continue
+		}
 		there := t.seen[k].live()
 		for _, e := range h.live() {
 			if t.vector.Covers(e.dot) && !slices.ContainsFunc(there, func(o *event) bool { return o.dot == e.dot }) {
-				h[e.dot.gone()] = &event{dot: e.dot.gone(), node: -1, kills: map[Dot]bool{e.dot: true}}
+				h[e.dot.gone()] = &event{dot: e.dot.gone(), kills: map[Dot]bool{e.dot: true}}
 			}
 		}
 		m.expectConflicts(to, k)
@@ -105,7 +112,7 @@ func (m *model) adoptListed(to int, t told) {
 		}
 		for d, e := range h {
 			if t.vector.Covers(d.real()) {
-				m.seen[to][k][d] = e
+				m.seen[to][k].learn(d, e)
 			}
 		}
 		m.expectConflicts(to, k)
@@ -192,14 +199,11 @@ func (m *model) exchange(from, to int) error {
 		}
 		if m.bad.dropBegun && x.list != nil {
 			for k := range m.seen[to] {
-				if err := m.dropRow(to, k, x.list.drops); err != nil {
+				if err := m.dropRow(to, k, x); err != nil {
 					return err
 				}
 			}
 		}
-	}
-	if x.listed {
-		m.dropListed(to, t)
 	}
 	meanwhile := len(pages)
 	if m.trouble && x.listed && m.rng.IntN(3) == 0 {
@@ -259,6 +263,7 @@ func (m *model) adopt(to int, x *Receiving, noted Noted, t told) error {
 		return err
 	}
 	if listed {
+		m.dropListed(to, t, func(entryKey) bool { return true })
 		m.adoptListed(to, t)
 	}
 	return nil
@@ -266,16 +271,11 @@ func (m *model) adopt(to int, x *Receiving, noted Noted, t told) error {
 
 // converge has everybody pull from everybody, and then wants one state.
 func (m *model) converge() error {
-	for range 4 {
-		for from := range modelNodes {
-			for to := range modelNodes {
-				if from != to && !m.away[from] && !m.away[to] {
-					if err := m.exchangeAll(from, to); err != nil {
-						return err
-					}
-				}
-			}
-		}
+	if err := m.exchangeRounds(); err != nil {
+		return err
+	}
+	if err := m.repair(); err != nil {
+		return err
 	}
 	all := map[entryKey]history{}
 	for n := range modelNodes {
@@ -287,7 +287,7 @@ func (m *model) converge() error {
 				all[k] = history{}
 			}
 			for d, e := range h {
-				all[k][d] = e
+				all[k].learn(d, e)
 			}
 		}
 	}
@@ -351,6 +351,21 @@ func (m *model) converge() error {
 	return nil
 }
 
+func (m *model) exchangeRounds() error {
+	for range 4 {
+		for from := range modelNodes {
+			for to := range modelNodes {
+				if from != to && !m.away[from] && !m.away[to] {
+					if err := m.exchangeAll(from, to); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
 func (m *model) exchangeAll(from, to int) error {
 	x, err := m.cats[to].Receive(m.pid)
 	if err != nil {
@@ -366,10 +381,7 @@ func (m *model) exchangeAll(from, to int) error {
 		if err != nil {
 			return err
 		}
-		before := x.listed
-		if _, err = m.deliver(to, x, d); err == nil && x.listed && !before {
-			m.dropListed(to, t)
-		}
+		_, err = m.deliver(to, x, d)
 		return err
 	})
 	if err != nil {

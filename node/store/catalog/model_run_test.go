@@ -9,7 +9,17 @@ import (
 
 var histories = flag.Int("histories", 40, "random histories of TestModel, about 50 ms each")
 
+var modelSeed = flag.Uint64("seed", 0, "run TestModel's history of this seed alone")
+
 func TestModel(t *testing.T) {
+	if *modelSeed != 0 {
+		for range 20 { // clients that write at once make each run another
+			if err := newFleet(t, mistakes{}).run(t.Context(), *modelSeed, 60, mistakes{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return
+	}
 	f := newFleet(t, mistakes{})
 	base := uint64(time.Now().UnixNano())
 	for i := range *histories {

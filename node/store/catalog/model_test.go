@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -25,7 +26,6 @@ const modelNodes = 5
 // event is what one request did to one key.
 type event struct {
 	dot     Dot
-	node    int
 	put     bool
 	digest  string // what a tag was set to
 	stamp   uint64
@@ -34,6 +34,42 @@ type event struct {
 }
 
 type history map[Dot]*event
+
+// learn adds what somebody else knows of a request: of what it replaced, too.
+func (h history) learn(d Dot, e *event) {
+	old := h[d]
+	if old == nil {
+		h[d] = e
+		return
+	}
+	for k := range e.kills {
+		if !old.kills[k] {
+			both := *old
+			both.kills = maps.Clone(old.kills)
+			maps.Copy(both.kills, e.kills)
+			h[d] = &both
+			return
+		}
+	}
+}
+
+// within is what an entry with this context says of the request: who purged a
+// tombstone and made the key anew does not say any more what that replaced.
+func (e *event) within(ctx Vector) *event {
+	for k := range e.kills {
+		if !ctx.Covers(k.real()) {
+			part := *e
+			part.kills = map[Dot]bool{}
+			for k := range e.kills {
+				if ctx.Covers(k.real()) {
+					part.kills[k] = true
+				}
+			}
+			return &part
+		}
+	}
+	return e
+}
 
 func (h history) live() []*event {
 	var out []*event
@@ -107,8 +143,11 @@ type model struct {
 	away     [modelNodes]bool      // gone for ever, or not a member site now
 	gone     [modelNodes]bool      // for ever
 	copies   [modelNodes]*diskCopy // what a disk may be put back to
+	owner    map[Dot]int           // who reports that a request lost
 	owed     map[Dot]bool          // acknowledged, and nothing happened that may lose it
 	purges   int
+	lost     int
+	teller   told // of the exchange under way
 	digests  map[string]digest.Digest
 	requests int
 }
@@ -146,7 +185,7 @@ func newFleet(t testing.TB, bad mistakes) *fleet {
 func (f *fleet) run(ctx context.Context, seed uint64, steps int, bad mistakes) (err error) {
 	m := &model{
 		ctx: ctx, rng: rand.New(rand.NewPCG(seed, 1)), bad: bad, cats: f.cats, clocks: f.clocks,
-		pid: identity.NewProjectID(), digests: map[string]digest.Digest{}, owed: map[Dot]bool{}, trouble: seed%2 == 1,
+		pid: identity.NewProjectID(), digests: map[string]digest.Digest{}, owed: map[Dot]bool{}, owner: map[Dot]int{}, trouble: seed%2 == 1,
 	}
 	for i := range m.seen {
 		m.seen[i], m.expect[i] = map[entryKey]history{}, map[string]bool{}
@@ -342,7 +381,8 @@ func (m *model) account(n int, r *request) error {
 		if h[r.dot] != nil {
 			return fmt.Errorf("node %d gave dot %s twice", n, r.dot)
 		}
-		e := &event{dot: r.dot, node: n, put: ch.put, digest: ch.digest, kills: map[Dot]bool{}}
+		m.owner[r.dot] = n
+		e := &event{dot: r.dot, put: ch.put, digest: ch.digest, kills: map[Dot]bool{}}
 		if ch.only == "" {
 			e.carried = h.losing()
 			impl, err := m.entry(n, ch.key)
@@ -394,7 +434,7 @@ func (m *model) expectConflicts(n int, k entryKey) {
 		lost = append(lost, e.carried...)
 	}
 	for _, d := range lost {
-		if e := h[d]; e != nil && e.node == n {
+		if e := h[d]; e != nil && d == d.real() && m.owner[d] == n {
 			m.expect[n][k.repo+" "+k.name+" "+d.String()] = true
 		}
 	}

@@ -18,6 +18,9 @@ import (
 // purged tombstones, lost rows, disks put back, nodes gone for ever, sites that
 // leave a project and come back.
 
+// nobody reports that a request lost whose writer's disk was put back.
+const nobody = -1
+
 // goneBit marks dots that no store gives: see gone.
 const goneBit = 1 << 63
 
@@ -147,13 +150,9 @@ func (m *model) putBack(n int) error {
 	}
 	m.expect[n] = maps.Clone(old.expect)
 	// Writes that the copy knows nothing of are nobody's own any more.
-	for o := range m.seen {
-		for _, h := range m.seen[o] {
-			for d, e := range h {
-				if _, own := old.own[d.Inc]; e.node == n && !own {
-					e.node = -1
-				}
-			}
+	for d, owner := range m.owner {
+		if _, own := old.own[d.Inc]; owner == n && !own {
+			m.owner[d] = nobody
 		}
 	}
 	return m.compare(n)
@@ -205,13 +204,14 @@ func (m *model) knows(all map[entryKey]history, l lateDelivery) bool {
 }
 
 // dropRow does for a list what only its end may do.
-func (m *model) dropRow(n int, k entryKey, drops []drop) error {
-	i := slices.IndexFunc(drops, func(d drop) bool { return d.key == k })
+func (m *model) dropRow(n int, k entryKey, x *Receiving) error {
+	i := slices.IndexFunc(x.list.drops, func(d drop) bool { return d.key == k })
 	if i < 0 {
 		return nil
 	}
+	early := &Receiving{pid: m.pid, pending: map[string]drop{string(k.suffix()): x.list.drops[i]}}
 	return m.cats[n].submitAs(m.ctx, jobReceived, func(b *batch) error {
-		_, err := b.applyDrops(m.pid, drops[i:i+1])
+		_, err := b.applyDrops(early, x.list.drops[i:i+1])
 		return err
 	})
 }
@@ -270,6 +270,13 @@ func (m *model) loseRows(n int) error {
 	if stored == counted {
 		return fmt.Errorf("node %d lost an entry, and still adds up", n)
 	}
+	m.lost++
+	return m.dropVector(n)
+}
+
+// dropVector is what a node does that lost rows.
+func (m *model) dropVector(n int) error {
+	c := m.cats[n]
 	if !m.bad.keepVector {
 		if err := c.DropVector(m.ctx, m.pid); err != nil {
 			return err
@@ -284,6 +291,8 @@ func (m *model) loseRows(n int) error {
 		for d := range h {
 			if !e.ctx.Covers(d.real()) {
 				delete(h, d)
+			} else {
+				h[d] = h[d].within(e.ctx)
 			}
 		}
 	}
@@ -310,19 +319,19 @@ func (m *model) listFromLoser(n int) error {
 		if x.Since().Dominates(purged) {
 			continue
 		}
-		_, err = m.cats[n].Delta(m.ctx, m.pid, x.Since(), 1<<20, func(p Page) error {
-			if checked, err := parsePage(p); err != nil || checked.list == nil {
-				return errors.Join(err, ErrRowsLost) // only the list matters here
-			}
+		noted, err := m.cats[n].Delta(m.ctx, m.pid, x.Since(), 1<<20, func(p Page) error {
 			_, err := x.Page(m.ctx, p)
 			return err
 		})
+		if err == nil {
+			err = x.Adopt(m.ctx, noted)
+		}
 		x.End()
+		if before := m.compare(to); before != nil {
+			return before
+		}
 		if !errors.Is(err, ErrRowsLost) {
 			return fmt.Errorf("a list of node %d, which lost rows: %w", n, err)
-		}
-		if err := m.compare(to); err != nil {
-			return err
 		}
 	}
 	return nil
@@ -397,4 +406,31 @@ func (m *model) overstate(p Page) Page {
 		return p
 	}
 	return out
+}
+
+// repair: after a loss all may have seen the same and still differ, since what a
+// list left out has no dot that would tell others. Then all pull anew (rule 7).
+func (m *model) repair() error {
+	sums := map[Check]bool{}
+	for n := range modelNodes {
+		if m.away[n] {
+			continue
+		}
+		sum, err := m.cats[n].Check(m.pid)
+		if err != nil {
+			return err
+		}
+		sums[sum] = true
+	}
+	if len(sums) == 1 || m.lost == 0 || m.purges == 0 {
+		return nil
+	}
+	for n := range modelNodes {
+		if !m.away[n] {
+			if err := m.dropVector(n); err != nil {
+				return err
+			}
+		}
+	}
+	return m.exchangeRounds()
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/portolan/portolan/node/identity"
@@ -19,8 +20,8 @@ const (
 	// maxDrops bounds what one list may drop here, for the sake of memory: some
 	// 30 MiB. When it leaves out more, the rest is found by the next exchange.
 	maxDrops = 200_000
-	// dropChunk is how many of them go in one transaction.
-	dropChunk = 500
+	// dropChunk is how many of them go in one transaction, usually with the vector.
+	dropChunk = 2000
 	// maxForeign bounds what other exchanges may bring of a project while it is
 	// received with a full list.
 	maxForeign = 20_000
@@ -46,9 +47,15 @@ type Receiving struct {
 	pid     identity.ProjectID
 	since   Vector
 	list    *listCheck // nil: no list has begun
-	listed  bool       // it came whole, and what it leaves out was dropped here
+	listed  bool       // it came whole
 	partial bool       // not all of it: see maxDrops
 	opened  bool       // the committer may know of this exchange
+
+	// What the list leaves out, by key. It goes with the vector: a drop that stood
+	// alone would be a deletion without a dot, which nobody else would ever hear of if
+	// the sender were gone by then.
+	pending  map[string]drop
+	retagged []ManifestRef
 
 	// Only the committer touches these.
 	foreign  map[foreign]bool
@@ -94,18 +101,16 @@ func (r *Receiving) Page(ctx context.Context, p Page) (Applied, error) {
 	if err != nil {
 		return Applied{}, err
 	}
-	var out Applied
 	if checked.list != nil {
-		if out, err = r.takeList(ctx, checked.list); err != nil {
-			return out, fmt.Errorf("catalog: take a full list of project %s: %w", r.pid, err)
+		if err := r.takeList(ctx, checked.list); err != nil {
+			return Applied{}, fmt.Errorf("catalog: take a full list of project %s: %w", r.pid, err)
 		}
 	}
 	if len(checked.entries) == 0 {
-		return out, nil
+		return Applied{}, nil
 	}
 	checked.by = r
 	applied, err := r.c.applyPage(ctx, r.pid, checked)
-	applied.Retagged = append(applied.Retagged, out.Retagged...)
 	if err != nil {
 		return applied, fmt.Errorf("catalog: apply a page to project %s: %w", r.pid, err)
 	}
@@ -113,60 +118,57 @@ func (r *Receiving) Page(ctx context.Context, p Page) (Applied, error) {
 }
 
 // takeList compares one part of a list with what is here.
-func (r *Receiving) takeList(ctx context.Context, part *rowpb.List) (Applied, error) {
-	var out Applied
+func (r *Receiving) takeList(ctx context.Context, part *rowpb.List) error {
 	if len(part.After) == 0 {
-		r.list, r.listed = &listCheck{vector: vectorFromPB(part.Vector)}, false
+		r.list, r.listed, r.pending = &listCheck{vector: vectorFromPB(part.Vector)}, false, nil
 		if err := r.openWindow(ctx); err != nil {
-			return out, err
+			return err
 		}
 	}
 	l := r.list
 	if l == nil || !bytes.Equal(part.After, l.last) {
-		return out, fmt.Errorf("%w: a part of it is not here", ErrListUnsound)
+		return fmt.Errorf("%w: a part of it is not here", ErrListUnsound)
 	}
 	rows, err := l.parse(part)
 	if err != nil {
-		return out, err
+		return err
 	}
 	if err := r.c.view(func(rd reader) error { return l.compare(rd, r.pid, rows, part.Last) }); err != nil {
-		return out, err
+		return err
 	}
 	if !part.Last {
-		return out, nil
+		return nil
 	}
 	r.list = nil
 	want := Check{Count: part.GetCheck().GetCount()}
 	copy(want.Xor[:], part.GetCheck().GetXor())
 	if !r.c.sound(want, l.sum) {
-		return out, fmt.Errorf("%w: %d entries, the sender should have %d", ErrListUnsound, l.sum.Count, want.Count)
+		return fmt.Errorf("%w: %d entries, the sender should have %d", ErrListUnsound, l.sum.Count, want.Count)
 	}
 	// Only now: a list that is not whole says nothing about what it leaves out.
-	for drops := range slices.Chunk(l.drops, dropChunk) {
-		if err := r.drop(ctx, drops, &out); err != nil {
-			return out, err
-		}
+	r.listed, r.partial, r.pending = true, l.over, make(map[string]drop, len(l.drops))
+	for _, d := range l.drops {
+		r.pending[string(d.key.suffix())] = d
 	}
-	r.listed, r.partial = true, l.over
-	return out, nil
+	return nil
 }
 
-// drop applies some drops in one transaction, or in more where they refer to much.
-func (r *Receiving) drop(ctx context.Context, drops []drop, out *Applied) error {
-	var retagged []ManifestRef
-	err := r.c.submitAs(ctx, jobReceived, func(b *batch) (err error) {
-		retagged, err = b.applyDrops(r.pid, drops)
-		return err
-	})
-	if half := len(drops) / 2; half > 0 && errors.Is(err, ErrTooLarge) {
-		return errors.Join(r.drop(ctx, drops[:half], out), r.drop(ctx, drops[half:], out))
+// left is what is here of an entry without what the list left out of it.
+func (r *Receiving) left(k entryKey, here *entry) *entry {
+	if r == nil || len(r.pending) == 0 || here == nil {
+		return here
 	}
-	if err != nil {
-		return err
+	d, ok := r.pending[string(k.suffix())]
+	if !ok {
+		return here
 	}
-	out.Changed += len(drops)
-	out.Retagged = append(out.Retagged, retagged...)
-	return nil
+	out := &entry{ctx: here.ctx, losers: here.losers, goneMs: here.goneMs}
+	for _, s := range here.sibs {
+		if !slices.Contains(d.dots, s.dot) {
+			out.sibs = append(out.sibs, s)
+		}
+	}
+	return out
 }
 
 // listedRow is one checked row.
@@ -251,28 +253,20 @@ func (l *listCheck) compare(r reader, pid identity.ProjectID, rows []listedRow, 
 	return err
 }
 
-// applyDrops takes siblings out of entries. Their dots stay in the contexts, so
-// that nothing brings them back.
-func (b *batch) applyDrops(pid identity.ProjectID, drops []drop) ([]ManifestRef, error) {
+// applyDrops takes what the list left out out of entries. The dots stay in their
+// contexts, so that nothing brings them back.
+func (b *batch) applyDrops(r *Receiving, drops []drop) ([]ManifestRef, error) {
 	var retagged []ManifestRef
 	for _, d := range drops {
-		here, err := b.entry(pid, d.key)
+		here, err := b.entry(r.pid, d.key)
 		if err != nil {
 			return nil, err
 		}
-		if here == nil {
-			continue
+		new := r.left(d.key, here)
+		if here == nil || len(new.sibs) == len(here.sibs) {
+			continue // a page, a write or another exchange was faster
 		}
-		new := &entry{ctx: here.ctx.Clone(), losers: here.losers}
-		for _, s := range here.sibs {
-			if !slices.Contains(d.dots, s.dot) {
-				new.sibs = append(new.sibs, s)
-			}
-		}
-		if len(new.sibs) == len(here.sibs) {
-			continue // a write or another exchange was faster
-		}
-		if err := b.save(pid, d.key, here, new); err != nil {
+		if err := b.save(r.pid, d.key, here, new); err != nil {
 			return nil, err
 		}
 		if d.key.kind == kindTag {
@@ -283,6 +277,10 @@ func (b *batch) applyDrops(pid identity.ProjectID, drops []drop) ([]ManifestRef,
 	}
 	return retagged, nil
 }
+
+// Retagged gives, after Adopt, what tags say now because a list left out what they
+// said before.
+func (r *Receiving) Retagged() []ManifestRef { return r.retagged }
 
 // openWindow begins to note what other exchanges bring: until the purged vector
 // is taken over here, they may bring back what the list left out.
@@ -346,16 +344,43 @@ func (r *Receiving) Adopt(ctx context.Context, end Noted) error {
 	if r.partial {
 		return fmt.Errorf("catalog: adopt a vector of project %s: %w: a full list left out more than %d entries", r.pid, ErrAgain, maxDrops)
 	}
-	err := r.c.submitAs(ctx, jobReceived, func(b *batch) error {
+	drops := slices.SortedFunc(maps.Values(r.pending), func(x, y drop) int { return bytes.Compare(x.key.suffix(), y.key.suffix()) })
+	for {
+		n := min(len(drops), dropChunk)
+		last := n == len(drops)
+		retagged, err := r.adoptWith(ctx, end, drops[:n], last)
+		for n > 1 && errors.Is(err, ErrTooLarge) { // they refer to much
+			n, last = n/2, false
+			retagged, err = r.adoptWith(ctx, end, drops[:n], last)
+		}
+		if err != nil {
+			return fmt.Errorf("catalog: adopt a vector of project %s: %w", r.pid, err)
+		}
+		r.retagged = append(r.retagged, retagged...)
+		if last {
+			return nil
+		}
+		drops = drops[n:]
+	}
+}
+
+// adoptWith applies some drops and, with the last of them, takes the vector over.
+func (r *Receiving) adoptWith(ctx context.Context, end Noted, drops []drop, last bool) ([]ManifestRef, error) {
+	var retagged []ManifestRef
+	err := r.c.submitAs(ctx, jobReceived, func(b *batch) (err error) {
 		if r.stray(end.Vector) {
 			return fmt.Errorf("%w: other sites brought what the sender deleted", ErrAgain)
 		}
-		return b.adopt(r.pid, r.since, end, r.listed)
+		if retagged, err = b.applyDrops(r, drops); err != nil {
+			return err
+		}
+		// Also before the last: what can't be adopted in the end must not be begun.
+		return b.adopt(r.pid, r.since, end, r.listed, last)
 	})
 	if err != nil {
-		return fmt.Errorf("catalog: adopt a vector of project %s: %w", r.pid, err)
+		return nil, err // the committer may still write to retagged
 	}
-	return nil
+	return retagged, nil
 }
 
 // Adopt takes over what a peer had noted before the first page of its delta,
@@ -365,7 +390,7 @@ func (c *Catalog) Adopt(ctx context.Context, pid identity.ProjectID, since Vecto
 	return (&Receiving{c: c, pid: pid, since: since}).Adopt(ctx, end)
 }
 
-func (b *batch) adopt(pid identity.ProjectID, since Vector, end Noted, listed bool) error {
+func (b *batch) adopt(pid identity.ProjectID, since Vector, end Noted, listed, write bool) error {
 	here, err := b.vector(tabVector, pid)
 	if err != nil {
 		return err
@@ -378,6 +403,9 @@ func (b *batch) adopt(pid identity.ProjectID, since Vector, end Noted, listed bo
 	}
 	if !listed && !since.Dominates(end.Purged) {
 		return ErrListNeeded
+	}
+	if !write {
+		return nil
 	}
 	for _, inc := range end.Vector.incs() {
 		if end.Vector[inc] > here[inc] {
