@@ -144,7 +144,7 @@ func TestOtherAlgorithmsStates_AreRefused(t *testing.T) {
 					p := bend(pair{r, li}, pair{rec, list})
 					return p.rec, p.list, nil
 				}}
-				f.source = a.store
+				f.source = supply{a.swarm}
 				cfg := a.config(a.swarm.log)
 				cfg.KnownSigner = func(identity.NodeID) bool { return true } // does not sign anew
 				a.host.Handle(Protocol, newServer(cfg, f, a.swarm.metrics).serve)

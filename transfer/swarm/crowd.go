@@ -74,12 +74,32 @@ func (c *crowd) receivers(but identity.NodeID) []receiver {
 
 // crowds are the blobs of this node that others receive.
 type crowds struct {
-	mu sync.Mutex
-	m  map[digest.Digest]map[identity.ProjectID]*crowd
+	mu      sync.Mutex
+	m       map[digest.Digest]map[identity.ProjectID]*crowd
+	streams map[identity.NodeID]*haveStream // the last of each node
 }
 
 func newCrowds() *crowds {
-	return &crowds{m: map[digest.Digest]map[identity.ProjectID]*crowd{}}
+	return &crowds{m: map[digest.Digest]map[identity.ProjectID]*crowd{}, streams: map[identity.NodeID]*haveStream{}}
+}
+
+// enter makes a stream the one of its node and gives the one before, if that has
+// not ended.
+func (c *crowds) enter(h *haveStream) *haveStream {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.streams[h.from]
+	c.streams[h.from] = h
+	return old
+}
+
+// exit lets a stream go.
+func (c *crowds) exit(h *haveStream) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.streams[h.from] == h {
+		delete(c.streams, h.from)
+	}
 }
 
 // watched is one node's watch of one blob here. Guarded by crowds.mu.
@@ -99,6 +119,8 @@ type watched struct {
 	size   int64   // of the blob, once something was told
 	whole  bool
 	some   bool // something is here
+	// allowed is when Access was last asked.
+	allowed time.Time
 }
 
 // join takes a watcher in. One node watches a blob once: a new watch takes the
@@ -131,6 +153,7 @@ func (c *crowd) changed() {
 func (c *crowds) leave(w *watched) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	w.stream.forget(w)
 	cr := c.m[w.d][w.pid]
 	if cr == nil || cr.watchers[w.node] != w {
 		return // another watch took its place

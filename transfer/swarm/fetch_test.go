@@ -178,6 +178,7 @@ func TestFetch_HolderKilledMidway(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- c.swarm.Fetch(t.Context(), w) }()
 	<-g.reached
+	eventually(t, "what was sent is here", func() bool { return c.got() == 4 })
 	a.stop()
 	if err := <-done; err != nil {
 		t.Fatal(err)
@@ -336,7 +337,7 @@ func TestFetch_RecordsThatAreRefused(t *testing.T) {
 				r, li = bend(l, a, r, li)
 				return r, li, nil
 			}}
-			f.source = a.store
+			f.source = supply{a.swarm}
 			cfg := a.config(a.swarm.log)
 			cfg.KnownSigner = func(identity.NodeID) bool { return true } // does not sign anew
 			srv := newServer(cfg, f, a.swarm.metrics)

@@ -3,7 +3,6 @@ package swarm
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,7 +12,6 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
-	"github.com/portolan/portolan/node/store/units"
 )
 
 const (
@@ -41,18 +39,24 @@ var (
 	errFalseList = errors.New("the blob's signed unit list is false")
 )
 
+// stalledError ends a round in which nothing came any more. To others it is what
+// it wraps: those that were asked can't be reached.
+type stalledError struct{ *store.Unreachable }
+
+func (e *stalledError) Is(err error) bool { return err == errStalled }
+func (e *stalledError) Unwrap() error     { return e.Unreachable }
+
 // flight is one blob on its way.
 //
 //	begun -> (queued) -> asking holders -> opened: units come -> complete -> done
 //	                          \------------------\--- failed, dropped -> done
 type flight struct {
-	s        *Swarm
-	digest   digest.Digest
-	since    time.Time
-	priority int
-	ctx      context.Context
-	cancel   context.CancelFunc
-	pass     bool // through a window, nothing is stored; not in Swarm.flights
+	s      *Swarm
+	digest digest.Digest
+	since  time.Time
+	ctx    context.Context
+	cancel context.CancelFunc
+	pass   bool // through a window, nothing is stored; not in Swarm.flights
 
 	urgent chan struct{} // closed when the first reader joins
 	begin  chan struct{} // closed when its turn in the queue comes; made by turn
@@ -67,20 +71,23 @@ type flight struct {
 	wants             []Want
 	class             catalog.Class
 
-	pid     identity.ProjectID // on whose behalf other receivers are asked
-	uplink  uint32             // what this node says that it can send to others
-	stirred chan struct{}      // capacity 1: there is something for the flight's goroutine
-	whole   chan struct{}      // closed when it is complete
-	reading atomic.Int32       // readers, without Swarm.mu
+	uplink  uint32        // what this node says that it can send to others
+	stirred chan struct{} // capacity 1: there is something for the flight's goroutine
+	whole   chan struct{} // closed when it is complete
+	reading atomic.Int32  // readers, without Swarm.mu
+	moved   atomic.Int64  // Unix ns: when bytes last came, or could not be asked for
+	keeping atomic.Int32  // units that this node itself holds up, see ownTime
 
 	mu        sync.Mutex
 	layout    *layout // nil: size not known yet
 	sched     *schedule
 	lanes     map[identity.NodeID]*lane
-	past      []*lane                        // not looked at yet
-	log       []uint32                       // units in the order in which they came
-	told      map[identity.NodeID][]receiver // who receives the blob, by who said so
-	resting   map[identity.NodeID]time.Time  // receivers that failed, and when to try again
+	past      []*lane                                // not looked at yet
+	log       []uint32                               // units in the order in which they came
+	watches   map[identity.NodeID]identity.ProjectID // who is watched, on whose behalf
+	told      map[identity.NodeID][]receiver         // who receives the blob, by who said so
+	rumour    bool                                   // told has changed, or the crowd here, see regroup
+	resting   map[identity.NodeID]time.Time          // receivers that failed, and when to try again
 	vessel    vessel
 	small     []byte // a blob of one unit
 	have      int    // units that are here and checked
@@ -88,8 +95,8 @@ type flight struct {
 	over      bool   // err is final: nothing more comes
 	poisoned  bool   // what came may be wrong although it fits the list
 	changed   chan struct{}
-	positions map[*reader]int // the unit that each reader stands in
-	from      identity.NodeID
+	positions map[*reader]int         // the unit that each reader stands in
+	from      identity.NodeID         // whose unit came last
 	known     []identity.NodeID       // holders that were thought of
 	asked     map[identity.NodeID]int // those that are waited for now
 	strikes   map[identity.NodeID]int
@@ -103,19 +110,19 @@ type flight struct {
 	flying sync.WaitGroup // lanes
 
 	// Of the flight's goroutine alone.
-	begun   bool // units of an earlier flight are here
-	watches map[identity.NodeID]bool
+	begun   bool      // units of an earlier flight are here
+	grouped time.Time // when the receivers were last put together
 }
 
 func newFlight(s *Swarm, w Want) *flight {
 	f := &flight{
-		s: s, digest: w.Digest, since: time.Now(), priority: w.Priority,
+		s: s, digest: w.Digest, since: time.Now(),
 		urgent: make(chan struct{}), opened: make(chan struct{}), done: make(chan struct{}),
 		changed: make(chan struct{}), positions: map[*reader]int{}, asked: map[identity.NodeID]int{},
 		strikes: map[identity.NodeID]int{}, failed: map[identity.NodeID]bool{}, good: map[identity.NodeID]bool{},
-		stirred: make(chan struct{}, 1), whole: make(chan struct{}), uplink: s.uplink.share(), pid: w.PID,
+		stirred: make(chan struct{}, 1), whole: make(chan struct{}), uplink: s.uplink.share(),
 		lanes: map[identity.NodeID]*lane{}, told: map[identity.NodeID][]receiver{}, resting: map[identity.NodeID]time.Time{},
-		watches: map[identity.NodeID]bool{},
+		watches: map[identity.NodeID]identity.ProjectID{}, rumour: true, // some may watch this node already
 	}
 	f.ctx, f.cancel = context.WithCancel(s.ctx)
 	return f
@@ -264,6 +271,7 @@ func (f *flight) fly() error {
 	if size := f.wanted()[0].Size; size > 0 {
 		f.setSize(size)
 	}
+	stalled := false
 	for {
 		before := f.units()
 		tried, err := f.round()
@@ -271,6 +279,11 @@ func (f *flight) fly() error {
 			return err
 		}
 		if f.units() > before {
+			stalled = false
+			continue
+		}
+		if errors.Is(err, errStalled) && !stalled {
+			stalled = true // holders that were out in that round may be back: once more
 			continue
 		}
 		// Nobody goes on with it. What was under way gets the stall time again:
@@ -312,7 +325,7 @@ func (f *flight) round() (tried int, err error) {
 	f.enter(q)
 	for {
 		ct := f.contact(q)
-		if ct == nil && !f.supplied() && !f.isComplete() {
+		if ct == nil && !f.hopeful() && !f.isComplete() {
 			break
 		}
 		err := f.drive(ct, q)
@@ -325,6 +338,9 @@ func (f *flight) round() (tried int, err error) {
 		}
 		if errors.Is(err, errLocal) || errors.Is(err, errFalseList) {
 			return q.tried, err
+		}
+		if errors.Is(err, errStalled) {
+			return q.tried, &stalledError{f.s.unreachable(f.holders())}
 		}
 	}
 	if f.ctx.Err() != nil {
@@ -369,159 +385,4 @@ func (f *flight) setSize(size int64) {
 		f.layout = &l
 		f.sched = newSchedule(f.digest, receiver{f.s.cfg.Host.ID(), f.uplink}, l.units())
 	}
-}
-
-// open checks a record and its list and begins to keep units. Invariant T2.
-func (f *flight) open(node identity.NodeID, record, list []byte) error {
-	rec, err := units.ParseRecord(record)
-	if err == nil && rec.Digest != f.digest {
-		err = fmt.Errorf("record of %s", rec.Digest)
-	}
-	if err == nil && rec.Size != f.layout.size {
-		err = fmt.Errorf("record of %d bytes instead of %d", rec.Size, f.layout.size)
-	}
-	if err == nil {
-		err = rec.Verify()
-	}
-	if err == nil && !f.s.cfg.KnownSigner(rec.Signer) {
-		err = fmt.Errorf("record signed by %s, which is no member of the mesh", rec.Signer)
-	}
-	if err == nil && f.s.isBadRoot(rec.Root) {
-		err = fmt.Errorf("list signed by %s, found false before", rec.Signer)
-	}
-	var l *units.List
-	if err == nil {
-		l, err = units.ParseList(rec, list)
-	}
-	if err != nil {
-		return f.blameList(node, err)
-	}
-	var (
-		v vessel
-		p *store.Partial
-	)
-	if f.pass {
-		v = newWindow(f.ctx, rec, l)
-	} else {
-		if p, err = f.s.keep(f.ctx, rec, l); err != nil {
-			return fmt.Errorf("%w: %w", errLocal, err)
-		}
-		v = p
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.vessel, f.partial = v, p
-	for i := range l.Units() {
-		if v.Has(i) {
-			f.gain(i, identity.NodeID{})
-		}
-	}
-	f.count()
-	if f.have > 0 {
-		f.s.log.Info("blob fetch resumed", "digest", f.digest, "units", f.have, "of", l.Units())
-		f.last = time.Now()
-		f.announce()
-	}
-	f.broadcast()
-	return nil
-}
-
-// put keeps one unit of a peer's if it holds.
-func (f *flight) put(i int, data []byte, from identity.NodeID) error {
-	f.mu.Lock()
-	v, n := f.vessel, f.layout.units()
-	f.mu.Unlock()
-	if n == 1 {
-		if f.digest.Algorithm().FromBytes(data) != f.digest {
-			return fmt.Errorf("%w: %s", units.ErrBadUnit, f.digest)
-		}
-	} else {
-		if v == nil {
-			return fmt.Errorf("%w: unit %d before the list", units.ErrBadUnit, i)
-		}
-		if err := v.Put(i, data); err != nil {
-			return err
-		}
-	}
-	f.mu.Lock()
-	if n == 1 {
-		f.small = append([]byte{}, data...)
-	}
-	f.last = time.Now()
-	f.from = from
-	f.gain(i, from)
-	f.count()
-	f.announce()
-	f.broadcast()
-	watched := f.partial != nil
-	f.mu.Unlock()
-	if watched {
-		f.s.crowds.news(f.digest)
-	}
-	return nil
-}
-
-// gain notes that unit i is here; mu is held.
-func (f *flight) gain(i int, from identity.NodeID) {
-	if f.partial != nil && !f.sched.have.has(i) {
-		f.log = append(f.log, uint32(i))
-	}
-	f.sched.got(i, from)
-}
-
-// count counts what is here; mu is held.
-func (f *flight) count() {
-	n := f.layout.units()
-	if f.vessel != nil {
-		f.have = n - f.vessel.Missing()
-	} else {
-		f.have = 1
-	}
-	if f.have == n && !f.complete {
-		f.complete = true
-		close(f.whole)
-	}
-}
-
-// announce opens the flight to readers; mu is held.
-func (f *flight) announce() {
-	select {
-	case <-f.opened:
-	default:
-		close(f.opened)
-	}
-}
-
-// broadcast wakes the readers; mu is held.
-func (f *flight) broadcast() {
-	close(f.changed)
-	f.changed = make(chan struct{})
-}
-
-// store makes a complete blob durable.
-func (f *flight) store() error {
-	f.s.mu.Lock()
-	class := f.class
-	f.s.mu.Unlock()
-	// Every byte is here: a caller that leaves now does not undo it.
-	ctx := context.WithoutCancel(f.ctx)
-	var err error
-	switch {
-	case f.partial != nil:
-		for err = f.partial.Commit(ctx, class); errors.Is(err, store.ErrUnavailable) && f.read(); err = f.partial.Commit(ctx, class) {
-			// The store's bucket is away. What is staged is whole: those who read it are
-			// not cut off, and while they do the bucket may come back.
-			select {
-			case <-time.After(f.s.storeAgain):
-			case <-f.ctx.Done():
-				return f.ctx.Err()
-			}
-		}
-	case f.vessel == nil:
-		err = f.s.cfg.Store.PutFetched(ctx, f.digest, f.small, class)
-	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", errLocal, err)
-	}
-	return nil
 }

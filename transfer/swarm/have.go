@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,6 +35,11 @@ const (
 	// maxWatches bounds the blobs that one node watches here: as many as it may
 	// have under way.
 	maxWatches = maxFlights
+	// accessEvery is how long a watcher's right is good for: a stream lives for long,
+	// and projects are taken away from sites.
+	accessEvery = time.Second
+	// aimRefusals bounds the refusals in one message: 12 bytes each.
+	aimRefusals = 512
 	// haveRetry lies between two tries to watch a peer, haveIdle is how long the
 	// stream is kept when nothing is watched.
 	haveRetry = time.Second
@@ -45,7 +52,9 @@ const (
 type haveStream struct {
 	s    *Swarm
 	from identity.NodeID
+	st   *peer.Stream
 	wake chan struct{}
+	done chan struct{} // closed when its watches are gone
 
 	// Guarded by crowds.mu.
 	due     []*watched
@@ -62,10 +71,27 @@ func (h *haveStream) tell(w *watched) {
 	wake(h.wake)
 }
 
-// serveHave serves one stream of watches until its other end closes it.
+// forget takes a watch that ends from those to be told; crowds.mu is held.
+func (h *haveStream) forget(w *watched) {
+	if h == nil || !w.dirty {
+		return
+	}
+	if i := slices.Index(h.due, w); i >= 0 {
+		h.due = slices.Delete(h.due, i, i+1)
+	}
+}
+
+// serveHave serves one stream of watches until its other end closes it, or opens
+// another: a node has one.
 func (s *Swarm) serveHave(ctx context.Context, from identity.NodeID, st *peer.Stream) {
 	ctx, cancel := context.WithCancel(ctx)
-	h := &haveStream{s: s, from: from, wake: make(chan struct{}, 1)}
+	h := &haveStream{s: s, from: from, st: st, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	defer close(h.done)
+	if old := s.crowds.enter(h); old != nil {
+		_ = old.st.Reset()
+		<-old.done // its reads and writes end at once
+	}
+	defer s.crowds.exit(h)
 	st.SetIdle(sendIdle)
 	_ = st.SetReadDeadline(time.Now().Add(watchFor)) // a watch may be silent for long
 	var telling sync.WaitGroup
@@ -77,7 +103,7 @@ func (s *Swarm) serveHave(ctx context.Context, from identity.NodeID, st *peer.St
 	watches := map[uint64]*watched{}
 	err := h.read(ctx, st, watches)
 	for _, w := range watches {
-		s.crowds.leave(w)
+		h.leave(w)
 	}
 	cancel()
 	_ = st.Reset() // a write may be under way
@@ -85,14 +111,14 @@ func (s *Swarm) serveHave(ctx context.Context, from identity.NodeID, st *peer.St
 	s.log.Debug("have stream ended", "node", from, "error", err)
 }
 
-func (h *haveStream) read(ctx context.Context, st *peer.Stream, watches map[uint64]*watched) error {
+func (h *haveStream) read(ctx context.Context, st io.Reader, watches map[uint64]*watched) error {
 	for {
 		var m Watch
 		if err := peer.ReadMsg(st, &m, maxMessage); err != nil {
 			return err
 		}
 		if old := watches[m.Id]; old != nil {
-			h.s.crowds.leave(old)
+			h.leave(old)
 			delete(watches, m.Id)
 		}
 		if m.Stop {
@@ -113,11 +139,16 @@ func (h *haveStream) read(ctx context.Context, st *peer.Stream, watches map[uint
 			}
 			continue
 		}
-		w := &watched{d: d, pid: pid, node: h.from, share: min(m.Share, maxShare), stream: h, id: m.Id}
+		w := &watched{d: d, pid: pid, node: h.from, share: min(m.Share, maxShare), stream: h, id: m.Id, allowed: time.Now()}
 		watches[m.Id] = w
 		h.s.crowds.join(w)
 		h.s.joined(d)
 	}
+}
+
+func (h *haveStream) leave(w *watched) {
+	h.s.crowds.leave(w)
+	h.s.joined(w.d)
 }
 
 func (h *haveStream) refuse(id uint64) bool {
@@ -130,7 +161,7 @@ func (h *haveStream) refuse(id uint64) bool {
 }
 
 // run tells what changed, at most every haveEvery.
-func (h *haveStream) run(ctx context.Context, st *peer.Stream) error {
+func (h *haveStream) run(ctx context.Context, st io.Writer) error {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for {
@@ -147,9 +178,15 @@ func (h *haveStream) run(ctx context.Context, st *peer.Stream) error {
 		pause.Reset(haveEvery)
 		c := h.s.crowds
 		c.mu.Lock()
-		due, haves := h.due, h.refused
+		due, refused := h.due, h.refused
 		h.due, h.refused = nil, nil
 		c.mu.Unlock()
+		for part := range slices.Chunk(refused, aimRefusals) {
+			if err := peer.WriteMsg(st, &Haves{Haves: part}, maxHaves); err != nil {
+				return err
+			}
+		}
+		var haves []*Have
 		size := 0
 		for _, w := range due {
 			have, err := h.s.news(ctx, w)
@@ -167,12 +204,10 @@ func (h *haveStream) run(ctx context.Context, st *peer.Stream) error {
 				haves, size = nil, 0
 			}
 		}
-		for len(haves) > 0 {
-			n := min(len(haves), 512) // refusals are small
-			if err := peer.WriteMsg(st, &Haves{Haves: haves[:n]}, maxHaves); err != nil {
+		if len(haves) > 0 {
+			if err := peer.WriteMsg(st, &Haves{Haves: haves}, maxHaves); err != nil {
 				return err
 			}
-			haves = haves[n:]
 		}
 	}
 }
@@ -180,6 +215,13 @@ func (h *haveStream) run(ctx context.Context, st *peer.Stream) error {
 // news is what a watcher was not told yet; nil: nothing. Only its stream's
 // goroutine calls it.
 func (s *Swarm) news(ctx context.Context, w *watched) (*Have, error) {
+	if now := time.Now(); now.Sub(w.allowed) >= accessEvery {
+		if !s.cfg.Access(ctx, w.node, w.d, w.pid) {
+			w.stream.leave(w)
+			return &Have{Id: w.id, Status: Status_STATUS_DENIED}, nil
+		}
+		w.allowed = now
+	}
 	m := &Have{Id: w.id}
 	c := s.crowds
 	c.mu.Lock()
@@ -204,7 +246,7 @@ func (s *Swarm) news(ctx context.Context, w *watched) (*Have, error) {
 		size, err := s.cfg.Store.Stat(ctx, w.d)
 		switch {
 		case err == nil:
-			w.whole, w.some = true, true
+			w.whole, w.some, w.flight = true, true, nil
 			m.Whole, m.Size = true, size
 		case !errors.Is(err, store.ErrNotFound):
 			return nil, err
@@ -238,12 +280,16 @@ func (f *flight) tell(w *watched, m *Have) {
 	w.some, w.whole = true, false
 }
 
-// joined tells a flight that somebody new watches its blob here: it receives it.
+// joined tells a flight that somebody watches its blob here, and so receives it,
+// or does no longer.
 func (s *Swarm) joined(d digest.Digest) {
 	s.mu.Lock()
 	f := s.flights[d]
 	s.mu.Unlock()
 	if f != nil {
+		f.mu.Lock()
+		f.rumour = true
+		f.mu.Unlock()
 		f.stir()
 	}
 }
@@ -313,14 +359,28 @@ func (ws *watching) end(f *flight) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	for _, p := range ws.peers {
-		id, ok := p.of[f]
-		if !ok {
-			continue
-		}
-		delete(p.of, f)
-		delete(p.wants, id)
-		p.say(&Watch{Id: id, Stop: true})
+		p.end(f)
 	}
+}
+
+// stop ends the watch of a flight's blob at one node.
+func (ws *watching) stop(node identity.NodeID, f *flight) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if p := ws.peers[node]; p != nil {
+		p.end(f)
+	}
+}
+
+// end ends a flight's watch; watching.mu is held.
+func (p *watchPeer) end(f *flight) {
+	id, ok := p.of[f]
+	if !ok {
+		return
+	}
+	delete(p.of, f)
+	delete(p.wants, id)
+	p.say(&Watch{Id: id, Stop: true})
 }
 
 // run keeps a stream to a peer as long as something is watched there.

@@ -1,6 +1,8 @@
 package swarm
 
 import (
+	"bytes"
+	"cmp"
 	"fmt"
 	"slices"
 	"sync"
@@ -11,17 +13,46 @@ import (
 	"github.com/portolan/portolan/node/identity"
 )
 
-// watch asks a peer to tell what it has of the blob and who else receives it.
-// Of the flight's goroutine alone.
+const (
+	// maxWatched bounds the peers that one flight watches: the receivers that it is
+	// told of, and as many holders.
+	maxWatched = 2 * maxReceivers
+	// groupEvery lies between two times that the receivers of a blob are put
+	// together anew: all units get owners then, and anybody can be the cause.
+	groupEvery = 200 * time.Millisecond
+)
+
+// watch asks a peer to tell what it has of the blob and who else receives it, on
+// behalf of a project. One peer is watched for one project: what it told for the
+// last one is forgotten.
 func (f *flight) watch(node identity.NodeID, pid identity.ProjectID) {
-	if f.pass || f.watches[node] || node == f.s.cfg.Host.ID() {
+	if f.pass || node == f.s.cfg.Host.ID() || !f.several() {
 		return
 	}
-	if !f.several() {
+	f.mu.Lock()
+	last, known := f.watches[node]
+	same := known && last == pid
+	full := !known && len(f.watches) >= maxWatched
+	f.mu.Unlock()
+	if same || full {
 		return
 	}
-	f.watches[node] = true
+	if known {
+		f.unwatch(node)
+	}
+	f.mu.Lock()
+	f.watches[node] = pid
+	f.mu.Unlock()
 	f.s.watching.begin(node, f, pid)
+}
+
+// unwatch ends the watch of a peer, and forgets what it told.
+func (f *flight) unwatch(node identity.NodeID) {
+	f.s.watching.stop(node, f)
+	f.mu.Lock()
+	delete(f.watches, node)
+	f.mu.Unlock()
+	f.unheard(node)
 }
 
 // heard takes what a watched peer says. An error: no honest one says it.
@@ -32,6 +63,7 @@ func (f *flight) heard(node identity.NodeID, h *Have) error {
 		f.strikes[node] = maxStrikes
 		f.sched.leave(node)
 		delete(f.told, node)
+		f.rumour = true
 		f.mu.Unlock()
 		f.s.suspects.add(node, f.digest)
 	}
@@ -69,8 +101,10 @@ func (f *flight) note(node identity.NodeID, h *Have) error {
 			}
 			told = append(told, receiver{id, min(r.Share, maxShare)})
 		}
-		f.told[node] = told
-		f.regroup()
+		if _, ok := f.watches[node]; ok { // not any more, if the message crossed the end
+			f.told[node] = told
+			f.rumour = true
+		}
 	}
 	if (h.Whole || h.Bitmap != nil) && h.Size != f.layout.size {
 		return nil // the manifest may be wrong as well; it has nothing for us
@@ -104,32 +138,124 @@ func (f *flight) receives(node identity.NodeID) bool {
 	return slices.ContainsFunc(f.sched.others, func(r receiver) bool { return r.node == node })
 }
 
+// said is a receiver, and the project on whose behalf this node may watch it:
+// the one for which it was told of.
+type said struct {
+	receiver
+	pid  identity.ProjectID
+	rank int  // how good the word is; the lowest first
+	ours bool // it watches this node: its right was asked then
+}
+
 // regroup brings together who receives the blob: whom watched peers name, and
-// who watches it here. mu is held.
-func (f *flight) regroup() {
-	group := map[identity.NodeID]uint32{}
-	for _, rs := range f.told {
+// who watches it here. It watches those, and no longer those that went. The
+// channel tells when to call it again, nil: when something changed.
+func (f *flight) regroup() <-chan time.Time {
+	f.mu.Lock()
+	if f.sched == nil || !f.rumour {
+		f.mu.Unlock()
+		return nil
+	}
+	if wait := groupEvery - time.Since(f.grouped); wait > 0 {
+		f.mu.Unlock()
+		return time.After(wait)
+	}
+	f.rumour, f.grouped = false, time.Now()
+	group := map[identity.NodeID]said{}
+	for teller, rs := range f.told {
+		pid := f.watches[teller]
 		for _, r := range rs {
-			group[r.node] = r.share
+			group[r.node] = group[r.node].or(said{receiver: r, pid: pid})
 		}
 	}
-	for _, r := range f.s.crowds.receivers(f.digest, f.pid) {
-		group[r.node] = r.share
-	}
-	all := make([]receiver, 0, len(group))
-	for node, share := range group {
-		if node != f.sched.self.node && f.strikes[node] < maxStrikes {
-			all = append(all, receiver{node, share})
+	self := f.sched.self.node
+	f.mu.Unlock()
+	for _, w := range f.wanted() {
+		for _, r := range f.s.crowds.receivers(f.digest, w.PID) {
+			group[r.node] = group[r.node].or(said{receiver: r, pid: w.PID, ours: true})
 		}
 	}
-	sortReceivers(all)
-	f.sched.receivers(all[:min(len(all), maxReceivers)])
+	delete(group, self)
+	for node, r := range group {
+		// A watch tells that the project holds the blob: only who may have it is
+		// told, whoever named it. Who is no member may have nothing. Invariant T13.
+		if !r.ours && !f.s.cfg.Access(f.ctx, node, f.digest, r.pid) {
+			delete(group, node)
+		}
+	}
+	f.mu.Lock()
+	var all []said
+	for node, r := range group {
+		if f.strikes[node] >= maxStrikes {
+			continue
+		}
+		// Who was heard of comes after those that were heard themselves: names cost
+		// nothing.
+		if p := f.sched.peers[node]; !r.ours && (p == nil || p.whole) {
+			r.rank = 1
+		}
+		all = append(all, r)
+	}
+	slices.SortFunc(all, func(a, b said) int {
+		return cmp.Or(cmp.Compare(a.rank, b.rank), bytes.Compare(a.node[:], b.node[:]))
+	})
+	all = all[:min(len(all), maxReceivers)]
+	others := make([]receiver, len(all))
+	for i, r := range all {
+		others[i] = r.receiver
+	}
+	f.sched.receivers(others)
+	var fresh []said
+	for _, r := range all {
+		if _, ok := f.watches[r.node]; !ok {
+			fresh = append(fresh, r)
+		}
+	}
+	var gone []identity.NodeID
+	for node := range f.watches {
+		idle := f.lanes[node] == nil && f.asked[node] == 0
+		// Holders that sent nothing may name receivers, if there is room for them.
+		spare := !slices.Contains(f.known, node) || len(f.watches) > maxWatched-maxReceivers/2
+		if idle && spare && !f.receives(node) {
+			gone = append(gone, node)
+		}
+	}
+	f.mu.Unlock()
+	for _, node := range gone {
+		f.unwatch(node)
+	}
+	for _, r := range fresh {
+		f.watch(r.node, r.pid)
+	}
+	return nil
+}
+
+// or joins what two say of one receiver: the smaller share that is known, and
+// the first of the projects, so that all go by the same whatever order they hear
+// it in.
+func (r said) or(o said) said {
+	if r.node == (identity.NodeID{}) {
+		return o
+	}
+	if r.share == 0 || o.share != 0 && o.share < r.share {
+		r.share = o.share
+	}
+	if o.ours != r.ours { // who watches this node does so for a project of both
+		if o.ours {
+			r.pid = o.pid
+		}
+	} else if bytes.Compare(o.pid[:], r.pid[:]) < 0 {
+		r.pid = o.pid
+	}
+	r.ours = r.ours || o.ours
+	return r
 }
 
 // unheard: a peer can't be watched (any more). What it said is forgotten.
 func (f *flight) unheard(node identity.NodeID) {
 	f.mu.Lock()
 	delete(f.told, node)
+	f.rumour = true
 	if f.sched != nil {
 		if p := f.sched.peers[node]; p != nil && !p.whole {
 			f.sched.leave(node)

@@ -157,7 +157,7 @@ func (n *node) config(log *slog.Logger) Config {
 		Access: func(_ context.Context, from identity.NodeID, _ digest.Digest, pid identity.ProjectID) bool {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			return pid == project && !l.denied[from]
+			return pid == project && l.members[from] != nil && !l.denied[from]
 		},
 		KnownSigner: l.isMember,
 		SiteOf:      func(id identity.NodeID) string { return "site-" + id.Short() },
@@ -252,12 +252,12 @@ func (s *faulty) Open(ctx context.Context, d digest.Digest) (store.Blob, error) 
 	return &faultyBlob{Blob: b, s: s, ctx: ctx}, nil
 }
 
-func (s *faulty) Record(ctx context.Context, d digest.Digest) (units.Record, *units.List, error) {
-	r, l, err := s.source.Record(ctx, d)
+func (s *faulty) Record(ctx context.Context, d digest.Digest) (units.Record, *units.List, bool, error) {
+	r, l, verified, err := s.source.Record(ctx, d)
 	if err == nil && s.record != nil {
-		return s.record(r, l)
+		r, l, err = s.record(r, l)
 	}
-	return r, l, err
+	return r, l, verified, err
 }
 
 type faultyBlob struct {

@@ -25,7 +25,7 @@ const (
 // goroutine of its own; between requests it gives the stream back.
 type lane struct {
 	f      *flight
-	holder bool // taken from the round's field; else it receives the blob itself
+	holder bool // taken from the round's field, to which it goes back
 	candidate
 	waiter waiter
 	cancel context.CancelFunc
@@ -41,11 +41,22 @@ type lane struct {
 // inRoom is a unit that was asked for.
 type inRoom struct {
 	class class // that its room was taken as
+	bytes int64
 	at    time.Time
 }
 
-// start begins a lane; flight.mu is not held. first has a session whose first
-// answer is here, or is nil.
+// whole says whether the peer was asked as a holder, and as far as is known is
+// one: hints may name a node that receives the blob itself. flight.mu is held.
+func (l *lane) whole() bool {
+	if !l.holder || l.f.sched == nil {
+		return l.holder
+	}
+	p := l.f.sched.peers[l.node]
+	return p == nil || p.whole
+}
+
+// start begins a lane to a node that has none (see flight.pop); flight.mu is not
+// held. first has a session whose first answer is here, or is nil.
 func (f *flight) start(c candidate, holder bool, first *contender, giveUp func() bool) *lane {
 	ctx, cancel := context.WithCancel(f.ctx)
 	if first != nil {
@@ -81,9 +92,7 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 	tick := time.NewTicker(laneTick)
 	defer tick.Stop()
 	if first != nil {
-		for i := range first.request.n {
-			l.note(first.request.first+i, classClient)
-		}
+		l.note(first.request)
 		err := l.pump(ctx, first.ss, giveUp)
 		first.release(reusable(err))
 		if err != nil {
@@ -99,6 +108,12 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 		if !ok {
 			if f.finished() {
 				return nil
+			}
+			if l.forgotten() {
+				if l.holder {
+					return errForgotten
+				}
+				return nil // a new one begins when it is heard of again
 			}
 			select {
 			case <-l.waiter.wake:
@@ -153,34 +168,49 @@ func (l *lane) plan() (order, bool) {
 		f.s.pipes.forget(l.node, &l.waiter)
 		return order{}, false
 	}
-	c := classOf(f.priority, f.reading.Load() > 0)
+	c := classOf(f.reading.Load() > 0)
 	room := f.s.pipes.reserve(l.node, &l.waiter, c, unit, most)
+	now := time.Now()
 	if room == 0 {
+		f.moved.Store(now.UnixNano()) // it waits for other blobs, which come
 		return order{}, false
 	}
-	now := time.Now()
 	f.sched.paced(l.node, f.s.pipes.unitTook(l.node))
 	o, ok := f.sched.next(l.node, room, now, f.standing())
-	if spare := room - o.n; spare > 0 {
-		f.s.pipes.release(l.node, c, int64(spare)*unit, true)
-	}
+	spare := int64(room) * unit
 	for i := o.first; i < o.first+o.n; i++ {
-		l.asked[i] = inRoom{c, now}
+		_, n := f.layout.span(i)
+		l.asked[i] = inRoom{c, n, now}
+		spare -= n // the last unit may be short
 	}
+	f.s.pipes.release(l.node, c, spare, true)
 	return o, ok
 }
 
-// note enters a unit that was asked for before there was a lane.
-func (l *lane) note(unit int, c class) {
+// note enters what was asked for before there was a lane.
+func (l *lane) note(o order) {
 	f := l.f
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.layout == nil || f.sched == nil || unit >= f.layout.units() {
+	if f.layout == nil || f.sched == nil {
 		return
 	}
-	f.s.pipes.force(l.node, c, f.layout.unitSize)
-	l.asked[unit] = inRoom{c, time.Now()}
-	f.sched.asked(unit, l.node, time.Now())
+	c, now := classOf(f.reading.Load() > 0), time.Now()
+	for i := o.first; i < min(o.first+o.n, f.layout.units()); i++ {
+		_, n := f.layout.span(i)
+		f.s.pipes.force(l.node, c, n)
+		l.asked[i] = inRoom{c, n, now}
+		f.sched.asked(i, l.node, now)
+	}
+}
+
+// forgotten says that nothing is known any more of what the peer has: it could
+// not be watched, or lied.
+func (l *lane) forgotten() bool {
+	f := l.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.sched != nil && f.sched.peers[l.node] == nil
 }
 
 // landed notes that a unit came, or will not come, and frees its room.
@@ -197,7 +227,7 @@ func (l *lane) landed(unit int, lost bool) {
 	} else {
 		l.f.s.pipes.came(l.node, time.Since(in.at))
 	}
-	l.f.s.pipes.release(l.node, in.class, l.f.layout.unitSize, lost)
+	l.f.s.pipes.release(l.node, in.class, in.bytes, lost)
 }
 
 // drop puts back all that was asked for.
@@ -208,7 +238,7 @@ func (l *lane) drop() {
 	f.s.pipes.forget(l.node, &l.waiter)
 	for unit, in := range l.asked {
 		f.sched.landed(unit, l.node)
-		f.s.pipes.release(l.node, in.class, f.layout.unitSize, true)
+		f.s.pipes.release(l.node, in.class, in.bytes, true)
 	}
 	clear(l.asked)
 }
@@ -238,7 +268,8 @@ func (l *lane) pump(ctx context.Context, ss *session, giveUp func() bool) error 
 	f.touch(l.node, 1)
 	defer f.touch(l.node, -1)
 	ss.giveUp = giveUp
-	defer func() { ss.giveUp = nil }()
+	ss.came = func() { f.moved.Store(time.Now().UnixNano()) }
+	defer func() { ss.giveUp, ss.came = nil, nil }()
 	l.mu.Lock()
 	l.pumping = true
 	l.mu.Unlock()
@@ -295,7 +326,9 @@ func (l *lane) step(ctx context.Context, ss *session) error {
 	f.mu.Unlock()
 	var buf []byte
 	if layout != nil && head.HasUnit {
+		here := f.ownTime()
 		b, free, err := f.s.buffer(ctx, min(layout.unitSize, max(layout.size, 1)))
+		here()
 		if err != nil {
 			return err
 		}
@@ -349,21 +382,23 @@ func (l *lane) take(got received) error {
 	}
 	l.landed(got.unit, false)
 	f.s.metrics.bytesReceived.WithLabelValues(l.node.String()).Add(float64(len(got.data)))
+	here := f.ownTime()
 	err := f.put(got.unit, got.data, l.node)
+	here()
 	if errors.Is(err, units.ErrBadUnit) {
 		f.mu.Lock()
 		f.sched.landed(got.unit, l.node)
 		f.mu.Unlock()
-		return f.blame(l.candidate, l.holder, got.unit, err)
+		return f.blame(l, got.unit, err)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", errLocal, err)
 	}
-	if l.holder {
-		f.mu.Lock()
+	f.mu.Lock()
+	if l.whole() {
 		f.good[l.node] = true
-		f.mu.Unlock()
 	}
+	f.mu.Unlock()
 	f.s.metrics.unitsReceived.Inc()
 	return nil
 }

@@ -33,27 +33,13 @@ type class uint8
 
 const (
 	classClient      class = iota // a client waits
-	classManifest                 // artifacts can't be read without
-	classReplication              // what rules want here
-	classScrub                    // repair, spread over days
+	classReplication              // what rules and claims want here
 	classes
 )
 
-// Priorities of Want that name a class; what lies between orders flights that
-// wait for their turn.
-const (
-	PriorityManifest = 100
-	PriorityScrub    = -100
-)
-
-func classOf(priority int, read bool) class {
-	switch {
-	case read:
+func classOf(read bool) class {
+	if read {
 		return classClient
-	case priority >= PriorityManifest:
-		return classManifest
-	case priority <= PriorityScrub:
-		return classScrub
 	}
 	return classReplication
 }

@@ -25,11 +25,19 @@ const (
 	driveTick = time.Second
 )
 
-// errNoHolder ends a drive in which no holder sends any more.
-var errNoHolder = errors.New("no holder sends")
+var (
+	// errNoHolder ends a drive in which no holder sends any more.
+	errNoHolder = errors.New("no holder sends")
+	// errStalled ends a drive in which nothing came for the stall time: a round
+	// begins anew, with all holders.
+	errStalled = errors.New("nothing came for the stall time")
+	// errForgotten ends a lane to a holder that nothing is expected of any more.
+	errForgotten = errors.New("says no longer that it has the blob")
+)
 
 // drive takes what is missing from the holder that answered, if there is one,
-// and from other receivers. nil: every unit is here.
+// and from other receivers. nil: every unit is here. It ends when nothing came
+// for the stall time, whoever promises something. Invariant T6.
 func (f *flight) drive(ct *contender, q *field) error {
 	if ct != nil {
 		f.mu.Lock()
@@ -39,6 +47,7 @@ func (f *flight) drive(ct *contender, q *field) error {
 		f.mu.Unlock()
 		f.start(ct.candidate, true, ct, f.patience(ct.candidate, q))
 	}
+	f.moved.Store(time.Now().UnixNano())
 	began, before := time.Now(), f.units()
 	tick := time.NewTicker(driveTick)
 	defer tick.Stop()
@@ -53,11 +62,14 @@ func (f *flight) drive(ct *contender, q *field) error {
 		if f.isComplete() && (!f.pass || holders == 0) {
 			return nil
 		}
-		if holders == 0 && (ct != nil || !f.supplied() || f.anyLeft(q, true)) {
+		if holders == 0 && (ct != nil || !f.hopeful() || f.anyLeft(q, true)) {
 			return errNoHolder
 		}
-		f.recruit()
+		if f.stalled() {
+			return errStalled
+		}
 		select {
+		case <-f.recruit():
 		case <-f.stirred:
 		case <-f.whole:
 			if f.pass { // the reader may be far behind
@@ -77,6 +89,22 @@ func (f *flight) drive(ct *contender, q *field) error {
 	}
 }
 
+// stalled says whether nothing came for the stall time, although this node had
+// room for it. A blob that passes through waits for its reader instead.
+func (f *flight) stalled() bool {
+	return !f.pass && f.keeping.Load() == 0 && time.Since(time.Unix(0, f.moved.Load())) > f.s.cfg.Stall
+}
+
+// ownTime marks time that this node itself takes (memory, the disk): nobody's
+// silence. The function that it returns ends it.
+func (f *flight) ownTime() func() {
+	f.keeping.Add(1)
+	return func() {
+		f.moved.Store(time.Now().UnixNano())
+		f.keeping.Add(-1)
+	}
+}
+
 // patience is what a session asks when its peer has been silent for a while:
 // whether others can go on.
 func (f *flight) patience(c candidate, q *field) func() bool {
@@ -86,8 +114,8 @@ func (f *flight) patience(c candidate, q *field) func() bool {
 	return func() bool { return f.elsewhere(c.node) || f.others(q) }
 }
 
-// elsewhere says whether all that was asked of a peer can be had from others
-// that send now.
+// elsewhere says whether all that was asked of a peer can be had from others, and
+// somebody else has a lane.
 func (f *flight) elsewhere(node identity.NodeID) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -110,7 +138,7 @@ func (f *flight) ends(q *field) (holders int, err error) {
 	ended := f.past
 	f.past = nil
 	for _, l := range f.lanes {
-		if l.holder {
+		if l.whole() {
 			holders++
 		}
 	}
@@ -131,11 +159,14 @@ func (f *flight) ends(q *field) (holders int, err error) {
 }
 
 // forsake: nothing is expected of a holder that failed, until it is contacted
-// again.
+// again. What a receiver says that it has stays true: it is said once.
 func (f *flight) forsake(node identity.NodeID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.sched != nil {
+	if f.sched == nil {
+		return
+	}
+	if p := f.sched.peers[node]; p != nil && p.whole {
 		f.sched.leave(node)
 	}
 }
@@ -157,15 +188,16 @@ func (f *flight) rest(c candidate, err error) {
 	f.s.metrics.failovers.WithLabelValues(reason).Inc()
 }
 
-// supplied says whether some receiver has what is missing, and may be asked.
-func (f *flight) supplied() bool {
+// hopeful says whether some receiver has what is missing, or may get it: there is
+// a lane to it. How long that is hoped for is drive's to say.
+func (f *flight) hopeful() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.sched == nil || f.vessel == nil {
+	if f.sched == nil {
 		return false
 	}
 	for node, p := range f.sched.peers {
-		if !p.whole && f.sched.useful(node) && f.strikes[node] < maxStrikes {
+		if !p.whole && f.strikes[node] < maxStrikes && (f.lanes[node] != nil || f.vessel != nil && f.sched.useful(node)) {
 			return true
 		}
 	}
@@ -173,18 +205,17 @@ func (f *flight) supplied() bool {
 }
 
 // recruit watches those that receive the blob as well, and starts a lane to each
-// that has something.
-func (f *flight) recruit() {
-	if f.pass {
-		return
+// that has something. The channel tells when to call it again, nil: not by time.
+func (f *flight) recruit() <-chan time.Time {
+	if f.pass || !f.several() {
+		return nil
 	}
+	again := f.regroup()
 	f.mu.Lock()
-	if f.sched == nil || f.layout.units() == 1 {
+	if f.sched == nil {
 		f.mu.Unlock()
-		return
+		return again
 	}
-	f.regroup()
-	others := f.sched.others
 	var nodes []identity.NodeID
 	if f.vessel != nil {
 		now := time.Now()
@@ -197,13 +228,16 @@ func (f *flight) recruit() {
 			}
 		}
 	}
+	asked := make([]candidate, len(nodes))
+	for i, node := range nodes {
+		// It was watched on behalf of a project that it and this node share.
+		asked[i] = candidate{node: node, pid: f.watches[node]}
+	}
 	f.mu.Unlock()
-	for _, r := range others {
-		f.watch(r.node, f.pid)
+	for _, c := range asked {
+		f.start(c, false, nil, func() bool { return f.elsewhere(c.node) })
 	}
-	for _, node := range nodes {
-		f.start(candidate{node: node, pid: f.pid}, false, nil, func() bool { return f.elsewhere(node) })
-	}
+	return again
 }
 
 // slow says whether what is missing will take long at the rate so far.
@@ -229,10 +263,6 @@ func (f *flight) another(q *field) {
 		return
 	}
 	f.mu.Lock()
-	if f.lanes[c.node] != nil { // it receives the blob, and has all of it by now
-		f.mu.Unlock()
-		return
-	}
 	if f.sched.peers[c.node] == nil {
 		f.sched.holder(c.node)
 	}
@@ -314,8 +344,9 @@ func (f *flight) wakeLanes(node *identity.NodeID) {
 // somewhere), and is out for this blob after maxStrikes. Holders that fell out
 // make the list the suspect, if they are no fewer than those it fits: other
 // receivers prove nothing, as they check against a list themselves.
-func (f *flight) blame(c candidate, holder bool, unit int, err error) error {
+func (f *flight) blame(l *lane, unit int, err error) error {
 	f.mu.Lock()
+	c, holder := l.candidate, l.whole()
 	f.strikes[c.node]++
 	out := f.strikes[c.node] >= maxStrikes
 	if out && holder {

@@ -73,7 +73,7 @@ func (f *flight) enter(q *field) bool {
 			q.seen[c] = true
 			q.left = append(q.left, c)
 			nodes = append(nodes, node)
-			more = more || !q.out[node] && !q.busy[node]
+			more = more || !q.out[node] && !q.busy[node] && !f.sends(node)
 		}
 		q.mu.Unlock()
 	}
@@ -87,7 +87,9 @@ func (f *flight) enter(q *field) bool {
 	return more
 }
 
-// next takes the best candidate that can be asked out of the field.
+// pop takes the best candidate that can be asked out of the field. A node that
+// has a lane, or is being asked, is not asked again meanwhile: it has one lane at
+// most.
 func (f *flight) pop(q *field) (candidate, bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -99,7 +101,7 @@ func (f *flight) pop(q *field) (candidate, bool) {
 			fallthrough
 		case q.out[c.node]:
 			q.left = slices.Delete(q.left, i, i+1)
-		case q.busy[c.node]:
+		case q.busy[c.node] || f.sends(c.node):
 			i++
 		default:
 			q.left = slices.Delete(q.left, i, i+1)
@@ -121,7 +123,7 @@ func (f *flight) anyLeft(q *field, fresh bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return slices.ContainsFunc(q.left, func(c candidate) bool {
-		return !(fresh && (c.again || q.busy[c.node])) && !q.out[c.node] && !f.struckOut(c.node)
+		return !(fresh && c.again) && !q.busy[c.node] && !q.out[c.node] && !f.struckOut(c.node) && !f.sends(c.node)
 	})
 }
 
@@ -130,6 +132,13 @@ func (f *flight) struckOut(node identity.NodeID) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.strikes[node] >= maxStrikes
+}
+
+// sends says whether there is a lane to a node.
+func (f *flight) sends(node identity.NodeID) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lanes[node] != nil
 }
 
 // setBack notes what became of a candidate. The error says so.
@@ -164,7 +173,7 @@ func (f *flight) setBack(q *field, c candidate, err error) {
 		switch refused.status {
 		case Status_STATUS_NO_LIST:
 			q.noList = store.ErrNoRecord
-		case Status_STATUS_BUSY, Status_STATUS_UNREADABLE:
+		case Status_STATUS_UNREADABLE:
 			q.unreachable = append(q.unreachable, c.node)
 		}
 	default:

@@ -32,7 +32,9 @@ const (
 // source is what the server reads: the store.
 type source interface {
 	Open(ctx context.Context, d digest.Digest) (store.Blob, error)
-	Record(ctx context.Context, d digest.Digest) (units.Record, *units.List, error)
+	// Record gives the record and list of a blob. verified: it was read from a
+	// store that has, and verified, all of the blob.
+	Record(ctx context.Context, d digest.Digest) (rec units.Record, l *units.List, verified bool, err error)
 }
 
 // part is a blob of which only some units are here.
@@ -149,7 +151,7 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 	var list []byte
 	if req.WantRecord && l.units() > 1 {
 		var rec units.Record
-		if rec, list, err = s.record(ctx, d, some == nil); err == nil {
+		if rec, list, err = s.record(ctx, d); err == nil {
 			head.Record, err = rec.MarshalBinary()
 		}
 		if err != nil {
@@ -199,13 +201,13 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 
 // record gives the blob's record, signed anew if nobody would know its signer
 // any more: that only a store may do that verified the whole blob.
-func (s *server) record(ctx context.Context, d digest.Digest, whole bool) (units.Record, []byte, error) {
-	rec, list, err := s.src.Record(ctx, d)
+func (s *server) record(ctx context.Context, d digest.Digest) (units.Record, []byte, error) {
+	rec, list, verified, err := s.src.Record(ctx, d)
 	if err != nil {
 		return rec, nil, err
 	}
 	if !s.known(rec.Signer) {
-		if !whole {
+		if !verified {
 			return rec, nil, store.ErrNoRecord
 		}
 		if rec, err = units.Sign(list, s.self, s.signer); err != nil {

@@ -31,16 +31,18 @@ func (u supply) Open(ctx context.Context, d digest.Digest) (store.Blob, error) {
 	return u.s.cfg.Store.Open(ctx, d)
 }
 
-// Record gives the record and list of a blob that is here or arriving.
-func (u supply) Record(ctx context.Context, d digest.Digest) (units.Record, *units.List, error) {
-	rec, list, err := u.s.cfg.Store.Record(ctx, d)
+// Record gives the record and list of a blob that is here (verified) or arriving.
+func (u supply) Record(ctx context.Context, d digest.Digest) (rec units.Record, l *units.List, verified bool, err error) {
+	rec, l, err = u.s.cfg.Store.Record(ctx, d)
 	if err == nil || !errors.Is(err, store.ErrNotFound) {
-		return rec, list, err
+		return rec, l, err == nil, err
 	}
 	if a := u.arriving(d); a != nil {
-		return a.part.Record(), a.part.List(), nil
+		return a.part.Record(), a.part.List(), false, nil
 	}
-	return u.s.cfg.Store.Record(ctx, d)
+	// It may have been stored between the two looks.
+	rec, l, err = u.s.cfg.Store.Record(ctx, d)
+	return rec, l, err == nil, err
 }
 
 func (u supply) arriving(d digest.Digest) *arriving {

@@ -41,7 +41,7 @@ const (
 	retryAfter = 5 * time.Second
 
 	// maxActive bounds the blobs on their way without a client waiting; further
-	// ones queue, highest priority and then oldest first.
+	// ones queue, oldest first.
 	maxActive = 64
 	// maxFlights bounds all flights, waiting ones included.
 	maxFlights = 4096
@@ -109,9 +109,6 @@ type Want struct {
 	Size   int64              // as the manifest says; 0: not known
 	PID    identity.ProjectID // the project on whose behalf
 	Class  catalog.Class      // catalog.Placed or catalog.Cached
-	// Priority orders flights that wait for their turn: higher first, then older
-	// first. A client that waits comes before all.
-	Priority int
 }
 
 // Blob is a blob that is read: from the store or as it arrives.
@@ -384,10 +381,7 @@ func (s *Swarm) turn(f *flight) error {
 		return nil
 	}
 	f.begin = make(chan struct{})
-	at := sort.Search(len(s.queue), func(i int) bool { return s.queue[i].priority < f.priority })
-	s.queue = append(s.queue, nil)
-	copy(s.queue[at+1:], s.queue[at:])
-	s.queue[at] = f
+	s.queue = append(s.queue, f)
 	s.mu.Unlock()
 	select {
 	case <-f.begin:
@@ -436,7 +430,7 @@ type Progress struct {
 	Total   int64 // 0: not known yet
 	Class   catalog.Class
 	Readers int             // clients that read it as it arrives
-	From    identity.NodeID // the holder that sends now; zero: none
+	From    identity.NodeID // whose unit came last; zero: nobody's yet
 	Since   time.Time
 }
 

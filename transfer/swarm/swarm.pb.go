@@ -63,8 +63,6 @@ const (
 	Status_STATUS_NO_LIST Status = 4
 	// Units outside the blob were asked for.
 	Status_STATUS_OUT_OF_RANGE Status = 5
-	// The holder has no room for this now: ask again later, or elsewhere.
-	Status_STATUS_BUSY Status = 6
 	// The holder could not read what it should have.
 	Status_STATUS_UNREADABLE Status = 7
 	// The holder is receiving the blob itself and has not got this unit.
@@ -80,7 +78,6 @@ var (
 		3: "STATUS_NOT_FOUND",
 		4: "STATUS_NO_LIST",
 		5: "STATUS_OUT_OF_RANGE",
-		6: "STATUS_BUSY",
 		7: "STATUS_UNREADABLE",
 		8: "STATUS_NOT_YET",
 	}
@@ -91,7 +88,6 @@ var (
 		"STATUS_NOT_FOUND":    3,
 		"STATUS_NO_LIST":      4,
 		"STATUS_OUT_OF_RANGE": 5,
-		"STATUS_BUSY":         6,
 		"STATUS_UNREADABLE":   7,
 		"STATUS_NOT_YET":      8,
 	}
@@ -700,17 +696,16 @@ const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\x11receivers_changed\x18\b \x01(\bR\x10receiversChanged\"4\n" +
 	"\bReceiver\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\fR\x04node\x12\x14\n" +
-	"\x05share\x18\x02 \x01(\rR\x05share*\xbd\x01\n" +
+	"\x05share\x18\x02 \x01(\rR\x05share*\xbf\x01\n" +
 	"\x06Status\x12\r\n" +
 	"\tSTATUS_OK\x10\x00\x12\x12\n" +
 	"\x0eSTATUS_INVALID\x10\x01\x12\x11\n" +
 	"\rSTATUS_DENIED\x10\x02\x12\x14\n" +
 	"\x10STATUS_NOT_FOUND\x10\x03\x12\x12\n" +
 	"\x0eSTATUS_NO_LIST\x10\x04\x12\x17\n" +
-	"\x13STATUS_OUT_OF_RANGE\x10\x05\x12\x0f\n" +
-	"\vSTATUS_BUSY\x10\x06\x12\x15\n" +
+	"\x13STATUS_OUT_OF_RANGE\x10\x05\x12\x15\n" +
 	"\x11STATUS_UNREADABLE\x10\a\x12\x12\n" +
-	"\x0eSTATUS_NOT_YET\x10\bB-Z+github.com/portolan/portolan/transfer/swarmb\x06proto3"
+	"\x0eSTATUS_NOT_YET\x10\b\"\x04\b\x06\x10\x06*\vSTATUS_BUSYB-Z+github.com/portolan/portolan/transfer/swarmb\x06proto3"
 
 var (
 	file_transfer_swarm_swarm_proto_rawDescOnce sync.Once

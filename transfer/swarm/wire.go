@@ -78,6 +78,7 @@ type session struct {
 	quiet  time.Duration       // after so long without a byte giveUp is asked
 	giveUp func() bool         // says that others can go on with it; nil: nobody
 	heard  func()              // told of every read; may be nil
+	came   func()              // told of every piece of a list or unit; may be nil
 	timed  func(time.Duration) // told how long the first answer took when none was outstanding; may be nil
 	limit  time.Time           // of the head or piece that is read now
 	lastID uint64              // of the asking goroutine
@@ -312,6 +313,9 @@ func (s *session) readFull(b []byte) error {
 				err = io.ErrUnexpectedEOF
 			}
 			return err
+		}
+		if s.came != nil {
+			s.came()
 		}
 		b = b[n:]
 	}

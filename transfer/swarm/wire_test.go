@@ -41,6 +41,8 @@ type oneBlob struct {
 	data []byte
 	rec  units.Record
 	list *units.List
+	// arriving: the record is of a blob that is on its way again.
+	arriving bool
 }
 
 type memory struct{ *bytes.Reader }
@@ -55,8 +57,8 @@ func (o *oneBlob) Open(_ context.Context, d digest.Digest) (store.Blob, error) {
 	return memory{bytes.NewReader(o.data)}, nil
 }
 
-func (o *oneBlob) Record(context.Context, digest.Digest) (units.Record, *units.List, error) {
-	return o.rec, o.list, nil
+func (o *oneBlob) Record(context.Context, digest.Digest) (units.Record, *units.List, bool, error) {
+	return o.rec, o.list, !o.arriving, nil
 }
 
 func newOneBlob(t testing.TB, size int) (*oneBlob, *identity.Identity) {
@@ -137,6 +139,24 @@ func TestServer_RequestsThatEndBadly(t *testing.T) {
 				t.Errorf("answered %v, %v and %d bytes", &a, err, st.out.Len())
 			}
 		})
+	}
+}
+
+// A record whose signer is known no more is signed anew by who verified the
+// blob; not by who has a handle of it from before, and gets it again.
+func TestServer_SignsOnlyWhatItsStoreVerified(t *testing.T) {
+	o, id := newOneBlob(t, 3*mib+1)
+	for arriving, want := range map[bool]Status{false: Status_STATUS_OK, true: Status_STATUS_NO_LIST} {
+		o.arriving = arriving
+		srv := o.server()
+		srv.known = func(identity.NodeID) bool { return false }
+		srv.self, srv.signer = id.ID, id
+		st := &script{in: bytes.NewReader(frame(t, &Request{Id: 1, Project: project[:], Digest: o.rec.Digest.String(), WantRecord: true}))}
+		srv.handle(t.Context(), identity.NodeID{}, st)
+		var a Answer
+		if err := peer.ReadMsg(&st.out, &a, maxMessage); err != nil || a.Status != want || len(a.Record) > 0 != (want == Status_STATUS_OK) {
+			t.Errorf("arriving %v: answered %v, %v", arriving, &a, err)
+		}
 	}
 }
 
@@ -239,7 +259,7 @@ func FuzzSession(f *testing.F) {
 	st := &script{in: bytes.NewReader(ask)}
 	o.server().handle(context.Background(), identity.NodeID{}, st)
 	f.Add(st.out.Bytes(), true)
-	f.Add(frame(f, &Answer{Id: 1, Status: Status_STATUS_BUSY, Last: true}), false)
+	f.Add(frame(f, &Answer{Id: 1, Status: Status_STATUS_UNREADABLE, Last: true}), false)
 	buf := make([]byte, mib)
 	f.Fuzz(func(t *testing.T, in []byte, known bool) {
 		ss := &session{stall: time.Second, st: &script{in: bytes.NewReader(in)}}
@@ -268,7 +288,7 @@ func FuzzSession(f *testing.F) {
 	})
 }
 
-func TestSwarm_TurnsGoByPriorityThenAge(t *testing.T) {
+func TestSwarm_TurnsGoByAge(t *testing.T) {
 	l := newLab(t)
 	s := l.start().swarm
 	s.mu.Lock()
@@ -276,8 +296,8 @@ func TestSwarm_TurnsGoByPriorityThenAge(t *testing.T) {
 	s.mu.Unlock()
 	var flights []*flight
 	order := make(chan int, 4)
-	for i, priority := range []int{0, 5, 0, 5} {
-		f := newFlight(s, Want{Digest: digest.FromString(itoa(i)), Class: catalog.Placed, Priority: priority})
+	for i := range 4 {
+		f := newFlight(s, Want{Digest: digest.FromString(itoa(i)), Class: catalog.Placed})
 		flights = append(flights, f)
 		go func() {
 			if s.turn(f) == nil {
@@ -286,7 +306,7 @@ func TestSwarm_TurnsGoByPriorityThenAge(t *testing.T) {
 		}()
 		eventually(t, "it waits", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.queue) == i+1 })
 	}
-	for _, want := range []int{1, 3, 0} {
+	for want := range 3 {
 		s.over()
 		if got := <-order; got != want {
 			t.Fatalf("turn of %d, want %d", got, want)
@@ -294,10 +314,10 @@ func TestSwarm_TurnsGoByPriorityThenAge(t *testing.T) {
 	}
 	// A client that comes to wait ends the waiting.
 	s.mu.Lock()
-	flights[2].joined(Want{}, true)
+	flights[3].joined(Want{}, true)
 	s.mu.Unlock()
-	if got := <-order; got != 2 {
-		t.Fatalf("turn of %d, want 2", got)
+	if got := <-order; got != 3 {
+		t.Fatalf("turn of %d, want 3", got)
 	}
 	for range maxActive + 1 {
 		s.over()
