@@ -20,7 +20,7 @@ const (
 	// peer that sends to many, slowly to each, has one unit to send, as others
 	// could send the next; one that is quick never waits for a request.
 	firstWindow = 3 << 20
-	slack       = 5 << 18
+	slack       = 9 << 18
 	// measureFor is how long arrivals are counted for one measurement of the rate.
 	measureFor = 200 * time.Millisecond
 	// creditShare: while a higher class is on its way from a peer, a lower one may
