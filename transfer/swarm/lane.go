@@ -172,7 +172,10 @@ func (l *lane) plan() (order, bool) {
 	room := f.s.pipes.reserve(l.node, &l.waiter, c, unit, most)
 	now := time.Now()
 	if room == 0 {
-		f.moved.Store(now.UnixNano()) // it waits for other blobs, which come
+		// It waits for other blobs: as long as those come, that is no silence.
+		if f.s.pipes.crowded() || f.s.sessions.heardWithin(l.node, f.s.cfg.Stall) {
+			f.moved.Store(now.UnixNano())
+		}
 		return order{}, false
 	}
 	f.sched.paced(l.node, f.s.pipes.unitTook(l.node))

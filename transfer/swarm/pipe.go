@@ -17,10 +17,11 @@ const (
 	maxBackgroundBytes = maxAllBytes / 4 * 3
 	// firstWindow is asked for ahead while a peer's rate is not known, and slack on
 	// top of twice the bandwidth times delay; the sum is rounded up to units. So a
-	// peer that sends to many, slowly to each, has one unit to send, as others
-	// could send the next; one that is quick never waits for a request.
+	// peer that sends slowly has one unit to send and one that follows, as others
+	// could send the next; one that is quick never waits for a request: with a unit
+	// less asked ahead, receivers that swap take more from the holder in the end.
 	firstWindow = 3 << 20
-	slack       = 5 << 18
+	slack       = 7 << 18
 	// measureFor is how long arrivals are counted for one measurement of the rate.
 	measureFor = 200 * time.Millisecond
 	// creditShare: while a higher class is on its way from a peer, a lower one may
@@ -295,6 +296,13 @@ func (ps *pipes) answered(node identity.NodeID, d time.Duration) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	ps.of(node).answered(d)
+}
+
+// crowded says whether somebody waits for room among the bytes of all peers.
+func (ps *pipes) crowded() bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.full
 }
 
 // flying is what is on its way from all peers.
