@@ -12,6 +12,7 @@ import (
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/transfer/rules"
 )
 
 const (
@@ -178,7 +179,7 @@ func (r *Reconciler) scan(ctx context.Context) {
 // scanProject queues what of a project is wanted and not wholly here. It reads
 // pages, so that nothing is held up by it.
 func (r *Reconciler) scanProject(ctx context.Context, pid identity.ProjectID, how depth) error {
-	p, relevant, ok := r.relevant(pid)
+	p, ok := r.relevant(pid)
 	if !ok {
 		return nil
 	}
@@ -188,7 +189,7 @@ func (r *Reconciler) scanProject(ctx context.Context, pid identity.ProjectID, ho
 			return fmt.Errorf("repositories: %w", err)
 		}
 		for _, repo = range repos {
-			if err := r.scanRepository(ctx, p, relevant, repo, how); err != nil {
+			if err := r.scanRepository(ctx, p, repo, how); err != nil {
 				return err
 			}
 		}
@@ -198,7 +199,7 @@ func (r *Reconciler) scanProject(ctx context.Context, pid identity.ProjectID, ho
 	}
 }
 
-func (r *Reconciler) scanRepository(ctx context.Context, p state.Project, relevant []state.Rule, repo string, how depth) error {
+func (r *Reconciler) scanRepository(ctx context.Context, p *rules.Project, repo string, how depth) error {
 	for after := digest.Digest(""); ; {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -209,7 +210,7 @@ func (r *Reconciler) scanRepository(ctx context.Context, p state.Project, releva
 		}
 		for _, m := range page {
 			after = m.Digest
-			if err := r.scanManifest(p, relevant, m, how); err != nil {
+			if err := r.scanManifest(p, m, how); err != nil {
 				return err
 			}
 		}
@@ -219,11 +220,11 @@ func (r *Reconciler) scanRepository(ctx context.Context, p state.Project, releva
 	}
 }
 
-func (r *Reconciler) scanManifest(p state.Project, relevant []state.Rule, m catalog.ManifestInfo, how depth) error {
+func (r *Reconciler) scanManifest(p *rules.Project, m catalog.ManifestInfo, how depth) error {
 	if err := r.wantBlob(large, p.PID, m.Repo, content{m.Digest, m.Size, m.Home}, m.At); err != nil {
 		return err
 	}
-	k, err := r.wanted(p, relevant, m)
+	k, d, err := r.wanted(p, m)
 	if err != nil || k == 0 {
 		return err
 	}
@@ -244,9 +245,9 @@ func (r *Reconciler) scanManifest(p state.Project, relevant []state.Rule, m cata
 		return err
 	}
 	if len(fetch)+len(promote)+len(c.absent) == 0 {
-		r.isComplete(id, c)
+		r.isComplete(id)
 		return nil
 	}
-	r.want(id, m.At)
+	r.want(id, m.At, d)
 	return nil
 }

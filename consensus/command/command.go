@@ -59,6 +59,8 @@ var kinds = []kind{
 	{Type_TYPE_KEY_STEP, 1, func() proto.Message { return new(KeyStep) }},
 	{Type_TYPE_SECRET_SET, 1, func() proto.Message { return new(SecretSet) }},
 	{Type_TYPE_RECOVERY_SET, 1, func() proto.Message { return new(RecoverySet) }},
+	{Type_TYPE_SITE_LABEL, 1, func() proto.Message { return new(SiteLabel) }},
+	{Type_TYPE_SITE_AWAY, 1, func() proto.Message { return new(SiteAway) }},
 }
 
 // index finds kinds by type and by message name. Made at first use: generated

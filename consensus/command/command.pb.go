@@ -56,6 +56,8 @@ const (
 	Type_TYPE_KEY_STEP       Type = 28
 	Type_TYPE_SECRET_SET     Type = 29
 	Type_TYPE_RECOVERY_SET   Type = 30
+	Type_TYPE_SITE_LABEL     Type = 33
+	Type_TYPE_SITE_AWAY      Type = 34
 )
 
 // Enum value maps for Type.
@@ -89,6 +91,8 @@ var (
 		28: "TYPE_KEY_STEP",
 		29: "TYPE_SECRET_SET",
 		30: "TYPE_RECOVERY_SET",
+		33: "TYPE_SITE_LABEL",
+		34: "TYPE_SITE_AWAY",
 	}
 	Type_value = map[string]int32{
 		"TYPE_UNSPECIFIED":    0,
@@ -119,6 +123,8 @@ var (
 		"TYPE_KEY_STEP":       28,
 		"TYPE_SECRET_SET":     29,
 		"TYPE_RECOVERY_SET":   30,
+		"TYPE_SITE_LABEL":     33,
+		"TYPE_SITE_AWAY":      34,
 	}
 )
 
@@ -251,7 +257,7 @@ func (x KeyStep_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyStep_Step.Descriptor instead.
 func (KeyStep_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{29, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{32, 0}
 }
 
 // Envelope is one raft log entry.
@@ -1193,6 +1199,182 @@ func (x *SiteDrain) GetIfVersion() uint64 {
 	return 0
 }
 
+// SiteLabel sets labels of a site, by which rules choose sites.
+type SiteLabel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Set           []*Label               `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty"`
+	Remove        []string               `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"` // keys; those that are not there do not matter
+	IfVersion     uint64                 `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SiteLabel) Reset() {
+	*x = SiteLabel{}
+	mi := &file_consensus_command_command_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SiteLabel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SiteLabel) ProtoMessage() {}
+
+func (x *SiteLabel) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SiteLabel.ProtoReflect.Descriptor instead.
+func (*SiteLabel) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SiteLabel) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SiteLabel) GetSet() []*Label {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *SiteLabel) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+func (x *SiteLabel) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+type Label struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Label) Reset() {
+	*x = Label{}
+	mi := &file_consensus_command_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Label) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Label) ProtoMessage() {}
+
+func (x *Label) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Label.ProtoReflect.Descriptor instead.
+func (*Label) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Label) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Label) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+// SiteAway says that a site has not been heard of for so long that rules which
+// want a number of copies count on others, or that it is back. The leader alone
+// makes it.
+type SiteAway struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Away          bool                   `protobuf:"varint,2,opt,name=away,proto3" json:"away,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SiteAway) Reset() {
+	*x = SiteAway{}
+	mi := &file_consensus_command_command_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SiteAway) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SiteAway) ProtoMessage() {}
+
+func (x *SiteAway) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SiteAway.ProtoReflect.Descriptor instead.
+func (*SiteAway) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SiteAway) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SiteAway) GetAway() bool {
+	if x != nil {
+		return x.Away
+	}
+	return false
+}
+
 type ProjectCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"` // 16 random bytes chosen by the proposer
@@ -1206,7 +1388,7 @@ type ProjectCreate struct {
 
 func (x *ProjectCreate) Reset() {
 	*x = ProjectCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1400,7 @@ func (x *ProjectCreate) String() string {
 func (*ProjectCreate) ProtoMessage() {}
 
 func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1413,7 @@ func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectCreate.ProtoReflect.Descriptor instead.
 func (*ProjectCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ProjectCreate) GetProjectId() []byte {
@@ -1280,7 +1462,7 @@ type ProjectUpdate struct {
 
 func (x *ProjectUpdate) Reset() {
 	*x = ProjectUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1474,7 @@ func (x *ProjectUpdate) String() string {
 func (*ProjectUpdate) ProtoMessage() {}
 
 func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1487,7 @@ func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectUpdate.ProtoReflect.Descriptor instead.
 func (*ProjectUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ProjectUpdate) GetId() int64 {
@@ -1339,7 +1521,7 @@ type ProjectDelete struct {
 
 func (x *ProjectDelete) Reset() {
 	*x = ProjectDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1533,7 @@ func (x *ProjectDelete) String() string {
 func (*ProjectDelete) ProtoMessage() {}
 
 func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1546,7 @@ func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectDelete.ProtoReflect.Descriptor instead.
 func (*ProjectDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ProjectDelete) GetId() int64 {
@@ -1395,7 +1577,7 @@ type UserCreate struct {
 
 func (x *UserCreate) Reset() {
 	*x = UserCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1589,7 @@ func (x *UserCreate) String() string {
 func (*UserCreate) ProtoMessage() {}
 
 func (x *UserCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1602,7 @@ func (x *UserCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserCreate.ProtoReflect.Descriptor instead.
 func (*UserCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UserCreate) GetName() string {
@@ -1480,7 +1662,7 @@ type UserUpdate struct {
 
 func (x *UserUpdate) Reset() {
 	*x = UserUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1674,7 @@ func (x *UserUpdate) String() string {
 func (*UserUpdate) ProtoMessage() {}
 
 func (x *UserUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1687,7 @@ func (x *UserUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserUpdate.ProtoReflect.Descriptor instead.
 func (*UserUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UserUpdate) GetId() int64 {
@@ -1567,7 +1749,7 @@ type UserDelete struct {
 
 func (x *UserDelete) Reset() {
 	*x = UserDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1761,7 @@ func (x *UserDelete) String() string {
 func (*UserDelete) ProtoMessage() {}
 
 func (x *UserDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1774,7 @@ func (x *UserDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDelete.ProtoReflect.Descriptor instead.
 func (*UserDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *UserDelete) GetId() int64 {
@@ -1624,7 +1806,7 @@ type MemberSet struct {
 
 func (x *MemberSet) Reset() {
 	*x = MemberSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1818,7 @@ func (x *MemberSet) String() string {
 func (*MemberSet) ProtoMessage() {}
 
 func (x *MemberSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1831,7 @@ func (x *MemberSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberSet.ProtoReflect.Descriptor instead.
 func (*MemberSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MemberSet) GetProjectId() int64 {
@@ -1698,7 +1880,7 @@ type MemberDelete struct {
 
 func (x *MemberDelete) Reset() {
 	*x = MemberDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +1892,7 @@ func (x *MemberDelete) String() string {
 func (*MemberDelete) ProtoMessage() {}
 
 func (x *MemberDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1905,7 @@ func (x *MemberDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberDelete.ProtoReflect.Descriptor instead.
 func (*MemberDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MemberDelete) GetProjectId() int64 {
@@ -1748,21 +1930,29 @@ func (x *MemberDelete) GetIfVersion() uint64 {
 }
 
 type Rule struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Projects      []string               `protobuf:"bytes,2,rep,name=projects,proto3" json:"projects,omitempty"`         // globs on the project name
-	Repositories  []string               `protobuf:"bytes,3,rep,name=repositories,proto3" json:"repositories,omitempty"` // globs below the project; empty: all
-	Tags          []string               `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty"`                 // globs; empty: all, untagged too
-	AllSites      bool                   `protobuf:"varint,5,opt,name=all_sites,json=allSites,proto3" json:"all_sites,omitempty"`
-	Sites         []string               `protobuf:"bytes,6,rep,name=sites,proto3" json:"sites,omitempty"`
-	Disabled      bool                   `protobuf:"varint,7,opt,name=disabled,proto3" json:"disabled,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Projects        []string               `protobuf:"bytes,2,rep,name=projects,proto3" json:"projects,omitempty"`         // globs on the project name
+	Repositories    []string               `protobuf:"bytes,3,rep,name=repositories,proto3" json:"repositories,omitempty"` // globs below the project; empty: all
+	Tags            []string               `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty"`                 // globs; empty: all, untagged too
+	AllSites        bool                   `protobuf:"varint,5,opt,name=all_sites,json=allSites,proto3" json:"all_sites,omitempty"`
+	Sites           []string               `protobuf:"bytes,6,rep,name=sites,proto3" json:"sites,omitempty"`
+	Disabled        bool                   `protobuf:"varint,7,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	Types           []string               `protobuf:"bytes,8,rep,name=types,proto3" json:"types,omitempty"`                                              // artifact types, globs or words; empty: all
+	Labels          []string               `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty"`                                            // KEY or KEY=GLOB on the manifest's annotations, all of them
+	SiteLabels      string                 `protobuf:"bytes,10,opt,name=site_labels,json=siteLabels,proto3" json:"site_labels,omitempty"`                 // instead of sites: an expression on the sites' labels
+	Copies          uint32                 `protobuf:"varint,11,opt,name=copies,proto3" json:"copies,omitempty"`                                          // how many of the sites; 0: all of them
+	Priority        int32                  `protobuf:"varint,12,opt,name=priority,proto3" json:"priority,omitempty"`                                      // higher goes first
+	Windows         []string               `protobuf:"bytes,13,rep,name=windows,proto3" json:"windows,omitempty"`                                         // when bytes may move; empty: always
+	Bandwidth       uint64                 `protobuf:"varint,14,opt,name=bandwidth,proto3" json:"bandwidth,omitempty"`                                    // bits per second into each site; 0: no limit
+	FollowDeletions bool                   `protobuf:"varint,15,opt,name=follow_deletions,json=followDeletions,proto3" json:"follow_deletions,omitempty"` // what was deleted goes from the sites, too
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +1964,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +1977,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Rule) GetName() string {
@@ -1839,6 +2029,62 @@ func (x *Rule) GetDisabled() bool {
 	return false
 }
 
+func (x *Rule) GetTypes() []string {
+	if x != nil {
+		return x.Types
+	}
+	return nil
+}
+
+func (x *Rule) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Rule) GetSiteLabels() string {
+	if x != nil {
+		return x.SiteLabels
+	}
+	return ""
+}
+
+func (x *Rule) GetCopies() uint32 {
+	if x != nil {
+		return x.Copies
+	}
+	return 0
+}
+
+func (x *Rule) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Rule) GetWindows() []string {
+	if x != nil {
+		return x.Windows
+	}
+	return nil
+}
+
+func (x *Rule) GetBandwidth() uint64 {
+	if x != nil {
+		return x.Bandwidth
+	}
+	return 0
+}
+
+func (x *Rule) GetFollowDeletions() bool {
+	if x != nil {
+		return x.FollowDeletions
+	}
+	return false
+}
+
 type RuleCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rule          *Rule                  `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
@@ -1848,7 +2094,7 @@ type RuleCreate struct {
 
 func (x *RuleCreate) Reset() {
 	*x = RuleCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +2106,7 @@ func (x *RuleCreate) String() string {
 func (*RuleCreate) ProtoMessage() {}
 
 func (x *RuleCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +2119,7 @@ func (x *RuleCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCreate.ProtoReflect.Descriptor instead.
 func (*RuleCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RuleCreate) GetRule() *Rule {
@@ -1894,7 +2140,7 @@ type RuleUpdate struct {
 
 func (x *RuleUpdate) Reset() {
 	*x = RuleUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1906,7 +2152,7 @@ func (x *RuleUpdate) String() string {
 func (*RuleUpdate) ProtoMessage() {}
 
 func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1919,7 +2165,7 @@ func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleUpdate.ProtoReflect.Descriptor instead.
 func (*RuleUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RuleUpdate) GetId() int64 {
@@ -1953,7 +2199,7 @@ type RuleDelete struct {
 
 func (x *RuleDelete) Reset() {
 	*x = RuleDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2211,7 @@ func (x *RuleDelete) String() string {
 func (*RuleDelete) ProtoMessage() {}
 
 func (x *RuleDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2224,7 @@ func (x *RuleDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleDelete.ProtoReflect.Descriptor instead.
 func (*RuleDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RuleDelete) GetId() int64 {
@@ -2006,7 +2252,7 @@ type KeyBox struct {
 
 func (x *KeyBox) Reset() {
 	*x = KeyBox{}
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2264,7 @@ func (x *KeyBox) String() string {
 func (*KeyBox) ProtoMessage() {}
 
 func (x *KeyBox) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2277,7 @@ func (x *KeyBox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBox.ProtoReflect.Descriptor instead.
 func (*KeyBox) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *KeyBox) GetNodeId() []byte {
@@ -2060,7 +2306,7 @@ type NodeKey struct {
 
 func (x *NodeKey) Reset() {
 	*x = NodeKey{}
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2318,7 @@ func (x *NodeKey) String() string {
 func (*NodeKey) ProtoMessage() {}
 
 func (x *NodeKey) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2331,7 @@ func (x *NodeKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeKey.ProtoReflect.Descriptor instead.
 func (*NodeKey) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *NodeKey) GetKind() KeyKind {
@@ -2120,7 +2366,7 @@ type KeysRotate struct {
 
 func (x *KeysRotate) Reset() {
 	*x = KeysRotate{}
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2378,7 @@ func (x *KeysRotate) String() string {
 func (*KeysRotate) ProtoMessage() {}
 
 func (x *KeysRotate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2391,7 @@ func (x *KeysRotate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRotate.ProtoReflect.Descriptor instead.
 func (*KeysRotate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *KeysRotate) GetGossip() bool {
@@ -2175,7 +2421,7 @@ type KeyStep struct {
 
 func (x *KeyStep) Reset() {
 	*x = KeyStep{}
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2187,7 +2433,7 @@ func (x *KeyStep) String() string {
 func (*KeyStep) ProtoMessage() {}
 
 func (x *KeyStep) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2200,7 +2446,7 @@ func (x *KeyStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStep.ProtoReflect.Descriptor instead.
 func (*KeyStep) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *KeyStep) GetKind() KeyKind {
@@ -2245,7 +2491,7 @@ type SecretSet struct {
 
 func (x *SecretSet) Reset() {
 	*x = SecretSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2503,7 @@ func (x *SecretSet) String() string {
 func (*SecretSet) ProtoMessage() {}
 
 func (x *SecretSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2516,7 @@ func (x *SecretSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretSet.ProtoReflect.Descriptor instead.
 func (*SecretSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SecretSet) GetObject() string {
@@ -2312,7 +2558,7 @@ type RecoverySet struct {
 
 func (x *RecoverySet) Reset() {
 	*x = RecoverySet{}
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2570,7 @@ func (x *RecoverySet) String() string {
 func (*RecoverySet) ProtoMessage() {}
 
 func (x *RecoverySet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2583,7 @@ func (x *RecoverySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverySet.ProtoReflect.Descriptor instead.
 func (*RecoverySet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RecoverySet) GetRecipient() string {
@@ -2367,7 +2613,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2625,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2638,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2504,7 +2750,19 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
 	"\x05drain\x18\x02 \x01(\bR\x05drain\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x04R\tifVersion\"\x8b\x01\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\"\x80\x01\n" +
+	"\tSiteLabel\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12,\n" +
+	"\x03set\x18\x02 \x03(\v2\x1a.portolan.command.v1.LabelR\x03set\x12\x16\n" +
+	"\x06remove\x18\x03 \x03(\tR\x06remove\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x04 \x01(\x04R\tifVersion\"/\n" +
+	"\x05Label\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\".\n" +
+	"\bSiteAway\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
+	"\x04away\x18\x02 \x01(\bR\x04away\"\x8b\x01\n" +
 	"\rProjectCreate\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x12\n" +
@@ -2565,7 +2823,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"project_id\x18\x01 \x01(\x03R\tprojectId\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\x03R\bmemberId\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x04R\tifVersion\"\xc3\x01\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\"\xa9\x03\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprojects\x18\x02 \x03(\tR\bprojects\x12\"\n" +
@@ -2573,7 +2831,17 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x04tags\x18\x04 \x03(\tR\x04tags\x12\x1b\n" +
 	"\tall_sites\x18\x05 \x01(\bR\ballSites\x12\x14\n" +
 	"\x05sites\x18\x06 \x03(\tR\x05sites\x12\x1a\n" +
-	"\bdisabled\x18\a \x01(\bR\bdisabledJ\x04\b\b\x10\x14\";\n" +
+	"\bdisabled\x18\a \x01(\bR\bdisabled\x12\x14\n" +
+	"\x05types\x18\b \x03(\tR\x05types\x12\x16\n" +
+	"\x06labels\x18\t \x03(\tR\x06labels\x12\x1f\n" +
+	"\vsite_labels\x18\n" +
+	" \x01(\tR\n" +
+	"siteLabels\x12\x16\n" +
+	"\x06copies\x18\v \x01(\rR\x06copies\x12\x1a\n" +
+	"\bpriority\x18\f \x01(\x05R\bpriority\x12\x18\n" +
+	"\awindows\x18\r \x03(\tR\awindows\x12\x1c\n" +
+	"\tbandwidth\x18\x0e \x01(\x04R\tbandwidth\x12)\n" +
+	"\x10follow_deletions\x18\x0f \x01(\bR\x0ffollowDeletionsJ\x04\b\x10\x10\x14\";\n" +
 	"\n" +
 	"RuleCreate\x12-\n" +
 	"\x04rule\x18\x01 \x01(\v2\x19.portolan.command.v1.RuleR\x04rule\"j\n" +
@@ -2622,7 +2890,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index*\xf5\x04\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index*\x9e\x05\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -2652,7 +2920,9 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x10TYPE_KEYS_ROTATE\x10\x1b\x12\x11\n" +
 	"\rTYPE_KEY_STEP\x10\x1c\x12\x13\n" +
 	"\x0fTYPE_SECRET_SET\x10\x1d\x12\x15\n" +
-	"\x11TYPE_RECOVERY_SET\x10\x1e*K\n" +
+	"\x11TYPE_RECOVERY_SET\x10\x1e\x12\x13\n" +
+	"\x0fTYPE_SITE_LABEL\x10!\x12\x12\n" +
+	"\x0eTYPE_SITE_AWAY\x10\"*K\n" +
 	"\aKeyKind\x12\x18\n" +
 	"\x14KEY_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fKEY_KIND_GOSSIP\x10\x01\x12\x11\n" +
@@ -2671,7 +2941,7 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),              // 0: portolan.command.v1.Type
 	(KeyKind)(0),           // 1: portolan.command.v1.KeyKind
@@ -2690,44 +2960,48 @@ var file_consensus_command_command_proto_goTypes = []any{
 	(*NodeUpdate)(nil),     // 14: portolan.command.v1.NodeUpdate
 	(*NodeRemove)(nil),     // 15: portolan.command.v1.NodeRemove
 	(*SiteDrain)(nil),      // 16: portolan.command.v1.SiteDrain
-	(*ProjectCreate)(nil),  // 17: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),  // 18: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),  // 19: portolan.command.v1.ProjectDelete
-	(*UserCreate)(nil),     // 20: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),     // 21: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),     // 22: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),      // 23: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),   // 24: portolan.command.v1.MemberDelete
-	(*Rule)(nil),           // 25: portolan.command.v1.Rule
-	(*RuleCreate)(nil),     // 26: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),     // 27: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),     // 28: portolan.command.v1.RuleDelete
-	(*KeyBox)(nil),         // 29: portolan.command.v1.KeyBox
-	(*NodeKey)(nil),        // 30: portolan.command.v1.NodeKey
-	(*KeysRotate)(nil),     // 31: portolan.command.v1.KeysRotate
-	(*KeyStep)(nil),        // 32: portolan.command.v1.KeyStep
-	(*SecretSet)(nil),      // 33: portolan.command.v1.SecretSet
-	(*RecoverySet)(nil),    // 34: portolan.command.v1.RecoverySet
-	(*SnapshotHeader)(nil), // 35: portolan.command.v1.SnapshotHeader
+	(*SiteLabel)(nil),      // 17: portolan.command.v1.SiteLabel
+	(*Label)(nil),          // 18: portolan.command.v1.Label
+	(*SiteAway)(nil),       // 19: portolan.command.v1.SiteAway
+	(*ProjectCreate)(nil),  // 20: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),  // 21: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),  // 22: portolan.command.v1.ProjectDelete
+	(*UserCreate)(nil),     // 23: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),     // 24: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),     // 25: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),      // 26: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),   // 27: portolan.command.v1.MemberDelete
+	(*Rule)(nil),           // 28: portolan.command.v1.Rule
+	(*RuleCreate)(nil),     // 29: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),     // 30: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),     // 31: portolan.command.v1.RuleDelete
+	(*KeyBox)(nil),         // 32: portolan.command.v1.KeyBox
+	(*NodeKey)(nil),        // 33: portolan.command.v1.NodeKey
+	(*KeysRotate)(nil),     // 34: portolan.command.v1.KeysRotate
+	(*KeyStep)(nil),        // 35: portolan.command.v1.KeyStep
+	(*SecretSet)(nil),      // 36: portolan.command.v1.SecretSet
+	(*RecoverySet)(nil),    // 37: portolan.command.v1.RecoverySet
+	(*SnapshotHeader)(nil), // 38: portolan.command.v1.SnapshotHeader
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
 	4,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
-	30, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
+	33, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
 	4,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
-	30, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
+	33, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
 	4,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
-	25, // 6: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	25, // 7: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
-	1,  // 8: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
-	1,  // 9: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
-	2,  // 10: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
-	29, // 11: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	18, // 6: portolan.command.v1.SiteLabel.set:type_name -> portolan.command.v1.Label
+	28, // 7: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	28, // 8: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	1,  // 9: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
+	1,  // 10: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
+	2,  // 11: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
+	32, // 12: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_consensus_command_command_proto_init() }
@@ -2735,15 +3009,15 @@ func file_consensus_command_command_proto_init() {
 	if File_consensus_command_command_proto != nil {
 		return
 	}
-	file_consensus_command_command_proto_msgTypes[15].OneofWrappers = []any{}
 	file_consensus_command_command_proto_msgTypes[18].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[21].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   33,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

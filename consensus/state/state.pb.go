@@ -722,6 +722,8 @@ type SiteRow struct {
 	Version       uint64                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
 	DrainedUnixNs int64                  `protobuf:"varint,20,opt,name=drained_unix_ns,json=drainedUnixNs,proto3" json:"drained_unix_ns,omitempty"` // since when it drains; 0: it does not
 	DrainedBy     string                 `protobuf:"bytes,21,opt,name=drained_by,json=drainedBy,proto3" json:"drained_by,omitempty"`
+	Labels        []*command.Label       `protobuf:"bytes,33,rep,name=labels,proto3" json:"labels,omitempty"`                              // by key
+	AwayUnixNs    int64                  `protobuf:"varint,34,opt,name=away_unix_ns,json=awayUnixNs,proto3" json:"away_unix_ns,omitempty"` // since when rules do not count on it; 0: they do
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -796,6 +798,20 @@ func (x *SiteRow) GetDrainedBy() string {
 		return x.DrainedBy
 	}
 	return ""
+}
+
+func (x *SiteRow) GetLabels() []*command.Label {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *SiteRow) GetAwayUnixNs() int64 {
+	if x != nil {
+		return x.AwayUnixNs
+	}
+	return 0
 }
 
 type NodeRow struct {
@@ -1627,7 +1643,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
 	"\x06sealed\x18\x03 \x01(\fR\x06sealed\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\x04R\aversion\x12&\n" +
-	"\x0fupdated_unix_ns\x18\x05 \x01(\x03R\rupdatedUnixNs\"\xb6\x01\n" +
+	"\x0fupdated_unix_ns\x18\x05 \x01(\x03R\rupdatedUnixNs\"\x8c\x02\n" +
 	"\aSiteRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -1635,7 +1651,10 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\aversion\x18\x04 \x01(\x04R\aversion\x12&\n" +
 	"\x0fdrained_unix_ns\x18\x14 \x01(\x03R\rdrainedUnixNs\x12\x1d\n" +
 	"\n" +
-	"drained_by\x18\x15 \x01(\tR\tdrainedBy\"\x91\x01\n" +
+	"drained_by\x18\x15 \x01(\tR\tdrainedBy\x122\n" +
+	"\x06labels\x18! \x03(\v2\x1a.portolan.command.v1.LabelR\x06labels\x12 \n" +
+	"\faway_unix_ns\x18\" \x01(\x03R\n" +
+	"awayUnixNs\"\x91\x01\n" +
 	"\aNodeRow\x12-\n" +
 	"\x04node\x18\x01 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\x12\x17\n" +
 	"\asite_id\x18\x02 \x01(\x03R\x06siteId\x12$\n" +
@@ -1747,8 +1766,9 @@ var file_consensus_state_state_proto_goTypes = []any{
 	(*End)(nil),            // 15: portolan.state.v1.End
 	(command.KeyKind)(0),   // 16: portolan.command.v1.KeyKind
 	(*command.KeyBox)(nil), // 17: portolan.command.v1.KeyBox
-	(*command.Node)(nil),   // 18: portolan.command.v1.Node
-	(*command.Rule)(nil),   // 19: portolan.command.v1.Rule
+	(*command.Label)(nil),  // 18: portolan.command.v1.Label
+	(*command.Node)(nil),   // 19: portolan.command.v1.Node
+	(*command.Rule)(nil),   // 20: portolan.command.v1.Rule
 }
 var file_consensus_state_state_proto_depIdxs = []int32{
 	1,  // 0: portolan.state.v1.Record.mesh:type_name -> portolan.state.v1.MeshRow
@@ -1768,13 +1788,14 @@ var file_consensus_state_state_proto_depIdxs = []int32{
 	2,  // 14: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
 	16, // 15: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
 	17, // 16: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
-	18, // 17: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
-	19, // 18: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	18, // 17: portolan.state.v1.SiteRow.labels:type_name -> portolan.command.v1.Label
+	19, // 18: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
+	20, // 19: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_consensus_state_state_proto_init() }

@@ -235,7 +235,8 @@ func FuzzApply(f *testing.F) {
 	for _, body := range []proto.Message{meshCreate(), &command.UserCreate{Name: "ann", PasswordHash: "x"},
 		&command.MemberSet{ProjectId: 3, UserId: 2, Role: 2, IfVersion: 1}, &command.NodeUpdate{Node: node(2)},
 		&command.RuleCreate{Rule: &command.Rule{Name: "r", Projects: []string{"*"}, AllSites: true}}, &command.TokenRevoke{Id: 7}, &command.VotersSet{Voters: 5},
-		&command.NodeRemove{NodeId: node(2).Id, IfVersion: 1}, &command.SiteDrain{Id: 1, Drain: true}} {
+		&command.NodeRemove{NodeId: node(2).Id, IfVersion: 1}, &command.SiteDrain{Id: 1, Drain: true},
+		&command.SiteLabel{Id: 1, Set: []*command.Label{{Key: "region", Value: "eu"}}, Remove: []string{"x"}}, &command.SiteAway{Id: 1, Away: true}} {
 		env, err := command.New("user:admin", t0, body)
 		if err != nil {
 			f.Fatal(err)

@@ -176,6 +176,7 @@ type Presence struct {
 	Evictable bool            `json:"evictable,omitempty" doc:"It holds some of it only because somebody pulled it there, and may drop that when room is needed"`
 	Complete  bool            `json:"complete" doc:"It durably holds all of them, and the tag gives the digest"`
 	Covered   bool            `json:"covered" doc:"A rule wants the artifact there, or it was pushed there"`
+	Spare     bool            `json:"spare,omitempty" doc:"A rule that wants a number of copies could have chosen the site, and chose others"`
 	Reason    string          `json:"reason,omitempty" doc:"Why the site's last attempt to get it ended early"`
 }
 
