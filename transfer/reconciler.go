@@ -32,10 +32,6 @@ const (
 	// maxInbox bounds the manifests that arrived and were not looked at yet.
 	// Beyond it their projects are scanned instead.
 	maxInbox = 10_000
-	// maxComplete is how many artifacts are remembered to be whole, so that a
-	// scan after a small change need not look at them again. About 200 bytes
-	// each.
-	maxComplete = 50_000
 	// hurryEvery, and hurryEach for each failed task, space out early retries: a
 	// feed that brings thousands of batches must not make thousands of failed
 	// tasks run for each.
@@ -99,10 +95,9 @@ type Reconciler struct {
 	scans    scans
 	rules    atomic.Pointer[book]
 	labels   *lru.Cache[digest.Digest, map[string]string] // manifests' annotations
-	complete *lru.Cache[key, struct{}]
-	hurried  chan struct{} // capacity 1
-	feedNews chan struct{} // capacity 1
-	goneNews chan struct{} // capacity 1
+	hurried  chan struct{}                                // capacity 1
+	feedNews chan struct{}                                // capacity 1
+	goneNews chan struct{}                                // capacity 1
 
 	mu      sync.Mutex
 	waiting map[key]map[key]bool // absent manifest -> artifacts that name it
@@ -125,9 +120,6 @@ func New(cfg Config) (*Reconciler, error) {
 		waiting: map[key]map[key]bool{},
 	}
 	var err error
-	if r.complete, err = lru.New[key, struct{}](maxComplete); err != nil {
-		return nil, err
-	}
 	if r.labels, err = lru.New[digest.Digest, map[string]string](maxLabelled); err != nil {
 		return nil, err
 	}
@@ -233,7 +225,7 @@ func (r *Reconciler) written(pid identity.ProjectID) {
 		return
 	}
 	if p, ok := r.relevant(pid); ok && !p.Empty() {
-		r.scans.ask(pid, light)
+		r.scans.ask(pid, patient)
 	}
 }
 
@@ -247,7 +239,7 @@ func (r *Reconciler) readInbox(ctx context.Context) {
 		}
 		if err := r.arrived(a); err != nil && !errors.Is(err, catalog.ErrClosed) {
 			r.log.Error("a manifest that arrived could not be looked at: scanning its project", "pid", a.pid, "repository", a.ref.Repo, "digest", a.ref.Digest, "error", err)
-			r.scans.ask(a.pid, thorough)
+			r.scans.ask(a.pid, patient)
 		}
 	}
 }
@@ -270,6 +262,13 @@ func (r *Reconciler) arrived(a arrival) error {
 		return err
 	}
 	r.wakeWaiting(a)
+	return r.wantAbove(p, m)
+}
+
+// wantAbove queues what wants a manifest here: all artifacts that take it along
+// (a referrer, or a child that came late, belongs where something above it is
+// wanted), or, if this site accepted it and no rule wants it, the manifest alone.
+func (r *Reconciler) wantAbove(p *rules.Project, m catalog.ManifestInfo) error {
 	if m.Home == r.cfg.Site {
 		if d, err := r.demand(p, m); err != nil {
 			return err
@@ -277,11 +276,9 @@ func (r *Reconciler) arrived(a arrival) error {
 			r.want(key{own, p.PID, m.Repo, m.Digest}, m.At, rules.Demand{})
 		}
 	}
-	if p.Empty() {
+	if !p.Matches(m.Repo) {
 		return nil
 	}
-	// A referrer, or a child that came late, belongs where something above it is
-	// wanted.
 	return r.roots(p, m, func(root catalog.ManifestInfo, d rules.Demand) bool {
 		r.want(key{artifact, p.PID, root.Repo, root.Digest}, m.At, d)
 		return true
@@ -334,9 +331,6 @@ func (r *Reconciler) waitFor(root key, absent []digest.Digest) {
 	}
 }
 
-// isComplete remembers that all of an artifact is here.
-func (r *Reconciler) isComplete(k key) { r.complete.Add(k, struct{}{}) }
-
 // watchLosses notices blobs that this store no longer has, by its own feed. What
 // went before the start is found by the scan at the start.
 func (r *Reconciler) watchLosses(ctx context.Context) {
@@ -372,7 +366,7 @@ func (r *Reconciler) watchLosses(ctx context.Context) {
 func (r *Reconciler) lost(d digest.Digest) {
 	for p := range r.cfg.State.View().Projects() {
 		if _, _, linked, err := r.cat.LinkedIn(p.PID, d); err != nil || linked {
-			r.scans.ask(p.PID, thorough)
+			r.scans.ask(p.PID, patient)
 		}
 	}
 }

@@ -151,20 +151,6 @@ func (r *Reconciler) demand(p *rules.Project, m catalog.ManifestInfo) (rules.Dem
 	return p.Demand(a, r.cfg.Site), nil
 }
 
-// wanted says as what a manifest is wanted here; 0: it is not.
-func (r *Reconciler) wanted(p *rules.Project, m catalog.ManifestInfo) (kind, rules.Demand, error) {
-	d, err := r.demand(p, m)
-	switch {
-	case err != nil:
-		return 0, d, err
-	case !d.None():
-		return artifact, d, nil
-	case m.Home == r.cfg.Site:
-		return own, d, nil
-	}
-	return 0, d, nil
-}
-
 // roots finds the artifacts wanted here that take a manifest along: those that
 // name it as a child, or that it refers to as its subject, and so on upwards;
 // itself if it is wanted. fn returns false to end.

@@ -117,7 +117,6 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 		r.waitFor(t.key, c.absent)
 		return fmt.Errorf("%d manifests that it names, %s first, are not known at this site yet", len(c.absent), c.absent[0])
 	}
-	r.isComplete(t.key)
 	if len(fetch)+len(promote) > 0 {
 		r.metrics.artifacts.Inc()
 		r.log.Info("brought here", "repository", r.fullName(t.key), "digest", t.digest, "blobs", len(fetch), "took", r.cfg.Now().Sub(begun).Round(time.Millisecond))

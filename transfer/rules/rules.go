@@ -135,6 +135,13 @@ func (p *Project) At(site string) *Project {
 // Empty reports whether no rule can want anything of the project.
 func (p *Project) Empty() bool { return len(p.rules) == 0 }
 
+// Matches reports whether a rule may want something of the repository.
+func (p *Project) Matches(repository string) bool {
+	return slices.ContainsFunc(p.rules, func(c candidate) bool {
+		return len(c.Repositories) == 0 || matchesAny(c.Repositories, repository)
+	})
+}
+
 // Equal reports whether both give the same answers, for all that a comparison
 // of the rules and the sites in question can tell.
 func (p *Project) Equal(o *Project) bool {
