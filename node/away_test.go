@@ -49,6 +49,7 @@ func TestNode_CallsASilentSiteAway(t *testing.T) {
 	fra, nyc := newMachine(t), newMachine(t)
 	fra.start("--site", "fra")
 	nyc.join(fra.token("nyc"))
+	nyc.start()
 	called := func(away bool, step time.Duration) func() error {
 		return func() error {
 			// The leader looks now and then: between two looks its clock goes on.
@@ -69,7 +70,7 @@ func TestNode_CallsASilentSiteAway(t *testing.T) {
 	}
 	nyc.mustStop()
 	fra.await("nyc called away", called(true, time.Minute))
-	nyc.launch("--site", "nyc")
+	nyc.launch()
 	fra.await("nyc counted on again", called(false, time.Second))
 	nyc.mustStop()
 	fra.mustStop()

@@ -22,7 +22,7 @@ import (
 	syncer "github.com/portolan/portolan/transfer/sync"
 )
 
-var artifacts = flag.Int("artifacts", 20_000, "artifacts of BenchmarkFullPass")
+var artifacts = flag.Int("pass.artifacts", 20_000, "artifacts of BenchmarkFullPass")
 
 // alone is an exchange with nobody.
 type alone struct{ Exchange }
