@@ -18,7 +18,7 @@ type LabelRequest struct {
 }
 
 type labelIn struct {
-	siteIn
+	Name string `path:"name" maxLength:"63"`
 	rest.Condition
 	Body LabelRequest
 }

@@ -70,6 +70,13 @@ type fixture struct {
 	preview   Preview         // what it is answered
 }
 
+func checkRule(r state.Rule) (out []RuleProblem) {
+	for _, p := range rules.Check(r) {
+		out = append(out, RuleProblem(p))
+	}
+	return out
+}
+
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	m := apitest.New(t, "fra", "nyc", "sgp")
@@ -95,12 +102,7 @@ func newFixture(t *testing.T) *fixture {
 			}
 			return nil
 		},
-		CheckRule: func(r state.Rule) (out []RuleProblem) {
-			for _, p := range rules.Check(r) {
-				out = append(out, RuleProblem(p))
-			}
-			return out
-		},
+		CheckRule:   checkRule,
 		PreviewRule: func(_ context.Context, q PreviewQuestion) (Preview, error) { f.previewed = q; return f.preview, nil },
 		Version:     "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
 	})

@@ -48,6 +48,8 @@ func FuzzRequests(f *testing.F) {
 			return err
 		},
 		CheckRecovery: func(string) error { return nil },
+		CheckRule:     checkRule,
+		PreviewRule:   func(context.Context, PreviewQuestion) (Preview, error) { return Preview{}, nil },
 		Version:       "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
 	})
 	if err != nil {
