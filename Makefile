@@ -8,7 +8,7 @@ DATA     ?= data
 GOLANGCI := $(CACHE)/tools/golangci-lint
 export CACHE
 
-.PHONY: help build run check test oracle bench bench-control bench-wan bench-wan-figures micro lint proto tools clean
+.PHONY: help build run check test oracle bench bench-control bench-rules bench-wan bench-wan-figures micro lint proto tools clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench-wan-figures: ## how accurate the emulated WAN is on this machine (as root,
 
 bench-control: ## the control plane over slow links beside its targets, some of it as root (BENCH=-quick, BENCH='-run soak')
 	$(GO) run ./test/bench/control -out $(CURDIR)/test/bench/results/control.json $(BENCH)
+
+bench-rules: ## a full pass of the rules over 1,000,000 artifacts (BENCH="-pass.artifacts=100000")
+	$(GO) test -run '^$$' -bench FullPass -benchtime 3x -timeout 2h ./transfer -pass.artifacts=1000000 $(BENCH)
 
 micro: ## Go's own benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./node/... ./transfer/... ./consensus/... ./registryapi/...

@@ -50,6 +50,7 @@ func (n *node) api() (registryapi.Config, error) {
 		Self: n.id.ID, Site: s.Site, Consensus: n.consensusStatus, Peer: n.peerStatus, JoinToken: n.joinToken,
 		Removed: n.removedStatus, LastCopies: n.lastCopies, TagsWait: n.tagsWait, Transfers: n.transfers,
 		Backup: n.backup, CheckRecovery: backup.CheckRecipient,
+		CheckRule: checkRule, PreviewRule: n.previewRule,
 		Version: n.cfg.Version, Now: n.cfg.Now, Logger: log,
 	})
 	if err != nil {

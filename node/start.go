@@ -197,6 +197,7 @@ func (n *node) startGossip(ctx context.Context) error {
 	n.heard.Store(n.gossip)
 	n.stages.start("gossip", n.gossip.Run)
 	n.stages.start("gossip keys", n.followGossipKeys)
+	n.stages.start("watch of sites", n.watchSites)
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -69,6 +70,7 @@ type site struct {
 	lag   bool   // commands are not applied here
 	port  int
 	clock time.Duration // off by so much
+	ahead atomic.Int64  // the same, while it runs
 
 	store  *store.Store
 	host   *peer.Host
@@ -226,7 +228,7 @@ func (n *site) openDoor(log *slog.Logger) {
 	must(n.t, err)
 }
 
-func (n *site) now() time.Time { return time.Now().Add(n.clock) }
+func (n *site) now() time.Time { return time.Now().Add(n.clock + time.Duration(n.ahead.Load())) }
 
 func (n *site) start() {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -359,22 +361,29 @@ func (n *site) push(pid identity.ProjectID, repo string, tags ...string) image {
 
 func (n *site) pushLayers(pid identity.ProjectID, repo string, subject digest.Digest, tags []string, layers ...[]byte) image {
 	n.t.Helper()
+	m := n.manifestOf(pid, repo, v1.MediaTypeImageConfig, layers...)
+	if subject != "" {
+		m.Subject = &v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: subject, Size: 1}
+		m.ArtifactType = "application/vnd.test.signature"
+	}
+	return n.put(pid, repo, m, tags)
+}
+
+// manifestOf uploads a config and layers.
+func (n *site) manifestOf(pid identity.ProjectID, repo, configType string, layers ...[]byte) v1.Manifest {
+	n.t.Helper()
 	ctx := context.Background()
 	put := func(mediaType string, b []byte) v1.Descriptor {
 		d, err := n.store.PutBytes(ctx, b, store.Link{PID: pid, Repo: repo})
 		must(n.t, err)
 		return v1.Descriptor{MediaType: mediaType, Digest: d.Digest, Size: d.Size}
 	}
-	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: put(v1.MediaTypeImageConfig, []byte(`{"os":"linux","r":"`+rand.Text()+`"}`))}
+	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: put(configType, []byte(`{"os":"linux","r":"`+rand.Text()+`"}`))}
 	m.SchemaVersion = 2
 	for _, l := range layers {
 		m.Layers = append(m.Layers, put(v1.MediaTypeImageLayer, l))
 	}
-	if subject != "" {
-		m.Subject = &v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: subject, Size: 1}
-		m.ArtifactType = "application/vnd.test.signature"
-	}
-	return n.put(pid, repo, m, tags)
+	return m
 }
 
 // index pushes an index of manifests.

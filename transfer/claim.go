@@ -13,6 +13,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/transfer/rules"
 	syncer "github.com/portolan/portolan/transfer/sync"
 )
 
@@ -197,7 +198,7 @@ func (r *Reconciler) pin(ctx context.Context, pid identity.ProjectID, repo strin
 				c.Claimed = append(c.Claimed, d.Digest)
 				r.cfg.Sync.Expect(d.Digest, h.site)
 				// After a restart the manifest, whose home is here, wants them.
-				r.queue.add(key{claimed, pid, repo, d.Digest}, d.Size, now)
+				r.queue.add(key{claimed, pid, repo, d.Digest}, d.Size, now, rules.Terms{})
 			}
 		}
 	}

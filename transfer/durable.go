@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"slices"
 	"sync"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/transfer/rules"
 	syncer "github.com/portolan/portolan/transfer/sync"
 	"github.com/portolan/portolan/transfer/tags"
 )
@@ -39,65 +39,6 @@ type pushExchange interface {
 	OnKeep(fn func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []syncer.Piece) (kept []bool, reason string, err error))
 	Keep(ctx context.Context, node identity.NodeID, pid identity.ProjectID, repository string, want []syncer.Piece) (kept []bool, reason string, err error)
 	Covers(ctx context.Context, node identity.NodeID, pid identity.ProjectID, dot catalog.Dot) (bool, error)
-}
-
-// order ranks the sites that may hold a repository, from the one that is its
-// home (may be empty) on: the same everywhere, and another for each repository.
-func order(view *state.View, p state.Project, repo, home string) []string {
-	rank := map[string]uint64{}
-	var sites []string
-	for _, s := range view.ContentSites() {
-		if !view.MayRest(p, s.Name) {
-			continue
-		}
-		h := fnv.New64a()
-		_, _ = h.Write(p.PID[:])
-		_, _ = h.Write([]byte(s.Name + "\x00" + repo))
-		x := h.Sum64() // FNV's upper bits hardly depend on the last bytes
-		x ^= x >> 32
-		x *= 0x9e3779b97f4a7c15
-		rank[s.Name] = x
-		sites = append(sites, s.Name)
-	}
-	slices.SortFunc(sites, func(a, b string) int {
-		switch home {
-		case a:
-			return -1
-		case b:
-			return 1
-		}
-		return cmp.Or(cmp.Compare(rank[b], rank[a]), cmp.Compare(a, b))
-	})
-	return sites
-}
-
-// copyHere: the project wants copies at several sites, and this is one of those
-// that a manifest is meant for (D5 of transfer/tags).
-func copyHere(view *state.View, p state.Project, m catalog.ManifestInfo, site string) bool {
-	n := view.PushCopies(p, true)
-	if n < 2 {
-		return false
-	}
-	sites := order(view, p, m.Repo, m.Home)
-	return slices.Contains(sites[:min(n, len(sites))], site)
-}
-
-// followCopies asks for a scan of each project whose copies belong elsewhere than
-// before.
-func (r *Reconciler) followCopies(known map[identity.ProjectID]string) map[identity.ProjectID]string {
-	view := r.cfg.State.View()
-	now := map[identity.ProjectID]string{}
-	for p := range view.Projects() {
-		n := view.PushCopies(p, true)
-		if n < 2 || !view.MayRest(p, r.cfg.Site) {
-			continue
-		}
-		now[p.PID] = fmt.Sprint(n, order(view, p, "", ""))
-		if known[p.PID] != now[p.PID] {
-			r.scans.ask(p.PID, whole)
-		}
-	}
-	return now
 }
 
 // keep answers another node that wants what is pushed there to be here too. What
@@ -131,7 +72,7 @@ func (r *Reconciler) keep(ctx context.Context, from identity.NodeID, pid identit
 		if from != r.cfg.Self {
 			r.cfg.Sync.Expect(p.Digest, asker.Site)
 		}
-		if r.queue.explain(k) == "" && !r.queue.add(k, p.Size, time.Time{}) {
+		if r.queue.explain(k) == "" && !r.queue.add(k, p.Size, time.Time{}, rules.Terms{}) {
 			reason = "too much is on its way there"
 		}
 	}
@@ -150,7 +91,7 @@ func (r *Reconciler) Hold(ctx context.Context, p state.Project, repo string, blo
 	defer cancel()
 	view := r.cfg.State.View()
 	left := r.candidates(view, p, repo)
-	h := &held{r: r, p: p, want: n}
+	h := &pushHeld{r: r, p: p, want: n}
 	if len(left) < n {
 		err := &tags.NotDurable{Project: p.Name, Want: n, Have: len(left), RetryAfter: durableRetry,
 			Away: []tags.Wait{{Site: "the mesh", Reason: fmt.Sprintf("%s in all may hold the project: add one, or lower its durability", sitesOf(len(left)))}}}
@@ -204,8 +145,13 @@ func (r *Reconciler) candidates(view *state.View, p state.Project, repo string) 
 		away[peer.Node] = peer.Error != ""
 	}
 	var near, far []state.Node
-	for _, site := range order(view, p, repo, r.cfg.Site) {
-		for _, n := range view.NodesOf(site) {
+	sites := rules.Order(p, repo, r.cfg.Site, view.ContentSites())
+	// The first copy is here, even at a site that the others think away.
+	if i := slices.IndexFunc(sites, func(s state.Site) bool { return s.Name == r.cfg.Site }); i > 0 {
+		sites = append([]state.Site{sites[i]}, slices.Delete(sites, i, i+1)...)
+	}
+	for _, site := range sites {
+		for _, n := range view.NodesOf(site.Name) {
 			if n.Witness {
 				continue
 			}
@@ -259,8 +205,8 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// held implements tags.Held.
-type held struct {
+// pushHeld implements tags.Held.
+type pushHeld struct {
 	r     *Reconciler
 	p     state.Project
 	want  int
@@ -269,7 +215,7 @@ type held struct {
 }
 
 // short is the error of a push that too few sites have.
-func (h *held) short(ctx context.Context, visible bool) error {
+func (h *pushHeld) short(ctx context.Context, visible bool) error {
 	if err := ctx.Err(); errors.Is(err, context.Canceled) {
 		return err // nobody waits for it any more
 	}
@@ -278,7 +224,7 @@ func (h *held) short(ctx context.Context, visible bool) error {
 }
 
 // Covered implements tags.Held.
-func (h *held) Covered(ctx context.Context, dot catalog.Dot) error {
+func (h *pushHeld) Covered(ctx context.Context, dot catalog.Dot) error {
 	wait, cancel := context.WithTimeout(ctx, coverWithin)
 	defer cancel()
 	var (

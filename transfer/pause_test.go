@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/transfer/rules"
 )
 
 func TestGate_EndsWhatIsUnderWay(t *testing.T) {
@@ -44,10 +45,10 @@ func TestQueue_ListsWhatIsNext(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	q := newQueue(func() time.Time { return now })
 	for i, name := range []string{"d", "c", "b", "a"} {
-		q.add(named(name), 0, now.Add(-time.Duration(i)*time.Hour))
+		q.add(named(name), 0, now.Add(-time.Duration(i)*time.Hour), rules.Terms{})
 	}
 	failed, _ := q.take() // a
-	q.finish(failed, "nobody has it")
+	q.finish(failed, "nobody has it", time.Time{})
 	if running, _ := q.take(); running.repo != "b" {
 		t.Fatalf("took %s", running.repo)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/transfer/rules"
 )
 
 const (
@@ -55,12 +56,15 @@ type task struct {
 	key
 	size int64     // of a claimed blob or a large manifest
 	at   time.Time // when it was pushed: older ones go first
+	// terms of the rule for which it comes; its priority goes before age.
+	terms rules.Terms
 
 	attempts int
 	reason   string    // why the last attempt ended early
 	next     time.Time // when to try again
 	running  bool
 	again    bool // was asked for while it ran
+	fixed    bool // next is when a window opens: news do not make it earlier
 	place    int  // in its heap; -1: in none
 }
 
@@ -80,28 +84,31 @@ type queue struct {
 func newQueue(now func() time.Time) *queue {
 	return &queue{
 		now: now, tasks: map[key]*task{}, wake: make(chan struct{}, 1),
-		ready: taskHeap{less: func(a, b *task) bool { return a.at.Before(b.at) }},
+		ready: taskHeap{less: before},
 		later: taskHeap{less: func(a, b *task) bool { return a.next.Before(b.next) }},
 	}
 }
 
 // add puts a task in, or makes one that is there try at once. It reports whether
 // there was room.
-func (q *queue) add(k key, size int64, at time.Time) bool {
+func (q *queue) add(k key, size int64, at time.Time, terms rules.Terms) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t, known := q.tasks[k]
 	switch {
 	case known && t.running:
-		t.again = true
+		t.again, t.terms = true, terms
 		return true
 	case known:
-		q.moveToReady(t)
+		t.terms = terms
+		if !q.moveToReady(t) {
+			heap.Fix(&q.ready, t.place)
+		}
 	case len(q.tasks) >= maxTasks:
 		q.overflow = true
 		return false
 	default:
-		t = &task{key: k, size: size, at: at, place: -1}
+		t = &task{key: k, size: size, at: at, terms: terms, place: -1}
 		q.tasks[k] = t
 		heap.Push(&q.ready, t)
 	}
@@ -109,7 +116,30 @@ func (q *queue) add(k key, size int64, at time.Time) bool {
 	return true
 }
 
-// take gives the oldest task that is ready. If there is none, it says how long
+// before orders tasks that are ready.
+func before(a, b *task) bool {
+	if a.terms.Priority != b.terms.Priority {
+		return a.terms.Priority > b.terms.Priority
+	}
+	return a.at.Before(b.at)
+}
+
+// again makes a task try at once, or once more after it ran.
+func (q *queue) again(k key) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch t := q.tasks[k]; {
+	case t == nil:
+		return
+	case t.running:
+		t.again = true
+	default:
+		q.moveToReady(t)
+	}
+	q.signal()
+}
+
+// take gives the first task that is ready: of the highest priority, the oldest. If there is none, it says how long
 // to wait for the next one to become ready; 0: nobody knows.
 func (q *queue) take() (*task, time.Duration) {
 	q.mu.Lock()
@@ -132,8 +162,9 @@ func (q *queue) take() (*task, time.Duration) {
 	return nil, 0
 }
 
-// finish ends an attempt: an empty reason means that all is here.
-func (q *queue) finish(t *task, reason string) {
+// finish ends an attempt: an empty reason means that all is here. A time, if it
+// is not zero, says when to try again: what is wanted must not move before.
+func (q *queue) finish(t *task, reason string, notBefore time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t.running = false
@@ -145,6 +176,9 @@ func (q *queue) finish(t *task, reason string) {
 		heap.Push(&q.ready, t)
 	case reason == "":
 		delete(q.tasks, t.key)
+	case !notBefore.IsZero():
+		t.reason, t.next, t.fixed = reason, notBefore, true
+		heap.Push(&q.later, t)
 	default:
 		t.reason = reason
 		wait := min(retryFirst<<min(t.attempts, 10), retryMost)
@@ -160,12 +194,34 @@ func (q *queue) finish(t *task, reason string) {
 func (q *queue) hurry() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	failed := len(q.later.tasks)
-	for len(q.later.tasks) > 0 {
-		q.moveToReady(q.later.tasks[0])
+	var failed []*task
+	for _, t := range q.later.tasks {
+		if !t.fixed {
+			failed = append(failed, t)
+		}
+	}
+	for _, t := range failed {
+		q.moveToReady(t)
 	}
 	q.signal()
-	return failed
+	return len(failed)
+}
+
+// reconsider makes all tasks of some projects try at once, those that wait for a
+// window too: other rules hold for them.
+func (q *queue) reconsider(pids map[identity.ProjectID]bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var due []*task
+	for _, t := range q.later.tasks {
+		if pids[t.pid] {
+			due = append(due, t)
+		}
+	}
+	for _, t := range due {
+		q.moveToReady(t)
+	}
+	q.signal()
 }
 
 // refill reports, once, that tasks were refused and that there is room again.
@@ -200,14 +256,16 @@ func (q *queue) lengths() (ready, running, failed int) {
 	return ready, len(q.tasks) - ready - failed, failed
 }
 
-// moveToReady is called with mu held, for a task that does not run.
-func (q *queue) moveToReady(t *task) {
+// moveToReady is called with mu held, for a task that does not run. It reports
+// whether it was not there already.
+func (q *queue) moveToReady(t *task) bool {
 	if t.next.IsZero() {
-		return // there already
+		return false
 	}
 	heap.Remove(&q.later, t.place)
-	t.next = time.Time{}
+	t.next, t.fixed = time.Time{}, false
 	heap.Push(&q.ready, t)
+	return true
 }
 
 func (q *queue) signal() {

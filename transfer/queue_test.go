@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/transfer/rules"
 )
 
 func named(s string) key { return key{kind: artifact, repo: s, digest: digest.FromString(s)} }
@@ -13,9 +15,9 @@ func named(s string) key { return key{kind: artifact, repo: s, digest: digest.Fr
 func TestQueue_OldestFirstAndRetries(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	q := newQueue(func() time.Time { return now })
-	q.add(named("new"), 0, now)
-	q.add(named("old"), 0, now.Add(-time.Hour))
-	q.add(named("old"), 0, now.Add(-time.Hour))
+	q.add(named("new"), 0, now, rules.Terms{})
+	q.add(named("old"), 0, now.Add(-time.Hour), rules.Terms{})
+	q.add(named("old"), 0, now.Add(-time.Hour), rules.Terms{})
 	take := func() *task {
 		t.Helper()
 		task, _ := q.take()
@@ -28,14 +30,14 @@ func TestQueue_OldestFirstAndRetries(t *testing.T) {
 	if old.repo != "old" {
 		t.Fatalf("took %s first", old.repo)
 	}
-	q.finish(old, "nobody has it")
+	q.finish(old, "nobody has it", time.Time{})
 	if got := q.explain(named("old")); got != "nobody has it" {
 		t.Errorf("explain: %q", got)
 	}
 	if got := take(); got.repo != "new" {
 		t.Errorf("a failed task is taken again at once: %s", got.repo)
 	} else {
-		q.finish(got, "")
+		q.finish(got, "", time.Time{})
 	}
 	none, wait := q.take()
 	if none != nil || wait <= 0 || wait > retryFirst*2 {
@@ -45,7 +47,7 @@ func TestQueue_OldestFirstAndRetries(t *testing.T) {
 	for range 12 {
 		now = now.Add(wait)
 		waited = wait
-		q.finish(take(), "still not")
+		q.finish(take(), "still not", time.Time{})
 		_, wait = q.take()
 	}
 	if waited < retryMost*3/4 || wait > retryMost*5/4 {
@@ -55,9 +57,9 @@ func TestQueue_OldestFirstAndRetries(t *testing.T) {
 		t.Errorf("hurried %d", n)
 	}
 	again := take()
-	q.add(named("old"), 0, now) // something came while it was in work
-	q.finish(again, "")
-	q.finish(take(), "")
+	q.add(named("old"), 0, now, rules.Terms{}) // something came while it was in work
+	q.finish(again, "", time.Time{})
+	q.finish(take(), "", time.Time{})
 	if r, w, f := q.lengths(); r+w+f != 0 || q.explain(named("old")) != "" {
 		t.Errorf("left: %d ready, %d running, %d failed", r, w, f)
 	}
@@ -67,9 +69,9 @@ func TestQueue_IsBounded(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	q := newQueue(func() time.Time { return now })
 	for i := range maxTasks {
-		q.add(key{kind: artifact, repo: fmt.Sprint(i)}, 0, now)
+		q.add(key{kind: artifact, repo: fmt.Sprint(i)}, 0, now, rules.Terms{})
 	}
-	if q.add(named("one more"), 0, now) {
+	if q.add(named("one more"), 0, now, rules.Terms{}) {
 		t.Error("the queue has no bound")
 	}
 	if q.refill() {
@@ -77,9 +79,55 @@ func TestQueue_IsBounded(t *testing.T) {
 	}
 	for range maxTasks/2 + 1 {
 		task, _ := q.take()
-		q.finish(task, "")
+		q.finish(task, "", time.Time{})
 	}
 	if !q.refill() || q.refill() {
 		t.Error("what was refused must be looked for again, once")
+	}
+}
+
+func TestQueue_PriorityBeforeAge(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	q := newQueue(func() time.Time { return now })
+	q.add(named("old"), 0, now.Add(-time.Hour), rules.Terms{})
+	q.add(named("dear"), 0, now, rules.Terms{Priority: 5})
+	q.add(named("late"), 0, now, rules.Terms{Priority: -1})
+	q.add(named("raised"), 0, now, rules.Terms{Priority: -1})
+	q.add(named("raised"), 0, now, rules.Terms{Priority: 9}) // by another rule
+	var got []string
+	for {
+		task, _ := q.take()
+		if task == nil {
+			break
+		}
+		got = append(got, task.repo)
+	}
+	if want := "[raised dear old late]"; fmt.Sprint(got) != want {
+		t.Errorf("took %v, want %s", got, want)
+	}
+}
+
+func TestQueue_AWindowIsWaitedFor(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	q := newQueue(func() time.Time { return now })
+	opens := now.Add(3 * time.Hour)
+	q.add(named("app"), 0, now, rules.Terms{})
+	task, _ := q.take()
+	q.finish(task, "it waits for a window", opens)
+	if n := q.hurry(); n != 0 {
+		t.Error("news hurried a task that waits for a window")
+	}
+	if task, wait := q.take(); task != nil || wait != 3*time.Hour {
+		t.Errorf("before the window: %v, wait %s", task, wait)
+	}
+	now = opens
+	if task, _ = q.take(); task == nil {
+		t.Fatal("the window is open, and there is nothing to take")
+	}
+	// A change of the rules makes it look again at once.
+	q.finish(task, "it waits for a window", opens.Add(24*time.Hour))
+	q.add(named("app"), 0, now, rules.Terms{})
+	if task, _ = q.take(); task == nil {
+		t.Fatal("it was asked for anew, and there is nothing to take")
 	}
 }

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -32,10 +32,6 @@ const (
 	// maxInbox bounds the manifests that arrived and were not looked at yet.
 	// Beyond it their projects are scanned instead.
 	maxInbox = 10_000
-	// maxComplete is how many artifacts are remembered to be whole, so that a
-	// scan after a small change need not look at them again. About 200 bytes
-	// each.
-	maxComplete = 50_000
 	// hurryEvery, and hurryEach for each failed task, space out early retries: a
 	// feed that brings thousands of batches must not make thousands of failed
 	// tasks run for each.
@@ -99,13 +95,15 @@ type Reconciler struct {
 
 	inbox    inbox
 	scans    scans
-	complete *lru.Cache[key, struct{}]
-	within   *lru.Cache[key, key] // child or referrer -> a complete artifact that took it along
-	hurried  chan struct{}        // capacity 1
-	feedNews chan struct{}        // capacity 1
+	rules    atomic.Pointer[book]
+	labels   *lru.Cache[digest.Digest, map[string]string] // manifests' annotations
+	hurried  chan struct{}                                // capacity 1
+	feedNews chan struct{}                                // capacity 1
+	goneNews chan struct{}                                // capacity 1
 
 	mu      sync.Mutex
 	waiting map[key]map[key]bool // absent manifest -> artifacts that name it
+	gone    []catalog.Dropped    // lost names, and were not looked at yet
 }
 
 // New makes a Reconciler and hooks it to the exchange; Run starts it.
@@ -120,14 +118,11 @@ func New(cfg Config) (*Reconciler, error) {
 		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(),
 		queue: newQueue(cfg.Now), gate: newGate(), active: semaphore.NewWeighted(maxActive),
 		inbox: newInbox(), scans: newScans(cfg.Now),
-		hurried: make(chan struct{}, 1), feedNews: make(chan struct{}, 1),
+		hurried: make(chan struct{}, 1), feedNews: make(chan struct{}, 1), goneNews: make(chan struct{}, 1),
 		waiting: map[key]map[key]bool{},
 	}
 	var err error
-	if r.complete, err = lru.New[key, struct{}](maxComplete); err != nil {
-		return nil, err
-	}
-	if r.within, err = lru.New[key, key](maxComplete); err != nil {
+	if r.labels, err = lru.New[digest.Digest, map[string]string](maxLabelled); err != nil {
 		return nil, err
 	}
 	if r.metrics, err = newMetrics(r, cfg.Registerer); err != nil {
@@ -139,7 +134,7 @@ func New(cfg Config) (*Reconciler, error) {
 	cfg.Sync.OnHolders(hurry)
 	cfg.Sync.OnExplain(r.explain)
 	cfg.Sync.OnKeep(r.keep)
-	r.unhook = []func(){r.cat.OnLocalWrite(r.written), r.cat.OnFeed(func() { wake(r.feedNews) })}
+	r.unhook = []func(){r.cat.OnLocalWrite(r.written), r.cat.OnFeed(func() { wake(r.feedNews) }), r.cat.OnDropped(r.dropped)}
 	return r, nil
 }
 
@@ -160,15 +155,15 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	wg.Go(func() { r.scan(ctx) })
 	wg.Go(func() { r.hurryNowAndThen(ctx) })
 	wg.Go(func() { r.watchLosses(ctx) })
+	wg.Go(func() { r.letGo(ctx) })
 	for range artifactsAtOnce {
 		wg.Go(func() { r.work(ctx) })
 	}
-	known, copies := map[identity.ProjectID][]state.Rule{}, map[identity.ProjectID]string{}
+	known := map[identity.ProjectID]*rules.Project{}
 	for {
 		changed := r.cfg.State.Changed()
 		r.followPause()
 		known = r.followRules(known)
-		copies = r.followCopies(copies)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -179,55 +174,27 @@ func (r *Reconciler) Run(ctx context.Context) error {
 
 // followRules asks for a scan of each project for which other rules hold here
 // than before; at the start that is every project that may rest here.
-func (r *Reconciler) followRules(known map[identity.ProjectID][]state.Rule) map[identity.ProjectID][]state.Rule {
+func (r *Reconciler) followRules(known map[identity.ProjectID]*rules.Project) map[identity.ProjectID]*rules.Project {
 	view := r.cfg.State.View()
-	all := view.AllRules()
-	now := map[identity.ProjectID][]state.Rule{}
+	book := r.book(view)
+	now := make(map[identity.ProjectID]*rules.Project, len(known))
+	changed := map[identity.ProjectID]bool{}
 	for p := range view.Projects() {
 		if !view.MayRest(p, r.cfg.Site) {
 			continue
 		}
-		relevant := rules.Relevant(all, p, r.cfg.Site)
-		now[p.PID] = relevant
-		before, seen := known[p.PID]
-		if !seen || !slices.EqualFunc(before, relevant, func(a, b state.Rule) bool { return a.ID == b.ID && a.Version == b.Version }) {
+		here := book.here(p)
+		now[p.PID] = here
+		if before, seen := known[p.PID]; !seen || before != here && !before.Equal(here) {
+			changed[p.PID] = true
 			r.scans.ask(p.PID, whole)
 		}
 	}
+	if len(changed) > 0 {
+		r.queue.reconsider(changed) // some may not be wanted any more
+	}
 	return now
 }
-
-// relevant gives the project and the rules that hold for it here; false: the
-// project is unknown, or not for this site.
-func (r *Reconciler) relevant(pid identity.ProjectID) (state.Project, []state.Rule, bool) {
-	view := r.cfg.State.View()
-	p, ok := view.ProjectByPID(pid)
-	if !ok || p.Deleted() || !view.MayRest(p, r.cfg.Site) {
-		return state.Project{}, nil, false
-	}
-	return p, rules.Relevant(view.AllRules(), p, r.cfg.Site), true
-}
-
-// wanted says as what a manifest is wanted here; 0: it is not.
-func (r *Reconciler) wanted(p state.Project, relevant []state.Rule, m catalog.ManifestInfo) (kind, error) {
-	var tags []string
-	if rules.NeedTags(relevant) {
-		var err error
-		if tags, err = r.cat.TagsOf(p.PID, m.Repo, m.Digest, maxTags); err != nil {
-			return 0, err
-		}
-	}
-	switch {
-	case rules.Wants(relevant, p, m.Repo, tags, r.cfg.Site), copyHere(r.cfg.State.View(), p, m, r.cfg.Site):
-		return artifact, nil
-	case m.Home == r.cfg.Site:
-		return own, nil
-	}
-	return 0, nil
-}
-
-// maxTags is how many of a manifest's tags are looked at.
-const maxTags = 1000
 
 // Pushed tells of a manifest that this site just accepted: an index may name
 // manifests whose blobs are elsewhere. It does not block.
@@ -239,7 +206,7 @@ func (r *Reconciler) Pushed(pid identity.ProjectID, repository string, d digest.
 // rules that look at tags they are new, too.
 func (r *Reconciler) applied(pid identity.ProjectID, a catalog.Applied) {
 	lists := [][]catalog.ManifestRef{a.NewManifests, a.MissingBytes}
-	if _, relevant, ok := r.relevant(pid); ok && rules.NeedTags(relevant) {
+	if p, ok := r.relevant(pid); ok && p.NeedTags() {
 		lists = append(lists, a.Retagged)
 	}
 	seen := map[catalog.ManifestRef]bool{} // most tags come with their manifests
@@ -262,8 +229,8 @@ func (r *Reconciler) written(pid identity.ProjectID) {
 	if r.cfg.PushesTold {
 		return
 	}
-	if _, relevant, ok := r.relevant(pid); ok && len(relevant) > 0 {
-		r.scans.ask(pid, light)
+	if p, ok := r.relevant(pid); ok && !p.Empty() {
+		r.scans.ask(pid, patient)
 	}
 }
 
@@ -277,13 +244,13 @@ func (r *Reconciler) readInbox(ctx context.Context) {
 		}
 		if err := r.arrived(a); err != nil && !errors.Is(err, catalog.ErrClosed) {
 			r.log.Error("a manifest that arrived could not be looked at: scanning its project", "pid", a.pid, "repository", a.ref.Repo, "digest", a.ref.Digest, "error", err)
-			r.scans.ask(a.pid, thorough)
+			r.scans.ask(a.pid, patient)
 		}
 	}
 }
 
 func (r *Reconciler) arrived(a arrival) error {
-	p, relevant, ok := r.relevant(a.pid)
+	p, ok := r.relevant(a.pid)
 	if !ok {
 		return nil
 	}
@@ -300,51 +267,34 @@ func (r *Reconciler) arrived(a arrival) error {
 		return err
 	}
 	r.wakeWaiting(a)
-	k, err := r.wanted(p, relevant, m)
-	if err != nil {
-		return err
-	}
-	if k == artifact || k == own {
-		r.want(key{k, p.PID, m.Repo, m.Digest}, m.At)
-		if k == artifact {
-			return nil
-		}
-	}
-	if m.Subject == "" || len(relevant) == 0 {
-		return nil
-	}
-	return r.referrerArrived(p, relevant, m)
+	return r.wantAbove(p, m)
 }
 
-// referrerArrived: a referrer belongs where its subject is wanted, be it by its
-// own tags or because another artifact takes it along.
-func (r *Reconciler) referrerArrived(p state.Project, relevant []state.Rule, m catalog.ManifestInfo) error {
-	if root, ok := r.within.Get(key{artifact, p.PID, m.Repo, m.Subject}); ok {
-		r.want(root, m.At)
+// wantAbove queues what wants a manifest here: all artifacts that take it along
+// (a referrer, or a child that came late, belongs where something above it is
+// wanted), or, if this site accepted it and no rule wants it, the manifest alone.
+func (r *Reconciler) wantAbove(p *rules.Project, m catalog.ManifestInfo) error {
+	if m.Home == r.cfg.Site {
+		if d, err := r.demand(p, m); err != nil {
+			return err
+		} else if d.None() {
+			r.want(key{own, p.PID, m.Repo, m.Digest}, m.At, rules.Demand{})
+		}
+	}
+	if !p.Matches(m.Repo) {
 		return nil
 	}
-	s, err := r.cat.Manifest(p.PID, m.Repo, m.Subject)
-	if errors.Is(err, catalog.ErrNotFound) {
-		return nil // when it comes it takes its referrers along
-	}
-	if err != nil {
-		return err
-	}
-	k, err := r.wanted(p, relevant, s)
-	switch {
-	case err != nil:
-		return err
-	case k == artifact:
-		r.want(key{artifact, p.PID, m.Repo, m.Subject}, m.At)
-	case rules.NeedTags(relevant):
-		// Perhaps an artifact takes the subject along that is not remembered.
-		r.scans.ask(p.PID, thorough)
-	}
-	return nil
+	return r.roots(p, m, func(root catalog.ManifestInfo, d rules.Demand) bool {
+		r.want(key{artifact, p.PID, root.Repo, root.Digest}, m.At, d)
+		return true
+	})
 }
 
 // want queues a task; what does not fit is found by a scan later.
-func (r *Reconciler) want(k key, at time.Time) { r.queue.add(k, 0, at) }
+func (r *Reconciler) want(k key, at time.Time, d rules.Demand) {
+	terms, _, _ := d.At(r.cfg.Now())
+	r.queue.add(k, 0, at, terms)
+}
 
 func (r *Reconciler) wantBlob(k kind, pid identity.ProjectID, repo string, b content, at time.Time) error {
 	fetch, promote, err := r.lacking(&closure{blobs: []content{b}})
@@ -352,7 +302,7 @@ func (r *Reconciler) wantBlob(k kind, pid identity.ProjectID, repo string, b con
 		return err
 	}
 	r.cfg.Sync.Expect(b.digest, b.home)
-	r.queue.add(key{k, pid, repo, b.digest}, b.size, at)
+	r.queue.add(key{k, pid, repo, b.digest}, b.size, at, rules.Terms{})
 	return nil
 }
 
@@ -364,7 +314,7 @@ func (r *Reconciler) wakeWaiting(a arrival) {
 	delete(r.waiting, absent)
 	r.mu.Unlock()
 	for k := range roots {
-		r.queue.add(k, 0, r.cfg.Now())
+		r.queue.again(k)
 	}
 }
 
@@ -383,16 +333,6 @@ func (r *Reconciler) waitFor(root key, absent []digest.Digest) {
 			r.waiting[k] = map[key]bool{}
 		}
 		r.waiting[k][root] = true
-	}
-}
-
-// isComplete remembers that all of an artifact is here.
-func (r *Reconciler) isComplete(k key, c *closure) {
-	r.complete.Add(k, struct{}{})
-	for _, m := range c.manifests {
-		if k.kind == artifact && m.Digest != k.digest {
-			r.within.Add(key{artifact, k.pid, k.repo, m.Digest}, k)
-		}
 	}
 }
 
@@ -431,7 +371,7 @@ func (r *Reconciler) watchLosses(ctx context.Context) {
 func (r *Reconciler) lost(d digest.Digest) {
 	for p := range r.cfg.State.View().Projects() {
 		if _, _, linked, err := r.cat.LinkedIn(p.PID, d); err != nil || linked {
-			r.scans.ask(p.PID, thorough)
+			r.scans.ask(p.PID, patient)
 		}
 	}
 }

@@ -3,7 +3,8 @@ package transfer
 import (
 	"context"
 	"errors"
-	"fmt"
+	"hash/maphash"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/transfer/rules"
 )
 
 const (
@@ -20,7 +22,7 @@ const (
 	scanShare = 10
 	// scanGather lets the changes of one push come together.
 	scanGather = 50 * time.Millisecond
-	// scanPage is how many entries are read at a time.
+	// scanPage is how many entries are read at a time by those who list.
 	scanPage = 256
 )
 
@@ -55,15 +57,13 @@ func (b inbox) take(ctx context.Context) (arrival, bool) {
 	}
 }
 
-// depth says how far a scan looks.
+// depth says how soon a scan comes.
 type depth uint8
 
 const (
-	// light leaves out artifacts that are known to be complete, and waits its turn.
-	light depth = iota
-	// thorough looks at every manifest, and waits its turn.
-	thorough
-	// whole looks at every manifest, now: at the start, after a change of rules.
+	// patient waits its turn.
+	patient depth = iota
+	// whole comes now: at the start, after a change of rules.
 	whole
 )
 
@@ -81,7 +81,7 @@ func newScans(now func() time.Time) scans {
 	return scans{now: now, due: map[identity.ProjectID]depth{}, rest: map[identity.ProjectID]time.Time{}, wake: make(chan struct{}, 1)}
 }
 
-// ask asks for a scan, unless one that looks as far is due already.
+// ask asks for a scan, unless one that comes as soon is due already.
 func (s *scans) ask(pid identity.ProjectID, how depth) {
 	s.mu.Lock()
 	defer wake(s.wake)
@@ -107,21 +107,21 @@ func (s *scans) everything(view *state.View, site string) {
 
 // take gives a project whose time has come, or how long to wait for one; 0:
 // there is none.
-func (s *scans) take() (pid identity.ProjectID, how depth, ok bool, wait time.Duration) {
+func (s *scans) take() (pid identity.ProjectID, ok bool, wait time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
-	for pid, how := range s.due {
+	for pid := range s.due {
 		left := s.rest[pid].Sub(now)
 		if left <= 0 {
 			delete(s.due, pid)
-			return pid, how, true, 0
+			return pid, true, 0
 		}
 		if wait == 0 || left < wait {
 			wait = left
 		}
 	}
-	return identity.ProjectID{}, light, false, wait
+	return identity.ProjectID{}, false, wait
 }
 
 // done notes what a scan took.
@@ -137,7 +137,7 @@ func (s *scans) done(pid identity.ProjectID, took time.Duration) {
 // scan scans projects, one at a time, until ctx ends.
 func (r *Reconciler) scan(ctx context.Context) {
 	for {
-		pid, how, ok, wait := r.scans.take()
+		pid, ok, wait := r.scans.take()
 		if !ok {
 			var due <-chan time.Time
 			var t *time.Timer
@@ -159,7 +159,7 @@ func (r *Reconciler) scan(ctx context.Context) {
 			continue
 		}
 		begun := time.Now()
-		err := r.scanProject(ctx, pid, how)
+		err := r.scanProject(ctx, pid)
 		took := time.Since(begun)
 		r.metrics.scans.Observe(took.Seconds())
 		switch {
@@ -168,85 +168,124 @@ func (r *Reconciler) scan(ctx context.Context) {
 			return
 		default:
 			r.log.Error("a project could not be scanned for what is wanted here: trying again", "pid", pid, "error", err)
-			r.scans.ask(pid, min(how, thorough)) // which waits its turn
+			r.scans.ask(pid, patient)
 			took = max(took, time.Second)
 		}
 		r.scans.done(pid, took)
 	}
 }
 
-// scanProject queues what of a project is wanted and not wholly here. It reads
-// pages, so that nothing is held up by it.
-func (r *Reconciler) scanProject(ctx context.Context, pid identity.ProjectID, how depth) error {
-	p, relevant, ok := r.relevant(pid)
+// scanProject queues what of a project is wanted and not wholly here. It goes by
+// what manifests lack and not by what rules want: of most, nothing is missing,
+// and then nobody needs to know who wants them. It reads pages, so that nothing
+// is held up by it.
+func (r *Reconciler) scanProject(ctx context.Context, pid identity.ProjectID) error {
+	p, ok := r.relevant(pid)
 	if !ok {
 		return nil
 	}
-	for repo := ""; ; {
-		repos, err := r.cat.Repositories(pid, repo, scanPage)
-		if err != nil {
-			return fmt.Errorf("repositories: %w", err)
-		}
-		for _, repo = range repos {
-			if err := r.scanRepository(ctx, p, relevant, repo, how); err != nil {
-				return err
-			}
-		}
-		if len(repos) < scanPage {
-			return nil
-		}
-	}
-}
-
-func (r *Reconciler) scanRepository(ctx context.Context, p state.Project, relevant []state.Rule, repo string, how depth) error {
-	for after := digest.Digest(""); ; {
+	h := newHeld(r.cat)
+	repo, matches := "", false
+	return r.cat.EachManifestWithRefs(pid, func(m catalog.ManifestInfo, refs []catalog.Ref) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		page, err := r.cat.Manifests(p.PID, repo, after, scanPage)
-		if err != nil {
-			return fmt.Errorf("manifests of %s: %w", repo, err)
+		if repo != m.Repo {
+			// All that an artifact takes with it is of its repository.
+			repo, matches = m.Repo, p.Matches(m.Repo)
 		}
-		for _, m := range page {
-			after = m.Digest
-			if err := r.scanManifest(p, relevant, m, how); err != nil {
-				return err
-			}
-		}
-		if len(page) < scanPage {
-			return nil
-		}
-	}
+		return r.scanManifest(p, m, refs, h, matches)
+	})
 }
 
-func (r *Reconciler) scanManifest(p state.Project, relevant []state.Rule, m catalog.ManifestInfo, how depth) error {
-	if err := r.wantBlob(large, p.PID, m.Repo, content{m.Digest, m.Size, m.Home}, m.At); err != nil {
-		return err
-	}
-	k, err := r.wanted(p, relevant, m)
-	if err != nil || k == 0 {
-		return err
-	}
-	id := key{k, p.PID, m.Repo, m.Digest}
-	if how == light && r.complete.Contains(id) {
-		return nil
-	}
-	// One walk here saves a task for each of the many that are whole.
-	c, err := r.closure(p.PID, m.Repo, m.Digest, k == own)
-	if errors.Is(err, catalog.ErrNotFound) {
-		return nil
-	}
+// scanManifest queues what wants a manifest, if something of it lacks here.
+// matches: a rule may want something of its repository.
+func (r *Reconciler) scanManifest(p *rules.Project, m catalog.ManifestInfo, refs []catalog.Ref, h *held, matches bool) error {
+	whole, err := h.has(m.Digest)
 	if err != nil {
 		return err
 	}
-	fetch, promote, err := r.lacking(c)
-	if err != nil {
-		return err
+	if !whole {
+		// Small manifests come with their entries. A large one is a blob, and nobody
+		// can pull by it until it is here.
+		if err := r.wantBlob(large, p.PID, m.Repo, content{m.Digest, m.Size, m.Home}, m.At); err != nil {
+			return err
+		}
 	}
-	if len(fetch)+len(promote)+len(c.absent) == 0 {
-		r.isComplete(id, c)
+	if !matches && m.Home != r.cfg.Site {
 		return nil
 	}
-	r.want(id, m.At)
-	return nil
+	for _, ref := range refs {
+		if !whole {
+			break
+		}
+		if ref.Kind == catalog.RefManifest {
+			// A child that is known is looked at in its turn.
+			_, err = r.cat.Manifest(p.PID, m.Repo, ref.Digest)
+			whole = err == nil
+			if errors.Is(err, catalog.ErrNotFound) {
+				err = nil
+			}
+		} else {
+			whole, err = h.has(ref.Digest)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if whole {
+		return nil
+	}
+	return r.wantAbove(p, m)
+}
+
+// pointReads is how many blobs a scan looks up one by one before it reads all
+// rows of blobs at once: a small project must not cost what the store holds, and
+// a large one not a point read for each of its blobs.
+const pointReads = 20_000
+
+// held says which blobs this store holds for good. What comes or goes while a
+// scan runs is noticed by those who bring it, and by the store's feed.
+type held struct {
+	cat   *catalog.Catalog
+	reads int
+	seed  maphash.Seed // random, so that nobody can make digests that collide
+	all   []uint64     // sorted hashes of digests, once there were pointReads
+}
+
+func newHeld(cat *catalog.Catalog) *held { return &held{cat: cat, seed: maphash.MakeSeed()} }
+
+func (h *held) has(d digest.Digest) (bool, error) {
+	if h.reads++; h.reads <= pointReads {
+		row, err := h.cat.Blob(d)
+		if errors.Is(err, catalog.ErrNotFound) {
+			return false, nil
+		}
+		return err == nil && keeps(row), err
+	}
+	if h.all == nil {
+		if err := h.readAll(); err != nil {
+			return false, err
+		}
+	}
+	_, found := slices.BinarySearch(h.all, maphash.String(h.seed, string(d)))
+	return found, nil
+}
+
+// readAll takes eight bytes for each blob.
+func (h *held) readAll() error {
+	h.all = []uint64{}
+	err := h.cat.EachBlob(func(row catalog.BlobRow) error {
+		if keeps(row) {
+			h.all = append(h.all, maphash.String(h.seed, string(row.Digest)))
+		}
+		return nil
+	})
+	slices.Sort(h.all)
+	return err
+}
+
+// keeps: a cached copy has to be promised before it counts.
+func keeps(row catalog.BlobRow) bool {
+	return row.State == catalog.Present && (row.Class == catalog.Home || row.Class == catalog.Placed)
 }

@@ -15,7 +15,6 @@ import (
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
-	"github.com/portolan/portolan/transfer/rules"
 	syncer "github.com/portolan/portolan/transfer/sync"
 )
 
@@ -61,6 +60,9 @@ type SiteStatus struct {
 	// Covered: rules, or that it was accepted there, make the site expected to
 	// hold all of it.
 	Covered bool
+	// Spare: a rule that wants a number of copies could have chosen the site, and
+	// chose others.
+	Spare bool
 	// Reason is why the site's last attempt to get it ended early, as it says.
 	Reason string
 }
@@ -92,7 +94,8 @@ func (r *Reconciler) Status(ctx context.Context, q Question) ([]SiteStatus, erro
 	var g errgroup.Group
 	g.SetLimit(askSitesAtOnce)
 	for i, site := range q.Sites {
-		out[i] = SiteStatus{Site: site, Covered: covered(site), Total: len(ask.Manifests) + len(ask.Blobs)}
+		is, spare := covered(site)
+		out[i] = SiteStatus{Site: site, Covered: is, Spare: spare, Total: len(ask.Manifests) + len(ask.Blobs)}
 		if !view.MayRest(p, site) {
 			out[i].Error = fmt.Sprintf("project %s may not rest at site %s", p.Name, site)
 			continue
@@ -107,16 +110,17 @@ func (r *Reconciler) Status(ctx context.Context, q Question) ([]SiteStatus, erro
 }
 
 // coverage says for a site whether it is expected to hold the whole closure: a
-// rule wants the artifact there, or each manifest of it was accepted there.
-func (r *Reconciler) coverage(view *state.View, p state.Project, q Question, c *closure) (func(site string) bool, error) {
-	tags, err := r.cat.TagsOf(q.PID, q.Repository, q.Digest, maxTags)
+// rule wants the artifact there, or each manifest of it was accepted there; and
+// whether it is one of those that a rule left out because it has its copies.
+func (r *Reconciler) coverage(view *state.View, p state.Project, q Question, c *closure) (func(site string) (covered, spare bool), error) {
+	wanted := r.book(view).set.Project(p)
+	a, err := r.artifact(wanted, c.manifests[0])
 	if err != nil {
 		return nil, err
 	}
-	if q.Tag != "" && !slices.Contains(tags, q.Tag) {
-		tags = append(tags, q.Tag)
+	if q.Tag != "" && !slices.Contains(a.Tags, q.Tag) {
+		a.Tags = append(a.Tags, q.Tag)
 	}
-	all := view.AllRules()
 	home := ""
 	for i, m := range c.manifests {
 		if i == 0 {
@@ -126,9 +130,9 @@ func (r *Reconciler) coverage(view *state.View, p state.Project, q Question, c *
 			break
 		}
 	}
-	return func(site string) bool {
-		return rules.Wants(all, p, q.Repository, tags, site) || len(c.manifests) > 0 && copyHere(view, p, c.manifests[0], site) ||
-			home == site && len(c.absent) == 0 && view.MayRest(p, site)
+	return func(site string) (covered, spare bool) {
+		covered = wanted.Wants(a, site) || home == site && len(c.absent) == 0 && view.MayRest(p, site)
+		return covered, !covered && wanted.Spares(a, site)
 	}, nil
 }
 

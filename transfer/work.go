@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/transfer/rules"
 	"github.com/portolan/portolan/transfer/swarm"
 )
 
@@ -26,8 +28,12 @@ func (r *Reconciler) work(ctx context.Context) {
 		err := r.attempt(ctx, t)
 		reason := ""
 		var paused *pausedError
+		var shut *shutError
+		var notBefore time.Time
 		switch {
-		case err == nil:
+		case err == nil, errors.Is(err, errUnwanted):
+		case errors.As(err, &shut):
+			reason, notBefore = err.Error(), shut.opens
 		case ctx.Err() != nil:
 			reason = "the node is stopping"
 		case errors.As(err, &paused):
@@ -39,18 +45,22 @@ func (r *Reconciler) work(ctx context.Context) {
 				r.log.Info("content that is wanted here could not be brought here: trying again", "repository", r.fullName(t.key), "digest", t.digest, "error", err)
 			}
 		}
-		r.queue.finish(t, reason)
+		r.queue.finish(t, reason, notBefore)
 		if r.queue.refill() {
 			r.scans.everything(r.cfg.State.View(), r.cfg.Site)
 		}
 	}
 }
 
+// idleMost bounds a wait: who sets the clock of a machine must not make a window
+// open hours late.
+const idleMost = time.Minute
+
 // idle waits for something to do; false when ctx ended.
 func (r *Reconciler) idle(ctx context.Context, wait time.Duration) bool {
 	var due <-chan time.Time
 	if wait > 0 {
-		t := time.NewTimer(wait)
+		t := time.NewTimer(min(wait, idleMost))
 		defer t.Stop()
 		due = t.C
 	}
@@ -65,7 +75,8 @@ func (r *Reconciler) idle(ctx context.Context, wait time.Duration) bool {
 
 // attempt brings all that a task lacks and that can be had now.
 func (r *Reconciler) attempt(ctx context.Context, t *task) error {
-	if _, _, ok := r.relevant(t.pid); !ok {
+	p, ok := r.relevant(t.pid)
+	if !ok {
 		return nil // the project went, or left this site
 	}
 	if t.kind == claimed || t.kind == large || t.kind == kept {
@@ -73,7 +84,22 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 		if err != nil {
 			return err
 		}
-		return r.bring(ctx, t, fetch, promote)
+		if err := r.bring(ctx, t, fetch, promote, always); err != nil {
+			return err
+		}
+		if t.kind == large && p.NeedLabels() {
+			// Now its annotations can be read.
+			return r.arrived(arrival{t.pid, catalog.ManifestRef{Repo: t.repo, Digest: t.digest}})
+		}
+		return nil
+	}
+	open := always
+	if t.kind == artifact {
+		demand, err := r.demandNow(t.key)
+		if err != nil || demand.None() {
+			return err
+		}
+		open = func() error { return r.isOpen(t.key) }
 	}
 	if t.kind == artifact {
 		within, stop, err := r.gate.pass(ctx)
@@ -95,7 +121,7 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 		return err
 	}
 	begun := r.cfg.Now()
-	if err := r.bring(ctx, t, fetch, promote); err != nil {
+	if err := r.bring(ctx, t, fetch, promote, open); err != nil {
 		if why := r.gate.why(); why != nil && t.kind == artifact {
 			return why
 		}
@@ -105,7 +131,6 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 		r.waitFor(t.key, c.absent)
 		return fmt.Errorf("%d manifests that it names, %s first, are not known at this site yet", len(c.absent), c.absent[0])
 	}
-	r.isComplete(t.key, c)
 	if len(fetch)+len(promote) > 0 {
 		r.metrics.artifacts.Inc()
 		r.log.Info("brought here", "repository", r.fullName(t.key), "digest", t.digest, "blobs", len(fetch), "took", r.cfg.Now().Sub(begun).Round(time.Millisecond))
@@ -113,9 +138,59 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 	return nil
 }
 
+// shutError says that rules want something, and that bytes may not move for them
+// now.
+type shutError struct {
+	rules []string
+	opens time.Time
+}
+
+func (e *shutError) Error() string {
+	return fmt.Sprintf("it waits for the window of rule %s, which opens at %s", strings.Join(e.rules, ", "), e.opens.UTC().Format(time.RFC3339))
+}
+
+// errUnwanted ends an attempt whose artifact nobody wants any more.
+var errUnwanted = errors.New("no rule wants it here any more")
+
+// demandNow says at which terms an artifact is wanted here at this moment; none:
+// it was deleted, or rules changed.
+func (r *Reconciler) demandNow(k key) (rules.Demand, error) {
+	p, ok := r.relevant(k.pid)
+	if !ok {
+		return rules.Demand{}, nil
+	}
+	m, err := r.cat.Manifest(k.pid, k.repo, k.digest)
+	if errors.Is(err, catalog.ErrNotFound) {
+		return rules.Demand{}, nil
+	}
+	if err != nil {
+		return rules.Demand{}, err
+	}
+	return r.demand(p, m)
+}
+
+// isOpen says whether bytes may move for an artifact now: *shutError outside of
+// its rules' windows, errUnwanted if nobody wants it any more.
+func (r *Reconciler) isOpen(k key) error {
+	d, err := r.demandNow(k)
+	if err != nil {
+		return err
+	}
+	if d.None() {
+		return errUnwanted
+	}
+	if _, open, until := d.At(r.cfg.Now()); !open {
+		return &shutError{rules: d.Rules(), opens: until}
+	}
+	return nil
+}
+
+func always() error { return nil }
+
 // bring fetches and promises blobs. It does all that it can before it gives the
-// first error: what is here need not come again.
-func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []content) error {
+// first error: what is here need not come again. Before each blob it asks whether
+// bytes may move: when a window closes, those under way come to their end.
+func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []content, open func() error) error {
 	var (
 		wg     sync.WaitGroup
 		mu     sync.Mutex
@@ -141,6 +216,11 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 		if err := r.active.Acquire(ctx, 1); err != nil {
 			note(err)
 			break
+		}
+		if err := open(); err != nil {
+			r.active.Release(1)
+			wg.Wait()
+			return err
 		}
 		wg.Go(func() {
 			defer r.active.Release(1)

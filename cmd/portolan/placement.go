@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -106,6 +107,8 @@ func why(p mesh.Presence) string {
 		return "pulled here; may go when room is needed"
 	case p.Evictable && !p.Covered:
 		return "what is here was pulled, and may go when room is needed; no rule brings the rest"
+	case p.Spare && !p.Complete:
+		return "a rule has its copies at other sites"
 	case !p.Covered && !p.Complete:
 		return "no rule brings it here"
 	case !p.Complete:
@@ -126,7 +129,9 @@ The tag is resolved once, by the node that is asked; from then on it is that
 digest that is waited for. A site has it when its tag gives the digest and its
 store durably holds all that belongs to it; a copy that is there only because
 somebody pulled it may go, and does not count. "all" are the sites that hold
-content and where the project may rest.
+content and where the project may rest; "wanted" those of them where a rule wants
+it, or where it was pushed: where rules want a number of copies, the sites that
+were chosen for them.
 
 The exit code is 0 when all of them have it, and 1 at the timeout, or at once
 when no rule brings the image to a site; then stderr says what lacks where.`,
@@ -142,7 +147,7 @@ when no rule brings the image to a site; then stderr says what lacks where.`,
 			return a.wait(cmd.Context(), c, args[0], split(sites), timeout)
 		},
 	})
-	cmd.Flags().StringVar(&sites, "sites", "all", "names of sites, separated by commas, or all")
+	cmd.Flags().StringVar(&sites, "sites", "all", "names of sites, separated by commas, or all, or wanted: where rules want it")
 	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait")
 	return cmd
 }
@@ -208,9 +213,15 @@ func (a *app) lacks(w mesh.Wait, reason string) error {
 	}
 	lacking := names(w.Sites, func(p mesh.Presence) bool { return !p.Keeps() })
 	msg := fmt.Sprintf("%s is not at %s, %s", w.Image, strings.Join(lacking, ", "), reason)
-	if len(w.Uncovered) > 0 {
+	spare := names(w.Sites, func(p mesh.Presence) bool { return p.Spare && slices.Contains(w.Uncovered, p.Site) })
+	switch {
+	case len(w.Sites) == 0:
+		msg = fmt.Sprintf("no rule wants %s anywhere, and no site that can be asked accepted all of it: make a rule with: portolan rule create NAME --projects %s --sites all", w.Image, project(w.Repository))
+	case len(w.Uncovered) > 0 && len(spare) == len(w.Uncovered):
+		msg += ": a rule has its copies at other sites: wait for those with --sites wanted, or let it want more with: portolan rule update NAME --copies all"
+	case len(w.Uncovered) > 0:
 		msg += ": make one with: portolan rule create NAME --projects " + project(w.Repository) + " --sites " + strings.Join(w.Uncovered, ",")
-	} else {
+	default:
 		msg += ": wait again, or see what is away with: portolan status"
 	}
 	return errors.New(msg)

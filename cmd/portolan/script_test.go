@@ -21,12 +21,14 @@ import (
 
 	"github.com/portolan/portolan/consensus/backup"
 	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/registryapi"
 	"github.com/portolan/portolan/registryapi/apitest"
 	"github.com/portolan/portolan/registryapi/harbor"
 	"github.com/portolan/portolan/registryapi/mesh"
+	"github.com/portolan/portolan/transfer/rules"
 )
 
 var update = flag.Bool("update", false, "rewrite the scripts' expected outputs; read the difference")
@@ -42,7 +44,7 @@ func TestMain(m *testing.M) {
 // Beside testscript's own commands there are
 //
 //	push IMAGE TEXT            an image arrives in the catalogue
-//	presence SITE WORDS…       what the site answers of any image: reachable, complete, covered, evictable, missing=N, torn (an error of several lines)
+//	presence SITE WORDS…       what the site answers of any image: reachable, complete, covered, spare, evictable, missing=N, torn (an error of several lines)
 //	leaving SITE WORDS…        what the site alone holds: copies=N (in parts of two), unseen, silent, away (no gossip of it)
 //	removed                    the asked node was removed
 //	lose SITES… | heal         the majority is out of reach, or back
@@ -133,6 +135,13 @@ func setup(env *testscript.Env) error {
 			return backup.Write(out, st.Recovery, backup.Source{View: m.State.View(), Site: m.Site, Version: "test", Now: time.Now()})
 		},
 		CheckRecovery: backup.CheckRecipient,
+		CheckRule: func(r state.Rule) (out []mesh.RuleProblem) {
+			for _, p := range rules.Check(r) {
+				out = append(out, mesh.RuleProblem(p))
+			}
+			return out
+		},
+		PreviewRule: preview,
 		Version:       "test", Now: time.Now, Logger: log, Poll: time.Millisecond,
 	})
 	if err != nil {
@@ -200,6 +209,8 @@ func (p *placement) set(site string, words []string) {
 			s.Reachable, s.Complete, s.TagDigest = true, true, p.digest
 		case "covered":
 			s.Covered = true
+		case "spare":
+			s.Spare = true
 		case "evictable":
 			s.Evictable = true
 		case "torn":
@@ -227,6 +238,20 @@ func (p *placement) Presence(_ context.Context, q mesh.Question) ([]mesh.Presenc
 		out = append(out, v)
 	}
 	return out, nil
+}
+
+// preview says of any rule that it would move the same, so that the script sees
+// what was asked and how an answer is shown. What a rule moves is transfer's to
+// test.
+func preview(_ context.Context, q mesh.PreviewQuestion) (mesh.Preview, error) {
+	p := mesh.Preview{Matched: 12, Artifacts: 3, Looked: 40, Partial: q.Rule.Name == "vast",
+		Sites: []mesh.PreviewSite{{Site: "nyc", Artifacts: 2, Blobs: 9, Bytes: 250e6, HeldBlobs: 4, HeldBytes: 1e6}, {Site: "sgp", Artifacts: 1, Refused: 5, Dropped: 2}},
+		Names: []string{"prod/app:v1", "prod/app@" + digest.FromString("x").String()}, Unseen: []mesh.Unseen{{Project: "secret", Sites: []string{"nyc"}}}}
+	p.Names = p.Names[:min(q.Names, len(p.Names))]
+	if q.Rule.ID != 0 { // a change
+		p.Sites, p.Unseen = p.Sites[:1], nil
+	}
+	return p, nil
 }
 
 var varying = []struct {

@@ -96,17 +96,21 @@ func newSiteCommand(a *app) *cobra.Command {
 					if s.Draining {
 						state = "draining"
 					}
+					if !s.AwayAt.IsZero() {
+						state = "away"
+					}
 					for _, n := range s.Nodes {
-						rows = append(rows, []string{s.Name, state, n.ID.Short(), n.Host, n.RegistryURL, when(n.JoinedAt)})
+						rows = append(rows, []string{s.Name, state, n.ID.Short(), n.Host, n.RegistryURL, when(n.JoinedAt), labels(s)})
 					}
 					if len(s.Nodes) == 0 {
-						rows = append(rows, []string{s.Name, state, "-", "-", "-", "-"})
+						rows = append(rows, []string{s.Name, state, "-", "-", "-", "-", labels(s)})
 					}
 				}
-				table(w, []string{"SITE", "STATE", "NODE", "HOST", "REGISTRY", "JOINED"}, rows)
+				table(w, []string{"SITE", "STATE", "NODE", "HOST", "REGISTRY", "JOINED", "LABELS"}, rows)
 			})
 		},
 	}),
+		newSiteLabelCommand(a),
 		newSiteRemoveCommand(a),
 		newSiteDrainCommand(a, "drain SITE", "Ask for a site to be left in peace", `Ask for a site to be left in peace, before work on it: its node hands leadership
 over, gets no vote anew, and other sites fetch from it last. It goes on serving

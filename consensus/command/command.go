@@ -60,6 +60,8 @@ var kinds = []kind{
 	{Type_TYPE_KEY_STEP, 1, func() proto.Message { return new(KeyStep) }},
 	{Type_TYPE_SECRET_SET, 1, func() proto.Message { return new(SecretSet) }},
 	{Type_TYPE_RECOVERY_SET, 1, func() proto.Message { return new(RecoverySet) }},
+	{Type_TYPE_SITE_LABEL, 1, func() proto.Message { return new(SiteLabel) }},
+	{Type_TYPE_SITE_AWAY, 1, func() proto.Message { return new(SiteAway) }},
 	{Type_TYPE_BUDGET_SET, 1, func() proto.Message { return new(BudgetSet) }},
 	{Type_TYPE_SITE_PAUSE, 1, func() proto.Message { return new(SitePause) }},
 	{Type_TYPE_PROJECT_SITES, 1, func() proto.Message { return new(ProjectSites) }},

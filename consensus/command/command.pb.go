@@ -57,6 +57,8 @@ const (
 	Type_TYPE_KEY_STEP          Type = 28
 	Type_TYPE_SECRET_SET        Type = 29
 	Type_TYPE_RECOVERY_SET      Type = 30
+	Type_TYPE_SITE_LABEL        Type = 33
+	Type_TYPE_SITE_AWAY         Type = 34
 	Type_TYPE_BUDGET_SET        Type = 35
 	Type_TYPE_SITE_PAUSE        Type = 36
 	Type_TYPE_PROJECT_SITES     Type = 38
@@ -98,6 +100,8 @@ var (
 		28: "TYPE_KEY_STEP",
 		29: "TYPE_SECRET_SET",
 		30: "TYPE_RECOVERY_SET",
+		33: "TYPE_SITE_LABEL",
+		34: "TYPE_SITE_AWAY",
 		35: "TYPE_BUDGET_SET",
 		36: "TYPE_SITE_PAUSE",
 		38: "TYPE_PROJECT_SITES",
@@ -136,6 +140,8 @@ var (
 		"TYPE_KEY_STEP":          28,
 		"TYPE_SECRET_SET":        29,
 		"TYPE_RECOVERY_SET":      30,
+		"TYPE_SITE_LABEL":        33,
+		"TYPE_SITE_AWAY":         34,
 		"TYPE_BUDGET_SET":        35,
 		"TYPE_SITE_PAUSE":        36,
 		"TYPE_PROJECT_SITES":     38,
@@ -322,7 +328,7 @@ func (x KeyStep_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyStep_Step.Descriptor instead.
 func (KeyStep_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{32, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{35, 0}
 }
 
 type TagsMode_Step int32
@@ -377,7 +383,7 @@ func (x TagsMode_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TagsMode_Step.Descriptor instead.
 func (TagsMode_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{38, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{41, 0}
 }
 
 // Envelope is one raft log entry.
@@ -1373,6 +1379,182 @@ func (x *SiteDrain) GetIfVersion() uint64 {
 	return 0
 }
 
+// SiteLabel sets labels of a site, by which rules choose sites.
+type SiteLabel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Set           []*Label               `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty"`
+	Remove        []string               `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"` // keys; those that are not there do not matter
+	IfVersion     uint64                 `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SiteLabel) Reset() {
+	*x = SiteLabel{}
+	mi := &file_consensus_command_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SiteLabel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SiteLabel) ProtoMessage() {}
+
+func (x *SiteLabel) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SiteLabel.ProtoReflect.Descriptor instead.
+func (*SiteLabel) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SiteLabel) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SiteLabel) GetSet() []*Label {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *SiteLabel) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+func (x *SiteLabel) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+type Label struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Label) Reset() {
+	*x = Label{}
+	mi := &file_consensus_command_command_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Label) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Label) ProtoMessage() {}
+
+func (x *Label) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Label.ProtoReflect.Descriptor instead.
+func (*Label) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Label) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Label) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+// SiteAway says that a site has not been heard of for so long that rules which
+// want a number of copies count on others, or that it is back. The leader alone
+// makes it.
+type SiteAway struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Away          bool                   `protobuf:"varint,2,opt,name=away,proto3" json:"away,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SiteAway) Reset() {
+	*x = SiteAway{}
+	mi := &file_consensus_command_command_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SiteAway) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SiteAway) ProtoMessage() {}
+
+func (x *SiteAway) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SiteAway.ProtoReflect.Descriptor instead.
+func (*SiteAway) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SiteAway) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SiteAway) GetAway() bool {
+	if x != nil {
+		return x.Away
+	}
+	return false
+}
+
 type ProjectCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"` // 16 random bytes chosen by the proposer
@@ -1388,7 +1570,7 @@ type ProjectCreate struct {
 
 func (x *ProjectCreate) Reset() {
 	*x = ProjectCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1582,7 @@ func (x *ProjectCreate) String() string {
 func (*ProjectCreate) ProtoMessage() {}
 
 func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1595,7 @@ func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectCreate.ProtoReflect.Descriptor instead.
 func (*ProjectCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ProjectCreate) GetProjectId() []byte {
@@ -1477,7 +1659,7 @@ type ProjectUpdate struct {
 
 func (x *ProjectUpdate) Reset() {
 	*x = ProjectUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1671,7 @@ func (x *ProjectUpdate) String() string {
 func (*ProjectUpdate) ProtoMessage() {}
 
 func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1684,7 @@ func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectUpdate.ProtoReflect.Descriptor instead.
 func (*ProjectUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ProjectUpdate) GetId() int64 {
@@ -1543,7 +1725,7 @@ type ProjectDelete struct {
 
 func (x *ProjectDelete) Reset() {
 	*x = ProjectDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +1737,7 @@ func (x *ProjectDelete) String() string {
 func (*ProjectDelete) ProtoMessage() {}
 
 func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +1750,7 @@ func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectDelete.ProtoReflect.Descriptor instead.
 func (*ProjectDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ProjectDelete) GetId() int64 {
@@ -1599,7 +1781,7 @@ type ProjectSites struct {
 
 func (x *ProjectSites) Reset() {
 	*x = ProjectSites{}
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1793,7 @@ func (x *ProjectSites) String() string {
 func (*ProjectSites) ProtoMessage() {}
 
 func (x *ProjectSites) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1806,7 @@ func (x *ProjectSites) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectSites.ProtoReflect.Descriptor instead.
 func (*ProjectSites) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ProjectSites) GetId() int64 {
@@ -1668,7 +1850,7 @@ type ProjectSiteDone struct {
 
 func (x *ProjectSiteDone) Reset() {
 	*x = ProjectSiteDone{}
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1862,7 @@ func (x *ProjectSiteDone) String() string {
 func (*ProjectSiteDone) ProtoMessage() {}
 
 func (x *ProjectSiteDone) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1875,7 @@ func (x *ProjectSiteDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectSiteDone.ProtoReflect.Descriptor instead.
 func (*ProjectSiteDone) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ProjectSiteDone) GetId() int64 {
@@ -1731,7 +1913,7 @@ type UserCreate struct {
 
 func (x *UserCreate) Reset() {
 	*x = UserCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1925,7 @@ func (x *UserCreate) String() string {
 func (*UserCreate) ProtoMessage() {}
 
 func (x *UserCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1938,7 @@ func (x *UserCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserCreate.ProtoReflect.Descriptor instead.
 func (*UserCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UserCreate) GetName() string {
@@ -1816,7 +1998,7 @@ type UserUpdate struct {
 
 func (x *UserUpdate) Reset() {
 	*x = UserUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +2010,7 @@ func (x *UserUpdate) String() string {
 func (*UserUpdate) ProtoMessage() {}
 
 func (x *UserUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +2023,7 @@ func (x *UserUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserUpdate.ProtoReflect.Descriptor instead.
 func (*UserUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UserUpdate) GetId() int64 {
@@ -1903,7 +2085,7 @@ type UserDelete struct {
 
 func (x *UserDelete) Reset() {
 	*x = UserDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +2097,7 @@ func (x *UserDelete) String() string {
 func (*UserDelete) ProtoMessage() {}
 
 func (x *UserDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +2110,7 @@ func (x *UserDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDelete.ProtoReflect.Descriptor instead.
 func (*UserDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UserDelete) GetId() int64 {
@@ -1960,7 +2142,7 @@ type MemberSet struct {
 
 func (x *MemberSet) Reset() {
 	*x = MemberSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2154,7 @@ func (x *MemberSet) String() string {
 func (*MemberSet) ProtoMessage() {}
 
 func (x *MemberSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2167,7 @@ func (x *MemberSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberSet.ProtoReflect.Descriptor instead.
 func (*MemberSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MemberSet) GetProjectId() int64 {
@@ -2034,7 +2216,7 @@ type MemberDelete struct {
 
 func (x *MemberDelete) Reset() {
 	*x = MemberDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2228,7 @@ func (x *MemberDelete) String() string {
 func (*MemberDelete) ProtoMessage() {}
 
 func (x *MemberDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2241,7 @@ func (x *MemberDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberDelete.ProtoReflect.Descriptor instead.
 func (*MemberDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MemberDelete) GetProjectId() int64 {
@@ -2084,21 +2266,29 @@ func (x *MemberDelete) GetIfVersion() uint64 {
 }
 
 type Rule struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Projects      []string               `protobuf:"bytes,2,rep,name=projects,proto3" json:"projects,omitempty"`         // globs on the project name
-	Repositories  []string               `protobuf:"bytes,3,rep,name=repositories,proto3" json:"repositories,omitempty"` // globs below the project; empty: all
-	Tags          []string               `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty"`                 // globs; empty: all, untagged too
-	AllSites      bool                   `protobuf:"varint,5,opt,name=all_sites,json=allSites,proto3" json:"all_sites,omitempty"`
-	Sites         []string               `protobuf:"bytes,6,rep,name=sites,proto3" json:"sites,omitempty"`
-	Disabled      bool                   `protobuf:"varint,7,opt,name=disabled,proto3" json:"disabled,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Projects        []string               `protobuf:"bytes,2,rep,name=projects,proto3" json:"projects,omitempty"`         // globs on the project name
+	Repositories    []string               `protobuf:"bytes,3,rep,name=repositories,proto3" json:"repositories,omitempty"` // globs below the project; empty: all
+	Tags            []string               `protobuf:"bytes,4,rep,name=tags,proto3" json:"tags,omitempty"`                 // globs; empty: all, untagged too
+	AllSites        bool                   `protobuf:"varint,5,opt,name=all_sites,json=allSites,proto3" json:"all_sites,omitempty"`
+	Sites           []string               `protobuf:"bytes,6,rep,name=sites,proto3" json:"sites,omitempty"`
+	Disabled        bool                   `protobuf:"varint,7,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	Types           []string               `protobuf:"bytes,8,rep,name=types,proto3" json:"types,omitempty"`                                              // artifact types, globs or words; empty: all
+	Labels          []string               `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty"`                                            // KEY or KEY=GLOB on the manifest's annotations, all of them
+	SiteLabels      string                 `protobuf:"bytes,10,opt,name=site_labels,json=siteLabels,proto3" json:"site_labels,omitempty"`                 // instead of sites: an expression on the sites' labels
+	Copies          uint32                 `protobuf:"varint,11,opt,name=copies,proto3" json:"copies,omitempty"`                                          // how many of the sites; 0: all of them
+	Priority        int32                  `protobuf:"varint,12,opt,name=priority,proto3" json:"priority,omitempty"`                                      // higher goes first
+	Windows         []string               `protobuf:"bytes,13,rep,name=windows,proto3" json:"windows,omitempty"`                                         // when bytes may move; empty: always
+	Bandwidth       uint64                 `protobuf:"varint,14,opt,name=bandwidth,proto3" json:"bandwidth,omitempty"`                                    // bits per second into each site; 0: no limit
+	FollowDeletions bool                   `protobuf:"varint,15,opt,name=follow_deletions,json=followDeletions,proto3" json:"follow_deletions,omitempty"` // what was deleted goes from the sites, too
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2300,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2313,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Rule) GetName() string {
@@ -2175,6 +2365,62 @@ func (x *Rule) GetDisabled() bool {
 	return false
 }
 
+func (x *Rule) GetTypes() []string {
+	if x != nil {
+		return x.Types
+	}
+	return nil
+}
+
+func (x *Rule) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Rule) GetSiteLabels() string {
+	if x != nil {
+		return x.SiteLabels
+	}
+	return ""
+}
+
+func (x *Rule) GetCopies() uint32 {
+	if x != nil {
+		return x.Copies
+	}
+	return 0
+}
+
+func (x *Rule) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Rule) GetWindows() []string {
+	if x != nil {
+		return x.Windows
+	}
+	return nil
+}
+
+func (x *Rule) GetBandwidth() uint64 {
+	if x != nil {
+		return x.Bandwidth
+	}
+	return 0
+}
+
+func (x *Rule) GetFollowDeletions() bool {
+	if x != nil {
+		return x.FollowDeletions
+	}
+	return false
+}
+
 type RuleCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rule          *Rule                  `protobuf:"bytes,1,opt,name=rule,proto3" json:"rule,omitempty"`
@@ -2184,7 +2430,7 @@ type RuleCreate struct {
 
 func (x *RuleCreate) Reset() {
 	*x = RuleCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2442,7 @@ func (x *RuleCreate) String() string {
 func (*RuleCreate) ProtoMessage() {}
 
 func (x *RuleCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2455,7 @@ func (x *RuleCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCreate.ProtoReflect.Descriptor instead.
 func (*RuleCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RuleCreate) GetRule() *Rule {
@@ -2230,7 +2476,7 @@ type RuleUpdate struct {
 
 func (x *RuleUpdate) Reset() {
 	*x = RuleUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2488,7 @@ func (x *RuleUpdate) String() string {
 func (*RuleUpdate) ProtoMessage() {}
 
 func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2501,7 @@ func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleUpdate.ProtoReflect.Descriptor instead.
 func (*RuleUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RuleUpdate) GetId() int64 {
@@ -2289,7 +2535,7 @@ type RuleDelete struct {
 
 func (x *RuleDelete) Reset() {
 	*x = RuleDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2547,7 @@ func (x *RuleDelete) String() string {
 func (*RuleDelete) ProtoMessage() {}
 
 func (x *RuleDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2560,7 @@ func (x *RuleDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleDelete.ProtoReflect.Descriptor instead.
 func (*RuleDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RuleDelete) GetId() int64 {
@@ -2342,7 +2588,7 @@ type KeyBox struct {
 
 func (x *KeyBox) Reset() {
 	*x = KeyBox{}
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2600,7 @@ func (x *KeyBox) String() string {
 func (*KeyBox) ProtoMessage() {}
 
 func (x *KeyBox) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2613,7 @@ func (x *KeyBox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBox.ProtoReflect.Descriptor instead.
 func (*KeyBox) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *KeyBox) GetNodeId() []byte {
@@ -2396,7 +2642,7 @@ type NodeKey struct {
 
 func (x *NodeKey) Reset() {
 	*x = NodeKey{}
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2408,7 +2654,7 @@ func (x *NodeKey) String() string {
 func (*NodeKey) ProtoMessage() {}
 
 func (x *NodeKey) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2421,7 +2667,7 @@ func (x *NodeKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeKey.ProtoReflect.Descriptor instead.
 func (*NodeKey) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *NodeKey) GetKind() KeyKind {
@@ -2456,7 +2702,7 @@ type KeysRotate struct {
 
 func (x *KeysRotate) Reset() {
 	*x = KeysRotate{}
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2714,7 @@ func (x *KeysRotate) String() string {
 func (*KeysRotate) ProtoMessage() {}
 
 func (x *KeysRotate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2727,7 @@ func (x *KeysRotate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRotate.ProtoReflect.Descriptor instead.
 func (*KeysRotate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *KeysRotate) GetGossip() bool {
@@ -2511,7 +2757,7 @@ type KeyStep struct {
 
 func (x *KeyStep) Reset() {
 	*x = KeyStep{}
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2523,7 +2769,7 @@ func (x *KeyStep) String() string {
 func (*KeyStep) ProtoMessage() {}
 
 func (x *KeyStep) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2536,7 +2782,7 @@ func (x *KeyStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStep.ProtoReflect.Descriptor instead.
 func (*KeyStep) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *KeyStep) GetKind() KeyKind {
@@ -2581,7 +2827,7 @@ type SecretSet struct {
 
 func (x *SecretSet) Reset() {
 	*x = SecretSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[33]
+	mi := &file_consensus_command_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2593,7 +2839,7 @@ func (x *SecretSet) String() string {
 func (*SecretSet) ProtoMessage() {}
 
 func (x *SecretSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[33]
+	mi := &file_consensus_command_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2606,7 +2852,7 @@ func (x *SecretSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretSet.ProtoReflect.Descriptor instead.
 func (*SecretSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SecretSet) GetObject() string {
@@ -2648,7 +2894,7 @@ type RecoverySet struct {
 
 func (x *RecoverySet) Reset() {
 	*x = RecoverySet{}
-	mi := &file_consensus_command_command_proto_msgTypes[34]
+	mi := &file_consensus_command_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2906,7 @@ func (x *RecoverySet) String() string {
 func (*RecoverySet) ProtoMessage() {}
 
 func (x *RecoverySet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[34]
+	mi := &file_consensus_command_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2919,7 @@ func (x *RecoverySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverySet.ProtoReflect.Descriptor instead.
 func (*RecoverySet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RecoverySet) GetRecipient() string {
@@ -2705,7 +2951,7 @@ type TagsSet struct {
 
 func (x *TagsSet) Reset() {
 	*x = TagsSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[35]
+	mi := &file_consensus_command_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +2963,7 @@ func (x *TagsSet) String() string {
 func (*TagsSet) ProtoMessage() {}
 
 func (x *TagsSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[35]
+	mi := &file_consensus_command_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2730,7 +2976,7 @@ func (x *TagsSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsSet.ProtoReflect.Descriptor instead.
 func (*TagsSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{35}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TagsSet) GetProjectId() []byte {
@@ -2786,7 +3032,7 @@ type TagSaid struct {
 
 func (x *TagSaid) Reset() {
 	*x = TagSaid{}
-	mi := &file_consensus_command_command_proto_msgTypes[36]
+	mi := &file_consensus_command_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2798,7 +3044,7 @@ func (x *TagSaid) String() string {
 func (*TagSaid) ProtoMessage() {}
 
 func (x *TagSaid) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[36]
+	mi := &file_consensus_command_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2811,7 +3057,7 @@ func (x *TagSaid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagSaid.ProtoReflect.Descriptor instead.
 func (*TagSaid) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{36}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TagSaid) GetName() string {
@@ -2842,7 +3088,7 @@ type TagsDelete struct {
 
 func (x *TagsDelete) Reset() {
 	*x = TagsDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[37]
+	mi := &file_consensus_command_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2854,7 +3100,7 @@ func (x *TagsDelete) String() string {
 func (*TagsDelete) ProtoMessage() {}
 
 func (x *TagsDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[37]
+	mi := &file_consensus_command_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2867,7 +3113,7 @@ func (x *TagsDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsDelete.ProtoReflect.Descriptor instead.
 func (*TagsDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{37}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TagsDelete) GetProjectId() []byte {
@@ -2919,7 +3165,7 @@ type TagsMode struct {
 
 func (x *TagsMode) Reset() {
 	*x = TagsMode{}
-	mi := &file_consensus_command_command_proto_msgTypes[38]
+	mi := &file_consensus_command_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +3177,7 @@ func (x *TagsMode) String() string {
 func (*TagsMode) ProtoMessage() {}
 
 func (x *TagsMode) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[38]
+	mi := &file_consensus_command_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2944,7 +3190,7 @@ func (x *TagsMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsMode.ProtoReflect.Descriptor instead.
 func (*TagsMode) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{38}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TagsMode) GetId() int64 {
@@ -3045,7 +3291,7 @@ type ImportedTag struct {
 
 func (x *ImportedTag) Reset() {
 	*x = ImportedTag{}
-	mi := &file_consensus_command_command_proto_msgTypes[39]
+	mi := &file_consensus_command_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +3303,7 @@ func (x *ImportedTag) String() string {
 func (*ImportedTag) ProtoMessage() {}
 
 func (x *ImportedTag) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[39]
+	mi := &file_consensus_command_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3070,7 +3316,7 @@ func (x *ImportedTag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedTag.ProtoReflect.Descriptor instead.
 func (*ImportedTag) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{39}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ImportedTag) GetRepository() string {
@@ -3128,7 +3374,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[40]
+	mi := &file_consensus_command_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3140,7 +3386,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[40]
+	mi := &file_consensus_command_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3153,7 +3399,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{40}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3191,7 +3437,7 @@ type BudgetSet struct {
 
 func (x *BudgetSet) Reset() {
 	*x = BudgetSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[41]
+	mi := &file_consensus_command_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3449,7 @@ func (x *BudgetSet) String() string {
 func (*BudgetSet) ProtoMessage() {}
 
 func (x *BudgetSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[41]
+	mi := &file_consensus_command_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3216,7 +3462,7 @@ func (x *BudgetSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BudgetSet.ProtoReflect.Descriptor instead.
 func (*BudgetSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{41}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *BudgetSet) GetFrom() string {
@@ -3259,7 +3505,7 @@ type SitePause struct {
 
 func (x *SitePause) Reset() {
 	*x = SitePause{}
-	mi := &file_consensus_command_command_proto_msgTypes[42]
+	mi := &file_consensus_command_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3271,7 +3517,7 @@ func (x *SitePause) String() string {
 func (*SitePause) ProtoMessage() {}
 
 func (x *SitePause) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[42]
+	mi := &file_consensus_command_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3284,7 +3530,7 @@ func (x *SitePause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SitePause.ProtoReflect.Descriptor instead.
 func (*SitePause) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{42}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SitePause) GetSite() string {
@@ -3394,7 +3640,19 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
 	"\x05drain\x18\x02 \x01(\bR\x05drain\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x04R\tifVersion\"\xdd\x01\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\"\x80\x01\n" +
+	"\tSiteLabel\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12,\n" +
+	"\x03set\x18\x02 \x03(\v2\x1a.portolan.command.v1.LabelR\x03set\x12\x16\n" +
+	"\x06remove\x18\x03 \x03(\tR\x06remove\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x04 \x01(\x04R\tifVersion\"/\n" +
+	"\x05Label\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\".\n" +
+	"\bSiteAway\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
+	"\x04away\x18\x02 \x01(\bR\x04away\"\xdd\x01\n" +
 	"\rProjectCreate\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x12\n" +
@@ -3473,7 +3731,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"project_id\x18\x01 \x01(\x03R\tprojectId\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\x03R\bmemberId\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x04R\tifVersion\"\xc3\x01\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\"\xa9\x03\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bprojects\x18\x02 \x03(\tR\bprojects\x12\"\n" +
@@ -3481,7 +3739,17 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x04tags\x18\x04 \x03(\tR\x04tags\x12\x1b\n" +
 	"\tall_sites\x18\x05 \x01(\bR\ballSites\x12\x14\n" +
 	"\x05sites\x18\x06 \x03(\tR\x05sites\x12\x1a\n" +
-	"\bdisabled\x18\a \x01(\bR\bdisabledJ\x04\b\b\x10\x14\";\n" +
+	"\bdisabled\x18\a \x01(\bR\bdisabled\x12\x14\n" +
+	"\x05types\x18\b \x03(\tR\x05types\x12\x16\n" +
+	"\x06labels\x18\t \x03(\tR\x06labels\x12\x1f\n" +
+	"\vsite_labels\x18\n" +
+	" \x01(\tR\n" +
+	"siteLabels\x12\x16\n" +
+	"\x06copies\x18\v \x01(\rR\x06copies\x12\x1a\n" +
+	"\bpriority\x18\f \x01(\x05R\bpriority\x12\x18\n" +
+	"\awindows\x18\r \x03(\tR\awindows\x12\x1c\n" +
+	"\tbandwidth\x18\x0e \x01(\x04R\tbandwidth\x12)\n" +
+	"\x10follow_deletions\x18\x0f \x01(\bR\x0ffollowDeletionsJ\x04\b\x10\x10\x14\";\n" +
 	"\n" +
 	"RuleCreate\x12-\n" +
 	"\x04rule\x18\x01 \x01(\v2\x19.portolan.command.v1.RuleR\x04rule\"j\n" +
@@ -3592,7 +3860,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"if_version\x18\x04 \x01(\x04R\tifVersion\"7\n" +
 	"\tSitePause\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x16\n" +
-	"\x06paused\x18\x02 \x01(\bR\x06paused*\xa6\x06\n" +
+	"\x06paused\x18\x02 \x01(\bR\x06paused*\xcf\x06\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -3624,6 +3892,8 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\rTYPE_KEY_STEP\x10\x1c\x12\x13\n" +
 	"\x0fTYPE_SECRET_SET\x10\x1d\x12\x15\n" +
 	"\x11TYPE_RECOVERY_SET\x10\x1e\x12\x13\n" +
+	"\x0fTYPE_SITE_LABEL\x10!\x12\x12\n" +
+	"\x0eTYPE_SITE_AWAY\x10\"\x12\x13\n" +
 	"\x0fTYPE_BUDGET_SET\x10#\x12\x13\n" +
 	"\x0fTYPE_SITE_PAUSE\x10$\x12\x16\n" +
 	"\x12TYPE_PROJECT_SITES\x10&\x12\x1a\n" +
@@ -3652,7 +3922,7 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),               // 0: portolan.command.v1.Type
 	(KeyKind)(0),            // 1: portolan.command.v1.KeyKind
@@ -3674,58 +3944,62 @@ var file_consensus_command_command_proto_goTypes = []any{
 	(*NodeRemove)(nil),      // 17: portolan.command.v1.NodeRemove
 	(*SiteRemove)(nil),      // 18: portolan.command.v1.SiteRemove
 	(*SiteDrain)(nil),       // 19: portolan.command.v1.SiteDrain
-	(*ProjectCreate)(nil),   // 20: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),   // 21: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),   // 22: portolan.command.v1.ProjectDelete
-	(*ProjectSites)(nil),    // 23: portolan.command.v1.ProjectSites
-	(*ProjectSiteDone)(nil), // 24: portolan.command.v1.ProjectSiteDone
-	(*UserCreate)(nil),      // 25: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),      // 26: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),      // 27: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),       // 28: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),    // 29: portolan.command.v1.MemberDelete
-	(*Rule)(nil),            // 30: portolan.command.v1.Rule
-	(*RuleCreate)(nil),      // 31: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),      // 32: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),      // 33: portolan.command.v1.RuleDelete
-	(*KeyBox)(nil),          // 34: portolan.command.v1.KeyBox
-	(*NodeKey)(nil),         // 35: portolan.command.v1.NodeKey
-	(*KeysRotate)(nil),      // 36: portolan.command.v1.KeysRotate
-	(*KeyStep)(nil),         // 37: portolan.command.v1.KeyStep
-	(*SecretSet)(nil),       // 38: portolan.command.v1.SecretSet
-	(*RecoverySet)(nil),     // 39: portolan.command.v1.RecoverySet
-	(*TagsSet)(nil),         // 40: portolan.command.v1.TagsSet
-	(*TagSaid)(nil),         // 41: portolan.command.v1.TagSaid
-	(*TagsDelete)(nil),      // 42: portolan.command.v1.TagsDelete
-	(*TagsMode)(nil),        // 43: portolan.command.v1.TagsMode
-	(*ImportedTag)(nil),     // 44: portolan.command.v1.ImportedTag
-	(*SnapshotHeader)(nil),  // 45: portolan.command.v1.SnapshotHeader
-	(*BudgetSet)(nil),       // 46: portolan.command.v1.BudgetSet
-	(*SitePause)(nil),       // 47: portolan.command.v1.SitePause
+	(*SiteLabel)(nil),       // 20: portolan.command.v1.SiteLabel
+	(*Label)(nil),           // 21: portolan.command.v1.Label
+	(*SiteAway)(nil),        // 22: portolan.command.v1.SiteAway
+	(*ProjectCreate)(nil),   // 23: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),   // 24: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),   // 25: portolan.command.v1.ProjectDelete
+	(*ProjectSites)(nil),    // 26: portolan.command.v1.ProjectSites
+	(*ProjectSiteDone)(nil), // 27: portolan.command.v1.ProjectSiteDone
+	(*UserCreate)(nil),      // 28: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),      // 29: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),      // 30: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),       // 31: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),    // 32: portolan.command.v1.MemberDelete
+	(*Rule)(nil),            // 33: portolan.command.v1.Rule
+	(*RuleCreate)(nil),      // 34: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),      // 35: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),      // 36: portolan.command.v1.RuleDelete
+	(*KeyBox)(nil),          // 37: portolan.command.v1.KeyBox
+	(*NodeKey)(nil),         // 38: portolan.command.v1.NodeKey
+	(*KeysRotate)(nil),      // 39: portolan.command.v1.KeysRotate
+	(*KeyStep)(nil),         // 40: portolan.command.v1.KeyStep
+	(*SecretSet)(nil),       // 41: portolan.command.v1.SecretSet
+	(*RecoverySet)(nil),     // 42: portolan.command.v1.RecoverySet
+	(*TagsSet)(nil),         // 43: portolan.command.v1.TagsSet
+	(*TagSaid)(nil),         // 44: portolan.command.v1.TagSaid
+	(*TagsDelete)(nil),      // 45: portolan.command.v1.TagsDelete
+	(*TagsMode)(nil),        // 46: portolan.command.v1.TagsMode
+	(*ImportedTag)(nil),     // 47: portolan.command.v1.ImportedTag
+	(*SnapshotHeader)(nil),  // 48: portolan.command.v1.SnapshotHeader
+	(*BudgetSet)(nil),       // 49: portolan.command.v1.BudgetSet
+	(*SitePause)(nil),       // 50: portolan.command.v1.SitePause
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
 	6,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
-	35, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
+	38, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
 	6,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
-	35, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
+	38, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
 	6,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
-	2,  // 6: portolan.command.v1.ProjectCreate.tags:type_name -> portolan.command.v1.TagMode
-	30, // 7: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	30, // 8: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
-	1,  // 9: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
-	1,  // 10: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
-	3,  // 11: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
-	34, // 12: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
-	41, // 13: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
-	4,  // 14: portolan.command.v1.TagsMode.step:type_name -> portolan.command.v1.TagsMode.Step
-	2,  // 15: portolan.command.v1.TagsMode.to:type_name -> portolan.command.v1.TagMode
-	44, // 16: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	21, // 6: portolan.command.v1.SiteLabel.set:type_name -> portolan.command.v1.Label
+	2,  // 7: portolan.command.v1.ProjectCreate.tags:type_name -> portolan.command.v1.TagMode
+	33, // 8: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	33, // 9: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	1,  // 10: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
+	1,  // 11: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
+	3,  // 12: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
+	37, // 13: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
+	44, // 14: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
+	4,  // 15: portolan.command.v1.TagsMode.step:type_name -> portolan.command.v1.TagsMode.Step
+	2,  // 16: portolan.command.v1.TagsMode.to:type_name -> portolan.command.v1.TagMode
+	47, // 17: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_consensus_command_command_proto_init() }
@@ -3733,15 +4007,15 @@ func file_consensus_command_command_proto_init() {
 	if File_consensus_command_command_proto != nil {
 		return
 	}
-	file_consensus_command_command_proto_msgTypes[16].OneofWrappers = []any{}
-	file_consensus_command_command_proto_msgTypes[21].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[19].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   43,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

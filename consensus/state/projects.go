@@ -167,14 +167,13 @@ func (v *View) rule(m *command.Rule, named []string) (Rule, error) {
 			return Rule{}, err
 		}
 	}
-	if m.GetAllSites() == (len(m.GetSites()) > 0) {
-		return Rule{}, refuse(command.CodeInvalid, "the rule %q must name sites, or all of them, and not both", m.GetName())
+	if err := checkRuleFields(m); err != nil {
+		return Rule{}, err
 	}
 	if err := v.checkSites(without(m.GetSites(), named)); err != nil {
 		return Rule{}, err
 	}
-	return Rule{Name: m.GetName(), Projects: slices.Clone(m.GetProjects()), Repositories: slices.Clone(m.GetRepositories()), Tags: slices.Clone(m.GetTags()),
-		AllSites: m.GetAllSites(), Sites: set(m.GetSites()), Disabled: m.GetDisabled()}, nil
+	return RuleOf(m), nil
 }
 
 func (v *View) ruleCreate(m *command.RuleCreate) (int64, error) {

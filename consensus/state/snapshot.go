@@ -108,8 +108,7 @@ func (v *View) records(yield func(*Record) bool) {
 		return
 	}
 	for s := range all(v.sites, nil) {
-		if !yield(&Record{Row: &Record_Site{&SiteRow{Id: s.ID, Name: s.Name, CreatedUnixNs: toNanos(s.CreatedAt), Version: s.Version,
-			DrainedUnixNs: toNanos(s.DrainedAt), DrainedBy: s.DrainedBy}}}) {
+		if !yield(&Record{Row: &Record_Site{siteRow(s)}}) {
 			return
 		}
 	}
@@ -148,8 +147,7 @@ func (v *View) records(yield func(*Record) bool) {
 		}
 	}
 	for r := range all(v.rules, nil) {
-		row := &RuleRow{Id: r.ID, Version: r.Version, CreatedUnixNs: toNanos(r.CreatedAt), Rule: &command.Rule{Name: r.Name, Projects: r.Projects,
-			Repositories: r.Repositories, Tags: r.Tags, AllSites: r.AllSites, Sites: r.Sites, Disabled: r.Disabled}}
+		row := &RuleRow{Id: r.ID, Version: r.Version, CreatedUnixNs: toNanos(r.CreatedAt), Rule: r.Command()}
 		if !yield(&Record{Row: &Record_Rule{row}}) {
 			return
 		}
@@ -193,9 +191,7 @@ func (v *View) load(rec *Record) error {
 	case *Record_Mesh:
 		return v.loadMesh(row.Mesh)
 	case *Record_Site:
-		s := row.Site
-		v.putSite(Site{ID: s.GetId(), Name: s.GetName(), CreatedAt: fromNanos(s.GetCreatedUnixNs()), Version: s.GetVersion(),
-			DrainedAt: fromNanos(s.GetDrainedUnixNs()), DrainedBy: s.GetDrainedBy()})
+		v.loadSite(row.Site)
 	case *Record_Node:
 		n, err := NodeOf(row.Node.GetNode())
 		if err != nil {
@@ -228,9 +224,9 @@ func (v *View) load(rec *Record) error {
 		m := row.Member
 		v.putMember(Member{ID: m.GetId(), ProjectID: m.GetProjectId(), UserID: m.GetUserId(), Role: Role(m.GetRole()), Version: counted(m.GetVersion())})
 	case *Record_Rule:
-		r := row.Rule.GetRule()
-		v.putRule(Rule{ID: row.Rule.GetId(), Name: r.GetName(), Projects: r.GetProjects(), Repositories: r.GetRepositories(), Tags: r.GetTags(), AllSites: r.GetAllSites(),
-			Sites: r.GetSites(), Disabled: r.GetDisabled(), Version: row.Rule.GetVersion(), CreatedAt: fromNanos(row.Rule.GetCreatedUnixNs())})
+		r := RuleOf(row.Rule.GetRule())
+		r.ID, r.Version, r.CreatedAt = row.Rule.GetId(), row.Rule.GetVersion(), fromNanos(row.Rule.GetCreatedUnixNs())
+		v.putRule(r)
 	case *Record_Budget:
 		b := row.Budget
 		v.putBudget(Budget{ID: b.GetId(), From: b.GetFrom(), To: b.GetTo(), Mbit: b.GetMbit(), Version: b.GetVersion()})

@@ -204,6 +204,10 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 		return v.siteRemove(actor, m)
 	case *command.SiteDrain:
 		return v.siteDrain(actor, m)
+	case *command.SiteLabel:
+		return v.siteLabel(m)
+	case *command.SiteAway:
+		return v.siteAway(m)
 	case *command.ProjectCreate:
 		return v.projectCreate(m)
 	case *command.ProjectUpdate:

@@ -818,6 +818,8 @@ type SiteRow struct {
 	Version       uint64                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
 	DrainedUnixNs int64                  `protobuf:"varint,20,opt,name=drained_unix_ns,json=drainedUnixNs,proto3" json:"drained_unix_ns,omitempty"` // since when it drains; 0: it does not
 	DrainedBy     string                 `protobuf:"bytes,21,opt,name=drained_by,json=drainedBy,proto3" json:"drained_by,omitempty"`
+	Labels        []*command.Label       `protobuf:"bytes,33,rep,name=labels,proto3" json:"labels,omitempty"`                              // by key
+	AwayUnixNs    int64                  `protobuf:"varint,34,opt,name=away_unix_ns,json=awayUnixNs,proto3" json:"away_unix_ns,omitempty"` // since when rules do not count on it; 0: they do
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -892,6 +894,20 @@ func (x *SiteRow) GetDrainedBy() string {
 		return x.DrainedBy
 	}
 	return ""
+}
+
+func (x *SiteRow) GetLabels() []*command.Label {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *SiteRow) GetAwayUnixNs() int64 {
+	if x != nil {
+		return x.AwayUnixNs
+	}
+	return 0
 }
 
 type NodeRow struct {
@@ -2230,7 +2246,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
 	"\x06sealed\x18\x03 \x01(\fR\x06sealed\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\x04R\aversion\x12&\n" +
-	"\x0fupdated_unix_ns\x18\x05 \x01(\x03R\rupdatedUnixNs\"\xb6\x01\n" +
+	"\x0fupdated_unix_ns\x18\x05 \x01(\x03R\rupdatedUnixNs\"\x8c\x02\n" +
 	"\aSiteRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -2238,7 +2254,10 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\aversion\x18\x04 \x01(\x04R\aversion\x12&\n" +
 	"\x0fdrained_unix_ns\x18\x14 \x01(\x03R\rdrainedUnixNs\x12\x1d\n" +
 	"\n" +
-	"drained_by\x18\x15 \x01(\tR\tdrainedBy\"\x91\x01\n" +
+	"drained_by\x18\x15 \x01(\tR\tdrainedBy\x122\n" +
+	"\x06labels\x18! \x03(\v2\x1a.portolan.command.v1.LabelR\x06labels\x12 \n" +
+	"\faway_unix_ns\x18\" \x01(\x03R\n" +
+	"awayUnixNs\"\x91\x01\n" +
 	"\aNodeRow\x12-\n" +
 	"\x04node\x18\x01 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\x12\x17\n" +
 	"\asite_id\x18\x02 \x01(\x03R\x06siteId\x12$\n" +
@@ -2410,9 +2429,10 @@ var file_consensus_state_state_proto_goTypes = []any{
 	(*PauseRow)(nil),       // 20: portolan.state.v1.PauseRow
 	(command.KeyKind)(0),   // 21: portolan.command.v1.KeyKind
 	(*command.KeyBox)(nil), // 22: portolan.command.v1.KeyBox
-	(*command.Node)(nil),   // 23: portolan.command.v1.Node
-	(command.TagMode)(0),   // 24: portolan.command.v1.TagMode
-	(*command.Rule)(nil),   // 25: portolan.command.v1.Rule
+	(*command.Label)(nil),  // 23: portolan.command.v1.Label
+	(*command.Node)(nil),   // 24: portolan.command.v1.Node
+	(command.TagMode)(0),   // 25: portolan.command.v1.TagMode
+	(*command.Rule)(nil),   // 26: portolan.command.v1.Rule
 }
 var file_consensus_state_state_proto_depIdxs = []int32{
 	1,  // 0: portolan.state.v1.Record.mesh:type_name -> portolan.state.v1.MeshRow
@@ -2437,16 +2457,17 @@ var file_consensus_state_state_proto_depIdxs = []int32{
 	2,  // 19: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
 	21, // 20: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
 	22, // 21: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
-	23, // 22: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
-	9,  // 23: portolan.state.v1.ProjectRow.tags:type_name -> portolan.state.v1.TagStateRow
-	24, // 24: portolan.state.v1.TagStateRow.mode:type_name -> portolan.command.v1.TagMode
-	24, // 25: portolan.state.v1.TagStateRow.to:type_name -> portolan.command.v1.TagMode
-	25, // 26: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	23, // 22: portolan.state.v1.SiteRow.labels:type_name -> portolan.command.v1.Label
+	24, // 23: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
+	9,  // 24: portolan.state.v1.ProjectRow.tags:type_name -> portolan.state.v1.TagStateRow
+	25, // 25: portolan.state.v1.TagStateRow.mode:type_name -> portolan.command.v1.TagMode
+	25, // 26: portolan.state.v1.TagStateRow.to:type_name -> portolan.command.v1.TagMode
+	26, // 27: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_consensus_state_state_proto_init() }

@@ -85,12 +85,16 @@ func (v *View) checkDurability(n uint32, p Project) error {
 
 // PushCopies gives at how many sites a push must be before it is answered. What
 // strong tags name is at two, where two may hold it.
-func (v *View) PushCopies(p Project, byTag bool) int {
+func (v *View) PushCopies(p Project, byTag bool) int { return p.PushCopies(byTag, v.mayHold(p)) }
+
+// PushCopies is [View.PushCopies] for whoever knows how many sites may hold the
+// project.
+func (p Project) PushCopies(byTag bool, mayHold int) int {
 	n := max(1, p.Durability)
 	if !byTag || p.Tags.Mode != StrongTags || n > 1 {
 		return n
 	}
-	return min(2, max(1, v.mayHold(p)))
+	return min(2, max(1, mayHold))
 }
 
 // mayHold counts the sites that may hold a project's content.

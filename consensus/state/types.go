@@ -36,7 +36,14 @@ type Site struct {
 	Version   uint64
 	DrainedAt time.Time // since when it drains; zero: it does not
 	DrainedBy string    // actor
+	// Labels choose sites for rules. Never changed in place.
+	Labels map[string]string
+	AwayAt time.Time // since when rules that want a number of copies do not count on it; zero: they do
 }
+
+// Away reports whether the site has not been heard of for so long that others
+// keep copies in its place.
+func (s Site) Away() bool { return !s.AwayAt.IsZero() }
 
 // Draining reports whether the site asks to be left in peace.
 func (s Site) Draining() bool { return !s.DrainedAt.IsZero() }
@@ -153,11 +160,20 @@ type Rule struct {
 	Projects     []string // globs on the project's name
 	Repositories []string // globs below the project; empty: all
 	Tags         []string // globs; empty: all, the untagged too
-	AllSites     bool
-	Sites        []string // unless AllSites; sorted
-	Disabled     bool
-	Version      uint64
-	CreatedAt    time.Time
+	Types        []string // artifact types, globs or words; empty: all
+	Labels       []string // KEY or KEY=GLOB on the manifest's annotations, all of them
+	// One of three says which sites: all, names (sorted), an expression on labels.
+	AllSites        bool
+	Sites           []string
+	SiteLabels      string
+	Copies          int      // at how many of the sites; 0: all of them
+	Priority        int      // higher goes first
+	Windows         []string // when bytes may move; empty: always
+	Bandwidth       uint64   // bits per second into each site; 0: no limit
+	FollowDeletions bool     // what was deleted is not kept at the sites
+	Disabled        bool
+	Version         uint64
+	CreatedAt       time.Time
 }
 
 // Token is an invitation to join, without its secret.

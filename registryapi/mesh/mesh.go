@@ -85,6 +85,10 @@ type Config struct {
 	// Transfers says what this node moves, from memory, without Site and Paused;
 	// nil: nobody can ask.
 	Transfers func() Transfers
+	// CheckRule judges what the fields of a rule say; PreviewRule says what a rule
+	// would move.
+	CheckRule   func(state.Rule) []RuleProblem
+	PreviewRule func(context.Context, PreviewQuestion) (Preview, error)
 	// JoinToken writes a join token's text.
 	JoinToken func(JoinToken) (string, error)
 	// Backup writes the control state, sealed to the recovery key; a *command.Error
@@ -113,6 +117,7 @@ type API struct {
 func New(cfg Config) (*API, error) {
 	if cfg.View == nil || cfg.Proposer == nil || cfg.Access == nil || cfg.Catalog == nil || cfg.Placement == nil ||
 		cfg.Consensus == nil || cfg.Peer == nil || cfg.JoinToken == nil || cfg.LastCopies == nil || cfg.Backup == nil || cfg.CheckRecovery == nil ||
+		cfg.CheckRule == nil || cfg.PreviewRule == nil ||
 		cfg.Now == nil || cfg.Logger == nil {
 		return nil, errors.New("mesh: an incomplete Config")
 	}
@@ -126,6 +131,8 @@ func New(cfg Config) (*API, error) {
 	a.registerTokens()
 	a.registerKeys()
 	a.registerRules()
+	a.registerPreview()
+	a.registerLabels()
 	a.registerTags()
 	a.registerGuarantees()
 	a.registerPlacement()

@@ -21,9 +21,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/registryapi/apitest"
+	"github.com/portolan/portolan/transfer/rules"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -64,6 +66,15 @@ type fixture struct {
 	leave     *leave
 	api       *API
 	backup    func(context.Context, io.Writer) error
+	previewed PreviewQuestion // the last one asked
+	preview   Preview         // what it is answered
+}
+
+func checkRule(r state.Rule) (out []RuleProblem) {
+	for _, p := range rules.Check(r) {
+		out = append(out, RuleProblem(p))
+	}
+	return out
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -91,7 +102,9 @@ func newFixture(t *testing.T) *fixture {
 			}
 			return nil
 		},
-		Version: "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
+		CheckRule:   checkRule,
+		PreviewRule: func(_ context.Context, q PreviewQuestion) (Preview, error) { f.previewed = q; return f.preview, nil },
+		Version:     "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -29,7 +29,7 @@ const (
 // ImageQuery names an image and sites in a query.
 type ImageQuery struct {
 	Image string `query:"image" required:"true" minLength:"1" maxLength:"512" doc:"PROJECT/NAME:TAG or PROJECT/NAME@DIGEST"`
-	Sites string `query:"sites" maxLength:"8192" doc:"Names of sites, separated by commas, or all; all if not said"`
+	Sites string `query:"sites" maxLength:"8192" doc:"Names of sites, separated by commas; wanted: those where a rule wants it or it was pushed; all if not said"`
 }
 
 type whereOut struct{ Body Where }
@@ -48,17 +48,33 @@ func (a *API) registerPlacement() {
 		Summary: "Wait until sites hold an image; repeat it with image NAME:TAG@DIGEST, as the answer names it"}, a.wait)
 }
 
+// asked are the sites that a question is about.
+type asked struct {
+	names []string
+	// wanted: of these only those where the image is expected.
+	wanted bool
+}
+
+// wantedSites is the word for the sites where rules want an image, or where it
+// was pushed.
+const wantedSites = "wanted"
+
 // prepare reads what is asked for: the image's project and the sites, by the
 // control state.
-func (a *API) prepare(ctx context.Context, in *ImageQuery) (image, []string, error) {
+func (a *API) prepare(ctx context.Context, in *ImageQuery) (image, asked, error) {
 	img, err := a.open(ctx, in.Image, access.Pull)
 	if err != nil {
-		return img, nil, err
+		return img, asked{}, err
 	}
 	if img.tag == "" && img.digest == "" {
 		img.tag = "latest" // what every client means by a bare name
 	}
-	sites, err := chooseSites(a.cfg.View(), img.project, in.Sites)
+	var sites asked
+	which := in.Sites
+	if sites.wanted = which == wantedSites; sites.wanted {
+		which = allSites
+	}
+	sites.names, err = chooseSites(a.cfg.View(), img.project, which)
 	return img, sites, err
 }
 
@@ -138,14 +154,17 @@ func noSite(v *state.View, name string) error {
 	return rest.NotFound("there is no site %q; the sites are %s", name, strings.Join(names, ", "))
 }
 
-func (a *API) ask(ctx context.Context, img image, sites []string) (Where, error) {
+func (a *API) ask(ctx context.Context, img image, sites asked) (Where, error) {
 	w := Where{Image: img.String(), Repository: img.name(), Tag: img.tag, Digest: img.digest, Sites: []Presence{}}
-	if len(sites) == 0 {
+	if len(sites.names) == 0 {
 		return w, nil
 	}
-	ps, err := a.cfg.Placement.Presence(ctx, Question{PID: img.project.PID, Repository: img.repo, Digest: img.digest, Tag: img.tag, Sites: sites})
+	ps, err := a.cfg.Placement.Presence(ctx, Question{PID: img.project.PID, Repository: img.repo, Digest: img.digest, Tag: img.tag, Sites: sites.names})
 	if err != nil {
 		return w, err
+	}
+	if sites.wanted {
+		ps = slices.DeleteFunc(ps, func(p Presence) bool { return !p.Covered })
 	}
 	slices.SortFunc(ps, func(a, b Presence) int { return strings.Compare(a.Site, b.Site) })
 	w.Sites = append(w.Sites, ps...)
@@ -217,7 +236,7 @@ func (a *API) wait(ctx context.Context, in *waitIn) (*waitOut, error) {
 
 // askUntil is ask; if there is an answer already, a new one is worth no more
 // time than until end.
-func (a *API) askUntil(ctx context.Context, img image, sites []string, end time.Time, bounded bool) (Where, error) {
+func (a *API) askUntil(ctx context.Context, img image, sites asked, end time.Time, bounded bool) (Where, error) {
 	if bounded {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, end.Sub(a.cfg.Now()))
@@ -232,7 +251,8 @@ func (p Presence) Keeps() bool { return p.Complete && !p.Evictable }
 
 // judge says whether all sites are content, and which never will be.
 func judge(w Where) Wait {
-	out := Wait{Where: w, Done: true}
+	// Where nobody is to have it, it will never be.
+	out := Wait{Where: w, Done: len(w.Sites) > 0}
 	for _, p := range w.Sites {
 		out.Done = out.Done && p.Keeps()
 		if !p.Keeps() && !p.Covered {

@@ -48,6 +48,8 @@ func FuzzRequests(f *testing.F) {
 			return err
 		},
 		CheckRecovery: func(string) error { return nil },
+		CheckRule:     checkRule,
+		PreviewRule:   func(context.Context, PreviewQuestion) (Preview, error) { return Preview{}, nil },
 		Version:       "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
 	})
 	if err != nil {
@@ -76,6 +78,8 @@ func FuzzRequests(f *testing.F) {
 		{"GET", "/status", "", ""}, {"GET", "/sites", "", ""}, {"GET", "/sites/nyc", "", ""}, {"GET", "/sites/%00", "", ""}, {"GET", "/nodes", "x=%zz", ""},
 		{"GET", "/profile", "", ""}, {"GET", "/rules", "", ""}, {"POST", "/rules", "", `{"name":"all","projects":["prod"],"sites":["all"]}`},
 		{"POST", "/rules", "", `{"name":"x","projects":["["],"tags":["\\"],"sites":["mars"],"priority":99999999999}`},
+		{"POST", "/rules/preview", "", `{"name":"x","projects":["*"],"site_labels":"region in (eu)","copies":2,"windows":["daily 22:00-06:00 UTC"],"show":1}`},
+		{"POST", "/sites/fra/labels", "", `{"set":{"region":"eu"},"remove":["x"],"resource_version":1}`},
 		{"GET", "/rules/1", "", ""}, {"PUT", "/rules/all", "", `{"name":"all","projects":["**"],"sites":["fra"],"resource_version":1}`}, {"DELETE", "/rules/all", "", ""},
 		{"GET", "/tokens", "", ""}, {"POST", "/tokens", "", `{"site":"par","valid_for":"1h"}`}, {"POST", "/tokens/1/revoke", "", ""}, {"DELETE", "/tokens/999999999999999999999", "", ""},
 		{"GET", "/tags", "repository=prod/app&n=1&after=1.0", ""}, {"GET", "/tags", "repository=prod/app:x&n=0", ""}, {"DELETE", "/tags", "image=prod/app:1.0", ""},

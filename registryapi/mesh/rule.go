@@ -5,8 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-
-	"github.com/bmatcuk/doublestar/v4"
+	"strings"
 
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/consensus/state"
@@ -79,7 +78,7 @@ func (a *API) findRule(nameOrID string) (state.Rule, error) {
 }
 
 func (a *API) createRule(ctx context.Context, in *struct{ Body RuleRequest }) (*rest.Created[Rule], error) {
-	body, err := ruleCommand(in.Body)
+	body, err := a.ruleCommand(in.Body)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +98,7 @@ func (a *API) updateRule(ctx context.Context, in *ruleUpdateIn) (*rest.Object[Ru
 	if err != nil {
 		return nil, err
 	}
-	body, err := ruleCommand(in.Body)
+	body, err := a.ruleCommand(in.Body)
 	if err != nil {
 		return nil, err
 	}
@@ -119,18 +118,10 @@ func (a *API) updateRule(ctx context.Context, in *ruleUpdateIn) (*rest.Object[Ru
 
 // ruleCommand checks what only people can get wrong; the state machine checks
 // the rest against what there is.
-func ruleCommand(in RuleRequest) (*command.Rule, error) {
-	for _, list := range []struct {
-		what     string
-		patterns []string
-	}{{"project", in.Projects}, {"repository", in.Repositories}, {"tag", in.Tags}} {
-		for _, p := range list.patterns {
-			if p == "" || !doublestar.ValidatePattern(p) {
-				return nil, rest.Invalid("%q is not a %s pattern: use names with *, **, ?, [a-z] and {a,b}", p, list.what)
-			}
-		}
-	}
-	r := &command.Rule{Name: in.Name, Projects: in.Projects, Repositories: in.Repositories, Tags: in.Tags, Disabled: in.Disabled}
+func (a *API) ruleCommand(in RuleRequest) (*command.Rule, error) {
+	r := &command.Rule{Name: in.Name, Projects: in.Projects, Repositories: in.Repositories, Tags: in.Tags, Types: in.Types, Labels: in.Labels,
+		SiteLabels: in.SiteLabels, Copies: in.Copies, Priority: in.Priority, Windows: in.Windows, Bandwidth: in.Bandwidth,
+		FollowDeletions: in.FollowDeletions, Disabled: in.Disabled}
 	if slices.Contains(in.Sites, allSites) {
 		if len(in.Sites) > 1 {
 			return nil, rest.Invalid(`"all" stands for every site: give it alone, or names without it`)
@@ -139,12 +130,23 @@ func ruleCommand(in RuleRequest) (*command.Rule, error) {
 	} else {
 		r.Sites = in.Sites
 	}
+	if len(in.Sites) > 0 && in.SiteLabels != "" {
+		return nil, rest.Invalid("give the sites by name or by labels, not both: sites %s, labels %s", strings.Join(in.Sites, ","), in.SiteLabels)
+	}
+	var wrong []rest.Failure
+	for _, p := range a.cfg.CheckRule(state.RuleOf(r)) {
+		wrong = append(wrong, rest.Failure{Field: p.Field, Message: p.Message})
+	}
+	if len(wrong) > 0 {
+		return nil, rest.InvalidFields(wrong)
+	}
 	return r, nil
 }
 
 func (a *API) rule(r state.Rule) Rule {
-	out := Rule{ID: r.ID, Name: r.Name, Projects: list(r.Projects), Repositories: list(r.Repositories), Tags: list(r.Tags), Sites: list(r.Sites),
-		Disabled: r.Disabled, Version: r.Version, CreatedAt: r.CreatedAt}
+	out := Rule{ID: r.ID, Name: r.Name, Projects: list(r.Projects), Repositories: list(r.Repositories), Tags: list(r.Tags), Types: list(r.Types), Labels: list(r.Labels),
+		Sites: list(r.Sites), SiteLabels: r.SiteLabels, Copies: r.Copies, Priority: r.Priority, Windows: list(r.Windows), Bandwidth: r.Bandwidth,
+		FollowDeletions: r.FollowDeletions, Disabled: r.Disabled, Version: r.Version, CreatedAt: r.CreatedAt}
 	if r.AllSites {
 		out.Sites = []string{allSites}
 	}

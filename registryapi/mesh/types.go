@@ -78,7 +78,10 @@ type Site struct {
 	Draining  bool      `json:"draining" doc:"It asks to be left in peace"`
 	DrainedAt time.Time `json:"drained_at,omitzero" doc:"Since when"`
 	DrainedBy string    `json:"drained_by,omitempty"`
-	Nodes     []Node    `json:"nodes"`
+	// Labels choose sites for rules.
+	Labels map[string]string `json:"labels" doc:"By which rules choose sites"`
+	AwayAt time.Time         `json:"away_at,omitzero" doc:"Since when rules that want a number of copies do not count on it: nobody hears of it"`
+	Nodes  []Node            `json:"nodes"`
 	// RoundTrips are those that the site measured.
 	RoundTrips []RoundTrip `json:"round_trips" doc:"What it measured to the other sites, as far as the answering node knows"`
 	Version    uint64      `json:"resource_version" doc:"Goes up with every edit of the site and its nodes"`
@@ -121,16 +124,25 @@ type TokenRequest struct {
 
 // Rule says which artifacts must be at which sites.
 type Rule struct {
-	ID           int64     `json:"id"`
-	Name         string    `json:"name"`
-	Projects     []string  `json:"projects" doc:"Globs on the project's name"`
-	Repositories []string  `json:"repositories" doc:"Globs on the path below the project; none: all"`
-	Tags         []string  `json:"tags" doc:"Globs; none: everything, the untagged too"`
-	Sites        []string  `json:"sites" doc:"Names of sites, or all"`
-	Gone         []string  `json:"gone_sites,omitempty" doc:"Sites that it names and that are not there any more"`
-	Disabled     bool      `json:"disabled"`
-	Version      uint64    `json:"resource_version" doc:"Goes up with every edit"`
-	CreatedAt    time.Time `json:"created_at"`
+	ID           int64    `json:"id"`
+	Name         string   `json:"name"`
+	Projects     []string `json:"projects" doc:"Globs on the project's name"`
+	Repositories []string `json:"repositories" doc:"Globs on the path below the project; none: all"`
+	Tags         []string `json:"tags" doc:"Globs; none: everything, the untagged too"`
+	Types        []string `json:"types" doc:"Artifact types: globs, image or chart; none: all"`
+	Labels       []string `json:"labels" doc:"KEY or KEY=GLOB on the manifest's annotations, all of them; none: any"`
+	Sites        []string `json:"sites" doc:"Names of sites, or all; none: site_labels says which"`
+	SiteLabels   string   `json:"site_labels,omitempty" doc:"An expression on the sites' labels, as region in (eu,us),!gpu"`
+	Gone         []string `json:"gone_sites,omitempty" doc:"Sites that it names and that are not there any more"`
+	Copies       int      `json:"copies" doc:"At how many of the sites; 0: at all of them"`
+	Priority     int      `json:"priority" doc:"Of two artifacts that wait the one of the higher priority goes first"`
+	Windows      []string `json:"windows" doc:"When bytes may move, as Mon-Fri 22:00-06:00 Europe/Berlin; none: always"`
+	Bandwidth    uint64   `json:"bandwidth" doc:"Into each site, in bits per second; 0: no limit"`
+	// FollowDeletions and Disabled are as in the request.
+	FollowDeletions bool      `json:"follow_deletions" doc:"What was deleted, or lost the tag, is not kept at the sites"`
+	Disabled        bool      `json:"disabled"`
+	Version         uint64    `json:"resource_version" doc:"Goes up with every edit"`
+	CreatedAt       time.Time `json:"created_at"`
 }
 
 // RuleRequest makes or replaces a Rule.
@@ -139,9 +151,18 @@ type RuleRequest struct {
 	Projects     []string `json:"projects" minItems:"1" doc:"Globs on the project's name"`
 	Repositories []string `json:"repositories,omitempty" doc:"Globs on the path below the project; none: all"`
 	Tags         []string `json:"tags,omitempty" doc:"Globs; none: everything, the untagged too"`
-	Sites        []string `json:"sites" minItems:"1" doc:"Names of sites, or all"`
-	Disabled     bool     `json:"disabled,omitempty"`
-	IfVersion    uint64   `json:"resource_version,omitempty" doc:"Of a change: refuse with 409 if the rule has another version; 0: any"`
+	Types        []string `json:"types,omitempty" doc:"Artifact types: globs, image or chart; none: all"`
+	Labels       []string `json:"labels,omitempty" doc:"KEY or KEY=GLOB on the manifest's annotations, all of them; none: any"`
+	Sites        []string `json:"sites,omitempty" doc:"Names of sites, or all; or else site_labels"`
+	SiteLabels   string   `json:"site_labels,omitempty" maxLength:"1024" doc:"An expression on the sites' labels: key, !key, key=value, key!=value, key in (a,b), key notin (a,b), separated by commas"`
+	Copies       uint32   `json:"copies,omitempty" maximum:"1000" doc:"At how many of the sites; 0: at all of them"`
+	Priority     int32    `json:"priority,omitempty" minimum:"-1000" maximum:"1000" doc:"Of two artifacts that wait the one of the higher priority goes first"`
+	Windows      []string `json:"windows,omitempty" maxItems:"20" doc:"When bytes may move, as Mon-Fri 22:00-06:00 Europe/Berlin; none: always"`
+	Bandwidth    uint64   `json:"bandwidth,omitempty" doc:"Into each site, in bits per second; 0: no limit"`
+	// FollowDeletions is about what rules placed: home copies are the project's.
+	FollowDeletions bool   `json:"follow_deletions,omitempty" doc:"What was deleted, or lost the tag, is not kept at the sites"`
+	Disabled        bool   `json:"disabled,omitempty"`
+	IfVersion       uint64 `json:"resource_version,omitempty" doc:"Of a change: refuse with 409 if the rule has another version; 0: any"`
 }
 
 // Tag is a name for a manifest.
@@ -176,6 +197,7 @@ type Presence struct {
 	Evictable bool            `json:"evictable,omitempty" doc:"It holds some of it only because somebody pulled it there, and may drop that when room is needed"`
 	Complete  bool            `json:"complete" doc:"It durably holds all of them, and the tag gives the digest"`
 	Covered   bool            `json:"covered" doc:"A rule wants the artifact there, or it was pushed there"`
+	Spare     bool            `json:"spare,omitempty" doc:"A rule that wants a number of copies could have chosen the site, and chose others"`
 	Reason    string          `json:"reason,omitempty" doc:"Why the site's last attempt to get it ended early"`
 }
 

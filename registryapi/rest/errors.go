@@ -60,6 +60,8 @@ type Error struct {
 	Indeterminate bool
 	// RetryAfter says when it is worth trying again; 0: not said.
 	RetryAfter time.Duration
+	// Fields are answered in Message's place, one for each field that is wrong.
+	Fields []Failure
 }
 
 // Failure is the error body's entry, for the OpenAPI description and clients.
@@ -67,6 +69,8 @@ type Failure struct {
 	Code    string   `json:"code" doc:"Stable name of the failure" example:"NOT_FOUND"`
 	Message string   `json:"message" doc:"One sentence for people: what happened, to what, what to do"`
 	Sites   []string `json:"sites,omitempty" doc:"Sites that cannot be reached, where that is the reason"`
+	// Field names what of the request's body it is about.
+	Field string `json:"field,omitempty" doc:"The field of the request that is wrong"`
 	// Indeterminate says what a program must know before it repeats an edit.
 	Indeterminate bool `json:"indeterminate,omitempty" doc:"Whether the edit was made is not known: look before you repeat it"`
 }
@@ -96,6 +100,9 @@ func (e *Error) GetHeaders() http.Header {
 
 // MarshalJSON gives Harbor's form.
 func (e *Error) MarshalJSON() ([]byte, error) {
+	if len(e.Fields) > 0 {
+		return json.Marshal(Failures{Errors: e.Fields})
+	}
 	return json.Marshal(Failures{Errors: []Failure{{Code: e.Code, Message: e.Message, Sites: e.Sites, Indeterminate: e.Indeterminate}}})
 }
 
@@ -120,6 +127,18 @@ func Unauthorized(format string, args ...any) *Error {
 
 // Invalid answers that the request makes no sense.
 func Invalid(format string, args ...any) *Error { return fail(http.StatusBadRequest, format, args...) }
+
+// InvalidFields answers what is wrong with fields of the request, all at once.
+func InvalidFields(wrong []Failure) *Error {
+	e := fail(http.StatusBadRequest, "")
+	messages := make([]string, len(wrong))
+	for i := range wrong {
+		wrong[i].Code = e.Code
+		messages[i] = wrong[i].Message
+	}
+	e.Message, e.Fields = strings.Join(messages, "; "), wrong
+	return e
+}
 
 // Conflict answers that something else is in the way.
 func Conflict(format string, args ...any) *Error { return fail(http.StatusConflict, format, args...) }

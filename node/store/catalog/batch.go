@@ -144,6 +144,7 @@ type batch struct {
 	projects map[identity.ProjectID]change
 	feed     bool // the store's own feed grew
 	conflict bool // a conflict row was added
+	dropped  []Dropped
 }
 
 // change says how a batch changed a project.
@@ -285,6 +286,9 @@ func (b *batch) save(pid identity.ProjectID, k entryKey, old, new *entry) error 
 	}
 
 	if err := b.rederive(pid, k, old, new); err != nil {
+		return err
+	}
+	if err := b.noteDropped(pid, k, old, new); err != nil {
 		return err
 	}
 	b.touch(pid, change{})

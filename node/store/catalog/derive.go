@@ -7,6 +7,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog/internal/rowpb"
 )
 
 // Roles in tabTagOf: what a digest is to a tag.
@@ -118,19 +119,25 @@ func parseRefValue(b []byte) (kind byte, size int64, ok bool) {
 
 // infoFromEntry reads a live manifest's entry.
 func infoFromEntry(k entryKey, e *entry) (ManifestInfo, error) {
+	info, _, err := readManifest(k, e)
+	return info, err
+}
+
+// readManifest is infoFromEntry with all that the entry says.
+func readManifest(k entryKey, e *entry) (ManifestInfo, *rowpb.ManifestValue, error) {
 	w := e.winner()
 	if w == nil {
-		return ManifestInfo{}, ErrNotFound
+		return ManifestInfo{}, nil, ErrNotFound
 	}
 	v, err := decodeManifest(w.value)
 	if err != nil {
-		return ManifestInfo{}, err
+		return ManifestInfo{}, nil, err
 	}
 	subject, _ := parseDigest(v.Subject)
 	return ManifestInfo{
 		Repo: k.repo, Digest: k.digest(), MediaType: v.MediaType, Size: v.Size, Subject: subject, ArtifactType: v.ArtifactType,
 		Home: v.Home, Actor: w.actor, Dot: w.dot, At: stampTime(w.stamp),
-	}, nil
+	}, v, nil
 }
 
 func digestOrEmpty(raw []byte) digest.Digest {

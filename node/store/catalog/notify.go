@@ -14,6 +14,8 @@ type watcher struct {
 	commit func(identity.ProjectID)
 	local  func(identity.ProjectID)
 	feed   func()
+
+	dropped func([]Dropped)
 }
 
 // OnCommit has fn called after entries of a project changed, by writes here or
@@ -51,6 +53,7 @@ func (c *Catalog) notify(g *group) {
 		}
 		c.feedNew = c.feedNew || b.feed
 		c.conflict = c.conflict || b.conflict
+		c.dropped = append(c.dropped, b.dropped[:min(len(b.dropped), maxDropped-len(c.dropped))]...)
 	}
 	c.mu.Unlock()
 	c.poke()
@@ -71,9 +74,9 @@ func (c *Catalog) notifyLoop() {
 		case <-c.wake:
 		}
 		c.mu.Lock()
-		dirty, feed, conflict := c.dirty, c.feedNew, c.conflict
+		dirty, feed, conflict, dropped := c.dirty, c.feedNew, c.conflict, c.dropped
 		watchers := maps.Clone(c.watchers)
-		c.dirty, c.feedNew, c.conflict = map[identity.ProjectID]change{}, false, false
+		c.dirty, c.feedNew, c.conflict, c.dropped = map[identity.ProjectID]change{}, false, false, nil
 		c.mu.Unlock()
 		for w := range watchers {
 			for pid, ch := range dirty {
@@ -86,6 +89,9 @@ func (c *Catalog) notifyLoop() {
 			}
 			if w.feed != nil && feed {
 				w.feed()
+			}
+			if w.dropped != nil && len(dropped) > 0 {
+				w.dropped(dropped)
 			}
 		}
 		if conflict && c.onConflict != nil {

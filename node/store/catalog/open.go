@@ -122,6 +122,7 @@ type Catalog struct {
 	dirty    map[identity.ProjectID]change
 	feedNew  bool
 	conflict bool
+	dropped  []Dropped
 }
 
 // Open opens the catalogue in dir, or makes it. A directory that a newer

@@ -196,6 +196,9 @@ func (c *Client) failure(resp *http.Response, body []byte) error {
 	var f rest.Failures
 	if json.Unmarshal(body, &f) == nil && len(f.Errors) > 0 && f.Errors[0].Message != "" {
 		e.Code, e.Message, e.Sites = f.Errors[0].Code, f.Errors[0].Message, f.Errors[0].Sites
+		for _, more := range f.Errors[1:] {
+			e.Message += "; " + more.Message
+		}
 	} else {
 		e.Message = fmt.Sprintf("%s answered %s, not as a Portolan node does: check the server's address (--server)", c.server, resp.Status)
 	}

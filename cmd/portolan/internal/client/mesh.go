@@ -134,6 +134,27 @@ func (c *Client) CreateRule(ctx context.Context, r mesh.RuleRequest) (mesh.Rule,
 	return out, err
 }
 
+// UpdateRule replaces a replication rule.
+func (c *Client) UpdateRule(ctx context.Context, id int64, r mesh.RuleRequest) (mesh.Rule, error) {
+	var out mesh.Rule
+	_, err := c.do(ctx, http.MethodPut, mesh.Prefix+"/rules/"+strconv.FormatInt(id, 10), nil, r, &out)
+	return out, err
+}
+
+// PreviewRule says what a replication rule would move.
+func (c *Client) PreviewRule(ctx context.Context, r mesh.PreviewRequest) (mesh.Preview, error) {
+	var out mesh.Preview
+	_, err := c.do(ctx, http.MethodPost, mesh.Prefix+"/rules/preview", nil, r, &out)
+	return out, err
+}
+
+// LabelSite sets and takes away labels of a site.
+func (c *Client) LabelSite(ctx context.Context, name string, r mesh.LabelRequest) (mesh.Site, error) {
+	var out mesh.Site
+	_, err := c.do(ctx, http.MethodPost, mesh.Prefix+"/sites/"+url.PathEscape(name)+"/labels", nil, r, &out)
+	return out, err
+}
+
 // DeleteRule deletes a replication rule.
 func (c *Client) DeleteRule(ctx context.Context, name string) error {
 	_, err := c.do(ctx, http.MethodDelete, mesh.Prefix+"/rules/"+url.PathEscape(name), nil, nil, nil)
