@@ -58,7 +58,7 @@ func (n *node) flight(d digest.Digest) *flight {
 // holder is asked again. Invariant T6.
 func TestFetch_AHungReceiverHidesNoHolder(t *testing.T) {
 	l := newLab(t)
-	l.stall = time.Second
+	l.stall = 5 * time.Second
 	a, b := l.start(), l.start()
 	data := content(odd)
 	w := a.put(data)
@@ -66,7 +66,7 @@ func TestFetch_AHungReceiverHidesNoHolder(t *testing.T) {
 	g := newGate(4 * mib)
 	a.bend(&faulty{read: g.read})
 	hung := l.hung(w, a)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- b.swarm.Fetch(ctx, w) }()
@@ -105,7 +105,7 @@ func TestFetch_AStaleHintIsNotWaitedForEndlessly(t *testing.T) {
 	l.held(stale)
 	l.stall = 500 * time.Millisecond // of those that start from now on
 	c := l.start()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	err := c.swarm.Fetch(ctx, w)
 	var u *store.Unreachable
