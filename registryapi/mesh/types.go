@@ -81,7 +81,7 @@ type Site struct {
 	// Labels choose sites for rules.
 	Labels map[string]string `json:"labels" doc:"By which rules choose sites"`
 	AwayAt time.Time         `json:"away_at,omitzero" doc:"Since when rules that want a number of copies do not count on it: nobody hears of it"`
-	Nodes     []Node    `json:"nodes"`
+	Nodes  []Node            `json:"nodes"`
 	// RoundTrips are those that the site measured.
 	RoundTrips []RoundTrip `json:"round_trips" doc:"What it measured to the other sites, as far as the answering node knows"`
 	Version    uint64      `json:"resource_version" doc:"Goes up with every edit of the site and its nodes"`
@@ -124,20 +124,20 @@ type TokenRequest struct {
 
 // Rule says which artifacts must be at which sites.
 type Rule struct {
-	ID           int64     `json:"id"`
-	Name         string    `json:"name"`
-	Projects     []string  `json:"projects" doc:"Globs on the project's name"`
-	Repositories []string  `json:"repositories" doc:"Globs on the path below the project; none: all"`
-	Tags         []string  `json:"tags" doc:"Globs; none: everything, the untagged too"`
-	Types        []string  `json:"types" doc:"Artifact types: globs, image or chart; none: all"`
-	Labels       []string  `json:"labels" doc:"KEY or KEY=GLOB on the manifest's annotations, all of them; none: any"`
-	Sites        []string  `json:"sites" doc:"Names of sites, or all; none: site_labels says which"`
-	SiteLabels   string    `json:"site_labels,omitempty" doc:"An expression on the sites' labels, as region in (eu,us),!gpu"`
-	Gone         []string  `json:"gone_sites,omitempty" doc:"Sites that it names and that are not there any more"`
-	Copies       int       `json:"copies" doc:"At how many of the sites; 0: at all of them"`
-	Priority     int       `json:"priority" doc:"Of two artifacts that wait the one of the higher priority goes first"`
-	Windows      []string  `json:"windows" doc:"When bytes may move, as Mon-Fri 22:00-06:00 Europe/Berlin; none: always"`
-	Bandwidth    uint64    `json:"bandwidth" doc:"Into each site, in bits per second; 0: no limit"`
+	ID           int64    `json:"id"`
+	Name         string   `json:"name"`
+	Projects     []string `json:"projects" doc:"Globs on the project's name"`
+	Repositories []string `json:"repositories" doc:"Globs on the path below the project; none: all"`
+	Tags         []string `json:"tags" doc:"Globs; none: everything, the untagged too"`
+	Types        []string `json:"types" doc:"Artifact types: globs, image or chart; none: all"`
+	Labels       []string `json:"labels" doc:"KEY or KEY=GLOB on the manifest's annotations, all of them; none: any"`
+	Sites        []string `json:"sites" doc:"Names of sites, or all; none: site_labels says which"`
+	SiteLabels   string   `json:"site_labels,omitempty" doc:"An expression on the sites' labels, as region in (eu,us),!gpu"`
+	Gone         []string `json:"gone_sites,omitempty" doc:"Sites that it names and that are not there any more"`
+	Copies       int      `json:"copies" doc:"At how many of the sites; 0: at all of them"`
+	Priority     int      `json:"priority" doc:"Of two artifacts that wait the one of the higher priority goes first"`
+	Windows      []string `json:"windows" doc:"When bytes may move, as Mon-Fri 22:00-06:00 Europe/Berlin; none: always"`
+	Bandwidth    uint64   `json:"bandwidth" doc:"Into each site, in bits per second; 0: no limit"`
 	// FollowDeletions and Disabled are as in the request.
 	FollowDeletions bool      `json:"follow_deletions" doc:"What was deleted, or lost the tag, is not kept at the sites"`
 	Disabled        bool      `json:"disabled"`
