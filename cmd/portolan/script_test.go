@@ -142,7 +142,7 @@ func setup(env *testscript.Env) error {
 			return out
 		},
 		PreviewRule: preview,
-		Version:       "test", Now: time.Now, Logger: log, Poll: time.Millisecond,
+		Version:     "test", Now: time.Now, Logger: log, Poll: time.Millisecond,
 	})
 	if err != nil {
 		return err
