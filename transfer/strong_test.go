@@ -130,7 +130,7 @@ func (n *site) mode(pid identity.ProjectID) state.TagState {
 	return p.Tags
 }
 
-func settled(pid identity.ProjectID, mode state.TagMode, sites ...*site) func() bool {
+func switched(pid identity.ProjectID, mode state.TagMode, sites ...*site) func() bool {
 	return func() bool {
 		return !slices.ContainsFunc(sites, func(n *site) bool { return n.mode(pid).Switching() || n.mode(pid).Mode != mode })
 	}

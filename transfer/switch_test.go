@@ -64,7 +64,7 @@ func TestSwitch_DuringPushes(t *testing.T) {
 	}
 	for _, to := range []state.TagMode{state.StrongTags, state.EventualTags, state.StrongTags, state.EventualTags} {
 		b.switchTo(p.ID, command.TagMode(to), false)
-		eventually(t, "the switch to "+to.String()+" is done", settled(pid, to, b.nodes...))
+		eventually(t, "the switch to "+to.String()+" is done", switched(pid, to, b.nodes...))
 		begun := time.Now()
 		eventually(t, "pushes in the mode "+to.String(), func() bool {
 			for _, n := range b.nodes {
@@ -128,7 +128,7 @@ func TestSwitch_WaitsForASite_ForcedMakesItLate(t *testing.T) {
 	must(t, err)
 
 	b.switchTo(p.ID, command.TagMode_TAG_MODE_STRONG, true)
-	eventually(t, "the switch is done without it", settled(pid, state.StrongTags, fra, nyc))
+	eventually(t, "the switch is done without it", switched(pid, state.StrongTags, fra, nyc))
 	if got := fra.mode(pid).Late; !slices.Equal(got, []string{"sgp"}) {
 		t.Errorf("late: %v", got)
 	}
@@ -171,7 +171,7 @@ func TestSwitch_CalledOff(t *testing.T) {
 	must(t, err)
 	nyc.behind(false)
 	eventually(t, "all go on as before", func() bool {
-		return settled(pid, state.StrongTags, fra, nyc)() && nyc.tag(pid, "app", "1") == one && nyc.tag(pid, "app", "2") == two && equal(pid, fra, nyc)
+		return switched(pid, state.StrongTags, fra, nyc)() && nyc.tag(pid, "app", "1") == one && nyc.tag(pid, "app", "2") == two && equal(pid, fra, nyc)
 	})
 }
 
@@ -189,7 +189,7 @@ func TestSwitch_GoesOnWhenASiteIsRemoved(t *testing.T) {
 	b.switchTo(p.ID, command.TagMode_TAG_MODE_STRONG, false)
 	eventually(t, "sgp is waited for", func() bool { return len(fra.door.AskWaiting(t.Context(), pid)) == 1 })
 	b.propose(&command.NodeRemove{NodeId: sgp.id.ID[:], Lost: true})
-	eventually(t, "the switch ends without it", settled(pid, state.StrongTags, fra, nyc))
+	eventually(t, "the switch ends without it", switched(pid, state.StrongTags, fra, nyc))
 	if late := fra.mode(pid).Late; len(late) != 0 {
 		t.Errorf("late: %v", late)
 	}
@@ -217,7 +217,7 @@ func TestSwitch_TheCoordinatorDies(t *testing.T) {
 		_, _ = control{b.site("fra")}.Propose(t.Context(), "system", &command.TagsMode{Id: p.ID, Step: command.TagsMode_STEP_IMPORT, Index: index, NodeId: gone, First: true,
 			Tags: []*command.ImportedTag{{Repository: "app", Name: "none", Digest: digest.FromString("none").String()}}})
 	}
-	eventually(t, "another one ends it", settled(pid, state.StrongTags, b.nodes...))
+	eventually(t, "another one ends it", switched(pid, state.StrongTags, b.nodes...))
 	eventually(t, "with what the sites have", func() bool {
 		return b.site("sgp").tag(pid, "app", "4") != "" && b.site("sgp").tag(pid, "app", "none") == "" && equal(pid, b.nodes...)
 	})
@@ -240,7 +240,7 @@ func TestSwitch_ASiteThatLacksStrongWrites(t *testing.T) {
 	one.Tags = []string{"1"}
 	must(t, fra.doorWith(control{fra}, alone{}).Put(t.Context(), one, tags.Condition{}))
 	b.switchTo(id, command.TagMode_TAG_MODE_EVENTUAL, true)
-	eventually(t, "fra goes on alone", settled(pid, state.EventualTags, fra))
+	eventually(t, "fra goes on alone", switched(pid, state.EventualTags, fra))
 	nyc.behind(false)
 	nyc.open()
 	nyc.start() // it has the state now, and nothing of the tag
@@ -288,7 +288,7 @@ func TestSwitch_WaitsForWritesUnderWay(t *testing.T) {
 	b.switchTo(p.ID, command.TagMode_TAG_MODE_STRONG, false)
 	wg.Wait()
 	close(answers)
-	eventually(t, "the switch is done", settled(pid, state.StrongTags, fra))
+	eventually(t, "the switch is done", switched(pid, state.StrongTags, fra))
 	for a := range answers {
 		row, ok := fra.state.View().StrongTag(pid, "app", a.tag)
 		if !ok || row.Digest != a.d.String() {

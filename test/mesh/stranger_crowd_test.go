@@ -24,12 +24,12 @@ import (
 // crowdSize is how many connections come to a port.
 const crowdSize = 10_000
 
-// figures is what a node's process has at a time.
-type figures struct{ files, goroutines, memory float64 }
+// footprint is what a node's process has at a time.
+type footprint struct{ files, goroutines, memory float64 }
 
-func (m mesh) figures(t *testing.T, i int) figures {
+func (m mesh) figures(t *testing.T, i int) footprint {
 	t.Helper()
-	return figures{m.metric(t, i, "process_open_fds"), m.metric(t, i, "go_goroutines"), m.metric(t, i, "process_resident_memory_bytes")}
+	return footprint{m.metric(t, i, "process_open_fds"), m.metric(t, i, "go_goroutines"), m.metric(t, i, "process_resident_memory_bytes")}
 }
 
 // crowd is connections of strangers, from as many addresses as asked for.
