@@ -251,7 +251,7 @@ func (m mesh) lifeGoesOn(t *testing.T, name string) {
 
 // fallsBack waits until the node has no more files and goroutines than before,
 // and some: its own connections come and go.
-func (m mesh) fallsBack(t *testing.T, before figures) {
+func (m mesh) fallsBack(t *testing.T, before footprint) {
 	t.Helper()
 	http.DefaultClient.CloseIdleConnections()
 	cluster.Eventually(t, cluster.Patience, "the node is as before", func() error {
