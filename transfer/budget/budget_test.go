@@ -15,7 +15,7 @@ import (
 var far = identity.NodeID{1}
 
 // pour sends without end and counts; call it in a bubble.
-func pour(ctx context.Context, c Class, sent *[classes]atomic.Int64, send func(context.Context, Class, int) (int, error)) {
+func pour(ctx context.Context, c Class, sent *[Classes]atomic.Int64, send func(context.Context, Class, int) (int, error)) {
 	go func() {
 		for {
 			n, err := send(ctx, c, 64<<10)
@@ -44,7 +44,7 @@ func TestLink_KeepsItsRate(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			l := new(link)
 			l.set(mbit * bytesPerMbit)
-			var streams [30][classes]atomic.Int64
+			var streams [30][Classes]atomic.Int64
 			for i := range streams {
 				pour(ctx, Replication, &streams[i], func(ctx context.Context, c Class, n int) (int, error) {
 					n = l.least(n)
@@ -82,7 +82,7 @@ func TestLink_ChangesAtOnce(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		l := new(link)
 		l.set(1000 * bytesPerMbit)
-		var sent [classes]atomic.Int64
+		var sent [Classes]atomic.Int64
 		pour(ctx, Replication, &sent, func(ctx context.Context, c Class, n int) (int, error) {
 			n = l.least(n)
 			return n, l.wait(ctx, c, n)
@@ -113,12 +113,12 @@ func TestLink_ClientsFirstAndEachClassItsShare(t *testing.T) {
 		l := new(link)
 		const rate = 20 * bytesPerMbit
 		l.set(rate)
-		var sent [classes]atomic.Int64
+		var sent [Classes]atomic.Int64
 		take := func(ctx context.Context, c Class, n int) (int, error) {
 			n = l.least(n)
 			return n, l.wait(ctx, c, n)
 		}
-		for c := range classes {
+		for c := range Classes {
 			pour(ctx, c, &sent, take)
 		}
 		time.Sleep(30 * time.Second)
@@ -142,7 +142,7 @@ func TestLink_AClientNeverWaitsForABackfill(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		l := new(link)
 		l.set(20 * bytesPerMbit)
-		var sent [20][classes]atomic.Int64
+		var sent [20][Classes]atomic.Int64
 		for i := range sent {
 			pour(ctx, Replication, &sent[i], func(ctx context.Context, c Class, n int) (int, error) {
 				n = l.least(n)
@@ -195,7 +195,7 @@ func TestBudgets_LeaveOtherLinksAlone(t *testing.T) {
 		b.to["sgp"] = new(link)
 		b.to["sgp"].set(20 * bytesPerMbit)
 		ctx, cancel := context.WithCancel(t.Context())
-		var sent [classes]atomic.Int64
+		var sent [Classes]atomic.Int64
 		pour(ctx, Replication, &sent, func(ctx context.Context, c Class, n int) (int, error) { return b.Send(ctx, far, c, n) })
 		begun := time.Now()
 		for range 10_000 {

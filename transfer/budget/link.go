@@ -9,13 +9,14 @@ import (
 // Class is what bytes are for. Lower numbers go first.
 type Class uint8
 
-// The classes, as the swarm has them.
+// The classes, the first of which goes first. What the swarm moves today is for
+// clients and for rules; the numbers of the others are on the wire already.
 const (
 	Client Class = iota
 	Manifest
 	Replication
 	Scrub
-	classes
+	Classes // how many there are
 )
 
 const (
@@ -49,8 +50,8 @@ type link struct {
 	rate    float64 // bytes a second; 0: no cap
 	tokens  float64
 	at      time.Time // when tokens was right
-	waiting [classes][]*turn
-	credit  [classes]float64
+	waiting [Classes][]*turn
+	credit  [Classes]float64
 	timer   *time.Timer
 }
 
@@ -96,7 +97,7 @@ func (l *link) refill(now time.Time) {
 
 // wait returns when n bytes may go.
 func (l *link) wait(ctx context.Context, c Class, n int) error {
-	c = min(c, classes-1)
+	c = min(c, Classes-1)
 	l.mu.Lock()
 	if l.rate == 0 {
 		l.mu.Unlock()
@@ -163,7 +164,7 @@ func (l *link) grant() {
 // is owed its share.
 func (l *link) next() (Class, bool) {
 	first, ok := Class(0), false
-	for c := range classes {
+	for c := range Classes {
 		if len(l.waiting[c]) == 0 {
 			continue
 		}
@@ -178,7 +179,7 @@ func (l *link) next() (Class, bool) {
 
 // paid notes who got what, and what others are owed for it.
 func (l *link) paid(c Class, n float64) {
-	for o := range classes {
+	for o := range Classes {
 		switch {
 		case len(l.waiting[o]) == 0 && o != c:
 			l.credit[o] = 0

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/transfer/budget"
 )
 
 const (
@@ -37,6 +38,14 @@ const (
 	classReplication              // what rules and claims want here
 	classes
 )
+
+// onLink is how it stands in line at a capped link, where more classes meet.
+func (c class) onLink() budget.Class {
+	if c == classClient {
+		return budget.Client
+	}
+	return budget.Replication
+}
 
 func classOf(read bool) class {
 	if read {

@@ -230,7 +230,7 @@ func (s *server) send(st stream, head *Answer, list []byte) error {
 
 // sentAs is the class that a request names.
 func sentAs(class uint32) budget.Class {
-	if class == 0 || class > uint32(classes) {
+	if class == 0 || class > uint32(budget.Classes) {
 		return budget.Replication
 	}
 	return budget.Class(class - 1)

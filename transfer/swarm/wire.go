@@ -83,7 +83,7 @@ type session struct {
 	timed  func(time.Duration)      // told how long the first answer took when none was outstanding; may be nil
 	limit  time.Time                // of the head or piece that is read now
 	lastID uint64                   // of the asking goroutine
-	class  atomic.Uint32            // of the last request
+	class  atomic.Uint32            // budget.Class of the last request
 	pace   func(n int) (int, error) // waits until some of n bytes may be read; nil: all may be
 	head   *Answer                  // of the next answer, when it was read before the rest
 	used   time.Time                // when it was put back into the pool
@@ -111,7 +111,7 @@ func (s *session) answers() int {
 // ask sends a request for units, and for the record.
 func (s *session) ask(d digest.Digest, project identity.ProjectID, o order) error {
 	s.lastID++
-	s.class.Store(uint32(o.class))
+	s.class.Store(uint32(o.class.onLink()))
 	s.mu.Lock()
 	if len(s.pending) == 0 {
 		s.since = time.Now()
@@ -121,7 +121,7 @@ func (s *session) ask(d digest.Digest, project identity.ProjectID, o order) erro
 	s.mu.Unlock()
 	return peer.WriteMsg(s.st, &Request{
 		Id: s.lastID, Digest: d.String(), Project: project[:], UnlessGivenMs: uint32(o.unlessGiven / time.Millisecond),
-		WantRecord: o.record, FirstUnit: uint32(o.first), Units: uint32(o.n), Class: uint32(o.class) + 1,
+		WantRecord: o.record, FirstUnit: uint32(o.first), Units: uint32(o.n), Class: uint32(o.class.onLink()) + 1,
 	}, maxMessage)
 }
 
