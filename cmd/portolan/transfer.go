@@ -147,7 +147,7 @@ to, why the last attempt of each failed, and which nodes sent wrong bytes.`,
 				if err := a.show(t, func(w io.Writer) { showTransfers(w, t) }); err != nil || !watch {
 					return err
 				}
-				if err := pause(cmd.Context(), watchEvery); err != nil {
+				if pause(cmd.Context(), watchEvery) != nil {
 					return nil // the one who watches has seen enough
 				}
 			}

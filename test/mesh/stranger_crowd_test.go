@@ -241,7 +241,7 @@ func (m mesh) lifeGoesOn(t *testing.T, name string) {
 			for k := range m.Sites {
 				status, body, err := m.Get(t, i, fmt.Sprintf("/api/v2.0/projects/%s-%d", name, k))
 				if err != nil || status != http.StatusOK {
-					return fmt.Errorf("%d %s %v", status, body, err)
+					return fmt.Errorf("%d %s %s", status, body, fmt.Sprint(err))
 				}
 			}
 			return nil

@@ -23,7 +23,6 @@ type answer struct {
 	status int
 	body   string
 	digest string // of the manifest
-	header http.Header
 }
 
 // put pushes a small image by tag at site i, once: whatever is answered.
@@ -106,7 +105,7 @@ func TestStrong_RealMesh(t *testing.T) {
 	cluster.Eventually(t, cluster.Patience, "three sites vote", func() error {
 		var s struct{ Voters []string }
 		if err := json.Unmarshal([]byte(m.Must(t, 0, "status", "--json")), &s); err != nil || len(s.Voters) != 3 {
-			return fmt.Errorf("%v, %v", s.Voters, err)
+			return fmt.Errorf("%v vote, %s", s.Voters, fmt.Sprint(err))
 		}
 		return nil
 	})

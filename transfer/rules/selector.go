@@ -61,7 +61,7 @@ func cutCondition(s string) (part, rest string, found bool) {
 
 func parseCondition(s string) (condition, error) {
 	var c condition
-	value := ""
+	var value string
 	words := strings.Fields(strings.NewReplacer("(", " ( ", ")", " ) ", ",", " , ").Replace(s))
 	switch key, not := strings.CutPrefix(s, "!"); {
 	case not:
