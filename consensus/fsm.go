@@ -3,6 +3,7 @@ package consensus
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -17,6 +18,7 @@ type applied struct {
 	result command.Result
 	term   uint64 // of the entry
 	err    error
+	tell   *command.Envelope // what the log tells of it; nil: nothing
 }
 
 // fsm joins the state to raft. raft calls ApplyBatch, Snapshot and Restore from
@@ -24,6 +26,7 @@ type applied struct {
 type fsm struct {
 	state *state.State
 	mark  *marker
+	log   *slog.Logger // nil: nothing is told
 
 	once   sync.Once
 	halted chan struct{} // closed when the node must stop
@@ -56,7 +59,13 @@ func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 // become visible together, and the marker is written once for all of them.
 // Configurations come along; they are raft's own.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	before := f.state.View()
 	out, last := f.applyAll(logs)
+	for _, o := range out {
+		if a, ok := o.(applied); ok && a.tell != nil && f.log != nil {
+			tell(f.log, before, a.tell)
+		}
+	}
 	if last != nil {
 		f.mark.set(last.Index, last.Term)
 	}
@@ -101,7 +110,11 @@ func (f *fsm) apply(batch *state.Batch, l *raft.Log) applied {
 		f.halt(err)
 		return applied{err: err}
 	}
-	return applied{result: res, term: l.Term, err: err}
+	a := applied{result: res, term: l.Term, err: err}
+	if err == nil && isTold(env.GetType()) {
+		a.tell = &env
+	}
+	return a
 }
 
 // Snapshot implements raft.FSM. It only takes a pointer.

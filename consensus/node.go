@@ -172,6 +172,7 @@ func (n *Node) open() error {
 		return fmt.Errorf("consensus: %w", err)
 	}
 	n.fsm = newFSM(n.state, n.mark)
+	n.fsm.log = n.log
 	if err := replay(n.fsm, n.wal, snaps, n.mark); err != nil {
 		return err
 	}

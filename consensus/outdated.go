@@ -121,7 +121,14 @@ func (n *Node) awaitLeader(ctx context.Context, generation, follow []byte) (iden
 				strangers++
 				continue
 			}
-			if err != nil || (len(generation) > 0 && string(rep.GetGeneration()) != string(generation)) {
+			if err != nil {
+				continue
+			}
+			if len(generation) > 0 && string(rep.GetGeneration()) != string(generation) {
+				n.sayOnce("generation "+string(rep.GetGeneration()), func() {
+					n.log.Warn("this node waits for a leader of one raft generation, and another site answers in another: it has not come back yet itself, or the mesh was recovered once more, and then this node waits in vain: see consensus/RECOVERY.md",
+						"site", n.siteName(id), "waits_for", fmt.Sprintf("%x", generation), "answers_in", fmt.Sprintf("%x", rep.GetGeneration()))
+				})
 				continue
 			}
 			leader, err := identity.NodeIDFromBytes(rep.GetLeaderId())
