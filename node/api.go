@@ -34,7 +34,7 @@ func (n *node) api() (registryapi.Config, error) {
 	registry, err := v2.New(v2.Config{
 		View: n.view, Access: who, Store: n.store, Site: s.Site, Logger: log, Now: n.cfg.Now,
 		Source: source{n}, Claimer: claimer{n.reconciler}, Refresher: n.sync, Tags: tagger{n.tags}, Metrics: n.metrics,
-		Limits: v2.Limits{Stall: s.ClientTimeout}, Redirect: s.StoreRedirect, Closed: n.closed,
+		Limits: v2.Limits{Stall: s.ClientTimeout}, Redirect: s.StoreRedirect, Closed: n.closed, Pushing: n.reconciler.BeginPush,
 	})
 	if err != nil {
 		return none, err
@@ -212,6 +212,8 @@ func (n *node) lastCopies(ctx context.Context, q mesh.LastCopyQuestion) (mesh.La
 	switch {
 	case errors.As(err, &silent):
 		return mesh.LastCopies{}, &mesh.SilentSite{Site: silent.Site, Err: silent.Err}
+	case errors.As(err, new(*transfer.PushingError)):
+		return mesh.LastCopies{}, &mesh.PushingSite{Err: err}
 	case errors.Is(err, transfer.ErrCursor):
 		return mesh.LastCopies{}, mesh.ErrCursor
 	case err != nil:

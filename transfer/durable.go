@@ -38,6 +38,8 @@ const (
 type pushExchange interface {
 	OnKeep(fn func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []syncer.Piece) (kept []bool, reason string, err error))
 	Keep(ctx context.Context, node identity.NodeID, pid identity.ProjectID, repository string, want []syncer.Piece) (kept []bool, reason string, err error)
+	OnHold(fn func(ctx context.Context) (underWay int))
+	Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID) (underWay int, err error)
 	Covers(ctx context.Context, node identity.NodeID, pid identity.ProjectID, dot catalog.Dot) (bool, error)
 }
 

@@ -81,6 +81,17 @@ func (e *SilentError) Error() string {
 // Unwrap gives why.
 func (e *SilentError) Unwrap() error { return e.Err }
 
+// PushingError says that pushes that began before are still under way at the
+// leaving site, which takes no new ones.
+type PushingError struct {
+	Site     string
+	UnderWay int
+}
+
+func (e *PushingError) Error() string {
+	return fmt.Sprintf("%d pushes to site %s are not done yet, and it takes no new ones: repeat this in a moment", e.UnderWay, e.Site)
+}
+
 // leaveCursor is where a walk over projects, repositories and manifests is.
 type leaveCursor struct {
 	Project    string        `json:"p"`
@@ -119,11 +130,13 @@ type leaving struct {
 	end   time.Time
 	out   LeaveAnswer
 	mu    sync.Mutex
+	held  bool            // the leaving site takes no pushes
 	quiet map[string]bool // sites that did not answer: they are not waited for again
 }
 
 // LastCopies goes through all that the catalogue here knows, in parts, and asks
-// every other site for its durable word about what the leaving site holds. A
+// every other site for its durable word about what the leaving site holds. Until
+// some minutes after the last part the leaving site takes no pushes. A
 // copy that is only cached elsewhere does not count: it may go at any moment.
 // What no manifest names (uploads under way) is not content yet, and left out.
 func (r *Reconciler) LastCopies(ctx context.Context, q LeaveQuestion) (LeaveAnswer, error) {
@@ -153,6 +166,10 @@ func (r *Reconciler) LastCopies(ctx context.Context, q LeaveQuestion) (LeaveAnsw
 		if p.Name == at.Project {
 			from = at
 		}
+		// Before anything is looked at, and anew in each part.
+		if err := l.hold(ctx, p); err != nil {
+			return l.out, err
+		}
 		more, err := l.project(ctx, p, from)
 		if err != nil || more != nil {
 			if more != nil {
@@ -162,6 +179,25 @@ func (r *Reconciler) LastCopies(ctx context.Context, q LeaveQuestion) (LeaveAnsw
 		}
 	}
 	return l.out, nil
+}
+
+// hold has the leaving site take no pushes from now on, so that what is found
+// here is still true when the site is removed.
+func (l *leaving) hold(ctx context.Context, p state.Project) error {
+	if l.q.Lost || l.held {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askSiteWithin)
+	defer cancel()
+	n, err := l.r.cfg.Sync.Hold(ctx, l.node.ID, p.PID)
+	switch {
+	case err != nil:
+		return &SilentError{l.q.Site, err}
+	case n > 0:
+		return &PushingError{l.q.Site, n}
+	}
+	l.held = true
+	return nil
 }
 
 // project goes through one project; more is where it stopped, nil at its end.

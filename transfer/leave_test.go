@@ -214,3 +214,46 @@ func TestRemoved_StoreIsForgotten(t *testing.T) {
 		t.Errorf("stores that fra knows: %v", stores)
 	}
 }
+
+// TestLastCopies_HoldsPushes: what was found about the leaving site is still true
+// a moment later.
+func TestLastCopies_HoldsPushes(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc"})
+	fra, nyc := b.site("fra"), b.site("nyc")
+	prod := b.project("prod")
+	nyc.push(prod, "app", "1")
+	eventually(t, "the entry at fra", func() bool { return equal(prod, fra, nyc) })
+	begin := func(n *site) (end func()) {
+		t.Helper()
+		end, wait := n.rec.BeginPush()
+		if wait != 0 {
+			t.Fatalf("%s takes no pushes for %s", n.name, wait)
+		}
+		return end
+	}
+	for _, at := range []*site{fra, nyc} { // at another site, and at the leaving one itself
+		end := begin(nyc)
+		var busy *transfer.PushingError
+		if _, err := at.lastCopies(transfer.LeaveQuestion{Site: "nyc", For: time.Minute}); !errors.As(err, &busy) || busy.UnderWay != 1 {
+			t.Errorf("at %s, with a push under way: %v", at.name, err)
+		}
+		if end, wait := nyc.rec.BeginPush(); wait <= 0 {
+			end()
+			t.Errorf("nyc takes pushes while %s asks what it holds", at.name)
+		}
+		end()
+		got, err := at.lastCopies(transfer.LeaveQuestion{Site: "nyc", For: time.Minute})
+		must(t, err)
+		if len(got.Copies) != 1 {
+			t.Errorf("at %s: %+v", at.name, got)
+		}
+		begin(fra)()
+		nyc.ahead.Add(int64(5 * time.Minute)) // no removal came
+		begin(nyc)()
+	}
+	// Who is lost is not asked.
+	if _, err := fra.lastCopies(transfer.LeaveQuestion{Site: "nyc", Lost: true, For: time.Minute}); err != nil {
+		t.Error(err)
+	}
+	begin(nyc)()
+}

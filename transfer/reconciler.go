@@ -89,6 +89,7 @@ type Reconciler struct {
 	cat     *catalog.Catalog
 	queue   *queue
 	gate    *gate
+	pushes  pushGate
 	active  *semaphore.Weighted
 	metrics *metrics
 	unhook  []func()
@@ -134,6 +135,7 @@ func New(cfg Config) (*Reconciler, error) {
 	cfg.Sync.OnHolders(hurry)
 	cfg.Sync.OnExplain(r.explain)
 	cfg.Sync.OnKeep(r.keep)
+	cfg.Sync.OnHold(func(ctx context.Context) int { return r.pushes.hold(ctx, r.cfg.Now()) })
 	r.unhook = []func(){r.cat.OnLocalWrite(r.written), r.cat.OnFeed(func() { wake(r.feedNews) }), r.cat.OnDropped(r.dropped)}
 	return r, nil
 }

@@ -102,6 +102,15 @@ func (e *SilentSite) Error() string {
 // Unwrap gives why.
 func (e *SilentSite) Unwrap() error { return e.Err }
 
+// PushingSite is Config.LastCopies' answer while pushes that began before are
+// under way at the site; it takes no new ones. Its text says what to do.
+type PushingSite struct{ Err error }
+
+func (e *PushingSite) Error() string { return e.Err.Error() }
+
+// Unwrap gives why.
+func (e *PushingSite) Unwrap() error { return e.Err }
+
 // RemovalRequest removes a site or a node, in as many calls as it takes to look
 // for last copies.
 type RemovalRequest struct {
@@ -301,7 +310,10 @@ func (a *API) anyAlive(nodes []state.Node) bool {
 
 func (a *API) notJudged(s state.Site, err error) error {
 	var silent *SilentSite
+	var pushing *PushingSite
 	switch {
+	case errors.As(err, &pushing):
+		return &rest.Error{Status: http.StatusServiceUnavailable, Code: rest.CodeUnavailable, Sites: []string{s.Name}, RetryAfter: 5 * time.Second, Message: pushing.Error()}
 	case errors.As(err, &silent):
 		return &rest.Error{Status: http.StatusServiceUnavailable, Code: rest.CodeUnavailable, Sites: []string{s.Name}, RetryAfter: 5 * time.Second,
 			Message: silent.Error() + fmt.Sprintf(": bring it back, or, if it is gone for good: portolan site remove %s --lost", s.Name)}

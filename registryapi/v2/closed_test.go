@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -45,4 +46,39 @@ func TestClosed(t *testing.T) {
 	if e := s.do("stranger", "PUT", "/v2/prod/app/manifests/2", bytes.NewReader(m), "Content-Type", imageType).want(t, http.StatusForbidden); strings.Contains(string(e.body), "removed") {
 		t.Errorf("a stranger learns: %s", e.body)
 	}
+}
+
+// TestPushing: a site that is about to be removed takes no manifests, and says for
+// how long; what is under way is counted until its answer.
+func TestPushing(t *testing.T) {
+	var shut atomic.Bool
+	var underWay atomic.Int64
+	s := newSite(t, func(c *Config) {
+		c.Pushing = func() (func(), time.Duration) {
+			if shut.Load() {
+				return nil, 90 * time.Second
+			}
+			underWay.Add(1)
+			return func() { underWay.Add(-1) }, 0
+		}
+	})
+	config, layer := []byte("{}"), []byte("layer")
+	s.push("prod/app", config)
+	s.push("prod/app", layer)
+	m := image(config, layer)
+	put := func(tag string) exchange {
+		return s.do("dev", "PUT", "/v2/prod/app/manifests/"+tag, bytes.NewReader(m), "Content-Type", imageType)
+	}
+	put("1").want(t, http.StatusCreated)
+	s.do("dev", "PUT", "/v2/prod/app/manifests/2", strings.NewReader("no manifest"), "Content-Type", imageType).want(t, http.StatusBadRequest)
+	if n := underWay.Load(); n != 0 {
+		t.Errorf("%d pushes are said to be under way", n)
+	}
+	shut.Store(true)
+	e := put("2").want(t, http.StatusServiceUnavailable)
+	if e.Header.Get("Retry-After") != "90" || !strings.Contains(string(e.body), "push to another site") {
+		t.Errorf("%v %s", e.Header, e.body)
+	}
+	s.do("dev", "GET", "/v2/prod/app/manifests/1", nil).want(t, http.StatusOK)
+	s.do("admin", "DELETE", "/v2/prod/app/manifests/1", nil).want(t, http.StatusAccepted)
 }

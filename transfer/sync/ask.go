@@ -196,6 +196,8 @@ func (s *Sync) reply(ctx context.Context, from identity.NodeID, q *AskRequest) (
 		return s.replyReady(ctx, pid, q.Ready)
 	case *AskRequest_Keep:
 		return s.replyKeep(ctx, from, pid, q.Keep)
+	case *AskRequest_Hold:
+		return s.replyHold(ctx)
 	case *AskRequest_Cover:
 		return s.replyCover(ctx, from, pid, q.Cover)
 	case *AskRequest_Tag:

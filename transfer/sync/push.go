@@ -23,6 +23,7 @@ type Piece struct {
 // pushHooks answer the questions here.
 type pushHooks struct {
 	ready func(ctx context.Context, pid identity.ProjectID, index uint64) (bool, string)
+	hold  func(ctx context.Context) (underWay int)
 	keep  func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []Piece) (kept []bool, reason string, err error)
 }
 
@@ -36,6 +37,26 @@ func (s *Sync) OnReady(fn func(ctx context.Context, pid identity.ProjectID, inde
 // there. It answers within seconds. Call it before Run.
 func (s *Sync) OnKeep(fn func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []Piece) (kept []bool, reason string, err error)) {
 	s.pushes.keep = fn
+}
+
+// OnHold has fn called when another node wants this one to take no pushes for a
+// while; it returns how many did not end. Call it before Run.
+func (s *Sync) OnHold(fn func(ctx context.Context) (underWay int)) { s.pushes.hold = fn }
+
+// Hold asks a node to take no pushes for some minutes, and returns how many are
+// still under way there. The project is one that both sites may have: it holds
+// for all.
+func (s *Sync) Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID) (underWay int, err error) {
+	a, err := s.ask(ctx, node, &AskRequest{ProjectId: pid[:], Question: &AskRequest_Hold{Hold: &HoldRequest{}}})
+	return int(a.GetHold().GetUnderWay()), err
+}
+
+func (s *Sync) replyHold(ctx context.Context) (*AskResponse, error) {
+	out := &HoldResponse{}
+	if s.pushes.hold != nil {
+		out.UnderWay = uint32(s.pushes.hold(ctx))
+	}
+	return &AskResponse{Answer: &AskResponse_Hold{Hold: out}}, nil
 }
 
 // Ready is one node's answer about a switch.

@@ -1007,6 +1007,7 @@ type AskRequest struct {
 	//	*AskRequest_Ready
 	//	*AskRequest_Keep
 	//	*AskRequest_Cover
+	//	*AskRequest_Hold
 	Question      isAskRequest_Question `protobuf_oneof:"question"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1117,6 +1118,15 @@ func (x *AskRequest) GetCover() *CoverRequest {
 	return nil
 }
 
+func (x *AskRequest) GetHold() *HoldRequest {
+	if x != nil {
+		if x, ok := x.Question.(*AskRequest_Hold); ok {
+			return x.Hold
+		}
+	}
+	return nil
+}
+
 type isAskRequest_Question interface {
 	isAskRequest_Question()
 }
@@ -1145,6 +1155,10 @@ type AskRequest_Cover struct {
 	Cover *CoverRequest `protobuf:"bytes,43,opt,name=cover,proto3,oneof"`
 }
 
+type AskRequest_Hold struct {
+	Hold *HoldRequest `protobuf:"bytes,47,opt,name=hold,proto3,oneof"`
+}
+
 func (*AskRequest_Has) isAskRequest_Question() {}
 
 func (*AskRequest_Pin) isAskRequest_Question() {}
@@ -1156,6 +1170,8 @@ func (*AskRequest_Ready) isAskRequest_Question() {}
 func (*AskRequest_Keep) isAskRequest_Question() {}
 
 func (*AskRequest_Cover) isAskRequest_Question() {}
+
+func (*AskRequest_Hold) isAskRequest_Question() {}
 
 type AskResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1169,6 +1185,7 @@ type AskResponse struct {
 	//	*AskResponse_Ready
 	//	*AskResponse_Keep
 	//	*AskResponse_Cover
+	//	*AskResponse_Hold
 	Answer        isAskResponse_Answer `protobuf_oneof:"answer"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1281,6 +1298,15 @@ func (x *AskResponse) GetCover() *CoverResponse {
 	return nil
 }
 
+func (x *AskResponse) GetHold() *HoldResponse {
+	if x != nil {
+		if x, ok := x.Answer.(*AskResponse_Hold); ok {
+			return x.Hold
+		}
+	}
+	return nil
+}
+
 type isAskResponse_Answer interface {
 	isAskResponse_Answer()
 }
@@ -1313,6 +1339,10 @@ type AskResponse_Cover struct {
 	Cover *CoverResponse `protobuf:"bytes,43,opt,name=cover,proto3,oneof"`
 }
 
+type AskResponse_Hold struct {
+	Hold *HoldResponse `protobuf:"bytes,47,opt,name=hold,proto3,oneof"`
+}
+
 func (*AskResponse_Refusal) isAskResponse_Answer() {}
 
 func (*AskResponse_Has) isAskResponse_Answer() {}
@@ -1326,6 +1356,8 @@ func (*AskResponse_Ready) isAskResponse_Answer() {}
 func (*AskResponse_Keep) isAskResponse_Answer() {}
 
 func (*AskResponse_Cover) isAskResponse_Answer() {}
+
+func (*AskResponse_Hold) isAskResponse_Answer() {}
 
 // HasRequest asks which manifests (by entry and by content) and which blobs are
 // stored, durably, at the asked node.
@@ -2032,6 +2064,88 @@ func (x *Announcement) GetFeed() bool {
 	return false
 }
 
+// HoldRequest asks the node to take no pushes for some minutes, of any project,
+// while it is found out what only it holds.
+type HoldRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldRequest) Reset() {
+	*x = HoldRequest{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldRequest) ProtoMessage() {}
+
+func (x *HoldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
+func (*HoldRequest) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{28}
+}
+
+type HoldResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UnderWay      uint32                 `protobuf:"varint,1,opt,name=under_way,json=underWay,proto3" json:"under_way,omitempty"` // pushes that did not end within the wait
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldResponse) Reset() {
+	*x = HoldResponse{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldResponse) ProtoMessage() {}
+
+func (x *HoldResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
+func (*HoldResponse) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *HoldResponse) GetUnderWay() uint32 {
+	if x != nil {
+		return x.UnderWay
+	}
+	return 0
+}
+
 var File_transfer_sync_sync_proto protoreflect.FileDescriptor
 
 const file_transfer_sync_sync_proto_rawDesc = "" +
@@ -2103,7 +2217,7 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\arefusal\x18\x02 \x01(\v2\x19.portolan.sync.v1.RefusalR\arefusal\x125\n" +
 	"\aentries\x18\x03 \x03(\v2\x1b.portolan.sync.v1.FeedEntryR\aentries\x12\x14\n" +
 	"\x05reset\x18\x04 \x01(\bR\x05reset\x12\x12\n" +
-	"\x04last\x18\x05 \x01(\bR\x04last\"\xa1\x03\n" +
+	"\x04last\x18\x05 \x01(\bR\x04last\"\xd6\x03\n" +
 	"\n" +
 	"AskRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x12\x1d\n" +
@@ -2114,9 +2228,10 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x03tag\x18\x05 \x01(\v2\x1c.portolan.sync.v1.TagRequestH\x00R\x03tag\x126\n" +
 	"\x05ready\x18) \x01(\v2\x1e.portolan.sync.v1.ReadyRequestH\x00R\x05ready\x123\n" +
 	"\x04keep\x18* \x01(\v2\x1d.portolan.sync.v1.KeepRequestH\x00R\x04keep\x126\n" +
-	"\x05cover\x18+ \x01(\v2\x1e.portolan.sync.v1.CoverRequestH\x00R\x05coverB\n" +
+	"\x05cover\x18+ \x01(\v2\x1e.portolan.sync.v1.CoverRequestH\x00R\x05cover\x123\n" +
+	"\x04hold\x18/ \x01(\v2\x1d.portolan.sync.v1.HoldRequestH\x00R\x04holdB\n" +
 	"\n" +
-	"\bquestion\"\xbe\x03\n" +
+	"\bquestion\"\xf4\x03\n" +
 	"\vAskResponse\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x125\n" +
 	"\arefusal\x18\x02 \x01(\v2\x19.portolan.sync.v1.RefusalH\x00R\arefusal\x121\n" +
@@ -2125,7 +2240,8 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x03tag\x18\x05 \x01(\v2\x1d.portolan.sync.v1.TagResponseH\x00R\x03tag\x127\n" +
 	"\x05ready\x18) \x01(\v2\x1f.portolan.sync.v1.ReadyResponseH\x00R\x05ready\x124\n" +
 	"\x04keep\x18* \x01(\v2\x1e.portolan.sync.v1.KeepResponseH\x00R\x04keep\x127\n" +
-	"\x05cover\x18+ \x01(\v2\x1f.portolan.sync.v1.CoverResponseH\x00R\x05coverB\b\n" +
+	"\x05cover\x18+ \x01(\v2\x1f.portolan.sync.v1.CoverResponseH\x00R\x05cover\x124\n" +
+	"\x04hold\x18/ \x01(\v2\x1e.portolan.sync.v1.HoldResponseH\x00R\x04holdB\b\n" +
 	"\x06answer\"t\n" +
 	"\n" +
 	"HasRequest\x12\x1e\n" +
@@ -2176,7 +2292,10 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x06covers\x18\x01 \x01(\bR\x06covers\"P\n" +
 	"\fAnnouncement\x12,\n" +
 	"\x05heads\x18\x01 \x03(\v2\x16.portolan.sync.v1.HeadR\x05heads\x12\x12\n" +
-	"\x04feed\x18\x02 \x01(\bR\x04feed*E\n" +
+	"\x04feed\x18\x02 \x01(\bR\x04feed\"\r\n" +
+	"\vHoldRequest\"+\n" +
+	"\fHoldResponse\x12\x1b\n" +
+	"\tunder_way\x18\x01 \x01(\rR\bunderWay*E\n" +
 	"\aHolding\x12\x12\n" +
 	"\x0eHOLDING_ABSENT\x10\x00\x12\x12\n" +
 	"\x0eHOLDING_CACHED\x10\x01\x12\x12\n" +
@@ -2195,7 +2314,7 @@ func file_transfer_sync_sync_proto_rawDescGZIP() []byte {
 }
 
 var file_transfer_sync_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_transfer_sync_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_transfer_sync_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_transfer_sync_sync_proto_goTypes = []any{
 	(Holding)(0),              // 0: portolan.sync.v1.Holding
 	(Refusal_Code)(0),         // 1: portolan.sync.v1.Refusal.Code
@@ -2227,6 +2346,8 @@ var file_transfer_sync_sync_proto_goTypes = []any{
 	(*CoverRequest)(nil),      // 27: portolan.sync.v1.CoverRequest
 	(*CoverResponse)(nil),     // 28: portolan.sync.v1.CoverResponse
 	(*Announcement)(nil),      // 29: portolan.sync.v1.Announcement
+	(*HoldRequest)(nil),       // 30: portolan.sync.v1.HoldRequest
+	(*HoldResponse)(nil),      // 31: portolan.sync.v1.HoldResponse
 }
 var file_transfer_sync_sync_proto_depIdxs = []int32{
 	1,  // 0: portolan.sync.v1.Refusal.code:type_name -> portolan.sync.v1.Refusal.Code
@@ -2250,22 +2371,24 @@ var file_transfer_sync_sync_proto_depIdxs = []int32{
 	23, // 18: portolan.sync.v1.AskRequest.ready:type_name -> portolan.sync.v1.ReadyRequest
 	25, // 19: portolan.sync.v1.AskRequest.keep:type_name -> portolan.sync.v1.KeepRequest
 	27, // 20: portolan.sync.v1.AskRequest.cover:type_name -> portolan.sync.v1.CoverRequest
-	2,  // 21: portolan.sync.v1.AskResponse.hello:type_name -> portolan.sync.v1.Hello
-	3,  // 22: portolan.sync.v1.AskResponse.refusal:type_name -> portolan.sync.v1.Refusal
-	18, // 23: portolan.sync.v1.AskResponse.has:type_name -> portolan.sync.v1.HasResponse
-	20, // 24: portolan.sync.v1.AskResponse.pin:type_name -> portolan.sync.v1.PinResponse
-	22, // 25: portolan.sync.v1.AskResponse.tag:type_name -> portolan.sync.v1.TagResponse
-	24, // 26: portolan.sync.v1.AskResponse.ready:type_name -> portolan.sync.v1.ReadyResponse
-	26, // 27: portolan.sync.v1.AskResponse.keep:type_name -> portolan.sync.v1.KeepResponse
-	28, // 28: portolan.sync.v1.AskResponse.cover:type_name -> portolan.sync.v1.CoverResponse
-	0,  // 29: portolan.sync.v1.HasResponse.manifests:type_name -> portolan.sync.v1.Holding
-	0,  // 30: portolan.sync.v1.HasResponse.blobs:type_name -> portolan.sync.v1.Holding
-	7,  // 31: portolan.sync.v1.Announcement.heads:type_name -> portolan.sync.v1.Head
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	30, // 21: portolan.sync.v1.AskRequest.hold:type_name -> portolan.sync.v1.HoldRequest
+	2,  // 22: portolan.sync.v1.AskResponse.hello:type_name -> portolan.sync.v1.Hello
+	3,  // 23: portolan.sync.v1.AskResponse.refusal:type_name -> portolan.sync.v1.Refusal
+	18, // 24: portolan.sync.v1.AskResponse.has:type_name -> portolan.sync.v1.HasResponse
+	20, // 25: portolan.sync.v1.AskResponse.pin:type_name -> portolan.sync.v1.PinResponse
+	22, // 26: portolan.sync.v1.AskResponse.tag:type_name -> portolan.sync.v1.TagResponse
+	24, // 27: portolan.sync.v1.AskResponse.ready:type_name -> portolan.sync.v1.ReadyResponse
+	26, // 28: portolan.sync.v1.AskResponse.keep:type_name -> portolan.sync.v1.KeepResponse
+	28, // 29: portolan.sync.v1.AskResponse.cover:type_name -> portolan.sync.v1.CoverResponse
+	31, // 30: portolan.sync.v1.AskResponse.hold:type_name -> portolan.sync.v1.HoldResponse
+	0,  // 31: portolan.sync.v1.HasResponse.manifests:type_name -> portolan.sync.v1.Holding
+	0,  // 32: portolan.sync.v1.HasResponse.blobs:type_name -> portolan.sync.v1.Holding
+	7,  // 33: portolan.sync.v1.Announcement.heads:type_name -> portolan.sync.v1.Head
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_transfer_sync_sync_proto_init() }
@@ -2290,6 +2413,7 @@ func file_transfer_sync_sync_proto_init() {
 		(*AskRequest_Ready)(nil),
 		(*AskRequest_Keep)(nil),
 		(*AskRequest_Cover)(nil),
+		(*AskRequest_Hold)(nil),
 	}
 	file_transfer_sync_sync_proto_msgTypes[14].OneofWrappers = []any{
 		(*AskResponse_Refusal)(nil),
@@ -2299,6 +2423,7 @@ func file_transfer_sync_sync_proto_init() {
 		(*AskResponse_Ready)(nil),
 		(*AskResponse_Keep)(nil),
 		(*AskResponse_Cover)(nil),
+		(*AskResponse_Hold)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2306,7 +2431,7 @@ func file_transfer_sync_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transfer_sync_sync_proto_rawDesc), len(file_transfer_sync_sync_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
