@@ -89,6 +89,7 @@ type Reconciler struct {
 	cat     *catalog.Catalog
 	queue   *queue
 	gate    *gate
+	limits  limits
 	active  *semaphore.Weighted
 	metrics *metrics
 	unhook  []func()
@@ -150,6 +151,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	r.limits.follow(r.cfg.State)
 	r.followPause() // before the first attempt
 	wg.Go(func() { r.readInbox(ctx) })
 	wg.Go(func() { r.scan(ctx) })
@@ -163,6 +165,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	for {
 		changed := r.cfg.State.Changed()
 		r.followPause()
+		r.limits.follow(r.cfg.State)
 		known = r.followRules(known)
 		select {
 		case <-ctx.Done():
