@@ -90,6 +90,7 @@ type Reconciler struct {
 	queue   *queue
 	gate    *gate
 	pushes  pushGate
+	limits  limits
 	active  *semaphore.Weighted
 	metrics *metrics
 	unhook  []func()
@@ -152,6 +153,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	r.limits.follow(r.cfg.State)
 	r.followPause() // before the first attempt
 	wg.Go(func() { r.readInbox(ctx) })
 	wg.Go(func() { r.scan(ctx) })
@@ -165,6 +167,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	for {
 		changed := r.cfg.State.Changed()
 		r.followPause()
+		r.limits.follow(r.cfg.State)
 		known = r.followRules(known)
 		select {
 		case <-ctx.Done():

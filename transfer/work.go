@@ -99,7 +99,7 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 		if err != nil || demand.None() {
 			return err
 		}
-		open = func() error { return r.isOpen(t.key) }
+		open = func() (*swarm.Limit, error) { return r.isOpen(t.key) }
 	}
 	if t.kind == artifact {
 		within, stop, err := r.gate.pass(ctx)
@@ -171,26 +171,28 @@ func (r *Reconciler) demandNow(k key) (rules.Demand, error) {
 
 // isOpen says whether bytes may move for an artifact now: *shutError outside of
 // its rules' windows, errUnwanted if nobody wants it any more.
-func (r *Reconciler) isOpen(k key) error {
+// The limit is that of the rule whose bandwidth counts.
+func (r *Reconciler) isOpen(k key) (*swarm.Limit, error) {
 	d, err := r.demandNow(k)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if d.None() {
-		return errUnwanted
+		return nil, errUnwanted
 	}
-	if _, open, until := d.At(r.cfg.Now()); !open {
-		return &shutError{rules: d.Rules(), opens: until}
+	terms, open, until := d.At(r.cfg.Now())
+	if !open {
+		return nil, &shutError{rules: d.Rules(), opens: until}
 	}
-	return nil
+	return r.limits.of(terms, r.cfg.State), nil
 }
 
-func always() error { return nil }
+func always() (*swarm.Limit, error) { return nil, nil }
 
 // bring fetches and promises blobs. It does all that it can before it gives the
 // first error: what is here need not come again. Before each blob it asks whether
 // bytes may move: when a window closes, those under way come to their end.
-func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []content, open func() error) error {
+func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []content, open func() (*swarm.Limit, error)) error {
 	var (
 		wg     sync.WaitGroup
 		mu     sync.Mutex
@@ -217,14 +219,15 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 			note(err)
 			break
 		}
-		if err := open(); err != nil {
+		limit, err := open()
+		if err != nil {
 			r.active.Release(1)
 			wg.Wait()
 			return err
 		}
 		wg.Go(func() {
 			defer r.active.Release(1)
-			if err := r.fetch(ctx, t.pid, b, t.kind); err != nil {
+			if err := r.fetch(ctx, t.pid, b, t.kind, limit); err != nil {
 				note(err)
 			}
 		})
@@ -236,8 +239,8 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 	return first
 }
 
-func (r *Reconciler) fetch(ctx context.Context, pid identity.ProjectID, b content, k kind) error {
-	err := r.cfg.Swarm.Fetch(ctx, swarm.Want{Digest: b.digest, Size: b.size, PID: pid, Class: catalog.Placed})
+func (r *Reconciler) fetch(ctx context.Context, pid identity.ProjectID, b content, k kind, limit *swarm.Limit) error {
+	err := r.cfg.Swarm.Fetch(ctx, swarm.Want{Digest: b.digest, Size: b.size, PID: pid, Class: catalog.Placed, Limit: limit})
 	if errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("blob %s: no site in reach has it", b.digest)
 	}

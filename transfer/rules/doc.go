@@ -17,7 +17,7 @@
 //
 //	priority      10                      of two artifacts that wait, the higher goes first
 //	windows       Mon-Fri 22:00-06:00 Europe/Berlin
-//	bandwidth     20 Mbit/s               into each site
+//	bandwidth     20 Mbit/s               into each site, shared by all that comes for it
 //	follow deletions                      whether what was deleted goes there, too
 //	disabled                              a rule that wants nothing
 //
@@ -63,6 +63,12 @@
 // the wall of the zone shows a time in it: an hour that summer time skips is
 // skipped, an hour that comes twice counts twice. Outside of its windows a rule
 // goes on wanting what it wants: only bytes do not move for it.
+//
+// # Bandwidth
+//
+// A bandwidth holds what comes to a site for the rule, all of it together (see
+// transfer/swarm.Limit). A blob that a client reads meanwhile is not held. A
+// change holds for what is on its way, too.
 //
 // # Several rules
 //

@@ -70,6 +70,10 @@ type flight struct {
 	hurried           bool // urgent is closed
 	wants             []Want
 	class             catalog.Class
+	sharing           map[*Limit]int // of fetchers, nil: without one
+
+	limits    atomic.Pointer[[]*Limit] // of sharing; none: it is not held
+	relimited chan struct{}            // capacity 1: they changed
 
 	uplink  uint32        // what this node says that it can send to others
 	stirred chan struct{} // capacity 1: there is something for the flight's goroutine
@@ -105,6 +109,7 @@ type flight struct {
 	partial   *store.Partial           // the vessel, unless pass
 	last      time.Time                // when the last unit came
 	abandoned bool                     // remove what came
+	held      held
 
 	asking sync.WaitGroup // requests to holders
 	flying sync.WaitGroup // lanes
@@ -122,6 +127,7 @@ func newFlight(s *Swarm, w Want) *flight {
 		strikes: map[identity.NodeID]int{}, failed: map[identity.NodeID]bool{}, good: map[identity.NodeID]bool{},
 		stirred: make(chan struct{}, 1), whole: make(chan struct{}), uplink: s.uplink.share(),
 		lanes: map[identity.NodeID]*lane{}, told: map[identity.NodeID][]receiver{}, resting: map[identity.NodeID]time.Time{},
+		sharing: map[*Limit]int{}, relimited: make(chan struct{}, 1),
 		watches: map[identity.NodeID]identity.ProjectID{}, rumour: true, // some may watch this node already
 	}
 	f.ctx, f.cancel = context.WithCancel(s.ctx)
@@ -141,8 +147,10 @@ func (f *flight) joined(w Want, reader bool) {
 			f.hurried = true
 			close(f.urgent)
 		}
+		f.wakeLanes(nil) // they are held no more
 	} else {
 		f.fetchers++
+		f.shares(w.Limit, 1)
 	}
 	if f.class == 0 || w.Class == catalog.Placed {
 		f.class = w.Class
@@ -194,6 +202,7 @@ func (f *flight) run() {
 	f.flying.Wait()
 	f.mu.Lock()
 	f.over = true
+	f.letBack()
 	f.broadcast()
 	f.mu.Unlock()
 	if f.partial != nil {
@@ -263,14 +272,18 @@ func (f *flight) fly() error {
 			return err
 		}
 	}
+	if size := f.wanted()[0].Size; size > 0 {
+		f.setSize(size)
+	}
+	// Before its turn: what is held takes none from what is not.
+	if err := f.awaitOpening(); err != nil {
+		return err
+	}
 	if err := f.s.turn(f); err != nil {
 		return err
 	}
 	defer f.s.over()
 	f.begun = !f.pass && f.s.cfg.Store.FetchBegan(f.digest)
-	if size := f.wanted()[0].Size; size > 0 {
-		f.setSize(size)
-	}
 	stalled := false
 	for {
 		before := f.units()

@@ -168,9 +168,26 @@ func (l *lane) plan() (order, bool) {
 		f.s.pipes.forget(l.node, &l.waiter)
 		return order{}, false
 	}
+	now := time.Now()
+	limit := f.limit()
+	if limit != nil {
+		piece := max(1, min(unit, f.layout.size))
+		granted := f.granted(limit, piece, now)
+		if granted < piece {
+			// It waits for its own rate: nobody is silent, and it takes no place at
+			// the pipe from who could ask.
+			f.moved.Store(now.UnixNano())
+			f.s.pipes.forget(l.node, &l.waiter)
+			return order{}, false
+		}
+		// With a high rate more than a unit is there.
+		for ; granted < int64(min(most, f.sched.left))*piece && limit.more(piece, now); granted += piece {
+			f.held.left += piece
+		}
+		most = min(most, int(granted/piece))
+	}
 	c := classOf(f.reading.Load() > 0)
 	room := f.s.pipes.reserve(l.node, &l.waiter, c, unit, most)
-	now := time.Now()
 	if room == 0 {
 		// It waits for other blobs: as long as those come, that is no silence.
 		if f.s.pipes.crowded() || f.s.sessions.heardWithin(l.node, f.s.cfg.Stall) {
@@ -186,6 +203,9 @@ func (l *lane) plan() (order, bool) {
 		_, n := f.layout.span(i)
 		l.asked[i] = inRoom{c, n, now}
 		spare -= n // the last unit may be short
+		if limit != nil {
+			f.held.left -= n
+		}
 	}
 	f.s.pipes.release(l.node, c, spare, true)
 	return o, ok

@@ -119,6 +119,10 @@ type Want struct {
 	Size   int64              // as the manifest says; 0: not known
 	PID    identity.ProjectID // the project on whose behalf
 	Class  catalog.Class      // catalog.Placed or catalog.Cached
+	// Limit holds a Fetch back, together with all others that name it; nil: none
+	// does. One blob that several want comes at the widest of theirs, and unheld
+	// while a client reads it. OpenBlob looks not at it.
+	Limit *Limit
 }
 
 // Blob is a blob that is read: from the store or as it arrives.
@@ -238,6 +242,11 @@ func (s *Swarm) Fetch(ctx context.Context, w Want) error {
 		return err
 	}
 	defer s.leave(f, false)
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		f.shares(w.Limit, -1)
+	}()
 	select {
 	case <-f.done:
 		if f.err == nil && w.Class == catalog.Placed {
