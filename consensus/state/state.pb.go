@@ -1149,7 +1149,7 @@ type TagStateRow struct {
 	Base          uint64                 `protobuf:"varint,10,opt,name=base,proto3" json:"base,omitempty"`
 	Seq           uint64                 `protobuf:"varint,11,opt,name=seq,proto3" json:"seq,omitempty"`
 	Note          string                 `protobuf:"bytes,12,opt,name=note,proto3" json:"note,omitempty"`                                // why the last switch was called off
-	LateBefore    uint64                 `protobuf:"varint,13,opt,name=late_before,json=lateBefore,proto3" json:"late_before,omitempty"` // raft index of the end of a switch that did not wait for all
+	LateBefore    uint64                 `protobuf:"varint,13,opt,name=late_before,json=lateBefore,proto3" json:"late_before,omitempty"` // raft index of the end of a switch to strong, or of one that did not wait for all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

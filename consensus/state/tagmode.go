@@ -58,8 +58,8 @@ type TagState struct {
 	// Late are the sites that the last switch did not wait for: what they wrote may
 	// turn up at any time.
 	Late []string
-	// LateBefore: what the late sites wrote was allowed under rights of an earlier
-	// raft index; 0: nobody was late.
+	// LateBefore: what sites wrote before the last switch was allowed under rights of
+	// an earlier raft index; 0: there was none that needs it.
 	LateBefore uint64
 	// Base: tags of the project without a row were gone at this seq.
 	Base uint64
@@ -246,7 +246,9 @@ func (v *View) endSwitch(p Project, m *command.TagsMode) error {
 	}
 	p.Tags.Mode = p.Tags.To
 	p.Tags.Late, p.Tags.LateBefore = set(m.GetLate()), 0
-	if len(p.Tags.Late) > 0 {
+	if len(p.Tags.Late) > 0 || p.Tags.Mode == StrongTags {
+		// Also if all were waited for: a site may write the tags down before it has all
+		// that the importer had.
 		p.Tags.LateBefore = v.index
 	}
 	p.Tags.settled()

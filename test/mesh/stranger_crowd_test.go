@@ -3,6 +3,7 @@ package mesh
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -52,6 +53,9 @@ func (c *crowd) dial(ctx context.Context) error {
 	k := i % c.sources
 	from := net.IPv4(127, 1+byte(k>>16), byte(k>>8), 1+byte(k)%250) // all of 127/8 is this machine
 	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: from}, Timeout: cluster.Patience}).DialContext(ctx, "tcp", c.to)
+	if errors.Is(err, syscall.ECONNRESET) {
+		return nil // turned away before the dialler looked
+	}
 	if err != nil {
 		return err
 	}

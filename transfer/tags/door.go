@@ -105,7 +105,8 @@ func New(cfg Config) (*Door, error) {
 	}
 	d := &Door{cfg: cfg, log: cfg.Logger, cat: cfg.Catalog, projected: newProjected(), switching: newSwitches()}
 	cfg.Sync.OnReady(d.ready)
-	d.unhook = d.cat.OnCommit(d.committed)
+	commits, overruled := d.cat.OnCommit(d.committed), d.cat.OnOverruled(d.overruled)
+	d.unhook = func() { commits(); overruled() }
 	return d, nil
 }
 

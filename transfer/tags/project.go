@@ -33,12 +33,13 @@ type projected struct {
 	at    map[identity.ProjectID]uint64
 	dirty map[identity.ProjectID]bool
 	late  map[identity.ProjectID]time.Time // when late writers were last looked for
+	ruled map[identity.ProjectID]bool      // what sites wrote came beside what the state says
 	wake  chan struct{}                    // capacity 1
 }
 
 func newProjected() projected {
 	return projected{moved: make(chan struct{}), at: map[identity.ProjectID]uint64{}, dirty: map[identity.ProjectID]bool{},
-		late: map[identity.ProjectID]time.Time{}, wake: make(chan struct{}, 1)}
+		late: map[identity.ProjectID]time.Time{}, ruled: map[identity.ProjectID]bool{}, wake: make(chan struct{}, 1)}
 }
 
 // committed is called when entries of a project changed.
@@ -47,6 +48,21 @@ func (d *Door) committed(pid identity.ProjectID) {
 	_, ours := d.projected.at[pid]
 	if ours {
 		d.projected.dirty[pid] = true
+	}
+	d.projected.mu.Unlock()
+	if ours {
+		wake(d.projected.wake)
+	}
+}
+
+// overruled is called when what a site wrote before the mode came here after what
+// the state says: this site wrote that down before it had all entries, which an
+// importer elsewhere had. It must go here as it went there.
+func (d *Door) overruled(pid identity.ProjectID) {
+	d.projected.mu.Lock()
+	_, ours := d.projected.at[pid]
+	if ours {
+		d.projected.ruled[pid] = true
 	}
 	d.projected.mu.Unlock()
 	if ours {
@@ -139,6 +155,8 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 	at, known := d.projected.at[p.PID]
 	dirty := d.projected.dirty[p.PID]
 	delete(d.projected.dirty, p.PID)
+	ruled := d.projected.ruled[p.PID]
+	delete(d.projected.ruled, p.PID)
 	lookedAt := d.projected.late[p.PID]
 	d.projected.mu.Unlock()
 	if !known || dirty {
@@ -148,12 +166,12 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 		}
 	}
 	// Nobody is late to a project that leaves the mode: what comes then may be later.
-	late := p.Tags.LateBefore != 0 && !p.Tags.Switching() && (dirty || !known)
+	late := p.Tags.LateBefore != 0 && !p.Tags.Switching() && (!known || ruled || dirty && len(p.Tags.Late) > 0)
 	if late {
 		if wait := lookedAt.Add(lateEvery).Sub(d.cfg.Now()); wait > 0 && !lookedAt.IsZero() && at >= p.Tags.Base {
 			late, next = false, min(wait, lateEvery)
 			d.projected.mu.Lock()
-			d.projected.dirty[p.PID] = true
+			d.projected.ruled[p.PID] = true
 			d.projected.mu.Unlock()
 		}
 	}
@@ -169,6 +187,9 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 		err = d.write(ctx, p, rows, 0)
 	}
 	if err != nil {
+		d.projected.mu.Lock()
+		d.projected.ruled[p.PID] = ruled || d.projected.ruled[p.PID]
+		d.projected.mu.Unlock()
 		return 0, err
 	}
 	d.projected.mu.Lock()

@@ -148,7 +148,12 @@ type batch struct {
 }
 
 // change says how a batch changed a project.
-type change struct{ local bool }
+type change struct {
+	local     bool
+	overruled bool // see OnOverruled
+}
+
+func (c change) and(o change) change { return change{c.local || o.local, c.overruled || o.overruled} }
 
 func (c *Catalog) newBatch(txn *badger.Txn) *batch {
 	return &batch{reader: reader{txn}, c: c, at: map[string]int{}, projects: map[identity.ProjectID]change{}}
@@ -237,8 +242,7 @@ func (b *batch) setVector(tab byte, pid identity.ProjectID, d Dot) {
 }
 
 func (b *batch) touch(pid identity.ProjectID, ch change) {
-	old := b.projects[pid]
-	b.projects[pid] = change{local: old.local || ch.local}
+	b.projects[pid] = b.projects[pid].and(ch)
 }
 
 // save puts the new state of an entry in the place of the old one, with all that
@@ -246,6 +250,9 @@ func (b *batch) touch(pid identity.ProjectID, ch change) {
 // made here and merges both end here.
 func (b *batch) save(pid identity.ProjectID, k entryKey, old, new *entry) error {
 	suffix := k.suffix()
+	if k.kind == kindTag && new.overruled() {
+		b.touch(pid, change{overruled: true})
+	}
 	switch {
 	case new.live():
 		new.goneMs = 0

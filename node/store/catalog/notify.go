@@ -14,6 +14,7 @@ type watcher struct {
 	commit func(identity.ProjectID)
 	local  func(identity.ProjectID)
 	feed   func()
+	ruled  func(identity.ProjectID)
 
 	dropped func([]Dropped)
 }
@@ -27,6 +28,12 @@ func (c *Catalog) OnCommit(fn func(identity.ProjectID)) (cancel func()) {
 // OnLocalWrite is OnCommit for writes made here only: what peers can't have yet.
 func (c *Catalog) OnLocalWrite(fn func(identity.ProjectID)) (cancel func()) {
 	return c.watch(&watcher{local: fn})
+}
+
+// OnOverruled has fn called after a tag got siblings of sites although the control
+// state has spoken of it: who knows the state says whether they are newer.
+func (c *Catalog) OnOverruled(fn func(identity.ProjectID)) (cancel func()) {
+	return c.watch(&watcher{ruled: fn})
 }
 
 // OnFeed has fn called, coalesced, after this store's feed grew.
@@ -49,7 +56,7 @@ func (c *Catalog) notify(g *group) {
 	for _, b := range g.batches {
 		for pid, ch := range b.projects {
 			old := c.dirty[pid]
-			c.dirty[pid] = change{local: old.local || ch.local}
+			c.dirty[pid] = old.and(ch)
 		}
 		c.feedNew = c.feedNew || b.feed
 		c.conflict = c.conflict || b.conflict
@@ -85,6 +92,9 @@ func (c *Catalog) notifyLoop() {
 				}
 				if w.local != nil && ch.local {
 					w.local(pid)
+				}
+				if w.ruled != nil && ch.overruled {
+					w.ruled(pid)
 				}
 			}
 			if w.feed != nil && feed {

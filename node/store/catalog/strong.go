@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -148,6 +149,12 @@ func (e *entry) strong(t StrongTag, lateBefore uint64, now time.Time) (*entry, e
 	}
 	new.sort()
 	return new, nil
+}
+
+// overruled reports whether sites said something of a tag of which the control
+// state spoke, before it or after it.
+func (e *entry) overruled() bool {
+	return e.ctx[strongInc] > 0 && slices.ContainsFunc(e.sibs, func(s sibling) bool { return s.dot.Inc != strongInc })
 }
 
 // StrongSeen is how far this store has the strong tags of a project.
