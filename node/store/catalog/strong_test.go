@@ -215,3 +215,47 @@ func TestEachTag(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// TestStrong_OldEntriesThatComeAfterIt: a store that writes down the state's word
+// before it has all that was there before the mode is told when that comes, and
+// ends as the others do.
+func TestStrong_OldEntriesThatComeAfterIt(t *testing.T) {
+	a, b := openMemory(t, Options{}), openMemory(t, Options{})
+	pid, other := identity.NewProjectID(), identity.NewProjectID()
+	told := make(chan identity.ProjectID, 10)
+	defer b.OnOverruled(func(p identity.ProjectID) { told <- p })()
+	mustPut(t, a, put(other, "app", "one", "1")) // never strong
+	mustPull(t, b, a, other)
+	mustPut(t, a, put(pid, "app", "one", "1"))
+	var old []Page
+	if _, err := a.Delta(t.Context(), pid, nil, 1<<20, func(p Page) error { old = append(old, p); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	putStrong(t, a, pid, 0, 20, strongTag("1", "one", 20))
+	putStrong(t, b, pid, 0, 20, strongTag("1", "one", 20))
+	for _, p := range old {
+		if _, err := b.ApplyPage(t.Context(), pid, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case p := <-told:
+		if p != pid {
+			t.Fatalf("told of project %s, want %s", p, pid)
+		}
+	case <-t.Context().Done():
+		t.Fatal(t.Context().Err())
+	}
+	if n := len(mustEntry(t, b, pid, entryKey{kindTag, "app", "1"}).sibs); n != 2 {
+		t.Fatalf("%d siblings: the test proves nothing", n)
+	}
+	putStrong(t, b, pid, 100, 20, strongTag("1", "one", 20)) // lateBefore: of the switch's end
+	mustPull(t, b, a, pid)
+	for _, c := range []*Catalog{a, b} {
+		said(t, c, pid, "1", "one")
+		if n := len(mustEntry(t, c, pid, entryKey{kindTag, "app", "1"}).sibs); n != 1 {
+			t.Errorf("%d siblings", n)
+		}
+	}
+	audited(t, pid, a, b)
+}
