@@ -88,7 +88,8 @@ func (m *model) told(from int) (told, error) {
 }
 
 // dropListed does in the reference what a whole list does: what the sender has
-// seen and does not have is gone.
+// seen and does not have is gone. What comes with it comes at once: who lost is
+// the caller's question, after all of it.
 func (m *model) dropListed(to int, t told, of func(entryKey) bool) {
 	for k, h := range m.seen[to] {
 		if !of(k) {
@@ -100,7 +101,6 @@ func (m *model) dropListed(to int, t told, of func(entryKey) bool) {
 				h[e.dot.gone()] = &event{dot: e.dot.gone(), kills: map[Dot]bool{e.dot: true}}
 			}
 		}
-		m.expectConflicts(to, k)
 	}
 }
 
@@ -115,6 +115,8 @@ func (m *model) adoptListed(to int, t told) {
 				m.seen[to][k].learn(d, e)
 			}
 		}
+	}
+	for k := range m.seen[to] {
 		m.expectConflicts(to, k)
 	}
 }
