@@ -24,6 +24,7 @@ func (m *model) snapshot(from int, p Page) (lateDelivery, error) {
 				h[d] = e.within(a.e.ctx)
 			}
 		}
+		h.bury(m.seen[from][a.key].live())
 		out.keys, out.snap = append(out.keys, a.key), append(out.snap, h)
 	}
 	return out, nil
@@ -34,6 +35,7 @@ func (m *model) deliver(to int, x *Receiving, d lateDelivery) (a Applied, err er
 	if m.bad.dropUnseen {
 		d.page = m.overstate(d.page)
 	}
+	listed := x != nil && x.listed
 	if x != nil {
 		a, err = x.Page(m.ctx, d.page)
 	} else {
@@ -43,7 +45,16 @@ func (m *model) deliver(to int, x *Receiving, d lateDelivery) (a Applied, err er
 		return a, err
 	}
 	if x != nil && x.listed {
-		m.dropListed(to, m.teller, func(k entryKey) bool { return slices.Contains(d.keys, k) })
+		if !listed { // it is whole now, and was compared with what is here
+			m.compared = map[entryKey][]*event{}
+			for k, h := range m.seen[to] {
+				m.compared[k] = h.live()
+			}
+		}
+		// What another page brought since stays until the end, which it prevents.
+		m.dropListed(to, m.teller, func(k entryKey, e *event) bool {
+			return slices.Contains(d.keys, k) && slices.ContainsFunc(m.compared[k], func(o *event) bool { return o.dot == e.dot })
+		})
 	}
 	for i, k := range d.keys {
 		h := m.seen[to][k]
@@ -90,14 +101,11 @@ func (m *model) told(from int) (told, error) {
 // dropListed does in the reference what a whole list does: what the sender has
 // seen and does not have is gone. What comes with it comes at once: who lost is
 // the caller's question, after all of it.
-func (m *model) dropListed(to int, t told, of func(entryKey) bool) {
+func (m *model) dropListed(to int, t told, of func(entryKey, *event) bool) {
 	for k, h := range m.seen[to] {
-		if !of(k) {
-			continue
-		}
 		there := t.seen[k].live()
 		for _, e := range h.live() {
-			if t.vector.Covers(e.dot) && !slices.ContainsFunc(there, func(o *event) bool { return o.dot == e.dot }) {
+			if of(k, e) && t.vector.Covers(e.dot) && !slices.ContainsFunc(there, func(o *event) bool { return o.dot == e.dot }) {
 				h[e.dot.gone()] = &event{dot: e.dot.gone(), kills: map[Dot]bool{e.dot: true}}
 			}
 		}
@@ -265,7 +273,7 @@ func (m *model) adopt(to int, x *Receiving, noted Noted, t told) error {
 		return err
 	}
 	if listed {
-		m.dropListed(to, t, func(entryKey) bool { return true })
+		m.dropListed(to, t, func(entryKey, *event) bool { return true })
 		m.adoptListed(to, t)
 	}
 	return nil

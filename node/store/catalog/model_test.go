@@ -86,6 +86,15 @@ func (h history) live() []*event {
 	return out
 }
 
+// bury has nothing live but these: of what ended the others only a context is left.
+func (h history) bury(live []*event) {
+	for _, e := range h.live() {
+		if !slices.ContainsFunc(live, func(o *event) bool { return o.dot == e.dot }) {
+			h[e.dot.gone()] = &event{dot: e.dot.gone(), kills: map[Dot]bool{e.dot: true}}
+		}
+	}
+}
+
 func (h history) losing() []Dot {
 	live := h.live()
 	if len(live) < 2 {
@@ -136,6 +145,7 @@ type model struct {
 	cats     [modelNodes]*Catalog
 	clocks   [modelNodes]*clock
 	pid      identity.ProjectID
+	compared map[entryKey][]*event // siblings that the list of the exchange under way was compared with
 	seen     [modelNodes]map[entryKey]history
 	expect   [modelNodes]map[string]bool // conflict rows, by "repo tag dot"
 	late     []lateDelivery

@@ -288,6 +288,7 @@ func (m *model) dropVector(n int) error {
 		if err != nil {
 			return err
 		}
+		live := h.live()
 		for d := range h {
 			if !e.ctx.Covers(d.real()) {
 				delete(h, d)
@@ -295,6 +296,7 @@ func (m *model) dropVector(n int) error {
 				h[d] = h[d].within(e.ctx)
 			}
 		}
+		h.bury(live)
 	}
 	if err := m.compare(n); err != nil {
 		return err
