@@ -6,7 +6,6 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 
 	"github.com/hashicorp/raft"
 )
@@ -72,10 +71,6 @@ func (m *marker) set(index, term uint64) {
 
 func (m *marker) close() error { return m.f.Close() }
 
-// longReplay is how many entries leave garbage worth giving back at once: by
-// itself the runtime does so minutes later. It costs one collection.
-const longReplay = 10_000
-
 // replay brings the state machine to where it was: the newest snapshot that can
 // be read, and the entries of the log up to the marker. It runs before raft does.
 func replay(f *fsm, logs raft.LogStore, snaps raft.SnapshotStore, m *marker) error {
@@ -128,9 +123,6 @@ func replay(f *fsm, logs raft.LogStore, snaps raft.SnapshotStore, m *marker) err
 			return err
 		}
 		batch = batch[:0]
-	}
-	if index-from >= longReplay {
-		debug.FreeOSMemory()
 	}
 	return nil
 }

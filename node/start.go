@@ -254,5 +254,6 @@ func (n *node) startContent() error {
 	n.stages.start("reconciler", n.reconciler.Run)
 	n.stages.start("tags", n.tags.Run)
 	n.stages.start("cut-off of removed nodes", n.cutOff)
+	n.stages.start("memory of the start", giveBack(n.sync.FirstDone()))
 	return nil
 }
