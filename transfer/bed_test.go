@@ -51,7 +51,8 @@ type bed struct {
 	log   []*command.Envelope
 	nodes []*site
 	poll  time.Duration
-	deaf  bool // hints are lost
+	deaf  bool          // hints are lost
+	truth time.Duration // how often hints are compared; zero: as always
 
 	raft sync.Mutex // one command after the other
 
@@ -78,6 +79,7 @@ type site struct {
 	swarm  *swarm.Swarm
 	rec    *transfer.Reconciler
 	door   *tags.Door
+	home   *transfer.Residency
 	counts *prometheus.Registry // of the reconciler
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
@@ -199,7 +201,7 @@ func (n *site) open() {
 	n.port = n.host.Addr().(*net.TCPAddr).Port
 	n.sync, err = syncer.New(syncer.Config{
 		Self: n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.host,
-		Announcer: hear{n}, Poll: n.poll, Now: n.now, Logger: log,
+		Announcer: hear{n}, Poll: n.poll, Truth: n.truth, Now: n.now, Logger: log,
 	})
 	must(n.t, err)
 	n.swarm, err = swarm.New(swarm.Config{
@@ -217,6 +219,8 @@ func (n *site) open() {
 	})
 	must(n.t, err)
 	n.openDoor(log)
+	n.home = transfer.NewResidency(transfer.ResidencyConfig{Self: n.id.ID, Site: n.name, State: n.state, Store: n.store, Sync: n.sync, Control: control{n}, Copies: n.rec,
+		Settle: func() { n.door.Settle() }, Abandon: n.swarm.Abandon, Now: n.now, Logger: log})
 }
 
 // openDoor opens what sets tags.
@@ -233,7 +237,7 @@ func (n *site) now() time.Time { return time.Now().Add(n.clock + time.Duration(n
 func (n *site) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
-	for _, run := range []func(context.Context) error{n.sync.Run, n.swarm.Run, n.rec.Run, n.door.Run} {
+	for _, run := range []func(context.Context) error{n.sync.Run, n.swarm.Run, n.rec.Run, n.door.Run, n.home.Run} {
 		n.ended.Go(func() {
 			if err := run(ctx); err != nil {
 				n.t.Errorf("%s: %v", n.name, err)

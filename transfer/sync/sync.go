@@ -26,6 +26,9 @@ import (
 const (
 	// DefaultPoll is how often heads are compared when nothing hints at a need.
 	DefaultPoll = 6 * time.Second
+	// DefaultTruth is how often hints about a peer's blobs are compared with what it
+	// holds. Each side reads all of its rows about them then.
+	DefaultTruth = time.Hour
 	// pullProjectWithin bounds PullProject: a client's push waits for it.
 	pullProjectWithin = 2 * time.Second
 	// hungGrace is what a site gets of it that used all of it up the last time and
@@ -73,6 +76,9 @@ type Config struct {
 	Host  Host
 	// Announcer may be nil: then polls alone find what is new.
 	Announcer Announcer
+	// Truth is how often hints about a peer's blobs are compared with what it holds;
+	// zero: DefaultTruth.
+	Truth time.Duration
 	// Poll is how often heads are compared without a hint; zero: DefaultPoll.
 	Poll time.Duration
 	// Now is this node's clock.
@@ -96,6 +102,7 @@ type Sync struct {
 	projects  uint64                               // fingerprint of the projects that links know of
 	pulling   map[identity.ProjectID]chan struct{} // closed when the pull under way ends; see courtesy
 	anew      map[identity.ProjectID]time.Time     // pulled anew without a loss of its own; see stubborn
+	dropping  map[identity.ProjectID]bool          // see Drop
 	first     chan struct{}
 	firstDone bool
 	peersSet  bool // the control state names this node: the list of peers is whole
@@ -104,12 +111,14 @@ type Sync struct {
 	onHolders []func()
 	onApplied []func(identity.ProjectID, catalog.Applied)
 	onExplain func(identity.ProjectID, string, digest.Digest) string
+	onReason  func(identity.ProjectID) string
 	unhook    []func() // of the catalogue's callbacks
 	pushes    pushHooks
 
 	hints    hints
 	expected *expectations
 	asking   sharedAsks
+	sums     ownSums
 }
 
 // New makes a Sync; Run starts it.
@@ -123,12 +132,16 @@ func New(cfg Config) (*Sync, error) {
 	if cfg.Poll == 0 {
 		cfg.Poll = DefaultPoll
 	}
+	if cfg.Truth == 0 {
+		cfg.Truth = DefaultTruth
+	}
 	s := &Sync{
 		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(), poll: cfg.Poll,
 		links:    map[identity.NodeID]*link{},
 		parked:   map[identity.ProjectID]bool{},
 		pulling:  map[identity.ProjectID]chan struct{}{},
 		anew:     map[identity.ProjectID]time.Time{},
+		dropping: map[identity.ProjectID]bool{},
 		first:    make(chan struct{}),
 		expected: newExpectations(),
 	}
