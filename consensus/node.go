@@ -1,7 +1,6 @@
 package consensus
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -73,7 +72,7 @@ type Node struct {
 	outdated     atomic.Pointer[Outdated]
 	isOut        chan struct{} // closed once outdated is set
 	comingBack   atomic.Bool   // the raft directory was begun anew
-	follow       []byte        // whom to come back to; nil: anybody
+	returning    Returning     // what a directory that was begun anew knows from before
 
 	transferStuck atomic.Int64 // unix nanoseconds of the first refusal in a row; raft#696
 
@@ -149,6 +148,9 @@ func (n *Node) open() error {
 	walDir := filepath.Join(n.cfg.Dir, "wal")
 	if err := os.MkdirAll(walDir, 0o700); err != nil {
 		return fmt.Errorf("consensus: make directory: %w", err)
+	}
+	if err := removeUnfinished(n.cfg.Dir); err != nil {
+		return err
 	}
 	var err error
 	if n.mark, err = openMarker(n.cfg.Dir); err != nil {
@@ -468,43 +470,5 @@ func (n *Node) loadSeeds() error {
 	}
 	n.hear(s.GetNodes(), 0)
 	n.joined, n.seedGeneration = s.GetProfile(), s.GetGeneration()
-	return nil
-}
-
-// writeFile writes by rename. The fsyncs keep the promise that a joined node can
-// start again after a power cut.
-func writeFile(path string, b []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	if _, err = io.Copy(f, bytes.NewReader(b)); err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDirs(filepath.Dir(path))
-}
-
-// syncDirs makes the names in directories durable.
-func syncDirs(dirs ...string) error {
-	for _, dir := range dirs {
-		d, err := os.Open(dir)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(d.Sync(), d.Close()); err != nil {
-			return fmt.Errorf("sync %s: %w", dir, err)
-		}
-	}
 	return nil
 }

@@ -311,6 +311,40 @@ func TestLock(t *testing.T) {
 	_ = l.Close()
 }
 
+// TestLock_TakesUnfinishedWritesAway: the key that a killed process was about to
+// name does not lie about; what has another name stays, and whoever does not get
+// the lock touches nothing.
+func TestLock_TakesUnfinishedWritesAway(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	key, settings, kept := write("identity.key.tmp-123"), write(SettingsName+".tmp-4"), write("admin-password")
+	l, err := Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{key: false, settings: false, kept: true} {
+		if _, err := os.Stat(path); (err == nil) != want {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	under := write("format.tmp-5") // being written by who holds it
+	if _, err := Lock(dir); err == nil {
+		t.Fatal("two hold it")
+	}
+	if _, err := os.Stat(under); err != nil {
+		t.Error(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestOptions_AreDocumented(t *testing.T) {
 	fs := pflag.NewFlagSet("serve", pflag.ContinueOnError)
 	AddFlags(fs)
