@@ -824,6 +824,7 @@ type PingReply struct {
 	MeshId         []byte                 `protobuf:"bytes,8,opt,name=mesh_id,json=meshId,proto3" json:"mesh_id,omitempty"`
 	Generation     []byte                 `protobuf:"bytes,9,opt,name=generation,proto3" json:"generation,omitempty"`
 	Nodes          []*command.Node        `protobuf:"bytes,10,rep,name=nodes,proto3" json:"nodes,omitempty"`                                          // if the caller is behind
+	Ended          [][]byte               `protobuf:"bytes,11,rep,name=ended,proto3" json:"ended,omitempty"`                                          // generations that recoveries ended, oldest first
 	Trips          []*Trip                `protobuf:"bytes,20,rep,name=trips,proto3" json:"trips,omitempty"`                                          // if the caller asked for them
 	GossipRevision uint64                 `protobuf:"varint,27,opt,name=gossip_revision,json=gossipRevision,proto3" json:"gossip_revision,omitempty"` // of the gossip keys that the node uses
 	unknownFields  protoimpl.UnknownFields
@@ -926,6 +927,13 @@ func (x *PingReply) GetGeneration() []byte {
 func (x *PingReply) GetNodes() []*command.Node {
 	if x != nil {
 		return x.Nodes
+	}
+	return nil
+}
+
+func (x *PingReply) GetEnded() [][]byte {
+	if x != nil {
+		return x.Ended
 	}
 	return nil
 }
@@ -1538,6 +1546,7 @@ type Outdated struct {
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`         // for people
 	Generation    []byte                 `protobuf:"bytes,2,opt,name=generation,proto3" json:"generation,omitempty"` // the one to come back to
 	Follow        []byte                 `protobuf:"bytes,3,opt,name=follow,proto3" json:"follow,omitempty"`         // the node to ask; empty: any
+	Voters        [][]byte               `protobuf:"bytes,4,rep,name=voters,proto3" json:"voters,omitempty"`         // whose word counts, by this node's own log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1593,11 +1602,19 @@ func (x *Outdated) GetFollow() []byte {
 	return nil
 }
 
+func (x *Outdated) GetVoters() [][]byte {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
 // Returning is the file `returning` in a raft directory that was begun anew,
 // until a leader has taken the node back.
 type Returning struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Follow        []byte                 `protobuf:"bytes,1,opt,name=follow,proto3" json:"follow,omitempty"`
+	Before        []*Before              `protobuf:"bytes,2,rep,name=before,proto3" json:"before,omitempty"` // the members that the directory before knew
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1637,6 +1654,73 @@ func (x *Returning) GetFollow() []byte {
 		return x.Follow
 	}
 	return nil
+}
+
+func (x *Returning) GetBefore() []*Before {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+type Before struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Site          string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	Voter         bool                   `protobuf:"varint,3,opt,name=voter,proto3" json:"voter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Before) Reset() {
+	*x = Before{}
+	mi := &file_consensus_control_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Before) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Before) ProtoMessage() {}
+
+func (x *Before) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_control_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Before.ProtoReflect.Descriptor instead.
+func (*Before) Descriptor() ([]byte, []int) {
+	return file_consensus_control_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Before) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *Before) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *Before) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
 }
 
 var File_consensus_control_proto protoreflect.FileDescriptor
@@ -1697,7 +1781,7 @@ const file_consensus_control_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12-\n" +
 	"\x04self\x18\x02 \x01(\v2\x19.portolan.command.v1.NodeR\x04self\x12\x14\n" +
 	"\x05trips\x18\x14 \x01(\bR\x05trips\x12G\n" +
-	"\facknowledged\x18  \x03(\v2#.portolan.consensus.v1.AcknowledgedR\facknowledged\"\xa0\x03\n" +
+	"\facknowledged\x18  \x03(\v2#.portolan.consensus.v1.AcknowledgedR\facknowledged\"\xb6\x03\n" +
 	"\tPingReply\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1d\n" +
 	"\n" +
@@ -1712,7 +1796,8 @@ const file_consensus_control_proto_rawDesc = "" +
 	"generation\x18\t \x01(\fR\n" +
 	"generation\x12/\n" +
 	"\x05nodes\x18\n" +
-	" \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes\x121\n" +
+	" \x03(\v2\x19.portolan.command.v1.NodeR\x05nodes\x12\x14\n" +
+	"\x05ended\x18\v \x03(\fR\x05ended\x121\n" +
 	"\x05trips\x18\x14 \x03(\v2\x1b.portolan.consensus.v1.TripR\x05trips\x12'\n" +
 	"\x0fgossip_revision\x18\x1b \x01(\x04R\x0egossipRevision\"C\n" +
 	"\x04Trip\x12\x17\n" +
@@ -1761,15 +1846,21 @@ const file_consensus_control_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x01 \x01(\fR\n" +
 	"generation\x12G\n" +
-	"\facknowledged\x18\x02 \x03(\v2#.portolan.consensus.v1.AcknowledgedR\facknowledged\"Z\n" +
+	"\facknowledged\x18\x02 \x03(\v2#.portolan.consensus.v1.AcknowledgedR\facknowledged\"r\n" +
 	"\bOutdated\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\fR\n" +
 	"generation\x12\x16\n" +
-	"\x06follow\x18\x03 \x01(\fR\x06follow\"#\n" +
+	"\x06follow\x18\x03 \x01(\fR\x06follow\x12\x16\n" +
+	"\x06voters\x18\x04 \x03(\fR\x06voters\"Z\n" +
 	"\tReturning\x12\x16\n" +
-	"\x06follow\x18\x01 \x01(\fR\x06follow2\x82\x04\n" +
+	"\x06follow\x18\x01 \x01(\fR\x06follow\x125\n" +
+	"\x06before\x18\x02 \x03(\v2\x1d.portolan.consensus.v1.BeforeR\x06before\"K\n" +
+	"\x06Before\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12\x14\n" +
+	"\x05voter\x18\x03 \x01(\bR\x05voter2\x82\x04\n" +
 	"\aControl\x12U\n" +
 	"\aPropose\x12%.portolan.consensus.v1.ProposeRequest\x1a#.portolan.consensus.v1.ProposeReply\x12L\n" +
 	"\x04Join\x12\".portolan.consensus.v1.JoinRequest\x1a .portolan.consensus.v1.JoinReply\x12L\n" +
@@ -1790,7 +1881,7 @@ func file_consensus_control_proto_rawDescGZIP() []byte {
 	return file_consensus_control_proto_rawDescData
 }
 
-var file_consensus_control_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_consensus_control_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_consensus_control_proto_goTypes = []any{
 	(*ProposeRequest)(nil),   // 0: portolan.consensus.v1.ProposeRequest
 	(*ProposeReply)(nil),     // 1: portolan.consensus.v1.ProposeReply
@@ -1818,40 +1909,42 @@ var file_consensus_control_proto_goTypes = []any{
 	(*Memory)(nil),           // 23: portolan.consensus.v1.Memory
 	(*Outdated)(nil),         // 24: portolan.consensus.v1.Outdated
 	(*Returning)(nil),        // 25: portolan.consensus.v1.Returning
-	(*command.Envelope)(nil), // 26: portolan.command.v1.Envelope
-	(*command.Node)(nil),     // 27: portolan.command.v1.Node
+	(*Before)(nil),           // 26: portolan.consensus.v1.Before
+	(*command.Envelope)(nil), // 27: portolan.command.v1.Envelope
+	(*command.Node)(nil),     // 28: portolan.command.v1.Node
 }
 var file_consensus_control_proto_depIdxs = []int32{
-	26, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
-	27, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
-	27, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
-	27, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
+	27, // 0: portolan.consensus.v1.ProposeRequest.envelope:type_name -> portolan.command.v1.Envelope
+	28, // 1: portolan.consensus.v1.JoinRequest.node:type_name -> portolan.command.v1.Node
+	28, // 2: portolan.consensus.v1.JoinReply.nodes:type_name -> portolan.command.v1.Node
+	28, // 3: portolan.consensus.v1.PingRequest.self:type_name -> portolan.command.v1.Node
 	19, // 4: portolan.consensus.v1.PingRequest.acknowledged:type_name -> portolan.consensus.v1.Acknowledged
-	27, // 5: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
+	28, // 5: portolan.consensus.v1.PingReply.nodes:type_name -> portolan.command.v1.Node
 	14, // 6: portolan.consensus.v1.PingReply.trips:type_name -> portolan.consensus.v1.Trip
 	16, // 7: portolan.consensus.v1.TokenBody.addresses:type_name -> portolan.consensus.v1.TokenAddress
-	27, // 8: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
+	28, // 8: portolan.consensus.v1.Seeds.nodes:type_name -> portolan.command.v1.Node
 	18, // 9: portolan.consensus.v1.Acknowledged.last:type_name -> portolan.consensus.v1.Position
 	18, // 10: portolan.consensus.v1.Greeting.last:type_name -> portolan.consensus.v1.Position
 	18, // 11: portolan.consensus.v1.Greeting.remembered:type_name -> portolan.consensus.v1.Position
 	19, // 12: portolan.consensus.v1.Memory.acknowledged:type_name -> portolan.consensus.v1.Acknowledged
-	0,  // 13: portolan.consensus.v1.Control.Propose:input_type -> portolan.consensus.v1.ProposeRequest
-	10, // 14: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
-	12, // 15: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
-	2,  // 16: portolan.consensus.v1.Control.Committed:input_type -> portolan.consensus.v1.CommitNotice
-	4,  // 17: portolan.consensus.v1.Control.Barrier:input_type -> portolan.consensus.v1.BarrierRequest
-	21, // 18: portolan.consensus.v1.Control.Return:input_type -> portolan.consensus.v1.ReturnRequest
-	1,  // 19: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
-	11, // 20: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
-	13, // 21: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
-	3,  // 22: portolan.consensus.v1.Control.Committed:output_type -> portolan.consensus.v1.CommittedReply
-	5,  // 23: portolan.consensus.v1.Control.Barrier:output_type -> portolan.consensus.v1.BarrierReply
-	22, // 24: portolan.consensus.v1.Control.Return:output_type -> portolan.consensus.v1.ReturnReply
-	19, // [19:25] is the sub-list for method output_type
-	13, // [13:19] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	26, // 13: portolan.consensus.v1.Returning.before:type_name -> portolan.consensus.v1.Before
+	0,  // 14: portolan.consensus.v1.Control.Propose:input_type -> portolan.consensus.v1.ProposeRequest
+	10, // 15: portolan.consensus.v1.Control.Join:input_type -> portolan.consensus.v1.JoinRequest
+	12, // 16: portolan.consensus.v1.Control.Ping:input_type -> portolan.consensus.v1.PingRequest
+	2,  // 17: portolan.consensus.v1.Control.Committed:input_type -> portolan.consensus.v1.CommitNotice
+	4,  // 18: portolan.consensus.v1.Control.Barrier:input_type -> portolan.consensus.v1.BarrierRequest
+	21, // 19: portolan.consensus.v1.Control.Return:input_type -> portolan.consensus.v1.ReturnRequest
+	1,  // 20: portolan.consensus.v1.Control.Propose:output_type -> portolan.consensus.v1.ProposeReply
+	11, // 21: portolan.consensus.v1.Control.Join:output_type -> portolan.consensus.v1.JoinReply
+	13, // 22: portolan.consensus.v1.Control.Ping:output_type -> portolan.consensus.v1.PingReply
+	3,  // 23: portolan.consensus.v1.Control.Committed:output_type -> portolan.consensus.v1.CommittedReply
+	5,  // 24: portolan.consensus.v1.Control.Barrier:output_type -> portolan.consensus.v1.BarrierReply
+	22, // 25: portolan.consensus.v1.Control.Return:output_type -> portolan.consensus.v1.ReturnReply
+	20, // [20:26] is the sub-list for method output_type
+	14, // [14:20] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_consensus_control_proto_init() }
@@ -1865,7 +1958,7 @@ func file_consensus_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_control_proto_rawDesc), len(file_consensus_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

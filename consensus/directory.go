@@ -250,7 +250,7 @@ func SetAside(dir string, now time.Time) (kept string, err error) {
 	if err := KeepSeeds(next, view.Mesh().Profile, o.GetGeneration(), nodeRecords(view)); err != nil {
 		return "", err
 	}
-	b, err := proto.Marshal(&Returning{Follow: o.GetFollow()})
+	b, err := proto.Marshal(&Returning{Follow: o.GetFollow(), Before: before(view, o.GetVoters())})
 	if err == nil {
 		err = writeFile(filepath.Join(next, returningFile), b)
 	}
@@ -264,6 +264,16 @@ func SetAside(dir string, now time.Time) (kept string, err error) {
 		return "", fmt.Errorf("consensus: set %s aside: %w", dir, err)
 	}
 	return kept, dropOldAsides(dir)
+}
+
+// before lists the members of a directory that is set aside.
+func before(view *state.View, voters [][]byte) []*Before {
+	var out []*Before
+	for _, m := range view.Nodes() {
+		votes := slices.ContainsFunc(voters, func(id []byte) bool { return string(id) == string(m.ID[:]) })
+		out = append(out, &Before{NodeId: m.ID[:], Site: m.Site, Voter: votes})
+	}
+	return out
 }
 
 // copyMemory keeps what this node knows of others: they may have lost theirs too.

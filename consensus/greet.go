@@ -182,13 +182,19 @@ func (n *Node) judge(peer identity.NodeID, g *Greeting, remembered, own position
 // this node's had lost its majority. A voter's word is taken for it, unless the
 // majority is there after all.
 func (n *Node) meetsRecovered(peer identity.NodeID, site string, g *Greeting) {
-	voters, _ := n.servers()
+	said := slices.ContainsFunc(n.electorate(), func(id []byte) bool { return string(id) == string(peer[:]) })
 	switch {
+	case n.comingBack.Load() && n.state.View().Mesh().ID.IsZero():
+		// It has nothing to set aside. While it looks for its leader it finds this one
+		// (awaitLeader); one that has found another already begins that again.
+		if said && n.guard.is() == learns {
+			n.stop(&StartAgainError{"the mesh was recovered once more, at site " + site + ", while this node came back"})
+		}
 	case n.isLed():
 		n.sayOnce("apart "+site, func() {
 			n.log.Error("a site was recovered as if the majority were lost, and it is not: run there: portolan recover --follow "+n.siteName(n.cfg.Identity.ID), "site", site, "node", peer)
 		})
-	case slices.Contains(voters, peer):
+	case said:
 		n.beOutdated("the mesh was recovered at site "+site+" while this node was away", g.GetGeneration())
 	default:
 		n.sayOnce("follow "+site, func() {
@@ -231,6 +237,11 @@ func (n *Node) siteName(id identity.NodeID) string {
 	}
 	if m, ok := n.heardOf(id); ok && m.Site != "" {
 		return m.Site
+	}
+	for _, b := range n.returning.GetBefore() {
+		if string(b.GetNodeId()) == string(id[:]) {
+			return b.GetSite()
+		}
 	}
 	return "of node " + id.Short()
 }

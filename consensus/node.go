@@ -1,7 +1,6 @@
 package consensus
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -73,7 +72,7 @@ type Node struct {
 	outdated     atomic.Pointer[Outdated]
 	isOut        chan struct{} // closed once outdated is set
 	comingBack   atomic.Bool   // the raft directory was begun anew
-	follow       []byte        // whom to come back to; nil: anybody
+	returning    Returning     // what a directory that was begun anew knows from before
 
 	transferStuck atomic.Int64 // unix nanoseconds of the first refusal in a row; raft#696
 
@@ -149,6 +148,9 @@ func (n *Node) open() error {
 	walDir := filepath.Join(n.cfg.Dir, "wal")
 	if err := os.MkdirAll(walDir, 0o700); err != nil {
 		return fmt.Errorf("consensus: make directory: %w", err)
+	}
+	if err := removeUnfinished(n.cfg.Dir); err != nil {
+		return err
 	}
 	var err error
 	if n.mark, err = openMarker(n.cfg.Dir); err != nil {
@@ -331,17 +333,30 @@ func (n *Node) Run(ctx context.Context) error {
 
 // stand makes the only voter of a mesh leader as soon as it is up again: it has
 // no other node's word to wait for, and first edits would all be refused. It
-// asks itself what a leader that hands over asks its successor. If that fails it
-// stands after one to two election timeouts, like any other.
-func (n *Node) stand() {
+// asks itself what a leader that hands over asks its successor, until it has heard
+// that or stands after a time-out, like any other.
+func (n *Node) stand(ctx context.Context) {
 	self := n.cfg.Identity.ID
-	if voters, _ := n.servers(); len(voters) != 1 || voters[0] != self || n.raft.State() != raft.Follower {
-		return
-	}
 	id, addr := raft.ServerID(self.String()), raft.ServerAddress(self.String())
 	req := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: protocolVersion, ID: []byte(id), Addr: n.trans.EncodePeer(id, addr)}}
-	if err := n.trans.TimeoutNow(id, addr, req, &raft.TimeoutNowResponse{}); err != nil {
-		n.log.Debug("the only voter stands after a time-out", "err", err)
+	tick := time.NewTicker(pollLost)
+	defer tick.Stop()
+	for {
+		if voters, _ := n.servers(); len(voters) != 1 || voters[0] != self || n.raft.State() != raft.Follower || n.isOutdated() != nil {
+			return
+		}
+		err := n.trans.TimeoutNow(id, addr, req, &raft.TimeoutNowResponse{})
+		if err == nil {
+			return
+		}
+		// On a machine that has much to do the connection to itself may take too long.
+		// Without another try edits would wait for one time-out of raft's or two.
+		n.log.Debug("the only voter could not stand yet", "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
 	}
 }
 
@@ -468,43 +483,5 @@ func (n *Node) loadSeeds() error {
 	}
 	n.hear(s.GetNodes(), 0)
 	n.joined, n.seedGeneration = s.GetProfile(), s.GetGeneration()
-	return nil
-}
-
-// writeFile writes by rename. The fsyncs keep the promise that a joined node can
-// start again after a power cut.
-func writeFile(path string, b []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	if _, err = io.Copy(f, bytes.NewReader(b)); err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDirs(filepath.Dir(path))
-}
-
-// syncDirs makes the names in directories durable.
-func syncDirs(dirs ...string) error {
-	for _, dir := range dirs {
-		d, err := os.Open(dir)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(d.Sync(), d.Close()); err != nil {
-			return fmt.Errorf("sync %s: %w", dir, err)
-		}
-	}
 	return nil
 }

@@ -37,21 +37,25 @@ const (
 // beOutdated ends this node's part in raft, at once and over restarts. It goes
 // on answering reads from what it has until a leader is there to take it back.
 func (n *Node) beOutdated(reason string, generation []byte) {
-	o := &Outdated{Reason: reason, Generation: generation}
+	o := &Outdated{Reason: reason, Generation: generation, Voters: n.electorate()}
 	if !n.outdated.CompareAndSwap(nil, o) {
 		return
 	}
 	n.guard.shutDoor()
 	n.log.Warn("this node takes no part in the mesh's decisions until it has taken its control state anew", "reason", reason)
 	// Before it can be started again: it must not vote then either.
+	n.keepOutdated(o)
+	close(n.isOut)
+}
+
+func (n *Node) keepOutdated(o *Outdated) {
 	b, err := proto.Marshal(o)
 	if err == nil {
 		err = writeFile(filepath.Join(n.cfg.Dir, outdatedFile), b)
 	}
 	if err != nil {
-		n.stop(fmt.Errorf("consensus: %s, and this cannot be kept: %w", reason, err))
+		n.stop(fmt.Errorf("consensus: %s, and this cannot be kept: %w", o.GetReason(), err))
 	}
-	close(n.isOut)
 }
 
 func (n *Node) isOutdated() *Outdated { return n.outdated.Load() }
@@ -70,10 +74,8 @@ func (n *Node) loadOutdated() error {
 
 // loadReturning finds whether this directory was begun anew.
 func (n *Node) loadReturning() error {
-	var r Returning
-	found, err := readMessage(filepath.Join(n.cfg.Dir, returningFile), &r)
+	found, err := readMessage(filepath.Join(n.cfg.Dir, returningFile), &n.returning)
 	if found {
-		n.follow = r.GetFollow()
 		n.comingBack.Store(true)
 	}
 	return err
@@ -92,7 +94,7 @@ func (n *Node) takePart(ctx context.Context) {
 		n.guard.set(takesPart, 0)
 	}
 	if n.isOutdated() == nil {
-		n.stand()
+		n.stand(ctx)
 	}
 	select {
 	case <-ctx.Done():
@@ -102,18 +104,35 @@ func (n *Node) takePart(ctx context.Context) {
 	// raft does no more here: neither as leader, nor by its timers.
 	n.down()
 	o := n.isOutdated()
-	if _, ok := n.awaitLeader(ctx, o.GetGeneration(), o.GetFollow()); ok {
+	w := awaited{generation: o.GetGeneration(), follow: o.GetFollow(), voters: o.GetVoters()}
+	w.moved = func(generation []byte) {
+		// Before the directory is set aside: the next one shall wait for this too.
+		o = &Outdated{Reason: o.GetReason(), Generation: generation, Follow: o.GetFollow(), Voters: o.GetVoters()}
+		n.outdated.Store(o)
+		n.keepOutdated(o)
+	}
+	if _, ok := n.awaitLeader(ctx, w); ok {
 		n.stop(&OutdatedError{Reason: o.GetReason()})
 	}
 }
 
-// awaitLeader waits until some member names a leader of the generation.
-func (n *Node) awaitLeader(ctx context.Context, generation, follow []byte) (identity.NodeID, bool) {
+// awaited is the leader that a node without a part waits for.
+type awaited struct {
+	generation []byte   // whose leader; empty: any
+	follow     []byte   // whom to ask; empty: any member
+	voters     [][]byte // whose word is taken for a later recovery
+	moved      func(generation []byte)
+	stop       <-chan struct{} // ends the waiting
+}
+
+// awaitLeader waits until some member names a leader of the generation, or of
+// one that a later recovery began.
+func (n *Node) awaitLeader(ctx context.Context, w awaited) (identity.NodeID, bool) {
 	tick := time.NewTicker(max(n.cfg.Profile.Election/5, pollLost))
 	defer tick.Stop()
 	for {
 		strangers := 0
-		for _, id := range n.others(follow) {
+		for _, id := range n.others(w.follow) {
 			ask, cancel := context.WithTimeout(ctx, n.cfg.Profile.Election/2)
 			rep, err := n.ping(ask, id)
 			cancel()
@@ -121,14 +140,7 @@ func (n *Node) awaitLeader(ctx context.Context, generation, follow []byte) (iden
 				strangers++
 				continue
 			}
-			if err != nil {
-				continue
-			}
-			if len(generation) > 0 && string(rep.GetGeneration()) != string(generation) {
-				n.sayOnce("generation "+string(rep.GetGeneration()), func() {
-					n.log.Warn("this node waits for a leader of one raft generation, and another site answers in another: it has not come back yet itself, or the mesh was recovered once more, and then this node waits in vain: see consensus/RECOVERY.md",
-						"site", n.siteName(id), "waits_for", fmt.Sprintf("%x", generation), "answers_in", fmt.Sprintf("%x", rep.GetGeneration()))
-				})
+			if err != nil || !n.isAwaited(&w, id, rep) {
 				continue
 			}
 			leader, err := identity.NodeIDFromBytes(rep.GetLeaderId())
@@ -144,9 +156,60 @@ func (n *Node) awaitLeader(ctx context.Context, generation, follow []byte) (iden
 		select {
 		case <-ctx.Done():
 			return identity.NodeID{}, false
+		case <-w.stop:
+			return identity.NodeID{}, false
 		case <-tick.C:
 		}
 	}
+}
+
+// isAwaited judges an answer by the generation that it is of. A node that waits
+// for the leader of one recovery would wait for ever if that one's node was lost
+// in its turn and the mesh recovered once more. The later recovery says which ones
+// it ended; it is followed as the first was, on a voter's word: invariant C22.
+func (n *Node) isAwaited(w *awaited, id identity.NodeID, rep *PingReply) bool {
+	theirs := rep.GetGeneration()
+	if len(w.generation) == 0 || string(theirs) == string(w.generation) {
+		return true
+	}
+	is := func(b []byte) func([]byte) bool { return func(o []byte) bool { return string(o) == string(b) } }
+	site := n.siteName(id)
+	switch {
+	case !slices.ContainsFunc(rep.GetEnded(), is(w.generation)):
+		n.sayOnce("generation "+string(theirs), func() {
+			n.log.Warn("this node waits for a leader of one raft generation, and another site answers in another: it has not come back yet itself, or was recovered apart: see consensus/RECOVERY.md",
+				"site", site, "waits_for", fmt.Sprintf("%x", w.generation), "answers_in", fmt.Sprintf("%x", theirs))
+		})
+		return false
+	case !slices.ContainsFunc(w.voters, is(id[:])):
+		n.sayOnce("follow "+site, func() {
+			n.log.Error("a site that did not vote was recovered; if that was meant, stop this node and run here: portolan recover --follow "+site, "site", site, "node", id)
+		})
+		return false
+	}
+	n.log.Warn("the mesh was recovered once more while this node waited: it comes back to that", "site", site, "node", id)
+	w.generation = theirs
+	w.moved(theirs)
+	return true
+}
+
+// electorate are the nodes whose word of a recovery is taken: who voted by this
+// node's own log and, until it is back, by the one that it set aside.
+func (n *Node) electorate() [][]byte {
+	voters, _ := n.servers()
+	var out [][]byte
+	for _, id := range voters {
+		out = append(out, id[:])
+	}
+	if !n.comingBack.Load() {
+		return out
+	}
+	for _, b := range n.returning.GetBefore() {
+		if b.GetVoter() {
+			out = append(out, b.GetNodeId())
+		}
+	}
+	return out
 }
 
 // others gives the members that this node knows but for itself.
@@ -169,8 +232,8 @@ func (n *Node) others(follow []byte) []identity.NodeID {
 func (n *Node) comeBack(ctx context.Context) {
 	var until uint64
 	for {
-		leader, ok := n.awaitLeader(ctx, n.generation(), n.follow)
-		if !ok {
+		leader, ok := n.awaitLeader(ctx, awaited{generation: n.generation(), follow: n.returning.GetFollow(), voters: n.electorate(), moved: n.comeBackTo, stop: n.isOut})
+		if !ok || n.isOutdated() != nil {
 			return
 		}
 		rep, err := n.askReturn(ctx, leader)
@@ -183,6 +246,8 @@ func (n *Node) comeBack(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-n.isOut:
+			return
 		case <-time.After(n.cfg.Profile.Election / 5):
 		}
 	}
@@ -191,6 +256,8 @@ func (n *Node) comeBack(ctx context.Context) {
 	for n.raft.CommitIndex() < until {
 		select {
 		case <-ctx.Done():
+			return
+		case <-n.isOut:
 			return
 		case <-tick.C:
 		}
@@ -207,6 +274,18 @@ func (n *Node) comeBack(ctx context.Context) {
 	n.guard.set(takesPart, 0)
 	n.comingBack.Store(false)
 	n.log.Info("this node has taken its control state anew: it learns, and votes again when the mesh says so", "index", until)
+}
+
+// comeBackTo is for a generation that began while this node came back to another.
+func (n *Node) comeBackTo(generation []byte) {
+	if !n.state.View().Mesh().ID.IsZero() {
+		// Of the one before it has taken something: that is set aside in its turn.
+		n.beOutdated("the mesh was recovered once more while this node came back", generation)
+		return
+	}
+	n.mu.Lock()
+	n.seedGeneration = generation
+	n.mu.Unlock()
 }
 
 func (n *Node) askReturn(ctx context.Context, leader identity.NodeID) (*ReturnReply, error) {

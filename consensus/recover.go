@@ -354,6 +354,9 @@ func writeDirectory(dir string, view *state.View, voter identity.NodeID, p posit
 // another site: it sets its raft directory aside when it starts and comes back
 // as a learner of whoever leads there.
 func Follow(dir string, self identity.NodeID, site string) error {
+	if done, err := followAnother(dir, self, site); done || err != nil {
+		return err
+	}
 	s, err := Inspect(dir, self)
 	if err != nil {
 		return err
@@ -371,4 +374,40 @@ func Follow(dir string, self identity.NodeID, site string) error {
 		return fmt.Errorf("consensus: follow: %w", err)
 	}
 	return nil
+}
+
+// followAnother is Follow for a directory that was begun anew already and has no
+// control state yet: it changes to whom the node comes back.
+func followAnother(dir string, self identity.NodeID, site string) (done bool, err error) {
+	if err := finishSwap(dir); err != nil {
+		return false, err
+	}
+	var r Returning
+	found, err := readMessage(filepath.Join(dir, returningFile), &r)
+	if err != nil || !found {
+		return false, err
+	}
+	if s, err := Inspect(dir, self); err == nil && s.Index > 0 {
+		return false, nil // it has begun to learn: what it has is set aside as well
+	}
+	i := slices.IndexFunc(r.GetBefore(), func(b *Before) bool { return b.GetSite() == site && string(b.GetNodeId()) != string(self[:]) })
+	if i < 0 {
+		return false, fmt.Errorf("the mesh has no other site %q", site)
+	}
+	r.Follow = r.GetBefore()[i].GetNodeId()
+	var seeds Seeds
+	if _, err := readMessage(filepath.Join(dir, seedsFile), &seeds); err != nil {
+		return false, err
+	}
+	b, err := proto.Marshal(&r)
+	if err == nil {
+		err = writeFile(filepath.Join(dir, returningFile), b)
+	}
+	if err == nil { // whoever is followed says of which generation it is
+		err = KeepSeeds(dir, seeds.GetProfile(), nil, seeds.GetNodes())
+	}
+	if err != nil {
+		return false, fmt.Errorf("consensus: follow: %w", err)
+	}
+	return true, nil
 }

@@ -77,7 +77,7 @@ func (n *server) Ping(ctx context.Context, req *PingRequest) (*PingReply, error)
 	}
 	mesh := view.Mesh()
 	rep := &PingReply{Term: n.raft.CurrentTerm(), LastIndex: n.raft.LastIndex(), LastTerm: n.lastTerm(), Applied: view.Index(), LastContactMs: -1,
-		NowUnixNs: n.cfg.Now().UnixNano(), MeshId: mesh.ID[:], Generation: mesh.Generation[:], GossipRevision: n.keys.installed()}
+		NowUnixNs: n.cfg.Now().UnixNano(), MeshId: mesh.ID[:], Generation: mesh.Generation[:], Ended: n.endedGenerations(), GossipRevision: n.keys.installed()}
 	// One that takes no part, yet or any more, hears no leader whatever it is sent:
 	// nobody shall count on it, nor give it a vote.
 	if c := n.lastContact(); c >= 0 && n.guard.is() == takesPart {

@@ -35,7 +35,8 @@ func (n *node) cutOff(ctx context.Context) error {
 			if _, member := now[id]; member || id == n.id.ID {
 				continue
 			}
-			n.log.Info("a node was removed; its connections are cut", "node", id, "of_site", site)
+			// That it was removed, and by whom, is what consensus tells.
+			n.log.Debug("the connections of a removed node are cut", "node", id, "of_site", site)
 			n.gossip.Remove(id)
 			if n.host != nil { // a witness has no data plane
 				n.host.CutOff(id)

@@ -87,7 +87,7 @@ func (v *View) budgetSet(m *command.BudgetSet) (int64, error) {
 	}
 	for _, site := range []string{from, to} {
 		if _, ok := v.Site(site); !ok && site != "" {
-			return 0, refuse(command.CodeNotFound, "there is no site %s: see the sites with: portolan site list", clip(site))
+			return 0, refuse(command.CodeNotFound, "there is no site %q: see the sites with: portolan site list", clip(site))
 		}
 	}
 	b := Budget{ID: old.ID, From: from, To: to, Mbit: m.GetMbit(), Version: old.Version + 1}
@@ -105,7 +105,7 @@ func (v *View) sitePause(actor string, m *command.SitePause) (int64, error) {
 	case !m.GetPaused(): // also of a site that is gone
 		v.pauses, _, _ = v.pauses.Delete([]byte(m.GetSite()))
 	case !ok:
-		return 0, refuse(command.CodeNotFound, "there is no site %s: see the sites with: portolan site list", clip(m.GetSite()))
+		return 0, refuse(command.CodeNotFound, "there is no site %q: see the sites with: portolan site list", clip(m.GetSite()))
 	case !paused: // again is as good as once
 		v.putPause(Pause{Site: s.Name, At: v.now(), By: clip(actor)})
 	}

@@ -230,6 +230,47 @@ func TestConfig_Save(t *testing.T) {
 	}
 }
 
+// TestConfig_KeepPlace: a later start's place is kept, nothing else that it says.
+func TestConfig_KeepPlace(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new")
+	first, _, err := load(t, nil, "--data", dir, "--site", "fra", "--advertise", "fra.example.net", "--max-uploads", "77")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Save(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, SettingsName)
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same, _, err := load(t, nil, "--data", dir, "--advertise", "fra.example.net", "--max-uploads", "88")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if changed, err := same.KeepPlace(); err != nil || len(changed) != 0 {
+		t.Fatalf("nothing moved, and %v changed: %v", changed, err)
+	}
+	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
+		t.Errorf("it was written for nothing: %v", err)
+	}
+	moved, _, err := load(t, []string{"PORTOLAN_BIND=192.0.2.7"}, "--data", dir, "--advertise", "fra2.example.net", "--gossip-port", "5011", "--max-uploads", "99", "--log-level", "debug")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if changed, err := moved.KeepPlace(); err != nil || !slices.Equal(changed, []string{"advertise", "bind", "gossip-port"}) {
+		t.Fatalf("%v, %v", changed, err)
+	}
+	again, _, err := load(t, nil, "--data", dir)
+	if err != nil || again.Advertise != "fra2.example.net" || again.Bind != "192.0.2.7" || again.GossipPort != 5011 || again.Site != "fra" {
+		t.Fatalf("%+v, %v", again, err)
+	}
+	if again.MaxUploads != 77 || again.LogLevel != "info" {
+		t.Errorf("more was kept than where it is: %+v", again)
+	}
+}
+
 func TestConfig_SetSite(t *testing.T) {
 	cfg, _, err := load(t, nil, "--data", t.TempDir())
 	if err != nil {
@@ -309,6 +350,40 @@ func TestLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = l.Close()
+}
+
+// TestLock_TakesUnfinishedWritesAway: the key that a killed process was about to
+// name does not lie about; what has another name stays, and whoever does not get
+// the lock touches nothing.
+func TestLock_TakesUnfinishedWritesAway(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	key, settings, kept := write("identity.key.tmp-123"), write(SettingsName+".tmp-4"), write("admin-password")
+	l, err := Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{key: false, settings: false, kept: true} {
+		if _, err := os.Stat(path); (err == nil) != want {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	under := write("format.tmp-5") // being written by who holds it
+	if _, err := Lock(dir); err == nil {
+		t.Fatal("two hold it")
+	}
+	if _, err := os.Stat(under); err != nil {
+		t.Error(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestOptions_AreDocumented(t *testing.T) {

@@ -89,7 +89,8 @@ func (f Format) CheckNode(dir string, node identity.NodeID) error {
 }
 
 // Lock makes this process the only one that runs on dir, until the result is
-// closed or the process ends. It makes dir if it is not there.
+// closed or the process ends. It makes dir if it is not there, and takes away
+// what writes that were cut short left in it.
 func Lock(dir string) (io.Closer, error) {
 	if err := identity.MakeDir(dir); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
@@ -105,7 +106,31 @@ func Lock(dir string) (io.Closer, error) {
 		}
 		return nil, fmt.Errorf("lock data directory %s: %w", dir, err)
 	}
+	if err := removeUnfinished(dir); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	return f, nil
+}
+
+// unfinished are the files of writes whose process was killed before it gave
+// them their name; the node key's may be a whole key, the password's a password.
+const unfinished = "*.tmp-*"
+
+// removeUnfinished deletes them. Whoever writes in dir holds its lock.
+func removeUnfinished(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	for _, e := range entries {
+		if is, _ := filepath.Match(unfinished, e.Name()); !is || !e.Type().IsRegular() {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("data directory: what a write left behind cannot be removed: %w", err)
+		}
+	}
+	return nil
 }
 
 // WriteFile replaces path by rename, 0600, durable before it returns.
