@@ -8,7 +8,7 @@ DATA     ?= data
 GOLANGCI := $(CACHE)/tools/golangci-lint
 export CACHE
 
-.PHONY: help build run check test oracle bench bench-control bench-rules bench-wan bench-wan-figures micro lint proto tools clean
+.PHONY: help build run check test linear oracle bench bench-control bench-rules bench-wan bench-wan-figures micro lint proto tools clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ check: lint ## vet, linters and short tests with the race detector
 
 test: tools ## everything: unit tests, and whole meshes with real clients
 	test/run
+
+linear: ## edits and strict reads under faults for longer, searched for an order (BENCH="-for 10m -seed 42")
+	$(GO) test -count=1 -timeout 3h -run '^TestLinearizable' -v ./test/linear -args $(or $(BENCH),-for 3m)
 
 oracle: ## compare answers with those of distribution's handlers, each difference explained
 	cd test/oracle && $(GO) vet ./... && $(GO) test -count=1 -v ./...

@@ -34,19 +34,21 @@ type bubbleMesh struct {
 	t     *testing.T
 	names map[raft.ServerID]string
 	nodes map[raft.ServerID]*Node
+	links map[raft.ServerID]*raft.InmemTransport
 	wg    sync.WaitGroup
 }
 
 // newBubbleMesh makes sites of which the first leads and alone votes.
 func newBubbleMesh(ctx context.Context, t *testing.T, trip voters.Distances, sites ...string) *bubbleMesh {
 	t.Helper()
-	b := &bubbleMesh{t: t, names: map[raft.ServerID]string{}, nodes: map[raft.ServerID]*Node{}}
+	b := &bubbleMesh{t: t, names: map[raft.ServerID]string{}, nodes: map[raft.ServerID]*Node{}, links: map[raft.ServerID]*raft.InmemTransport{}}
 	var transports []*raft.InmemTransport
 	var servers []raft.Server
 	for i, name := range sites {
 		id := raft.ServerID(identity.NodeID{byte(i + 1)}.String())
 		_, tr := raft.NewInmemTransport(raft.ServerAddress(id))
 		transports = append(transports, tr)
+		b.links[id] = tr
 		c := raft.DefaultConfig()
 		c.LocalID, c.ProtocolVersion, c.Logger = id, 3, hclog.NewNullLogger()
 		c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout, c.CommitTimeout = LAN.Election, LAN.Election, LAN.Lease, LAN.Commit

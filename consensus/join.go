@@ -5,8 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -143,6 +146,10 @@ func joinError(err error, to TokenNode, cause error) error {
 		return fmt.Errorf("at %s there is another node than the token names: check the address, or make a new token", to.Addr)
 	case errors.As(cause, &plain), errors.As(cause, &alert):
 		return fmt.Errorf("what answers at %s is not the control port of a portolan node (%w): check the address and the port, or make a new token", to.Addr, cause)
+	case errors.Is(cause, context.DeadlineExceeded), errors.Is(cause, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%s gives no answer (%w): check the address and the port, that the node there runs, and that no firewall is between; then run the same join again", to.Addr, cause)
+	case errors.Is(cause, io.EOF), errors.Is(cause, io.ErrUnexpectedEOF), errors.Is(cause, syscall.ECONNRESET), errors.Is(cause, syscall.EPIPE):
+		return fmt.Errorf("%s ended the connection before it had said who it is (%w): look whether the node there runs, and run the same join again", to.Addr, cause)
 	case cause != nil:
 		return fmt.Errorf("%s cannot be reached (%w): check that its control port is open to this machine", to.Addr, cause)
 	case errors.As(err, &u) && u.Indeterminate:
@@ -169,17 +176,25 @@ func readJoinReply(t Token, rep *JoinReply) (*JoinResult, error) {
 }
 
 // firstError keeps the reason of a failed connection, which gRPC gives as text.
+// Once there was a connection, gRPC's later ones are not what a call failed for.
 type firstError struct {
 	mu  sync.Mutex
 	err error
+	was bool // there was one
 }
 
 func (f *firstError) set(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.err == nil {
+	if f.err == nil && !f.was {
 		f.err = err
 	}
+}
+
+func (f *firstError) connected() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.was = f.was || f.err == nil
 }
 
 func (f *firstError) get() error {
@@ -196,7 +211,11 @@ type tellingCreds struct {
 
 func (c *tellingCreds) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, raw)
-	c.why.set(err)
+	if err == nil {
+		c.why.connected()
+	} else {
+		c.why.set(err)
+	}
 	return conn, info, err
 }
 

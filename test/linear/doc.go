@@ -6,7 +6,8 @@
 // the real binary take the same calls by their API while one of them, mostly the
 // one that leads, stands still (SIGSTOP) and goes on.
 //
-//	go test ./test/linear                              # what make test runs: bounded
+//	go test ./test/linear                              # what make test runs: 30 s a mesh
+//	make linear                                        # 3 minutes a mesh
 //	go test ./test/linear -args -for 10m               # longer
 //	go test ./test/linear -args -seed 42 -v            # the faults and the calls of a run
 //

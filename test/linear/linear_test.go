@@ -18,7 +18,7 @@ import (
 
 var (
 	seedFlag = flag.Uint64("seed", 0, "of the faults and calls; 0: a new one")
-	forFlag  = flag.Duration("for", 12*time.Second, "how long the clients call, per mesh")
+	forFlag  = flag.Duration("for", 30*time.Second, "how long the clients call, per mesh: thousands of calls")
 )
 
 func TestMain(m *testing.M) {
