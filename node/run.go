@@ -114,6 +114,16 @@ func run(ctx context.Context, cfg Config, dir string) (err error) {
 		}
 		return err
 	}
+	if made {
+		// Now that it serves there: a start that fails changes nothing.
+		changed, err := cfg.Settings.KeepPlace()
+		if err != nil {
+			return err
+		}
+		if len(changed) > 0 {
+			n.log.Info("the node is at another place than before: the next start finds it here", "kept", changed)
+		}
+	}
 	n.log.Info("serving", "url", cfg.Settings.RegistryURL, "node", id.ID, "version", cfg.Version)
 	select {
 	case <-ctx.Done():

@@ -456,6 +456,32 @@ func (c Config) Save() error {
 			keep[name] = v
 		}
 	}
+	return c.write(keep)
+}
+
+// KeepPlace is Save for a node that has moved: of what was set it keeps where the
+// node is, beside what was saved before, and gives the options that changed. A
+// start without them would bring the node back to where it was, and tell the
+// mesh so.
+func (c Config) KeepPlace() (changed []string, err error) {
+	keep := make(map[string]any, len(c.saved))
+	for name, v := range c.saved {
+		keep[name] = v
+	}
+	for name, v := range c.explicit {
+		if o, ok := option(name); ok && o.Place && c.saved[name] != v {
+			keep[name] = v
+			changed = append(changed, name)
+		}
+	}
+	if len(changed) == 0 {
+		return nil, nil
+	}
+	slices.Sort(changed)
+	return changed, c.write(keep)
+}
+
+func (c Config) write(keep map[string]any) error {
 	b, err := yaml.Parser().Marshal(keep)
 	if err != nil {
 		return fmt.Errorf("save the settings: %w", err)

@@ -230,6 +230,47 @@ func TestConfig_Save(t *testing.T) {
 	}
 }
 
+// TestConfig_KeepPlace: a later start's place is kept, nothing else that it says.
+func TestConfig_KeepPlace(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new")
+	first, _, err := load(t, nil, "--data", dir, "--site", "fra", "--advertise", "fra.example.net", "--max-uploads", "77")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Save(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, SettingsName)
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same, _, err := load(t, nil, "--data", dir, "--advertise", "fra.example.net", "--max-uploads", "88")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if changed, err := same.KeepPlace(); err != nil || len(changed) != 0 {
+		t.Fatalf("nothing moved, and %v changed: %v", changed, err)
+	}
+	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
+		t.Errorf("it was written for nothing: %v", err)
+	}
+	moved, _, err := load(t, []string{"PORTOLAN_BIND=192.0.2.7"}, "--data", dir, "--advertise", "fra2.example.net", "--gossip-port", "5011", "--max-uploads", "99", "--log-level", "debug")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if changed, err := moved.KeepPlace(); err != nil || !slices.Equal(changed, []string{"advertise", "bind", "gossip-port"}) {
+		t.Fatalf("%v, %v", changed, err)
+	}
+	again, _, err := load(t, nil, "--data", dir)
+	if err != nil || again.Advertise != "fra2.example.net" || again.Bind != "192.0.2.7" || again.GossipPort != 5011 || again.Site != "fra" {
+		t.Fatalf("%+v, %v", again, err)
+	}
+	if again.MaxUploads != 77 || again.LogLevel != "info" {
+		t.Errorf("more was kept than where it is: %+v", again)
+	}
+}
+
 func TestConfig_SetSite(t *testing.T) {
 	cfg, _, err := load(t, nil, "--data", t.TempDir())
 	if err != nil {

@@ -31,6 +31,9 @@ type Option struct {
 	Help string
 	// Saved options are kept in settings.yaml.
 	Saved bool
+	// Place options say where the node is: what a later start says of them is kept
+	// as well, see [Config.KeepPlace].
+	Place bool
 	// Map options have keys of their own: the flag may be given several times, a
 	// file may have them as keys below, and sources add to one another.
 	Map bool
@@ -68,10 +71,10 @@ var options = []Option{
 		Help: "name of the site (datacenter) that this node is in"},
 	{Name: optWitness, Arg: "BOOL", Default: "false", Saved: true, Switch: true, check: oneOf("true", "false"),
 		Help: "vote and hold no content: the third voter of a mesh of two datacenters; said once, at the join"},
-	{Name: "advertise", Arg: "HOST", Saved: true, check: checkHost,
+	{Name: "advertise", Arg: "HOST", Saved: true, Place: true, check: checkHost,
 		Derived: "the address of --bind, or the machine's first address that is not loopback",
 		Help:    "name or address that the nodes of other sites dial"},
-	{Name: "http", Arg: "ADDR", Default: ":5000", Saved: true, check: checkListen,
+	{Name: "http", Arg: "ADDR", Default: ":5000", Saved: true, Place: true, check: checkListen,
 		Help: "address and port of the registry and its APIs"},
 	{Name: "tls-cert", Arg: "FILE", Saved: true, check: checkFile,
 		Derived: "plain HTTP",
@@ -79,16 +82,16 @@ var options = []Option{
 	{Name: "tls-key", Arg: "FILE", Saved: true, check: checkFile,
 		Derived: "plain HTTP",
 		Help:    "PEM file with the certificate's key"},
-	{Name: "registry-url", Arg: "URL", Saved: true, check: checkURL,
+	{Name: "registry-url", Arg: "URL", Saved: true, Place: true, check: checkURL,
 		Derived: "made from --http and --advertise",
 		Help:    "URL at which people and other sites reach this registry"},
-	{Name: "bind", Arg: "ADDR", Default: "0.0.0.0", Saved: true, check: checkBind,
+	{Name: "bind", Arg: "ADDR", Default: "0.0.0.0", Saved: true, Place: true, check: checkBind,
 		Help: "address that the gossip, control and data ports listen on (:: for IPv6 and IPv4)"},
-	{Name: "gossip-port", Arg: "PORT", Default: "7946", Saved: true, check: checkPort,
+	{Name: "gossip-port", Arg: "PORT", Default: "7946", Saved: true, Place: true, check: checkPort,
 		Help: "port of gossip between nodes (TCP and UDP)"},
-	{Name: "control-port", Arg: "PORT", Default: "7947", Saved: true, check: checkPort,
+	{Name: "control-port", Arg: "PORT", Default: "7947", Saved: true, Place: true, check: checkPort,
 		Help: "port of control traffic between nodes (TCP)"},
-	{Name: "data-port", Arg: "PORT", Default: "7948", Saved: true, check: checkPort,
+	{Name: "data-port", Arg: "PORT", Default: "7948", Saved: true, Place: true, check: checkPort,
 		Help: "port of content transfer between nodes (TCP)"},
 	{Name: "trusted-proxies", Arg: "LIST", Saved: true, check: checkPrefixes,
 		Derived: "none",

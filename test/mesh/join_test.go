@@ -18,7 +18,6 @@ import (
 
 	"github.com/portolan/portolan/consensus"
 	"github.com/portolan/portolan/consensus/command"
-	"github.com/portolan/portolan/node/config"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/wire"
 	"github.com/portolan/portolan/test/cluster"
@@ -305,7 +304,7 @@ func TestMove(t *testing.T) {
 	// An edit that it misses on its way.
 	m.edits(t, 0, "meanwhile")
 
-	cluster.Start(t, nil, append([]string{"serve"}, to.flags()...)...)
+	p = cluster.Start(t, nil, append([]string{"serve"}, to.flags()...)...)
 	m.Sites[sgp].URL, m.Sites[sgp].Data = "http://"+net.JoinHostPort(to.host, strconv.Itoa(to.base)), to.dir
 	m.WaitReady(t, sgp)
 	for i := range 2 {
@@ -335,9 +334,14 @@ func TestMove(t *testing.T) {
 	if after, err := identity.Load(to.dir); err != nil || after.ID != before.ID {
 		t.Errorf("it has become another node: %v", err)
 	}
-	// The options were kept: the next start needs none.
-	if saved, err := os.ReadFile(filepath.Join(to.dir, config.SettingsName)); err != nil || !strings.Contains(string(saved), "127.0.0.2") {
-		t.Errorf("the new address is not in the settings: %s %v", saved, err)
+	// Its new place was kept: the next start needs no word of it.
+	p.Stop(t)
+	if err := said(p, "the node is at another place than before"); err != nil {
+		t.Error(err)
+	}
+	m.RestartSite(t, sgp)
+	if code, out, err := m.Get(t, 0, "/api/mesh/v1/sites/sgp"); err != nil || !strings.Contains(string(out), "127.0.0.2") {
+		t.Errorf("after a restart it is not where it was: %d %s %v", code, out, err)
 	}
 	// Both other nodes go, and come back: they know the new address from their own disks.
 	for i := range 2 {
