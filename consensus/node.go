@@ -333,17 +333,30 @@ func (n *Node) Run(ctx context.Context) error {
 
 // stand makes the only voter of a mesh leader as soon as it is up again: it has
 // no other node's word to wait for, and first edits would all be refused. It
-// asks itself what a leader that hands over asks its successor. If that fails it
-// stands after one to two election timeouts, like any other.
-func (n *Node) stand() {
+// asks itself what a leader that hands over asks its successor, until it has heard
+// that or stands after a time-out, like any other.
+func (n *Node) stand(ctx context.Context) {
 	self := n.cfg.Identity.ID
-	if voters, _ := n.servers(); len(voters) != 1 || voters[0] != self || n.raft.State() != raft.Follower {
-		return
-	}
 	id, addr := raft.ServerID(self.String()), raft.ServerAddress(self.String())
 	req := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: protocolVersion, ID: []byte(id), Addr: n.trans.EncodePeer(id, addr)}}
-	if err := n.trans.TimeoutNow(id, addr, req, &raft.TimeoutNowResponse{}); err != nil {
-		n.log.Debug("the only voter stands after a time-out", "err", err)
+	tick := time.NewTicker(pollLost)
+	defer tick.Stop()
+	for {
+		if voters, _ := n.servers(); len(voters) != 1 || voters[0] != self || n.raft.State() != raft.Follower || n.isOutdated() != nil {
+			return
+		}
+		err := n.trans.TimeoutNow(id, addr, req, &raft.TimeoutNowResponse{})
+		if err == nil {
+			return
+		}
+		// On a machine that has much to do the connection to itself may take too long.
+		// Without another try edits would wait for one time-out of raft's or two.
+		n.log.Debug("the only voter could not stand yet", "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
 	}
 }
 

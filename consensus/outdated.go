@@ -94,7 +94,7 @@ func (n *Node) takePart(ctx context.Context) {
 		n.guard.set(takesPart, 0)
 	}
 	if n.isOutdated() == nil {
-		n.stand()
+		n.stand(ctx)
 	}
 	select {
 	case <-ctx.Done():
@@ -194,12 +194,15 @@ func (n *Node) isAwaited(w *awaited, id identity.NodeID, rep *PingReply) bool {
 }
 
 // electorate are the nodes whose word of a recovery is taken: who voted by this
-// node's own log, or by the one that it set aside.
+// node's own log and, until it is back, by the one that it set aside.
 func (n *Node) electorate() [][]byte {
 	voters, _ := n.servers()
 	var out [][]byte
 	for _, id := range voters {
 		out = append(out, id[:])
+	}
+	if !n.comingBack.Load() {
+		return out
 	}
 	for _, b := range n.returning.GetBefore() {
 		if b.GetVoter() {
