@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,28 +16,28 @@ func TestGiveBack_OnceAfterTheStart(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		started, ended := make(chan struct{}), make(chan error, 1)
-		given := 0
-		go func() { ended <- giveBack(started, func() { given++ })(ctx) }()
+		var given atomic.Int32
+		go func() { ended <- giveBack(started, func() { given.Add(1) })(ctx) }()
 		<-time.After(time.Hour)
 		synctest.Wait()
-		if given != 0 {
+		if given.Load() != 0 {
 			t.Fatal("given back before the node is ready")
 		}
 		close(started)
 		<-time.After(settled - time.Millisecond)
 		synctest.Wait()
-		if given != 0 {
+		if given.Load() != 0 {
 			t.Fatal("given back while it settles")
 		}
 		<-time.After(time.Millisecond)
 		synctest.Wait()
-		if given != 1 {
-			t.Fatalf("given back %d times when it has settled", given)
+		if given.Load() != 1 {
+			t.Fatalf("given back %d times when it has settled", given.Load())
 		}
 		<-time.After(time.Hour)
 		synctest.Wait()
-		if given != 1 || len(ended) != 0 {
-			t.Fatalf("an hour later: given back %d times, ended %d", given, len(ended))
+		if given.Load() != 1 || len(ended) != 0 {
+			t.Fatalf("an hour later: given back %d times, ended %d", given.Load(), len(ended))
 		}
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) {
