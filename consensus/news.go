@@ -53,7 +53,11 @@ func (w *news) look(now time.Time) {
 	if w.removed {
 		return // all else follows from it
 	}
-	if why := n.cutOff(); why != w.refused {
+	why := n.cutOff()
+	if voters, _ := n.servers(); len(voters) == 0 {
+		why = "" // it has no mesh yet: there is nobody to be cut off from, nor an edit to refuse
+	}
+	if why != w.refused {
 		if w.refused = why; why == "" {
 			n.log.Info("edits are taken again: the majority of the voting sites is in reach")
 		} else {

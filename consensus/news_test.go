@@ -151,6 +151,20 @@ func TestNews_NoLeader(t *testing.T) {
 	_ = a.shutdown()
 }
 
+// TestNews_NoMeshYet: a node that was opened long before its mesh is made, on a
+// busy machine, is not cut off from anybody.
+func TestNews_NoMeshYet(t *testing.T) {
+	m := newMesh(t)
+	a := m.site("ams")
+	a.start(nil)
+	await(t, "an election timeout is over", a.node.lostMajority)
+	w := &news{node: a.node}
+	w.look(time.Now())
+	if got := a.lines.take(); strings.Contains(got, "edits are refused here") {
+		t.Errorf("it says: %s", got)
+	}
+}
+
 // TestStatus_IdleMesh_AppliedEqualsIndex: raft's own entries count as applied.
 func TestStatus_IdleMesh_AppliedEqualsIndex(t *testing.T) {
 	t.Parallel()

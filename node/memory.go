@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"runtime/debug"
 	"time"
 )
 
@@ -14,8 +13,9 @@ const settled = 10 * time.Second
 // that replays 65,000 commands leaves twice as much garbage as state, and the
 // runtime by itself keeps that room for minutes: its next collection is due when the
 // heap has doubled, or after two minutes. It costs one collection. The result is a
-// part for stages; started is closed when the node is ready.
-func giveBack(started <-chan struct{}) func(context.Context) error {
+// part for stages; started is closed when the node is ready, free is
+// debug.FreeOSMemory.
+func giveBack(started <-chan struct{}, free func()) func(context.Context) error {
 	return func(ctx context.Context) error {
 		select {
 		case <-started:
@@ -24,7 +24,7 @@ func giveBack(started <-chan struct{}) func(context.Context) error {
 		}
 		select {
 		case <-time.After(settled):
-			debug.FreeOSMemory()
+			free()
 		case <-ctx.Done():
 		}
 		<-ctx.Done()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -263,6 +264,6 @@ func (n *node) startContent() error {
 	n.stages.start("tags", n.tags.Run)
 	n.stages.start("residency", n.residency.Run)
 	n.stages.start("cut-off of removed nodes", n.cutOff)
-	n.stages.start("memory of the start", giveBack(n.sync.FirstDone()))
+	n.stages.start("memory of the start", giveBack(n.sync.FirstDone(), debug.FreeOSMemory))
 	return nil
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"cmp"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -32,7 +33,7 @@ func (n *node) startWitness() (registryapi.Config, error) {
 	}
 	n.checker.Start(preflight.Parts{Gossip: n.gossip})
 	n.stages.start("cut-off of removed nodes", n.cutOff)
-	n.stages.start("memory of the start", giveBack(n.raft.Ready()))
+	n.stages.start("memory of the start", giveBack(n.raft.Ready(), debug.FreeOSMemory))
 	return registryapi.Config{
 		Mesh: sites, Metrics: who.Only(s.MetricsFor, telemetry.Handler(n.metrics)), Stall: s.ClientTimeout, Logger: log,
 	}, nil

@@ -148,7 +148,7 @@ to, why the last attempt of each failed, and which nodes sent wrong bytes.`,
 					return err
 				}
 				if pause(cmd.Context(), watchEvery) != nil {
-					return nil // the one who watches has seen enough
+					return nil //nolint:nilerr // the one who watches has seen enough
 				}
 			}
 		},

@@ -464,12 +464,13 @@ func (c Config) Save() error {
 // start without them would bring the node back to where it was, and tell the
 // mesh so.
 func (c Config) KeepPlace() (changed []string, err error) {
-	keep := make(map[string]any, len(c.saved))
-	for name, v := range c.saved {
-		keep[name] = v
+	// As it is now: a join that goes on to serve has just saved it.
+	keep, err := readFile(filepath.Join(c.Data, SettingsName), false)
+	if err != nil || keep == nil { // without the file every start says everything
+		return nil, err
 	}
 	for name, v := range c.explicit {
-		if o, ok := option(name); ok && o.Place && c.saved[name] != v {
+		if o, ok := option(name); ok && o.Place && keep[name] != v {
 			keep[name] = v
 			changed = append(changed, name)
 		}

@@ -245,6 +245,9 @@ func TestConfig_KeepPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if changed, err := first.KeepPlace(); err != nil || len(changed) != 0 {
+		t.Fatalf("right after it was saved %v changed: %v", changed, err)
+	}
 	same, _, err := load(t, nil, "--data", dir, "--advertise", "fra.example.net", "--max-uploads", "88")
 	if err != nil {
 		t.Fatal(err)
