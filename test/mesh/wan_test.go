@@ -29,6 +29,7 @@ type farSite struct {
 	host      string // host:port of the registry
 	data      string // its directory
 	transport *http.Transport
+	process   *cluster.Process // that runs now
 }
 
 // startFar runs `portolan args…` in a site, on the site's address and the
@@ -37,9 +38,18 @@ func startFar(t *testing.T, lab *wan.Lab, site string, args ...string) *farSite 
 	t.Helper()
 	f := &farSite{lab: lab, site: site, host: lab.Addr(site) + ":5000", data: t.TempDir(), transport: &http.Transport{DialContext: lab.Dialer(site)}}
 	t.Cleanup(f.transport.CloseIdleConnections)
+	f.run(t, args...)
+	return f
+}
+
+// run runs `portolan args…` on the site's directory, as startFar does.
+func (f *farSite) run(t *testing.T, args ...string) {
+	t.Helper()
+	lab, site := f.lab, f.site
 	args = append(args, "--data", f.data, "--advertise", lab.Addr(site), "--bind", lab.Addr(site), "--http", f.host)
 	p := cluster.StartCommand(t, []string{"PORTOLAN_ADMIN_PASSWORD=" + wanPassword},
 		lab.Command(context.Background(), site, cluster.Binary(t), args...))
+	f.process = p
 	cluster.Eventually(t, cluster.Patience, site+" is ready", func() error {
 		select {
 		case <-p.Exited():
@@ -60,7 +70,6 @@ func startFar(t *testing.T, lab *wan.Lab, site string, args ...string) *farSite 
 		}
 		return nil
 	})
-	return f
 }
 
 // cli runs the command line at the site, as the administrator.

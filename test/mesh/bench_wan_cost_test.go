@@ -1,0 +1,148 @@
+package mesh
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/portolan/portolan/test/bench/figures"
+	"github.com/portolan/portolan/test/cluster"
+	"github.com/portolan/portolan/test/wan"
+)
+
+// loopback is what processors have to do for each GB that goes from one node to
+// another, both ends together, on this machine's loopback; beside it the same of
+// a bare copy: a file is read, sent over TLS, hashed and written.
+func (b *bench) loopback(t *testing.T, name string) {
+	m := mesh{cluster.StartDev(t, 2)}
+	m.Must(t, 0, "project", "create", "prod")
+	m.Must(t, 0, "rule", "create", "everywhere", "--projects", "prod", "--sites", "all")
+	img, size := benchImage(t, *benchScale)
+	move := func(image string) float64 {
+		m.Must(t, 0, "transfer", "pause", m.Sites[1].Name)
+		ref := m.ref(t, 0, image)
+		if err := remote.Write(ref, img, remote.WithAuth(&authn.Basic{Username: m.Username, Password: m.Password}), remote.WithContext(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		before := m.cpu(t, 0) + m.cpu(t, 1)
+		m.Must(t, 0, "transfer", "resume", m.Sites[1].Name)
+		m.Must(t, 0, "wait", image, "--sites", m.Sites[1].Name, "--timeout", "120s")
+		return m.cpu(t, 0) + m.cpu(t, 1) - before
+	}
+	// A virtual machine gets its memory page by page when it is first used, which
+	// costs more than all that is measured here: the bare copy does it first.
+	bare(t, int64(size))
+	least := bare(t, int64(size))
+	took := move("prod/app:1")
+	st := wan.Stats{} // there is no emulated network whose lateness would count
+	b.add(t, st, name+": processor time of both ends", took/(size/1e9), "CPU-s/GB", figures.AtMost(2.5),
+		fmt.Sprintf("a bare copy takes %.2f", least/(size/1e9)))
+}
+
+func (m mesh) ref(t *testing.T, i int, image string) name.Reference {
+	t.Helper()
+	ref, err := name.ParseReference(m.Sites[i].Host()+"/"+image, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
+// cpu is the processor time that a site's process has used, in seconds.
+func (m mesh) cpu(t *testing.T, i int) float64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.Sites[i].PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(b), ") ") // after the command's name: state and so on
+	f := strings.Fields(rest)
+	const user, system, hz = 11, 12, 100
+	if len(f) <= system {
+		t.Fatalf("/proc/%d/stat has %q", m.Sites[i].PID, b)
+	}
+	sum := 0.0
+	for _, k := range []int{user, system} {
+		n, err := strconv.ParseFloat(f[k], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += n / hz
+	}
+	return sum
+}
+
+// bare copies a file over TLS on loopback, hashing and writing what comes, and
+// gives the processor time that it took, of both ends.
+func bare(t *testing.T, size int64) float64 {
+	t.Helper()
+	dir := t.TempDir()
+	source := filepath.Join(dir, "source")
+	f, err := os.Create(source)
+	if err == nil {
+		_, err = io.CopyN(f, rand.Reader, size)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	before := selfCPU(t)
+	sent := make(chan error, 1)
+	go func() {
+		raw, err := l.Accept()
+		if err != nil {
+			sent <- err
+			return
+		}
+		conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{selfSigned(t)}, MinVersion: tls.VersionTLS13})
+		defer conn.Close()
+		f, err := os.Open(source)
+		if err == nil {
+			_, err = io.CopyBuffer(struct{ io.Writer }{conn}, struct{ io.Reader }{f}, make([]byte, 64<<10))
+			err = errors.Join(err, f.Close())
+		}
+		sent <- err
+	}()
+	conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}) // #nosec G402 -- loopback
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	to, err := os.Create(filepath.Join(dir, "copy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(to, sha256.New())}, struct{ io.Reader }{conn}, make([]byte, 64<<10))
+	if err = errors.Join(err, <-sent, to.Sync(), to.Close()); err != nil || n != size {
+		t.Fatalf("copied %d of %d bytes: %v", n, size, err)
+	}
+	return selfCPU(t) - before
+}
+
+func selfCPU(t *testing.T) float64 {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
+}
