@@ -98,6 +98,13 @@ func (h *Host) connected(_ network.Network, c network.Conn) {
 	}
 }
 
+// disconnected ends the lines to a node with its last common connection.
+func (h *Host) disconnected(_ network.Network, c network.Conn) {
+	if id, err := nodeID(c.RemotePeer()); err == nil && !h.Connected(id) {
+		h.lines.drop(id)
+	}
+}
+
 func (d *dial) underWay() bool {
 	select {
 	case <-d.done:

@@ -17,6 +17,7 @@ func (g gater) InterceptAddrDial(corepeer.ID, multiaddr.Multiaddr) bool { return
 
 func (g gater) InterceptAccept(at network.ConnMultiaddrs) bool {
 	g.h.handshakes.begin(at)
+	g.h.congestion.Add(at) // it is what others dialed that this node sends content on
 	return true
 }
 

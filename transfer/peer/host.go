@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/transfer/peer/congestion"
 )
 
 const (
@@ -87,6 +88,8 @@ type Host struct {
 
 	metrics    *metrics
 	handshakes *handshakes
+	lines      *lines
+	congestion *congestion.Watcher
 }
 
 // New listens. Streams are refused until Handle names their protocol.
@@ -115,6 +118,8 @@ func New(cfg Config) (*Host, error) {
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.metrics = newMetrics(h)
 	h.handshakes = newHandshakes(h.metrics.refuse)
+	h.lines = newLines(h)
+	h.congestion = congestion.Watch(cfg.Logger)
 	p2p, err := libp2p.New(
 		libp2p.Identity(priv),
 		libp2p.NoListenAddrs,
@@ -137,14 +142,16 @@ func New(cfg Config) (*Host, error) {
 	)
 	if err != nil {
 		h.cancel()
+		h.congestion.Close()
 		_ = limits.Close()
 		return nil, fmt.Errorf("data plane: %w", err)
 	}
 	h.h = p2p
-	p2p.Network().Notify(&network.NotifyBundle{ConnectedF: h.connected})
+	p2p.Network().Notify(&network.NotifyBundle{ConnectedF: h.connected, DisconnectedF: h.disconnected})
 	if err := p2p.Network().Listen(listen...); err != nil {
 		err = listenError(cfg.Listen, err)
 		h.cancel()
+		h.congestion.Close()
 		_ = p2p.Close()
 		return nil, err
 	}
@@ -156,6 +163,7 @@ func New(cfg Config) (*Host, error) {
 	if cfg.Registerer != nil {
 		if err := h.metrics.register(cfg.Registerer); err != nil {
 			h.cancel()
+			h.congestion.Close()
 			_ = p2p.Close()
 			return nil, fmt.Errorf("data plane: metrics: %w", err)
 		}
@@ -193,7 +201,9 @@ func (h *Host) Close() error {
 		h.closed = true
 		h.mu.Unlock()
 		h.cancel()
+		h.lines.close()
 		h.closeErr = h.h.Close()
+		h.congestion.Close()
 		h.handshakes.close()
 		h.handlers.Wait()
 		if h.cfg.Registerer != nil {
@@ -252,11 +262,20 @@ func (h *Host) Open(ctx context.Context, to identity.NodeID, proto string) (*Str
 	if err := h.connect(open, to, id); err != nil {
 		return nil, err
 	}
-	ns, err := h.h.NewStream(network.WithNoDial(open, "connected by Open"), id, protocol.ID(proto))
+	c := h.common(id)
+	if c == nil {
+		return nil, fmt.Errorf("node %s: open %s: %w", to.Short(), proto, network.ErrNoConn)
+	}
+	ns, err := c.NewStream(open)
 	if err != nil {
 		return nil, fmt.Errorf("node %s: open %s: %w", to.Short(), proto, err)
 	}
-	return newStream(ctx, ns), nil
+	s, err := h.negotiate(open, id, ns, ns.SetProtocol, proto)
+	if err != nil {
+		return nil, fmt.Errorf("node %s: open %s: %w", to.Short(), proto, err)
+	}
+	h.lines.ready(to) // before bulk is asked for: a flight stays where it began
+	return newStream(ctx, s), nil
 }
 
 // Connected reports whether there is a connection to the node now.
@@ -274,6 +293,7 @@ func (h *Host) CutOff(id identity.NodeID) {
 	if h.h.Network().Connectedness(p) == network.Connected {
 		h.log.Info("data connection cut off", "node", id)
 	}
+	h.lines.drop(id)
 	_ = h.h.Network().ClosePeer(p)
 }
 

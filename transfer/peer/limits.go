@@ -30,14 +30,14 @@ const (
 	// maxNodes is how many peers at most are connected at once.
 	maxNodes = 256
 	// maxConnsPerPeer covers both sides dialing at once, and a reconnect while
-	// the old connection is not yet known to be dead.
-	maxConnsPerPeer = 4
+	// the old connections are not yet known to be dead.
+	maxConnsPerPeer = 2 * (1 + MaxLines)
 	// maxConnsPerAddress: nodes may share one address (behind NAT, in tests).
-	maxConnsPerAddress = 64
+	maxConnsPerAddress = 192
 	// connsPerAddressPerSecond and connBurstPerAddress slow down a stranger that
 	// makes us do TLS handshakes.
 	connsPerAddressPerSecond = 4
-	connBurstPerAddress      = 64
+	connBurstPerAddress      = 128
 	// maxStreamsPerPeer is per protocol and direction.
 	maxStreamsPerPeer = 32
 	// maxProtocolStreams is per protocol over all peers.
@@ -80,7 +80,7 @@ func resourceManager() (network.ResourceManager, error) {
 		l.Conns, l.ConnsInbound, l.ConnsOutbound, l.FD = 2*conns, conns, conns, 2*conns
 		return l
 	}
-	system := withConns(streams(maxStreams, maxWindowMemory), 2*maxNodes)
+	system := withConns(streams(maxStreams, maxWindowMemory), (2+MaxLines)*maxNodes)
 	one := rcmgr.ResourceLimits{
 		Streams: 1, StreamsInbound: 1, StreamsOutbound: 1,
 		Conns: 1, ConnsInbound: 1, ConnsOutbound: 1, FD: 1, Memory: unlimitedMemory,

@@ -17,7 +17,7 @@ const DefaultIdle = 30 * time.Second
 // context and wait for ever; these are reset when their context ends, and each
 // Read and Write has the idle time to make progress.
 type Stream struct {
-	s    network.Stream
+	s    network.MuxedStream
 	stop func() bool // of the context's AfterFunc
 
 	idle        atomic.Int64 // nanoseconds; 0: no rolling deadline
@@ -30,7 +30,7 @@ type Stream struct {
 	closeErr error
 }
 
-func newStream(ctx context.Context, s network.Stream) *Stream {
+func newStream(ctx context.Context, s network.MuxedStream) *Stream {
 	st := &Stream{s: s}
 	st.idle.Store(int64(DefaultIdle))
 	st.stop = context.AfterFunc(ctx, func() { _ = s.Reset() })

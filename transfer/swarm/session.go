@@ -117,7 +117,7 @@ func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessi
 	// Reset or with p.ctx.
 	stop := context.AfterFunc(ctx, cancel)
 	timer := time.AfterFunc(p.stall, cancel)
-	st, err := p.host.Open(life, node, Protocol)
+	st, err := p.host.OpenBulk(life, node, Protocol)
 	inTime := timer.Stop()
 	if !stop() || !inTime || err != nil {
 		cancel()
