@@ -93,7 +93,7 @@ func TestHost_ConcurrentOpensShareADial(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := len(b.h.Network().Conns()); n != 1 {
+	if n := len(a.h.Network().Conns()); n != 1 { // lines are not among a's
 		t.Fatalf("%d connections, want one", n)
 	}
 }

@@ -89,6 +89,7 @@ type Host struct {
 	metrics    *metrics
 	handshakes *handshakes
 	lines      *lines
+	window     int64 // bytes that one connection can hold
 	congestion *congestion.Watcher
 }
 
@@ -118,7 +119,7 @@ func New(cfg Config) (*Host, error) {
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.metrics = newMetrics(h)
 	h.handshakes = newHandshakes(h.metrics.refuse)
-	h.lines = newLines(h)
+	h.lines, h.window = newLines(h), kernelWindow("/proc/sys/net/ipv4")
 	h.congestion = congestion.Watch(cfg.Logger)
 	p2p, err := libp2p.New(
 		libp2p.Identity(priv),

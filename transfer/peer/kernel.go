@@ -12,6 +12,9 @@ const (
 	// kernelWant is the TCP buffer that a connection should be able to grow to:
 	// twice 1 Gbit/s at 250 ms.
 	kernelWant = 64 << 20
+	// kernelUsual is the window where settings can't be read: half of the 6 MiB that
+	// Linux has. kernelLeast bounds what strange settings lead to.
+	kernelUsual, kernelLeast = 3 << 20, 64 << 10
 	// kernelDelay is the round trip that advice speaks of.
 	kernelDelay = 0.1 // seconds
 )
@@ -46,6 +49,20 @@ func kernelAdvice(dir string) []string {
 		out = append(out, fmt.Sprintf("congestion control is %s, which is slow over long links that lose packets: load the module tcp_bbr and set net.ipv4.tcp_congestion_control=bbr", name))
 	}
 	return out
+}
+
+// kernelWindow is how many bytes one connection can have on its way, by this
+// machine's settings; the other side's are thought to be the same.
+func kernelWindow(dir string) int64 {
+	window := int64(kernelUsual)
+	receive, ok := kernelLimit(filepath.Join(dir, "tcp_rmem"))
+	if ok {
+		window = receive / 2 // half of a receive buffer is the kernel's own
+	}
+	if send, ok := kernelLimit(filepath.Join(dir, "tcp_wmem")); ok {
+		window = min(window, send)
+	}
+	return max(window, kernelLeast)
 }
 
 // kernelLimit reads the last of the three numbers of tcp_rmem or tcp_wmem.

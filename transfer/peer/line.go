@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -62,7 +63,7 @@ func (h *Host) OpenBulk(ctx context.Context, to identity.NodeID, proto string) (
 		if err == nil {
 			return s, nil
 		}
-		h.lines.leave(l)
+		h.lines.leave(to, l)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -71,10 +72,12 @@ func (h *Host) OpenBulk(ctx context.Context, to identity.NodeID, proto string) (
 	return h.Open(ctx, to, proto)
 }
 
-// Lines makes n lines, at most MaxLines, the aim for a node: streams of OpenBulk
-// are spread over them. It does not wait for them.
-func (h *Host) Lines(to identity.NodeID, n int) {
-	h.lines.aim(to, min(max(n, 1), MaxLines))
+// Filled tells what was measured of a node's sending: bytes a second times the
+// round trip. A connection holds no more than the kernel's buffers, so as many
+// lines are dialed as it takes to hold that and half as much again, at most
+// MaxLines; streams of OpenBulk are spread over them.
+func (h *Host) Filled(to identity.NodeID, bytes int64) {
+	h.lines.aim(to, int(min(1+bytes*3/2/h.window, MaxLines)))
 }
 
 // take gives the line with the fewest streams and counts one more; nil: there is
@@ -99,10 +102,19 @@ func (ls *lines) take(to identity.NodeID) *line {
 	return best
 }
 
-func (ls *lines) leave(l *line) {
+// leave counts a stream out. A line that is not wanted any more is closed when
+// nobody uses it.
+func (ls *lines) leave(to identity.NodeID, l *line) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	l.streams--
+	if b := ls.to[to]; b != nil && l.streams == 0 && len(b.up) > b.want && slices.Contains(b.up, l) && ls.h.hold() {
+		b.up = slices.DeleteFunc(b.up, func(x *line) bool { return x == l })
+		go func() {
+			defer ls.h.handlers.Done()
+			_ = l.conn.Close() // and watch ends
+		}()
+	}
 }
 
 // ready notes that there is a common connection to a node, and dials lines.
@@ -123,8 +135,7 @@ func (ls *lines) aim(to identity.NodeID, n int) {
 	ls.grow(to, b)
 }
 
-// grow dials a line if one is missing; mu is held. Lines beyond what is wanted
-// stay until nobody uses them.
+// grow dials a line if one is missing; mu is held.
 func (ls *lines) grow(to identity.NodeID, b *bundle) {
 	if b.dialing || len(b.up) >= b.want || time.Now().Before(b.retry) || !ls.h.hold() {
 		return
@@ -168,13 +179,12 @@ func (ls *lines) watch(to identity.NodeID, b *bundle, l *line) {
 	_ = l.conn.Close()
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	for i, x := range b.up {
-		if x == l {
-			b.up = append(b.up[:i], b.up[i+1:]...)
-			break
+	if n := len(b.up); n > 0 {
+		b.up = slices.DeleteFunc(b.up, func(x *line) bool { return x == l })
+		if len(b.up) < n { // it broke
+			b.retry = time.Now().Add(lineRetry)
 		}
 	}
-	b.retry = time.Now().Add(lineRetry)
 }
 
 // drop closes the lines to a node.
@@ -287,7 +297,7 @@ func (h *Host) openOn(ctx context.Context, l *line, to identity.NodeID, proto st
 	}
 	s.ended = func() {
 		scope.Done()
-		h.lines.leave(l)
+		h.lines.leave(to, l)
 	}
 	return newStream(ctx, s), nil
 }

@@ -42,6 +42,9 @@ func ahoy(t *testing.T, h *Host, to identity.NodeID) error {
 
 func TestLine_CarriesStreamsForBulkAlone(t *testing.T) {
 	_, a, b := pair(t)
+	if n := b.congestion.Len(); n != 2 {
+		t.Errorf("b looks at %d connections that a dialed: the common one and the line are 2", n)
+	}
 	var open []*Stream
 	for range 5 {
 		s, err := a.OpenBulk(t.Context(), b.ID(), "/test/1")
@@ -101,7 +104,11 @@ func TestLine_TakesNoStreams(t *testing.T) {
 
 func TestLine_AsManyAsWanted(t *testing.T) {
 	_, a, b := pair(t)
-	a.Lines(b.ID(), MaxLines+5)
+	a.Filled(b.ID(), a.window/2)
+	if n := a.lines.count(); n != 1 {
+		t.Errorf("%d lines for what one holds", n)
+	}
+	a.Filled(b.ID(), 100*a.window)
 	eventually(t, "all lines", func() bool { return a.lines.count() == MaxLines })
 	var open []*Stream
 	for range 2 * MaxLines {
@@ -121,6 +128,17 @@ func TestLine_AsManyAsWanted(t *testing.T) {
 	a.lines.mu.Unlock()
 	if n := a.lines.count(); n != MaxLines {
 		t.Errorf("%d lines and not %d", n, MaxLines)
+	}
+	a.Filled(b.ID(), 0)
+	if n := a.lines.count(); n != MaxLines {
+		t.Errorf("%d lines, although streams are on all %d", n, MaxLines)
+	}
+	for _, s := range open {
+		_ = s.Close()
+	}
+	eventually(t, "one line is left", func() bool { return a.lines.count() == 1 })
+	if err := ahoy(t, a, b.ID()); err != nil {
+		t.Fatal(err)
 	}
 	if err := ping(t.Context(), b, a.ID()); err != nil {
 		t.Errorf("b can't open a stream to a beside its lines: %v", err)

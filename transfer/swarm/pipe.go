@@ -17,12 +17,16 @@ const (
 	// maxBackgroundBytes leaves room for clients.
 	maxBackgroundBytes = maxAllBytes / 4 * 3
 	// firstWindow is asked for ahead while a peer's rate is not known, and slack on
-	// top of twice the bandwidth times delay; the sum is rounded up to units. So a
+	// top of windowDelays times the bandwidth times delay; the sum is rounded up to units. So a
 	// peer that sends slowly has one unit to send and one that follows, as others
 	// could send the next; one that is quick never waits for a request: with a unit
 	// less asked ahead, receivers that swap take more from the holder in the end.
 	firstWindow = 3 << 20
 	slack       = 7 << 18
+	// windowDelays: a delay for the request, one that a lost packet holds up all that
+	// is behind it, one for the unit that is only counted when it is whole, and one
+	// to grow into.
+	windowDelays = 4
 	// measureFor is how long arrivals are counted for one measurement of the rate.
 	measureFor = 200 * time.Millisecond
 	// creditShare: while a higher class is on its way from a peer, a lower one may
@@ -82,13 +86,13 @@ func (p *pipe) total() int64 {
 	return sum
 }
 
-// window is how much may be on its way: twice what fills the link, so that it
+// window is how much may be on its way: more than what fills the link, so that it
 // grows until the rate does not.
 func (p *pipe) window() int64 {
 	if p.rate == 0 || p.delay == 0 {
 		return firstWindow
 	}
-	return min(maxPeerBytes, int64(2*p.rate*p.delay.Seconds())+slack)
+	return min(maxPeerBytes, int64(windowDelays*p.rate*p.delay.Seconds())+slack)
 }
 
 // room is how many of n bytes a class may ask for now. At least one unit is on
@@ -179,11 +183,14 @@ func (p *pipe) unitTook(now time.Time) time.Duration {
 
 // pipes are the ways from all peers.
 type pipes struct {
-	mu    sync.Mutex
-	all   int64 // on its way, from all peers
-	low   int64 // of it, not for clients
-	full  bool  // somebody was refused because of all
-	peers map[identity.NodeID]*pipe
+	mu   sync.Mutex
+	all  int64 // on its way, from all peers
+	low  int64 // of it, not for clients
+	full bool  // somebody was refused because of all
+	// filled is told what each peer was measured to fill: bytes a second times the
+	// delay; nil: nobody is. It must not block.
+	filled func(node identity.NodeID, bytes int64)
+	peers  map[identity.NodeID]*pipe
 }
 
 func newPipes() *pipes { return &pipes{peers: map[identity.NodeID]*pipe{}} }
@@ -259,7 +266,11 @@ func (ps *pipes) release(node identity.NodeID, c class, n int64, lost bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	p := ps.of(node)
+	mark := p.mark
 	p.arrived(c, n, lost, time.Now())
+	if p.mark != mark && ps.filled != nil && p.delay > 0 {
+		ps.filled(node, int64(p.rate*p.delay.Seconds()))
+	}
 	ps.add(c, -n)
 	p.rouse()
 	if ps.full {

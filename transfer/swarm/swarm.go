@@ -193,6 +193,7 @@ func New(cfg Config) (*Swarm, error) {
 		}
 	}
 	s.pipes, s.crowds, s.watching = newPipes(), newCrowds(), newWatching(s)
+	s.pipes.filled = cfg.Host.Filled
 	s.sessions = newSessions(s.ctx, cfg.Host, cfg.Stall, s.pipes)
 	s.sessions.pacer = cfg.Pacer
 	s.server = newServer(cfg, supply{s}, s.metrics)

@@ -17,6 +17,9 @@ const (
 	// A queue is full where round trips are longer than the shortest by half of it,
 	// and empty where they are not by a tenth; slackRTT is the kernel's own part.
 	slackRTT = 2 * time.Millisecond
+	// sure is how many looks in a row must speak for a change: one may have met the
+	// end of a start.
+	sure = 2
 	// firstStay is how long a choice holds at least. It doubles with each change up
 	// to longestStay: a connection that is neither here nor there is left alone.
 	firstStay, longestStay = 3 * time.Second, 2 * time.Minute
@@ -46,8 +49,10 @@ type judge struct {
 	wanted int             // looks in a row that spoke for a change
 }
 
-// look takes the counters and gives the algorithm to change to; "": none.
-func (j *judge) look(c counters, now time.Time) string {
+// look takes the counters and gives the algorithm to change to; "": none. shared
+// says that other connections of this process send as well: bbr alone may lose some
+// while it starts or looks for more, and is not better off otherwise.
+func (j *judge) look(c counters, shared bool, now time.Time) string {
 	last, seen := j.last, j.seen
 	if seen && c.algorithm == last.algorithm && c.sent-last.sent < leastSegments {
 		return "" // they are counted on
@@ -59,7 +64,7 @@ func (j *judge) look(c counters, now time.Time) string {
 	loss := float64(c.resent-last.resent) / float64(c.sent-last.sent)
 	to := ""
 	switch {
-	case c.algorithm == bbr && loss >= fullLoss && c.rtt > c.shortest*3/2+slackRTT:
+	case c.algorithm == bbr && shared && loss >= fullLoss && c.rtt > c.shortest*3/2+slackRTT:
 		to = j.allowed(cubic, reno)
 	case c.algorithm != bbr && loss >= randomLoss && c.rtt < c.shortest*11/10+slackRTT:
 		to = j.allowed(bbr)
@@ -68,7 +73,7 @@ func (j *judge) look(c counters, now time.Time) string {
 		j.wanted = 0
 		return ""
 	}
-	if j.wanted++; j.wanted < 2 { // one look may have met the end of a slow start
+	if j.wanted++; j.wanted < sure {
 		return ""
 	}
 	j.wanted = 0
@@ -94,3 +99,6 @@ func (j *judge) allowed(algorithms ...string) string {
 	}
 	return ""
 }
+
+// busy says whether enough was sent since the last look for losses to tell something.
+func (j *judge) busy(c counters) bool { return j.seen && c.sent-j.last.sent >= leastSegments }

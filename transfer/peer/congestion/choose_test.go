@@ -12,9 +12,11 @@ func TestJudge(t *testing.T) {
 		algorithm string
 		loss      float64 // of 1000 segments a step
 		rtt       time.Duration
+		alone     bool
 		no        []string
 		want      string
 	}{
+		{name: "bbr alone, which starts", algorithm: bbr, loss: 0.08, rtt: 160 * ms, alone: true},
 		{name: "bbr flows fill a queue", algorithm: bbr, loss: 0.08, rtt: 160 * ms, want: cubic},
 		{name: "bbr over a link that loses packets", algorithm: bbr, loss: 0.02, rtt: 85 * ms},
 		{name: "bbr alone in a deep queue", algorithm: bbr, loss: 0.001, rtt: 160 * ms},
@@ -33,8 +35,8 @@ func TestJudge(t *testing.T) {
 			}
 			now, got := time.Unix(1000, 0), ""
 			have := counters{algorithm: c.algorithm, rtt: c.rtt, shortest: 80 * ms}
-			for i := 0; i < 5 && got == ""; i++ {
-				if got = j.look(have, now); got != "" && i < 2 {
+			for i := 0; i < 6 && got == ""; i++ {
+				if got = j.look(have, !c.alone, now); got != "" && i < 2 {
 					t.Errorf("changed at look %d", i)
 				}
 				now = now.Add(step)
@@ -60,7 +62,7 @@ func TestJudge_LeavesAlone(t *testing.T) {
 		if have.algorithm == bbr {
 			have.rtt = 2 * have.shortest
 		}
-		if to := j.look(have, now); to != "" {
+		if to := j.look(have, true, now); to != "" {
 			have.algorithm = to
 			changes = append(changes, now.Sub(begin))
 		}
@@ -82,7 +84,7 @@ func TestJudge_FewSegmentsTellNothing(t *testing.T) {
 	now := time.Unix(1000, 0)
 	have := counters{algorithm: bbr, rtt: time.Second, shortest: time.Millisecond}
 	for range 6 {
-		if to := j.look(have, now); to != "" {
+		if to := j.look(have, true, now); to != "" {
 			t.Fatalf("changed to %s", to)
 		}
 		now = now.Add(step)

@@ -51,6 +51,13 @@ func (w *Watcher) Add(conn any) {
 	}
 }
 
+// Len is how many connections are looked at.
+func (w *Watcher) Len() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.conns)
+}
+
 // Close ends it; connections keep what they have.
 func (w *Watcher) Close() {
 	w.once.Do(func() { close(w.stop) })
@@ -73,31 +80,45 @@ func (w *Watcher) run() {
 			all = append(all, c)
 		}
 		w.mu.Unlock()
-		for _, c := range all {
-			if !w.look(c, time.Now()) {
-				w.mu.Lock()
-				delete(w.conns, c)
-				w.mu.Unlock()
-			}
+		for _, c := range w.lookAt(all, time.Now()) {
+			w.mu.Lock()
+			delete(w.conns, c)
+			w.mu.Unlock()
 		}
 	}
 }
 
-// look looks at one connection; false: it is closed, or no TCP connection.
-func (w *Watcher) look(c *watched, now time.Time) bool {
-	have, err := read(c.raw)
-	if err != nil {
-		return false
+// lookAt looks at connections and gives those that are closed, or are no TCP
+// connections.
+func (w *Watcher) lookAt(all []*watched, now time.Time) (gone []*watched) {
+	have := make(map[*watched]counters, len(all))
+	busy := 0
+	for _, c := range all {
+		x, err := read(c.raw)
+		if err != nil {
+			gone = append(gone, c)
+			continue
+		}
+		have[c] = x
+		if c.judge.busy(x) {
+			busy++
+		}
 	}
-	to := c.judge.look(have, now)
+	for c, x := range have {
+		w.change(c, x, busy > 1, now)
+	}
+	return gone
+}
+
+func (w *Watcher) change(c *watched, have counters, shared bool, now time.Time) {
+	to := c.judge.look(have, shared, now)
 	if to == "" {
-		return true
+		return
 	}
 	if err := set(c.raw, to); err != nil {
 		c.judge.refused(to)
 		w.log.Debug("congestion control not changed", "from", have.algorithm, "to", to, "error", err)
-		return true
+		return
 	}
 	w.log.Debug("congestion control changed", "from", have.algorithm, "to", to, "rtt", have.rtt, "shortest", have.shortest)
-	return true
 }

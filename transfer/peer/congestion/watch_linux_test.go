@@ -53,7 +53,7 @@ func TestWatcher_RealConnection(t *testing.T) {
 		t.Error("an algorithm was set that no kernel has")
 	}
 	conn.Close()
-	if w.look(c, time.Now()) {
+	if gone := w.lookAt([]*watched{c}, time.Now()); len(gone) != 1 {
 		t.Error("a closed connection is looked at")
 	}
 }
