@@ -68,8 +68,9 @@ func (m *farMesh) received(t *testing.T, i int, bytes float64) {
 }
 
 // liar: a site pulls from four holders, all of which are honest; and again when
-// the nearest has bytes on its disk that are not the image's, and the next one
-// stops midway with its connections open.
+// the nearest begins to send bytes that are not the image's, and the next one
+// stops midway with its connections open. The liar is an honest node whose files
+// change under its hands: what it has open it goes on reading, and sends.
 func (b *bench) liar(t *testing.T, name string) {
 	const liar, staller, at = 1, 2, 4
 	m := startFarMesh(t, farLinks{rtt: 80 * time.Millisecond, near: map[int]time.Duration{liar: 40 * time.Millisecond, staller: 60 * time.Millisecond}},
@@ -86,9 +87,6 @@ func (b *bench) liar(t *testing.T, name string) {
 			}
 		}
 		m.sites[at].listed(t, image)
-		if round == 1 {
-			damage(t, m.sites[liar].data, img)
-		}
 		had := m.metric(t, at, receivedMetric)
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
@@ -98,6 +96,9 @@ func (b *bench) liar(t *testing.T, name string) {
 		done := make(chan error, 1)
 		go func() { done <- m.sites[at].drain(ctx, image, img) }()
 		if round == 1 {
+			m.received(t, at, had+size/8)
+			damage(t, m.sites[liar].data, img)
+			line.note("%s lies", m.sites[liar].site)
 			m.received(t, at, had+size/4)
 			stopped := m.sites[staller].process.Cmd.Process
 			if err := stopped.Signal(syscall.SIGSTOP); err != nil {
