@@ -51,7 +51,8 @@ type bed struct {
 	log   []*command.Envelope
 	nodes []*site
 	poll  time.Duration
-	deaf  bool // hints are lost
+	deaf  bool          // hints are lost
+	far   time.Duration // from any node to any other, one way; 0: as loopback has it
 
 	raft sync.Mutex // one command after the other
 
@@ -66,9 +67,9 @@ type site struct {
 	dir   string
 	id    *identity.Identity
 	state *state.State
-	index uint64 // of the last command applied here
-	lag   bool   // commands are not applied here
-	port  int
+	index uint64        // of the last command applied here
+	lag   bool          // commands are not applied here
+	port  int           // where it is reached
 	clock time.Duration // off by so much
 	ahead atomic.Int64  // the same, while it runs
 
@@ -197,6 +198,9 @@ func (n *site) open() {
 	})
 	must(n.t, err)
 	n.port = n.host.Addr().(*net.TCPAddr).Port
+	if n.far > 0 {
+		n.port = farFrom(n.t, n.host.Addr().String(), n.far)
+	}
 	n.sync, err = syncer.New(syncer.Config{
 		Self: n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.host,
 		Announcer: hear{n}, Poll: n.poll, Now: n.now, Logger: log,

@@ -26,9 +26,16 @@ const (
 	// maxActive bounds the blobs on their way to this store at a time: few enough
 	// that artifacts complete one after the other, oldest first.
 	maxActive = 64
-	// artifactsAtOnce bounds the artifacts in work. One with few blobs must not
-	// leave the link idle; each holds its list of blobs in memory.
+	// artifactsAtOnce bounds the artifacts in work of which something larger than
+	// a small blob is missing. One with few blobs must not leave the link idle; each
+	// holds its list of blobs in memory.
 	artifactsAtOnce = 16
+	// workers bounds all artifacts in work, and maxSmall the small blobs that are on
+	// their way, 32 MiB at most: they come in batches, of which the swarm asks for
+	// as many ahead as a round trip needs. An artifact of 5 of them that is far away
+	// takes 100 ms: 600 a second.
+	workers  = 64
+	maxSmall = 1024
 	// maxInbox bounds the manifests that arrived and were not looked at yet.
 	// Beyond it their projects are scanned instead.
 	maxInbox = 10_000
@@ -91,7 +98,9 @@ type Reconciler struct {
 	gate    *gate
 	pushes  pushGate
 	limits  limits
-	active  *semaphore.Weighted
+	active  *semaphore.Weighted // places for blobs, and
+	small   *semaphore.Weighted // for small ones
+	large   *semaphore.Weighted // for artifacts that lack larger ones
 	metrics *metrics
 	unhook  []func()
 
@@ -119,6 +128,7 @@ func New(cfg Config) (*Reconciler, error) {
 	r := &Reconciler{
 		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(),
 		queue: newQueue(cfg.Now), gate: newGate(), active: semaphore.NewWeighted(maxActive),
+		small: semaphore.NewWeighted(maxSmall), large: semaphore.NewWeighted(artifactsAtOnce),
 		inbox: newInbox(), scans: newScans(cfg.Now),
 		hurried: make(chan struct{}, 1), feedNews: make(chan struct{}, 1), goneNews: make(chan struct{}, 1),
 		waiting: map[key]map[key]bool{},
@@ -160,7 +170,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	wg.Go(func() { r.hurryNowAndThen(ctx) })
 	wg.Go(func() { r.watchLosses(ctx) })
 	wg.Go(func() { r.letGo(ctx) })
-	for range artifactsAtOnce {
+	for range workers {
 		wg.Go(func() { r.work(ctx) })
 	}
 	known := map[identity.ProjectID]*rules.Project{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -212,21 +213,31 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 			note(err)
 		}
 	}
+	if slices.ContainsFunc(fetch, func(b content) bool { return !isSmall(b) }) {
+		if err := r.large.Acquire(ctx, 1); err != nil {
+			return err
+		}
+		defer r.large.Release(1)
+	}
 	for _, b := range fetch {
 		r.cfg.Sync.Expect(b.digest, b.home)
 		// First come, first served: blobs of older artifacts asked earlier.
-		if err := r.active.Acquire(ctx, 1); err != nil {
+		places := r.active
+		if isSmall(b) {
+			places = r.small
+		}
+		if err := places.Acquire(ctx, 1); err != nil {
 			note(err)
 			break
 		}
 		limit, err := open()
 		if err != nil {
-			r.active.Release(1)
+			places.Release(1)
 			wg.Wait()
 			return err
 		}
 		wg.Go(func() {
-			defer r.active.Release(1)
+			defer places.Release(1)
 			if err := r.fetch(ctx, t.pid, b, t.kind, limit); err != nil {
 				note(err)
 			}
@@ -238,6 +249,9 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 	}
 	return first
 }
+
+// isSmall: it comes in a batch with others.
+func isSmall(b content) bool { return b.size > 0 && b.size <= swarm.SmallBytes }
 
 func (r *Reconciler) fetch(ctx context.Context, pid identity.ProjectID, b content, k kind, limit *swarm.Limit) error {
 	err := r.cfg.Swarm.Fetch(ctx, swarm.Want{Digest: b.digest, Size: b.size, PID: pid, Class: catalog.Placed, Limit: limit})

@@ -279,6 +279,9 @@ func (f *flight) fly() error {
 	if err := f.awaitOpening(); err != nil {
 		return err
 	}
+	if done, err := f.batched(); done || err != nil {
+		return err
+	}
 	if err := f.s.turn(f); err != nil {
 		return err
 	}

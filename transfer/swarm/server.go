@@ -87,6 +87,9 @@ func (o *openBlob) close() {
 
 // handle serves one stream until the peer closes it.
 func (s *server) handle(ctx context.Context, from identity.NodeID, st stream) {
+	g := newGatherer(st)
+	defer g.end()
+	st = g
 	var open openBlob
 	defer open.close()
 	for {

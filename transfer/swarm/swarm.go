@@ -141,6 +141,7 @@ type Swarm struct {
 	pipes    *pipes
 	crowds   *crowds
 	watching *watching
+	batches  *batches
 	uplink   uplink
 	suspects suspects
 	buffers  *semaphore.Weighted
@@ -195,6 +196,7 @@ func New(cfg Config) (*Swarm, error) {
 	s.pipes, s.crowds, s.watching = newPipes(), newCrowds(), newWatching(s)
 	s.sessions = newSessions(s.ctx, cfg.Host, cfg.Stall, s.pipes)
 	s.sessions.pacer = cfg.Pacer
+	s.batches = newBatches(s)
 	s.server = newServer(cfg, supply{s}, s.metrics)
 	s.server.crowds, s.server.uplink = s.crowds, &s.uplink
 	cfg.Host.Handle(Protocol, s.server.serve)

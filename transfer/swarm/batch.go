@@ -1,0 +1,452 @@
+package swarm
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/units"
+	"github.com/portolan/portolan/transfer/peer"
+)
+
+const (
+	// SmallBytes is the size up to which blobs come in batches: the store keeps
+	// them as rows, many of which share a sync of the disk.
+	SmallBytes = store.InlineMax
+	// batchAhead bounds the blobs that are asked for of one holder and not answered:
+	// 3000 a second at 300 ms. Their requests, under 200 bytes each, always fit
+	// into the first window of a stream, so that writing them never waits for the
+	// holder to read.
+	batchAhead = 1024
+	// batchWrite is when gathered requests are written.
+	batchWrite = 16 << 10
+)
+
+// errBatch ends a batch that can't go on. Its blobs come one by one.
+var errBatch = errors.New("the batch of small blobs ended")
+
+// batches are the small blobs that are asked for of each holder.
+type batches struct {
+	s *Swarm
+
+	mu sync.Mutex
+	m  map[identity.NodeID]*batch
+}
+
+func newBatches(s *Swarm) *batches { return &batches{s: s, m: map[identity.NodeID]*batch{}} }
+
+// batch is the small blobs that come from one holder, on one stream: asked for as
+// they are wanted, answered in order. It takes one place among the active blobs,
+// and its bytes room in the holder's pipe.
+//
+// Two goroutines work on it while there is something to do: one asks, the other,
+// which owns it, reads.
+type batch struct {
+	s      *Swarm
+	node   identity.NodeID
+	waiter waiter // for room in the pipe, and for more to ask
+
+	mu      sync.Mutex
+	running bool
+	rest    time.Time // it failed: nothing comes this way until then
+	queue   []*parcel // not asked for, oldest first
+	asked   []*parcel // in the order of their requests
+	sent    chan struct{}
+}
+
+// parcel is one blob of a batch.
+type parcel struct {
+	f    *flight
+	pid  identity.ProjectID
+	size int64
+	id   uint64    // of its request
+	at   time.Time // when it was asked for
+	sole bool      // nothing else was outstanding then
+	gone bool      // nobody waits for it any more; guarded by batch.mu
+	done chan delivery
+}
+
+// delivery is what became of a parcel.
+type delivery struct {
+	data []byte
+	free func() // gives back data's room; nil with an error
+	err  error
+}
+
+// batched tries to bring a small blob in the batch of its best holder, and says
+// whether it did. If not, for whatever reason, the blob comes the usual way,
+// which asks all holders; so it does once a client waits. An error is this node's
+// own.
+func (f *flight) batched() (bool, error) {
+	f.mu.Lock()
+	l := f.layout
+	f.mu.Unlock()
+	if f.pass || l == nil || l.size > SmallBytes || f.reading.Load() > 0 {
+		return false, nil
+	}
+	c, ok := f.best()
+	if !ok {
+		return false, nil
+	}
+	b, p := f.s.batches.add(f, c, l.size)
+	if p == nil {
+		return false, nil
+	}
+	var got delivery
+	select {
+	case got = <-p.done:
+	case <-f.urgent:
+	case <-f.ctx.Done():
+	}
+	if got.data == nil && got.err == nil {
+		b.leave(p)
+		return false, nil
+	}
+	if got.err != nil {
+		var refused *refusedError
+		if errors.Is(got.err, errProtocol) {
+			_ = f.blameList(c.node, got.err)
+		} else if errors.As(got.err, &refused) {
+			f.s.metrics.failovers.WithLabelValues("refused").Inc()
+		}
+		return false, nil
+	}
+	defer got.free()
+	if err := f.put(0, got.data, c.node); err != nil {
+		f.mu.Lock()
+		f.strikes[c.node]++
+		f.mu.Unlock()
+		f.s.metrics.badUnits.WithLabelValues(c.node.String()).Inc()
+		f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", 0, "holder", true, "error", err)
+		return false, nil
+	}
+	f.s.metrics.unitsReceived.Inc()
+	return true, f.store()
+}
+
+// best is the holder that is asked first.
+func (f *flight) best() (candidate, bool) {
+	for _, w := range f.wanted() {
+		for _, node := range f.s.cfg.Holders.Holders(f.ctx, f.digest, w.PID, w.Size) {
+			if node != f.s.cfg.Host.ID() {
+				return candidate{node: node, pid: w.PID}, true
+			}
+		}
+	}
+	return candidate{}, false
+}
+
+// add puts a blob into the batch of a holder; nil: nothing comes that way now.
+func (bs *batches) add(f *flight, c candidate, size int64) (*batch, *parcel) {
+	bs.mu.Lock()
+	b := bs.m[c.node]
+	if b == nil {
+		b = &batch{s: bs.s, node: c.node, waiter: waiter{wake: make(chan struct{}, 1)}, sent: make(chan struct{}, 1)}
+		bs.m[c.node] = b
+	}
+	bs.mu.Unlock()
+	p := &parcel{f: f, pid: c.pid, size: size, done: make(chan delivery, 1)}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if time.Now().Before(b.rest) {
+		return b, nil
+	}
+	b.queue = append(b.queue, p) // bounded by maxFlights
+	if !b.running {
+		b.running = true
+		b.waiter.since = f.since // as old as what it carries: others are asked before it, or after
+		bs.s.wg.Add(1)           // f, which is counted, runs
+		go func() {
+			defer bs.s.wg.Done()
+			b.run()
+		}()
+	}
+	wake(b.waiter.wake)
+	return b, p
+}
+
+// leave takes out a blob that is not waited for any more. What was asked for
+// still comes, and is dropped.
+func (b *batch) leave(p *parcel) {
+	b.mu.Lock()
+	p.gone = true
+	b.mu.Unlock()
+	select {
+	case got := <-p.done:
+		if got.free != nil {
+			got.free()
+		}
+	default:
+	}
+}
+
+// deliver tells a blob's flight what became of it.
+func (b *batch) deliver(p *parcel, got delivery) {
+	b.mu.Lock()
+	gone := p.gone
+	if !gone {
+		p.done <- got
+	}
+	b.mu.Unlock()
+	if gone && got.free != nil {
+		got.free()
+	}
+}
+
+// run takes blobs until none is left.
+func (b *batch) run() {
+	b.s.enterTurn()
+	defer b.s.over()
+	again := false
+	for {
+		came, fresh, err := b.stream(b.s.ctx)
+		if err == nil {
+			return
+		}
+		// A stream from the pool may be long dead: the holder deserves a fresh one.
+		if !fresh && !again && came == 0 && b.s.ctx.Err() == nil && !timedOut(err) && !errors.Is(err, errProtocol) {
+			again = true
+			b.requeue()
+			continue
+		}
+		b.fail(err)
+		return
+	}
+}
+
+// stream takes blobs over one stream until none is left (nil), or it breaks.
+func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
+	ss, fresh, release, err := b.s.sessions.get(ctx, b.node, nil)
+	if err != nil {
+		return 0, true, err
+	}
+	in := bufio.NewReaderSize(batchReader{ss}, copyBuffer)
+	stop := make(chan struct{})
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		if b.ask(ss, stop) != nil {
+			_ = ss.st.Reset() // the next answer tells
+		}
+	})
+	defer func() {
+		close(stop)
+		asking.Wait()
+		release(err == nil && in.Buffered() == 0)
+	}()
+	for {
+		p, over := b.first()
+		if over {
+			return came, fresh, nil
+		}
+		if p == nil { // those in the queue wait for room
+			select {
+			case <-b.sent:
+				continue
+			case <-ctx.Done():
+				return came, fresh, ctx.Err()
+			}
+		}
+		if err := b.receive(ctx, in, p); err != nil {
+			return came, fresh, err
+		}
+		came++
+		wake(b.waiter.wake)
+	}
+}
+
+// first is the blob that the next answer is about. over: there is none, and none
+// is in the queue: the batch ends.
+func (b *batch) first() (p *parcel, over bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.asked) > 0 {
+		return b.asked[0], false
+	}
+	if len(b.queue) > 0 {
+		return nil, false
+	}
+	b.running = false
+	b.s.pipes.forget(b.node, &b.waiter)
+	return nil, true
+}
+
+// ask writes requests as long as there is room, and waits for more.
+func (b *batch) ask(ss *session, stop <-chan struct{}) error {
+	for {
+		var out []byte
+		for len(out) < batchWrite {
+			p := b.take(ss)
+			if p == nil {
+				break
+			}
+			head := len(out)
+			out = append(out, 0, 0, 0, 0)
+			var err error
+			out, err = proto.MarshalOptions{}.MarshalAppend(out, &Request{
+				Id: p.id, Digest: p.f.digest.String(), Project: p.pid[:], Units: 1, Class: uint32(classReplication.onLink()) + 1,
+			})
+			if err != nil {
+				return err
+			}
+			binary.BigEndian.PutUint32(out[head:], uint32(len(out)-head-4))
+		}
+		if len(out) > 0 {
+			wake(b.sent)
+			if _, err := ss.st.Write(out); err != nil {
+				return err
+			}
+			continue
+		}
+		select {
+		case <-b.waiter.wake:
+		case <-stop:
+			return nil
+		}
+	}
+}
+
+// take moves the oldest blob of the queue to those that are asked for, if there
+// is room for it.
+func (b *batch) take(ss *session) *parcel {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for len(b.queue) > 0 && b.queue[0].gone {
+		b.queue = b.queue[1:]
+	}
+	if len(b.queue) == 0 || len(b.asked) >= batchAhead {
+		wake(b.sent) // the queue may be empty now
+		return nil
+	}
+	p := b.queue[0]
+	if b.s.pipes.reserve(b.node, &b.waiter, classReplication, max(1, p.size), 1) == 0 {
+		return nil
+	}
+	b.queue = b.queue[1:]
+	ss.lastID++
+	p.id, p.at, p.sole = ss.lastID, time.Now(), len(b.asked) == 0
+	b.asked = append(b.asked, p)
+	return p
+}
+
+// shift takes the first of those asked for off: it is answered.
+func (b *batch) shift(p *parcel, lost bool) {
+	b.mu.Lock()
+	b.asked = b.asked[1:]
+	b.mu.Unlock()
+	if p.sole && !lost {
+		b.s.pipes.answered(b.node, time.Since(p.at))
+	}
+	b.s.pipes.release(b.node, classReplication, max(1, p.size), lost)
+}
+
+// receive takes one answer. An error ends the stream.
+func (b *batch) receive(ctx context.Context, in *bufio.Reader, p *parcel) error {
+	var a Answer
+	if err := peer.ReadMsg(in, &a, maxMessage); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF // something was asked: this is no end
+		}
+		return err
+	}
+	if a.Id != p.id {
+		return fmt.Errorf("%w: answer to request %d instead of %d", errProtocol, a.Id, p.id)
+	}
+	if a.Status != Status_STATUS_OK {
+		b.shift(p, true)
+		b.deliver(p, delivery{err: &refusedError{status: a.Status, reason: a.Reason, end: 1}})
+		return nil
+	}
+	if a.Size != p.size && a.Size >= 0 && a.Size <= units.MaxSize {
+		// It may as well be the manifest that is wrong: no blame. How much follows is
+		// another blob's matter.
+		return fmt.Errorf("%w: the holder's blob %s has %d bytes, not %d", errBatch, p.f.digest, a.Size, p.size)
+	}
+	if a.Size != p.size || !a.HasUnit || a.Unit != 0 || int64(a.UnitBytes) != p.size || !a.Last || a.Taken || len(a.Record) > 0 || a.ListBytes > 0 {
+		return fmt.Errorf("%w: %d bytes of unit %d of a blob of %d", errProtocol, a.UnitBytes, a.Unit, p.size)
+	}
+	// Room for it is this node's own time: no deadline runs.
+	data, free, err := b.s.buffer(ctx, p.size)
+	if err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(in, data); err != nil {
+		free()
+		return err
+	}
+	b.shift(p, false)
+	b.s.metrics.bytesReceived.WithLabelValues(b.node.String()).Add(float64(len(data)))
+	b.deliver(p, delivery{data: data, free: free})
+	return nil
+}
+
+// requeue puts back what was asked for.
+func (b *batch) requeue() {
+	b.mu.Lock()
+	asked := b.asked
+	b.queue, b.asked = append(asked[:len(asked):len(asked)], b.queue...), nil
+	b.mu.Unlock()
+	for _, p := range asked {
+		b.s.pipes.release(b.node, classReplication, max(1, p.size), true)
+	}
+}
+
+// fail lets all blobs go their own way, and those to come for a while. Only the
+// first of those asked for is told of a breach of the protocol: it is its answer.
+func (b *batch) fail(err error) {
+	b.mu.Lock()
+	asked, queue := b.asked, b.queue
+	b.asked, b.queue, b.running = nil, nil, false
+	b.rest = time.Now().Add(restFor)
+	b.mu.Unlock()
+	b.s.pipes.forget(b.node, &b.waiter)
+	b.s.log.Info("small blobs come one by one for a while", "node", b.node, "site", b.s.site(b.node), "blobs", len(asked)+len(queue), "error", err)
+	for i, p := range asked {
+		b.s.pipes.release(b.node, classReplication, max(1, p.size), true)
+		if i > 0 {
+			err = errBatch
+		}
+		b.deliver(p, delivery{err: err})
+	}
+	for _, p := range queue {
+		b.deliver(p, delivery{err: errBatch})
+	}
+}
+
+// batchReader gives a holder the session's quiet time for each read: the blobs of
+// one that is silent for longer are asked of all that have them.
+type batchReader struct{ ss *session }
+
+func (r batchReader) Read(b []byte) (int, error) {
+	if r.ss.pace != nil && len(b) > 0 {
+		n, err := r.ss.pace(len(b))
+		if err != nil {
+			return 0, err
+		}
+		b = b[:n]
+	}
+	if err := r.ss.st.SetReadDeadline(time.Now().Add(r.ss.quiet)); err != nil {
+		return 0, err
+	}
+	n, err := r.ss.st.Read(b)
+	if n > 0 && r.ss.heard != nil {
+		r.ss.heard()
+	}
+	return n, err
+}
+
+// enterTurn takes a place among the active blobs without waiting for one: a batch
+// is one, whatever it carries.
+func (s *Swarm) enterTurn() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running++
+}

@@ -1,0 +1,100 @@
+package swarm
+
+import (
+	"bufio"
+	"sync"
+	"time"
+)
+
+const (
+	// gatherBytes is how much of small answers is written at once: a message and
+	// a blob of 10 KB each in a write of its own cost more than their bytes.
+	gatherBytes = 32 << 10
+	// gatherFor is how long an answer waits for others at most. It waits only while
+	// further requests are here.
+	gatherFor = 2 * time.Millisecond
+	// requestsBytes is what is read of requests at once: some 25.
+	requestsBytes = 4 << 10
+)
+
+// gatherer writes the answers to requests that came together in few writes. What
+// is larger than it gathers goes through. One goroutine reads and writes.
+type gatherer struct {
+	stream
+	in *bufio.Reader
+
+	mu    sync.Mutex
+	out   []byte // nil: nothing waits
+	timer *time.Timer
+	err   error // of a write
+}
+
+func newGatherer(st stream) *gatherer {
+	g := &gatherer{stream: st, in: bufio.NewReaderSize(st, requestsBytes)}
+	g.timer = time.AfterFunc(time.Hour, func() { _ = g.flush() })
+	g.timer.Stop()
+	return g
+}
+
+// Read reads requests. Before it waits for one, all that was answered goes out.
+func (g *gatherer) Read(p []byte) (int, error) {
+	if g.in.Buffered() == 0 {
+		if err := g.flush(); err != nil {
+			return 0, err
+		}
+	}
+	return g.in.Read(p)
+}
+
+func (g *gatherer) Write(p []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.out)+len(p) > gatherBytes {
+		g.write()
+	}
+	if g.err != nil {
+		return 0, g.err
+	}
+	if len(p) > gatherBytes/2 {
+		g.write() // in order
+		if g.err != nil {
+			return 0, g.err
+		}
+		n, err := g.stream.Write(p)
+		g.err = err
+		return n, err
+	}
+	if g.out == nil {
+		g.out = make([]byte, 0, gatherBytes)
+		g.timer.Reset(gatherFor)
+	}
+	g.out = append(g.out, p...)
+	return len(p), nil
+}
+
+func (g *gatherer) flush() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.write()
+	return g.err
+}
+
+// write writes what waits; mu is held.
+func (g *gatherer) write() {
+	if g.out == nil {
+		return
+	}
+	g.timer.Stop()
+	if g.err == nil {
+		_, g.err = g.stream.Write(g.out)
+	}
+	g.out = nil
+}
+
+// end stops the timer. What waits is dropped: it is the end of the stream.
+func (g *gatherer) end() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.timer.Stop()
+	g.out = nil
+}
