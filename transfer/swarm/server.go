@@ -104,6 +104,7 @@ func (s *server) handle(ctx context.Context, from identity.NodeID, st stream) {
 		st.SetIdle(sendIdle)
 		if err := s.answer(ctx, from, st, &req, &open); err != nil {
 			s.log.Debug("blob stream ended", "node", from, "digest", req.Digest, "error", err)
+			_ = g.flush()
 			_ = st.Reset()
 			return
 		}
