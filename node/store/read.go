@@ -113,6 +113,7 @@ func (s *Store) lostUnless(ctx context.Context, row catalog.BlobRow, cause error
 		// Replaced by a good copy in the meantime.
 		return fmt.Errorf("blob %s was repaired just now, ask again: %w", row.Digest, ErrNotFound)
 	}
+	s.damaged.Inc()
 	s.log.Error("a stored blob is damaged", "digest", row.Digest, "store", s.id, "error", cause)
 	if !now.Inline {
 		if err := s.files.Quarantine(row.Digest); err != nil {

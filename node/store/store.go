@@ -76,7 +76,7 @@ type Config struct {
 	// Bucket is where blobs above InlineMax are kept; nil: in Dir. A store stays
 	// where it was made.
 	Bucket *blobs.Backend
-	// Metrics takes those of a store on a bucket; nil: none are published.
+	// Metrics takes the store's; nil: none are published.
 	Metrics prometheus.Registerer
 }
 
@@ -91,9 +91,10 @@ type Store struct {
 	disk  *space
 	locks keyLocks // by digest: installing and removing a blob's file and row
 
-	keep   blobs.Keep // how long leftovers stay
-	checks *checks    // of files against their unit lists
-	memory *memory    // for units of a bucket's blobs while they are checked
+	keep    blobs.Keep // how long leftovers stay
+	checks  *checks    // of files against their unit lists
+	damaged prometheus.Counter
+	memory  *memory // for units of a bucket's blobs while they are checked
 }
 
 // Open opens the store at cfg.Dir, or makes one there. It reads no blob: its
@@ -169,11 +170,17 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("open the store in %s: %w", cfg.Dir, err), cat.Close())
 	}
 	held := newMemory(heldBytes)
+	damaged := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "portolan_store_damaged_blobs_total", Help: "Stored blobs that were found damaged, and put aside.",
+	})
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(damaged)
+	}
 	if cfg.Bucket != nil && cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(held.metric(), files)
 	}
 	return &Store{
-		id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, disk: disk, checks: seen, memory: held,
+		id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, disk: disk, checks: seen, memory: held, damaged: damaged,
 		keep: blobs.Keep{Uploads: cfg.UploadsKeptFor, Partials: PartialsKeptFor, Quarantine: QuarantineKeptFor},
 	}, nil
 }

@@ -82,7 +82,9 @@ func (h *Handler) getBlob(q *request) error {
 	b, err := h.cfg.Store.Open(ctx, d)
 	if err == nil {
 		defer func() { _ = b.Close() }()
-		var content io.ReadSeeker = b
+		mend := &mending{h: h, ctx: ctx, want: want, now: b}
+		defer mend.Close()
+		var content io.ReadSeeker = mend
 		if f := b.File(); f != nil {
 			content = f // sendfile
 		}

@@ -37,6 +37,7 @@ type site struct {
 	index uint64
 	id    *identity.Identity
 	store *store.Store
+	dir   string // the store's
 	v2    *Handler
 	url   string
 }
@@ -77,8 +78,8 @@ func newSite(t testing.TB, edit ...func(*Config)) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t: t, state: state.New(), id: id}
-	st, err := store.Open(t.Context(), store.Config{Dir: t.TempDir(), Identity: id, Logger: slog.New(slog.DiscardHandler)})
+	s := &site{t: t, state: state.New(), id: id, dir: t.TempDir()}
+	st, err := store.Open(t.Context(), store.Config{Dir: s.dir, Identity: id, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
