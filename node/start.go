@@ -32,6 +32,7 @@ type content struct {
 	swarm      *swarm.Swarm
 	reconciler *transfer.Reconciler
 	tags       *tags.Door
+	residency  *transfer.Residency
 }
 
 // start brings the parts up, each after those that it needs.
@@ -248,11 +249,16 @@ func (n *node) startContent() error {
 	}); err != nil {
 		return err
 	}
+	n.residency = transfer.NewResidency(transfer.ResidencyConfig{
+		Self: n.id.ID, Site: s.Site, State: n.raft.State(), Store: n.store, Sync: n.sync, Control: n.raft, Copies: n.reconciler,
+		Settle: n.tags.Settle, Abandon: n.swarm.Abandon, Now: n.cfg.Now, Logger: log,
+	})
 	n.stages.start("bandwidth budgets", func(ctx context.Context) error { return n.budgets.Run(ctx, n.raft.State()) })
 	n.stages.start("transfer of blobs", n.swarm.Run)
 	n.stages.start("exchange of catalogues", n.sync.Run)
 	n.stages.start("reconciler", n.reconciler.Run)
 	n.stages.start("tags", n.tags.Run)
+	n.stages.start("residency", n.residency.Run)
 	n.stages.start("cut-off of removed nodes", n.cutOff)
 	n.stages.start("memory of the start", giveBack(n.sync.FirstDone()))
 	return nil

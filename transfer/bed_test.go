@@ -78,6 +78,7 @@ type site struct {
 	swarm  *swarm.Swarm
 	rec    *transfer.Reconciler
 	door   *tags.Door
+	home   *transfer.Residency
 	counts *prometheus.Registry // of the reconciler
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
@@ -217,6 +218,8 @@ func (n *site) open() {
 	})
 	must(n.t, err)
 	n.openDoor(log)
+	n.home = transfer.NewResidency(transfer.ResidencyConfig{Self: n.id.ID, Site: n.name, State: n.state, Store: n.store, Sync: n.sync, Control: control{n}, Copies: n.rec,
+		Settle: func() { n.door.Settle() }, Abandon: n.swarm.Abandon, Now: n.now, Logger: log})
 }
 
 // openDoor opens what sets tags.
@@ -233,7 +236,7 @@ func (n *site) now() time.Time { return time.Now().Add(n.clock + time.Duration(n
 func (n *site) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
-	for _, run := range []func(context.Context) error{n.sync.Run, n.swarm.Run, n.rec.Run, n.door.Run} {
+	for _, run := range []func(context.Context) error{n.sync.Run, n.swarm.Run, n.rec.Run, n.door.Run, n.home.Run} {
 		n.ended.Go(func() {
 			if err := run(ctx); err != nil {
 				n.t.Errorf("%s: %v", n.name, err)

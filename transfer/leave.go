@@ -36,6 +36,9 @@ type LeaveQuestion struct {
 	After string
 	// For bounds the answer's time, about.
 	For time.Duration
+	// Project is the only one to look at, which the site leaves; empty: all. The site
+	// goes on taking pushes to others, and, until it leaves, to this one.
+	Project string
 }
 
 // LastCopy is an image of which the site holds something that no other site
@@ -154,10 +157,10 @@ func (r *Reconciler) LastCopies(ctx context.Context, q LeaveQuestion) (LeaveAnsw
 		return l.out, nil // it holds no content
 	}
 	for p := range l.view.Projects() {
-		if p.Name < at.Project || !l.view.MayRest(p, q.Site) {
+		if p.Name < at.Project || !p.Residence(q.Site).Holds() || q.Project != "" && p.Name != q.Project {
 			continue
 		}
-		if !l.view.MayRest(p, r.cfg.Site) {
+		if q.Site != r.cfg.Site && !l.view.MayRest(p, r.cfg.Site) {
 			others := slices.DeleteFunc(slices.Clone(p.Sites), func(s string) bool { return s == q.Site })
 			l.out.Unseen = append(l.out.Unseen, Unseen{Project: p.Name, Sites: others})
 			continue
@@ -184,7 +187,7 @@ func (r *Reconciler) LastCopies(ctx context.Context, q LeaveQuestion) (LeaveAnsw
 // hold has the leaving site take no pushes from now on, so that what is found
 // here is still true when the site is removed.
 func (l *leaving) hold(ctx context.Context, p state.Project) error {
-	if l.q.Lost || l.held {
+	if l.q.Lost || l.held || l.q.Project != "" {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askSiteWithin)

@@ -22,6 +22,7 @@ type projectView struct {
 	CreatedAt    string `json:"created_at"`
 
 	Guarantees *mesh.Guarantees `json:"guarantees,omitempty"`
+	Residency  *mesh.Residency  `json:"residency,omitempty"`
 }
 
 func viewProject(p harbor.Project) projectView {
@@ -83,15 +84,22 @@ func newProjectCommand(a *app) *cobra.Command {
 					return err
 				}
 				v.Guarantees = &g
+				r, err := c.Residency(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				v.Residency = &r
 				return a.show(v, func(w io.Writer) {
 					fields(w, append([][2]string{{"name", v.Name}, {"id", strconv.FormatInt(v.ID, 10)}, {"access", v.access()},
-						{"owner", v.Owner}, {"repositories", strconv.Itoa(v.Repositories)}, {"created", v.CreatedAt}}, guaranteeFields(g)...)...)
+						{"owner", v.Owner}, {"repositories", strconv.Itoa(v.Repositories)}, {"created", v.CreatedAt}}, append(guaranteeFields(g), residencyFields(r)...)...)...)
 				})
 			},
 		}),
 		newProjectTagsCommand(a),
 		newProjectDurabilityCommand(a),
+		newProjectSitesCommand(a),
 		newProjectDeleteCommand(a),
+		newProjectRestoreCommand(a),
 		newMemberCommand(a),
 	)
 }
@@ -119,6 +127,7 @@ func newProjectCreateCommand(a *app) *cobra.Command {
 	})
 	cmd.Flags().BoolVar(&public, "public", false, "everybody may pull, without a login (default: members only)")
 	cmd.Flags().StringVar(&req.Tags, "tags", "", `"strong": the mesh decides what tags say (default: each site, and all sites merge)`)
+	cmd.Flags().StringSliceVar(&req.Sites, "sites", nil, "sites that the project may rest at, separated by commas (default: all)")
 	cmd.Flags().Uint32Var(&req.Durability, "durability", 0, "sites that must have a push before it is answered (default: the one that takes it)")
 	return cmd
 }

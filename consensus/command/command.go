@@ -69,6 +69,8 @@ var kinds = []kind{
 	{Type_TYPE_TAGS_SET, 1, func() proto.Message { return new(TagsSet) }},
 	{Type_TYPE_TAGS_DELETE, 1, func() proto.Message { return new(TagsDelete) }},
 	{Type_TYPE_TAGS_MODE, 1, func() proto.Message { return new(TagsMode) }},
+	{Type_TYPE_PROJECT_RESTORE, 1, func() proto.Message { return new(ProjectRestore) }},
+	{Type_TYPE_PROJECT_PURGE, 1, func() proto.Message { return new(ProjectPurge) }},
 }
 
 // index finds kinds by type and by message name. Made at first use: generated

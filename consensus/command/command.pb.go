@@ -50,6 +50,8 @@ const (
 	Type_TYPE_TOKEN_REVOKE      Type = 19
 	Type_TYPE_NODE_REMOVE       Type = 20
 	Type_TYPE_SITE_DRAIN        Type = 21
+	Type_TYPE_PROJECT_RESTORE   Type = 22
+	Type_TYPE_PROJECT_PURGE     Type = 23
 	Type_TYPE_VOTERS_SET        Type = 25
 	Type_TYPE_SITE_REMOVE       Type = 26
 	Type_TYPE_MESH_RECOVERED    Type = 32
@@ -93,6 +95,8 @@ var (
 		19: "TYPE_TOKEN_REVOKE",
 		20: "TYPE_NODE_REMOVE",
 		21: "TYPE_SITE_DRAIN",
+		22: "TYPE_PROJECT_RESTORE",
+		23: "TYPE_PROJECT_PURGE",
 		25: "TYPE_VOTERS_SET",
 		26: "TYPE_SITE_REMOVE",
 		32: "TYPE_MESH_RECOVERED",
@@ -133,6 +137,8 @@ var (
 		"TYPE_TOKEN_REVOKE":      19,
 		"TYPE_NODE_REMOVE":       20,
 		"TYPE_SITE_DRAIN":        21,
+		"TYPE_PROJECT_RESTORE":   22,
+		"TYPE_PROJECT_PURGE":     23,
 		"TYPE_VOTERS_SET":        25,
 		"TYPE_SITE_REMOVE":       26,
 		"TYPE_MESH_RECOVERED":    32,
@@ -328,7 +334,7 @@ func (x KeyStep_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyStep_Step.Descriptor instead.
 func (KeyStep_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{35, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{37, 0}
 }
 
 type TagsMode_Step int32
@@ -383,7 +389,7 @@ func (x TagsMode_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TagsMode_Step.Descriptor instead.
 func (TagsMode_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{41, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{43, 0}
 }
 
 // Envelope is one raft log entry.
@@ -1767,6 +1773,105 @@ func (x *ProjectDelete) GetIfVersion() uint64 {
 	return 0
 }
 
+// ProjectRestore takes a deletion back, as long as the content is there.
+type ProjectRestore struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	IfVersion     uint64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProjectRestore) Reset() {
+	*x = ProjectRestore{}
+	mi := &file_consensus_command_command_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProjectRestore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProjectRestore) ProtoMessage() {}
+
+func (x *ProjectRestore) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProjectRestore.ProtoReflect.Descriptor instead.
+func (*ProjectRestore) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ProjectRestore) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *ProjectRestore) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
+// ProjectPurge lets the content of a deleted project go, once it was deleted for
+// long enough by the mesh's own time. It cannot be taken back.
+type ProjectPurge struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProjectPurge) Reset() {
+	*x = ProjectPurge{}
+	mi := &file_consensus_command_command_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProjectPurge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProjectPurge) ProtoMessage() {}
+
+func (x *ProjectPurge) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProjectPurge.ProtoReflect.Descriptor instead.
+func (*ProjectPurge) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ProjectPurge) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
 // ProjectSites says where a project may rest from now on. A site that is new
 // there takes it in first; one that is named no more hands over what it holds.
 type ProjectSites struct {
@@ -1781,7 +1886,7 @@ type ProjectSites struct {
 
 func (x *ProjectSites) Reset() {
 	*x = ProjectSites{}
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +1898,7 @@ func (x *ProjectSites) String() string {
 func (*ProjectSites) ProtoMessage() {}
 
 func (x *ProjectSites) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +1911,7 @@ func (x *ProjectSites) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectSites.ProtoReflect.Descriptor instead.
 func (*ProjectSites) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ProjectSites) GetId() int64 {
@@ -1843,14 +1948,15 @@ type ProjectSiteDone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Site          string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
-	Left          bool                   `protobuf:"varint,3,opt,name=left,proto3" json:"left,omitempty"` // else: taken in
+	Left          bool                   `protobuf:"varint,3,opt,name=left,proto3" json:"left,omitempty"`                            // else: taken in
+	IfVersion     uint64                 `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // of the project, as the node saw it; 0: any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProjectSiteDone) Reset() {
 	*x = ProjectSiteDone{}
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +1968,7 @@ func (x *ProjectSiteDone) String() string {
 func (*ProjectSiteDone) ProtoMessage() {}
 
 func (x *ProjectSiteDone) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +1981,7 @@ func (x *ProjectSiteDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectSiteDone.ProtoReflect.Descriptor instead.
 func (*ProjectSiteDone) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ProjectSiteDone) GetId() int64 {
@@ -1899,6 +2005,13 @@ func (x *ProjectSiteDone) GetLeft() bool {
 	return false
 }
 
+func (x *ProjectSiteDone) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
 type UserCreate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1913,7 +2026,7 @@ type UserCreate struct {
 
 func (x *UserCreate) Reset() {
 	*x = UserCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2038,7 @@ func (x *UserCreate) String() string {
 func (*UserCreate) ProtoMessage() {}
 
 func (x *UserCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2051,7 @@ func (x *UserCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserCreate.ProtoReflect.Descriptor instead.
 func (*UserCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UserCreate) GetName() string {
@@ -1998,7 +2111,7 @@ type UserUpdate struct {
 
 func (x *UserUpdate) Reset() {
 	*x = UserUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2123,7 @@ func (x *UserUpdate) String() string {
 func (*UserUpdate) ProtoMessage() {}
 
 func (x *UserUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2136,7 @@ func (x *UserUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserUpdate.ProtoReflect.Descriptor instead.
 func (*UserUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UserUpdate) GetId() int64 {
@@ -2085,7 +2198,7 @@ type UserDelete struct {
 
 func (x *UserDelete) Reset() {
 	*x = UserDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2097,7 +2210,7 @@ func (x *UserDelete) String() string {
 func (*UserDelete) ProtoMessage() {}
 
 func (x *UserDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2110,7 +2223,7 @@ func (x *UserDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDelete.ProtoReflect.Descriptor instead.
 func (*UserDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UserDelete) GetId() int64 {
@@ -2142,7 +2255,7 @@ type MemberSet struct {
 
 func (x *MemberSet) Reset() {
 	*x = MemberSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2267,7 @@ func (x *MemberSet) String() string {
 func (*MemberSet) ProtoMessage() {}
 
 func (x *MemberSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2280,7 @@ func (x *MemberSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberSet.ProtoReflect.Descriptor instead.
 func (*MemberSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MemberSet) GetProjectId() int64 {
@@ -2216,7 +2329,7 @@ type MemberDelete struct {
 
 func (x *MemberDelete) Reset() {
 	*x = MemberDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2228,7 +2341,7 @@ func (x *MemberDelete) String() string {
 func (*MemberDelete) ProtoMessage() {}
 
 func (x *MemberDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2241,7 +2354,7 @@ func (x *MemberDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberDelete.ProtoReflect.Descriptor instead.
 func (*MemberDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MemberDelete) GetProjectId() int64 {
@@ -2288,7 +2401,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2413,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2426,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Rule) GetName() string {
@@ -2430,7 +2543,7 @@ type RuleCreate struct {
 
 func (x *RuleCreate) Reset() {
 	*x = RuleCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2555,7 @@ func (x *RuleCreate) String() string {
 func (*RuleCreate) ProtoMessage() {}
 
 func (x *RuleCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2568,7 @@ func (x *RuleCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCreate.ProtoReflect.Descriptor instead.
 func (*RuleCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RuleCreate) GetRule() *Rule {
@@ -2476,7 +2589,7 @@ type RuleUpdate struct {
 
 func (x *RuleUpdate) Reset() {
 	*x = RuleUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2601,7 @@ func (x *RuleUpdate) String() string {
 func (*RuleUpdate) ProtoMessage() {}
 
 func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +2614,7 @@ func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleUpdate.ProtoReflect.Descriptor instead.
 func (*RuleUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RuleUpdate) GetId() int64 {
@@ -2535,7 +2648,7 @@ type RuleDelete struct {
 
 func (x *RuleDelete) Reset() {
 	*x = RuleDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2547,7 +2660,7 @@ func (x *RuleDelete) String() string {
 func (*RuleDelete) ProtoMessage() {}
 
 func (x *RuleDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2560,7 +2673,7 @@ func (x *RuleDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleDelete.ProtoReflect.Descriptor instead.
 func (*RuleDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RuleDelete) GetId() int64 {
@@ -2588,7 +2701,7 @@ type KeyBox struct {
 
 func (x *KeyBox) Reset() {
 	*x = KeyBox{}
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2600,7 +2713,7 @@ func (x *KeyBox) String() string {
 func (*KeyBox) ProtoMessage() {}
 
 func (x *KeyBox) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2613,7 +2726,7 @@ func (x *KeyBox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBox.ProtoReflect.Descriptor instead.
 func (*KeyBox) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *KeyBox) GetNodeId() []byte {
@@ -2642,7 +2755,7 @@ type NodeKey struct {
 
 func (x *NodeKey) Reset() {
 	*x = NodeKey{}
-	mi := &file_consensus_command_command_proto_msgTypes[33]
+	mi := &file_consensus_command_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +2767,7 @@ func (x *NodeKey) String() string {
 func (*NodeKey) ProtoMessage() {}
 
 func (x *NodeKey) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[33]
+	mi := &file_consensus_command_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2667,7 +2780,7 @@ func (x *NodeKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeKey.ProtoReflect.Descriptor instead.
 func (*NodeKey) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NodeKey) GetKind() KeyKind {
@@ -2702,7 +2815,7 @@ type KeysRotate struct {
 
 func (x *KeysRotate) Reset() {
 	*x = KeysRotate{}
-	mi := &file_consensus_command_command_proto_msgTypes[34]
+	mi := &file_consensus_command_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +2827,7 @@ func (x *KeysRotate) String() string {
 func (*KeysRotate) ProtoMessage() {}
 
 func (x *KeysRotate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[34]
+	mi := &file_consensus_command_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +2840,7 @@ func (x *KeysRotate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRotate.ProtoReflect.Descriptor instead.
 func (*KeysRotate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *KeysRotate) GetGossip() bool {
@@ -2757,7 +2870,7 @@ type KeyStep struct {
 
 func (x *KeyStep) Reset() {
 	*x = KeyStep{}
-	mi := &file_consensus_command_command_proto_msgTypes[35]
+	mi := &file_consensus_command_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2769,7 +2882,7 @@ func (x *KeyStep) String() string {
 func (*KeyStep) ProtoMessage() {}
 
 func (x *KeyStep) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[35]
+	mi := &file_consensus_command_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2782,7 +2895,7 @@ func (x *KeyStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStep.ProtoReflect.Descriptor instead.
 func (*KeyStep) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{35}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *KeyStep) GetKind() KeyKind {
@@ -2827,7 +2940,7 @@ type SecretSet struct {
 
 func (x *SecretSet) Reset() {
 	*x = SecretSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[36]
+	mi := &file_consensus_command_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2839,7 +2952,7 @@ func (x *SecretSet) String() string {
 func (*SecretSet) ProtoMessage() {}
 
 func (x *SecretSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[36]
+	mi := &file_consensus_command_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2852,7 +2965,7 @@ func (x *SecretSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretSet.ProtoReflect.Descriptor instead.
 func (*SecretSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{36}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SecretSet) GetObject() string {
@@ -2894,7 +3007,7 @@ type RecoverySet struct {
 
 func (x *RecoverySet) Reset() {
 	*x = RecoverySet{}
-	mi := &file_consensus_command_command_proto_msgTypes[37]
+	mi := &file_consensus_command_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +3019,7 @@ func (x *RecoverySet) String() string {
 func (*RecoverySet) ProtoMessage() {}
 
 func (x *RecoverySet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[37]
+	mi := &file_consensus_command_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +3032,7 @@ func (x *RecoverySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverySet.ProtoReflect.Descriptor instead.
 func (*RecoverySet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{37}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RecoverySet) GetRecipient() string {
@@ -2951,7 +3064,7 @@ type TagsSet struct {
 
 func (x *TagsSet) Reset() {
 	*x = TagsSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[38]
+	mi := &file_consensus_command_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2963,7 +3076,7 @@ func (x *TagsSet) String() string {
 func (*TagsSet) ProtoMessage() {}
 
 func (x *TagsSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[38]
+	mi := &file_consensus_command_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2976,7 +3089,7 @@ func (x *TagsSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsSet.ProtoReflect.Descriptor instead.
 func (*TagsSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{38}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TagsSet) GetProjectId() []byte {
@@ -3032,7 +3145,7 @@ type TagSaid struct {
 
 func (x *TagSaid) Reset() {
 	*x = TagSaid{}
-	mi := &file_consensus_command_command_proto_msgTypes[39]
+	mi := &file_consensus_command_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3044,7 +3157,7 @@ func (x *TagSaid) String() string {
 func (*TagSaid) ProtoMessage() {}
 
 func (x *TagSaid) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[39]
+	mi := &file_consensus_command_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3057,7 +3170,7 @@ func (x *TagSaid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagSaid.ProtoReflect.Descriptor instead.
 func (*TagSaid) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{39}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TagSaid) GetName() string {
@@ -3088,7 +3201,7 @@ type TagsDelete struct {
 
 func (x *TagsDelete) Reset() {
 	*x = TagsDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[40]
+	mi := &file_consensus_command_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3100,7 +3213,7 @@ func (x *TagsDelete) String() string {
 func (*TagsDelete) ProtoMessage() {}
 
 func (x *TagsDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[40]
+	mi := &file_consensus_command_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3113,7 +3226,7 @@ func (x *TagsDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsDelete.ProtoReflect.Descriptor instead.
 func (*TagsDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{40}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TagsDelete) GetProjectId() []byte {
@@ -3165,7 +3278,7 @@ type TagsMode struct {
 
 func (x *TagsMode) Reset() {
 	*x = TagsMode{}
-	mi := &file_consensus_command_command_proto_msgTypes[41]
+	mi := &file_consensus_command_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3177,7 +3290,7 @@ func (x *TagsMode) String() string {
 func (*TagsMode) ProtoMessage() {}
 
 func (x *TagsMode) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[41]
+	mi := &file_consensus_command_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3190,7 +3303,7 @@ func (x *TagsMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsMode.ProtoReflect.Descriptor instead.
 func (*TagsMode) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{41}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TagsMode) GetId() int64 {
@@ -3291,7 +3404,7 @@ type ImportedTag struct {
 
 func (x *ImportedTag) Reset() {
 	*x = ImportedTag{}
-	mi := &file_consensus_command_command_proto_msgTypes[42]
+	mi := &file_consensus_command_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3303,7 +3416,7 @@ func (x *ImportedTag) String() string {
 func (*ImportedTag) ProtoMessage() {}
 
 func (x *ImportedTag) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[42]
+	mi := &file_consensus_command_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3316,7 +3429,7 @@ func (x *ImportedTag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedTag.ProtoReflect.Descriptor instead.
 func (*ImportedTag) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{42}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ImportedTag) GetRepository() string {
@@ -3374,7 +3487,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[43]
+	mi := &file_consensus_command_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +3499,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[43]
+	mi := &file_consensus_command_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +3512,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{43}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3437,7 +3550,7 @@ type BudgetSet struct {
 
 func (x *BudgetSet) Reset() {
 	*x = BudgetSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[44]
+	mi := &file_consensus_command_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3449,7 +3562,7 @@ func (x *BudgetSet) String() string {
 func (*BudgetSet) ProtoMessage() {}
 
 func (x *BudgetSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[44]
+	mi := &file_consensus_command_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3462,7 +3575,7 @@ func (x *BudgetSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BudgetSet.ProtoReflect.Descriptor instead.
 func (*BudgetSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{44}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *BudgetSet) GetFrom() string {
@@ -3505,7 +3618,7 @@ type SitePause struct {
 
 func (x *SitePause) Reset() {
 	*x = SitePause{}
-	mi := &file_consensus_command_command_proto_msgTypes[45]
+	mi := &file_consensus_command_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3517,7 +3630,7 @@ func (x *SitePause) String() string {
 func (*SitePause) ProtoMessage() {}
 
 func (x *SitePause) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[45]
+	mi := &file_consensus_command_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3530,7 +3643,7 @@ func (x *SitePause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SitePause.ProtoReflect.Descriptor instead.
 func (*SitePause) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{45}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SitePause) GetSite() string {
@@ -3677,17 +3790,25 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\rProjectDelete\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x02 \x01(\x04R\tifVersion\"i\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"?\n" +
+	"\x0eProjectRestore\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"\x1e\n" +
+	"\fProjectPurge\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\"i\n" +
 	"\fProjectSites\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
 	"\x05sites\x18\x02 \x03(\tR\x05sites\x12\x14\n" +
 	"\x05force\x18\x03 \x01(\bR\x05force\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x04 \x01(\x04R\tifVersion\"I\n" +
+	"if_version\x18\x04 \x01(\x04R\tifVersion\"h\n" +
 	"\x0fProjectSiteDone\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x12\n" +
-	"\x04left\x18\x03 \x01(\bR\x04left\"\xa8\x01\n" +
+	"\x04left\x18\x03 \x01(\bR\x04left\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x04 \x01(\x04R\tifVersion\"\xa8\x01\n" +
 	"\n" +
 	"UserCreate\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
@@ -3860,7 +3981,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"if_version\x18\x04 \x01(\x04R\tifVersion\"7\n" +
 	"\tSitePause\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x16\n" +
-	"\x06paused\x18\x02 \x01(\bR\x06paused*\xcf\x06\n" +
+	"\x06paused\x18\x02 \x01(\bR\x06paused*\x81\a\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -3884,7 +4005,9 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x10TYPE_PROFILE_SET\x10\x12\x12\x15\n" +
 	"\x11TYPE_TOKEN_REVOKE\x10\x13\x12\x14\n" +
 	"\x10TYPE_NODE_REMOVE\x10\x14\x12\x13\n" +
-	"\x0fTYPE_SITE_DRAIN\x10\x15\x12\x13\n" +
+	"\x0fTYPE_SITE_DRAIN\x10\x15\x12\x18\n" +
+	"\x14TYPE_PROJECT_RESTORE\x10\x16\x12\x16\n" +
+	"\x12TYPE_PROJECT_PURGE\x10\x17\x12\x13\n" +
 	"\x0fTYPE_VOTERS_SET\x10\x19\x12\x14\n" +
 	"\x10TYPE_SITE_REMOVE\x10\x1a\x12\x17\n" +
 	"\x13TYPE_MESH_RECOVERED\x10 \x12\x14\n" +
@@ -3922,7 +4045,7 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),               // 0: portolan.command.v1.Type
 	(KeyKind)(0),            // 1: portolan.command.v1.KeyKind
@@ -3950,51 +4073,53 @@ var file_consensus_command_command_proto_goTypes = []any{
 	(*ProjectCreate)(nil),   // 23: portolan.command.v1.ProjectCreate
 	(*ProjectUpdate)(nil),   // 24: portolan.command.v1.ProjectUpdate
 	(*ProjectDelete)(nil),   // 25: portolan.command.v1.ProjectDelete
-	(*ProjectSites)(nil),    // 26: portolan.command.v1.ProjectSites
-	(*ProjectSiteDone)(nil), // 27: portolan.command.v1.ProjectSiteDone
-	(*UserCreate)(nil),      // 28: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),      // 29: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),      // 30: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),       // 31: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),    // 32: portolan.command.v1.MemberDelete
-	(*Rule)(nil),            // 33: portolan.command.v1.Rule
-	(*RuleCreate)(nil),      // 34: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),      // 35: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),      // 36: portolan.command.v1.RuleDelete
-	(*KeyBox)(nil),          // 37: portolan.command.v1.KeyBox
-	(*NodeKey)(nil),         // 38: portolan.command.v1.NodeKey
-	(*KeysRotate)(nil),      // 39: portolan.command.v1.KeysRotate
-	(*KeyStep)(nil),         // 40: portolan.command.v1.KeyStep
-	(*SecretSet)(nil),       // 41: portolan.command.v1.SecretSet
-	(*RecoverySet)(nil),     // 42: portolan.command.v1.RecoverySet
-	(*TagsSet)(nil),         // 43: portolan.command.v1.TagsSet
-	(*TagSaid)(nil),         // 44: portolan.command.v1.TagSaid
-	(*TagsDelete)(nil),      // 45: portolan.command.v1.TagsDelete
-	(*TagsMode)(nil),        // 46: portolan.command.v1.TagsMode
-	(*ImportedTag)(nil),     // 47: portolan.command.v1.ImportedTag
-	(*SnapshotHeader)(nil),  // 48: portolan.command.v1.SnapshotHeader
-	(*BudgetSet)(nil),       // 49: portolan.command.v1.BudgetSet
-	(*SitePause)(nil),       // 50: portolan.command.v1.SitePause
+	(*ProjectRestore)(nil),  // 26: portolan.command.v1.ProjectRestore
+	(*ProjectPurge)(nil),    // 27: portolan.command.v1.ProjectPurge
+	(*ProjectSites)(nil),    // 28: portolan.command.v1.ProjectSites
+	(*ProjectSiteDone)(nil), // 29: portolan.command.v1.ProjectSiteDone
+	(*UserCreate)(nil),      // 30: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),      // 31: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),      // 32: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),       // 33: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),    // 34: portolan.command.v1.MemberDelete
+	(*Rule)(nil),            // 35: portolan.command.v1.Rule
+	(*RuleCreate)(nil),      // 36: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),      // 37: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),      // 38: portolan.command.v1.RuleDelete
+	(*KeyBox)(nil),          // 39: portolan.command.v1.KeyBox
+	(*NodeKey)(nil),         // 40: portolan.command.v1.NodeKey
+	(*KeysRotate)(nil),      // 41: portolan.command.v1.KeysRotate
+	(*KeyStep)(nil),         // 42: portolan.command.v1.KeyStep
+	(*SecretSet)(nil),       // 43: portolan.command.v1.SecretSet
+	(*RecoverySet)(nil),     // 44: portolan.command.v1.RecoverySet
+	(*TagsSet)(nil),         // 45: portolan.command.v1.TagsSet
+	(*TagSaid)(nil),         // 46: portolan.command.v1.TagSaid
+	(*TagsDelete)(nil),      // 47: portolan.command.v1.TagsDelete
+	(*TagsMode)(nil),        // 48: portolan.command.v1.TagsMode
+	(*ImportedTag)(nil),     // 49: portolan.command.v1.ImportedTag
+	(*SnapshotHeader)(nil),  // 50: portolan.command.v1.SnapshotHeader
+	(*BudgetSet)(nil),       // 51: portolan.command.v1.BudgetSet
+	(*SitePause)(nil),       // 52: portolan.command.v1.SitePause
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
 	6,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
-	38, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
+	40, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
 	6,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
-	38, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
+	40, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
 	6,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
 	21, // 6: portolan.command.v1.SiteLabel.set:type_name -> portolan.command.v1.Label
 	2,  // 7: portolan.command.v1.ProjectCreate.tags:type_name -> portolan.command.v1.TagMode
-	33, // 8: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	33, // 9: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	35, // 8: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	35, // 9: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
 	1,  // 10: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
 	1,  // 11: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
 	3,  // 12: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
-	37, // 13: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
-	44, // 14: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
+	39, // 13: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
+	46, // 14: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
 	4,  // 15: portolan.command.v1.TagsMode.step:type_name -> portolan.command.v1.TagsMode.Step
 	2,  // 16: portolan.command.v1.TagsMode.to:type_name -> portolan.command.v1.TagMode
-	47, // 17: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
+	49, // 17: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
 	18, // [18:18] is the sub-list for method output_type
 	18, // [18:18] is the sub-list for method input_type
 	18, // [18:18] is the sub-list for extension type_name
@@ -4008,14 +4133,14 @@ func file_consensus_command_command_proto_init() {
 		return
 	}
 	file_consensus_command_command_proto_msgTypes[19].OneofWrappers = []any{}
-	file_consensus_command_command_proto_msgTypes[24].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   46,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

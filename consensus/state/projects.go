@@ -225,8 +225,11 @@ func (v *View) ruleDelete(m *command.RuleDelete) (int64, error) {
 
 func (v *View) putProject(p Project) {
 	v.projects, _, _ = v.projects.Insert(idKey(p.ID), p)
-	v.projNames, _, _ = v.projNames.Insert([]byte(p.Name), p.ID)
 	v.pids, _, _ = v.pids.Insert(p.PID[:], p.ID)
+	if p.Purged() {
+		return // its name may be another's
+	}
+	v.projNames, _, _ = v.projNames.Insert([]byte(p.Name), p.ID)
 	v.indexProject(p)
 	v.indexTags(p)
 }

@@ -45,6 +45,8 @@ func (r Residence) Holds() bool { return r != Out }
 // name or not.
 func (p Project) Residence(site string) Residence {
 	switch {
+	case p.Purged():
+		return Out
 	case slices.Contains(p.Leaving, site):
 		return Leaving
 	case len(p.Sites) > 0 && !slices.Contains(p.Sites, site):
@@ -110,6 +112,10 @@ func (v *View) projectSiteDone(m *command.ProjectSiteDone) (int64, error) {
 	p, ok := v.ProjectByID(m.GetId())
 	if !ok {
 		return 0, refuse(command.CodeNotFound, "there is no project %d", m.GetId())
+	}
+	// Not of an earlier step: the site may have been named in between.
+	if err := checkVersion("project "+p.Name, p.Version, m.GetIfVersion()); err != nil {
+		return 0, err
 	}
 	is := func(s string) bool { return s == m.GetSite() }
 	before := len(p.Leaving) + len(p.Syncing) + len(p.Expelled)

@@ -132,7 +132,7 @@ func (v *View) records(yield func(*Record) bool) {
 	for p := range all(v.projects, nil) {
 		row := &ProjectRow{Id: p.ID, ProjectId: p.PID[:], Name: p.Name, Public: p.Public, OwnerId: p.OwnerID, Sites: p.Sites,
 			Leaving: p.Leaving, Syncing: p.Syncing, Expelled: p.Expelled,
-			CreatedUnixNs: toNanos(p.CreatedAt), UpdatedUnixNs: toNanos(p.UpdatedAt), DeletedUnixNs: toNanos(p.DeletedAt), Version: p.Version,
+			CreatedUnixNs: toNanos(p.CreatedAt), UpdatedUnixNs: toNanos(p.UpdatedAt), DeletedUnixNs: toNanos(p.DeletedAt), PurgedUnixNs: toNanos(p.PurgedAt), Version: p.Version,
 			Tags: p.Tags.row(), Durability: uint32(p.Durability)}
 		if !yield(&Record{Row: &Record_Project{row}}) {
 			return
@@ -219,7 +219,7 @@ func (v *View) load(rec *Record) error {
 		}
 		v.putProject(Project{Tags: tags, Durability: int(p.GetDurability()), ID: p.GetId(), PID: pid, Name: p.GetName(), Public: p.GetPublic(), OwnerID: p.GetOwnerId(), Sites: p.GetSites(),
 			Leaving: p.GetLeaving(), Syncing: p.GetSyncing(), Expelled: p.GetExpelled(),
-			CreatedAt: fromNanos(p.GetCreatedUnixNs()), UpdatedAt: fromNanos(p.GetUpdatedUnixNs()), DeletedAt: fromNanos(p.GetDeletedUnixNs()), Version: p.GetVersion()})
+			CreatedAt: fromNanos(p.GetCreatedUnixNs()), UpdatedAt: fromNanos(p.GetUpdatedUnixNs()), DeletedAt: fromNanos(p.GetDeletedUnixNs()), PurgedAt: fromNanos(p.GetPurgedUnixNs()), Version: p.GetVersion()})
 	case *Record_Member:
 		m := row.Member
 		v.putMember(Member{ID: m.GetId(), ProjectID: m.GetProjectId(), UserID: m.GetUserId(), Role: Role(m.GetRole()), Version: counted(m.GetVersion())})

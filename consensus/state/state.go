@@ -218,6 +218,10 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 		return v.projectSiteDone(m)
 	case *command.ProjectDelete:
 		return v.projectDelete(m)
+	case *command.ProjectRestore:
+		return v.projectRestore(m)
+	case *command.ProjectPurge:
+		return v.projectPurge(m)
 	case *command.UserCreate:
 		return v.userCreate(m)
 	case *command.UserUpdate:

@@ -990,10 +990,11 @@ type ProjectRow struct {
 	UpdatedUnixNs int64                  `protobuf:"varint,8,opt,name=updated_unix_ns,json=updatedUnixNs,proto3" json:"updated_unix_ns,omitempty"`
 	DeletedUnixNs int64                  `protobuf:"varint,9,opt,name=deleted_unix_ns,json=deletedUnixNs,proto3" json:"deleted_unix_ns,omitempty"` // 0: not deleted
 	Version       uint64                 `protobuf:"varint,10,opt,name=version,proto3" json:"version,omitempty"`
-	Leaving       []string               `protobuf:"bytes,20,rep,name=leaving,proto3" json:"leaving,omitempty"`   // sites that hand over what they hold
-	Syncing       []string               `protobuf:"bytes,21,rep,name=syncing,proto3" json:"syncing,omitempty"`   // sites that take the project in
-	Expelled      []string               `protobuf:"bytes,22,rep,name=expelled,proto3" json:"expelled,omitempty"` // sites that let go of it whatever only they hold
-	Tags          *TagStateRow           `protobuf:"bytes,30,opt,name=tags,proto3" json:"tags,omitempty"`         // missing: always eventual
+	Leaving       []string               `protobuf:"bytes,20,rep,name=leaving,proto3" json:"leaving,omitempty"`                                  // sites that hand over what they hold
+	Syncing       []string               `protobuf:"bytes,21,rep,name=syncing,proto3" json:"syncing,omitempty"`                                  // sites that take the project in
+	Expelled      []string               `protobuf:"bytes,22,rep,name=expelled,proto3" json:"expelled,omitempty"`                                // sites that let go of it whatever only they hold
+	PurgedUnixNs  int64                  `protobuf:"varint,23,opt,name=purged_unix_ns,json=purgedUnixNs,proto3" json:"purged_unix_ns,omitempty"` // 0: its content was not let go
+	Tags          *TagStateRow           `protobuf:"bytes,30,opt,name=tags,proto3" json:"tags,omitempty"`                                        // missing: always eventual
 	Durability    uint32                 `protobuf:"varint,31,opt,name=durability,proto3" json:"durability,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1118,6 +1119,13 @@ func (x *ProjectRow) GetExpelled() []string {
 		return x.Expelled
 	}
 	return nil
+}
+
+func (x *ProjectRow) GetPurgedUnixNs() int64 {
+	if x != nil {
+		return x.PurgedUnixNs
+	}
+	return 0
 }
 
 func (x *ProjectRow) GetTags() *TagStateRow {
@@ -2262,7 +2270,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\x12\x17\n" +
 	"\asite_id\x18\x02 \x01(\x03R\x06siteId\x12$\n" +
 	"\x0ejoined_unix_ns\x18\x03 \x01(\x03R\fjoinedUnixNs\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\x04R\aversion\"\xce\x03\n" +
+	"\aversion\x18\x04 \x01(\x04R\aversion\"\xf4\x03\n" +
 	"\n" +
 	"ProjectRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
@@ -2279,7 +2287,8 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	" \x01(\x04R\aversion\x12\x18\n" +
 	"\aleaving\x18\x14 \x03(\tR\aleaving\x12\x18\n" +
 	"\asyncing\x18\x15 \x03(\tR\asyncing\x12\x1a\n" +
-	"\bexpelled\x18\x16 \x03(\tR\bexpelled\x122\n" +
+	"\bexpelled\x18\x16 \x03(\tR\bexpelled\x12$\n" +
+	"\x0epurged_unix_ns\x18\x17 \x01(\x03R\fpurgedUnixNs\x122\n" +
 	"\x04tags\x18\x1e \x01(\v2\x1e.portolan.state.v1.TagStateRowR\x04tags\x12\x1e\n" +
 	"\n" +
 	"durability\x18\x1f \x01(\rR\n" +

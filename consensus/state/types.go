@@ -83,6 +83,7 @@ type Project struct {
 	CreatedAt time.Time
 	UpdatedAt time.Time
 	DeletedAt time.Time // zero: it is there
+	PurgedAt  time.Time // zero: its content is kept; else it is gone for ever, and the record stands for its identity alone
 	Version   uint64
 
 	Tags       TagState
@@ -91,6 +92,9 @@ type Project struct {
 
 // Deleted reports whether the project was deleted and waits for its content to go.
 func (p Project) Deleted() bool { return !p.DeletedAt.IsZero() }
+
+// Purged reports whether the content of a deleted project is let go for ever.
+func (p Project) Purged() bool { return !p.PurgedAt.IsZero() }
 
 // User is a local account.
 type User struct {

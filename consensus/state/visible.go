@@ -29,6 +29,12 @@ func (v *View) indexProject(p Project) {
 	}
 }
 
+// unindexProject is for a project whose name is free from now on.
+func (v *View) unindexProject(p Project) {
+	v.paths, _, _ = v.paths.Delete(pathKey(p.Name))
+	v.publicPaths, _, _ = v.publicPaths.Delete(pathKey(p.Name))
+}
+
 func (v *View) indexMember(m Member) {
 	if p, ok := v.projects.Get(idKey(m.ProjectID)); ok {
 		v.memberPaths, _, _ = v.memberPaths.Insert(memberPathKey(m.UserID, p.Name), p.ID)

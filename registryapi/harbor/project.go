@@ -197,7 +197,7 @@ func (a *API) updateProject(ctx context.Context, in *updateProjectIn) (*rest.Emp
 	case in.Body.Tags != "" || in.Body.Durability != 0:
 		return nil, rest.Invalid("tags and durability of project %s are changed by the mesh's API: PUT /api/mesh/v1/projects/%s/guarantees", p.Name, p.Name)
 	case in.Body.Sites != nil && !slices.Equal(slices.Sorted(slices.Values(in.Body.Sites)), slices.Sorted(slices.Values(p.Sites))):
-		return nil, rest.Invalid("the sites of project %s cannot be changed yet: leave out sites", p.Name)
+		return nil, rest.Invalid("the sites of project %s are changed by the mesh's API: PUT /api/mesh/v1/projects/%s/sites", p.Name, p.Name)
 	}
 	public, ok := in.Body.public()
 	if !ok {

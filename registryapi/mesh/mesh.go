@@ -99,6 +99,9 @@ type Config struct {
 	// TagsWait asks which sites the switch of a project's tags waits for; nil: nobody
 	// knows.
 	TagsWait func(context.Context, identity.ProjectID) []TagWait
+	// StepWaits asks what the step of a site in a project waits for; nil: nobody
+	// knows.
+	StepWaits func(ctx context.Context, pid identity.ProjectID, site string) string
 	// Version of the binary.
 	Version string
 	Now     func() time.Time
@@ -135,6 +138,7 @@ func New(cfg Config) (*API, error) {
 	a.registerLabels()
 	a.registerTags()
 	a.registerGuarantees()
+	a.registerResidency()
 	a.registerPlacement()
 	a.registerTransfers()
 	return a, nil

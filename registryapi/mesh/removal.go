@@ -56,6 +56,9 @@ type LastCopyQuestion struct {
 	Lost  bool
 	After string
 	For   time.Duration
+	// Project is the only one to look at; empty: all, and the site takes no pushes
+	// meanwhile.
+	Project string
 }
 
 // LastCopy is an image of which one site holds something that no other does. Its

@@ -2,6 +2,7 @@ package v2
 
 import (
 	"errors"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -102,6 +103,16 @@ func (h *Handler) authorise(q *request, project, repo string, actions ...access.
 		return p, &Unavailable{Reason: "site " + h.cfg.Site + " takes project " + project + " in and has not yet all of it", RetryAfter: syncingRetry}
 	}
 	return p, nil
+}
+
+// leavingSays makes "not found" of a site that leaves the project what it can say:
+// it has not got it, and is sent nothing new.
+func (h *Handler) leavingSays(q *request, err error) error {
+	var answer *apiError
+	if !errors.As(err, &answer) || answer.status != http.StatusNotFound || q.project.Residence(h.cfg.Site) != state.Leaving {
+		return err
+	}
+	return refuse(errcode.ErrorCodeDenied, "project %s leaves site %s, which has not got this: use %s", q.project.Name, h.cfg.Site, strings.Join(q.project.Sites, ", "))
 }
 
 func (h *Handler) denied(q *request, p state.Project, exists bool, project, repo string, actions []access.Action) error {

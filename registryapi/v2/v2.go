@@ -312,7 +312,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 		}
 		defer done()
 	}
-	return end(h, q)
+	return h.leavingSays(q, end(h, q))
 }
 
 func allowed(name string) string {

@@ -198,6 +198,12 @@ func (s *Sync) reply(ctx context.Context, from identity.NodeID, q *AskRequest) (
 		return s.replyKeep(ctx, from, pid, q.Keep)
 	case *AskRequest_Hold:
 		return s.replyHold(ctx)
+	case *AskRequest_Dominate:
+		return s.replyDominate(ctx, from, pid, q.Dominate)
+	case *AskRequest_Residence:
+		return s.replyResidence(pid)
+	case *AskRequest_Seen:
+		return s.replySeen(pid, q.Seen)
 	case *AskRequest_Cover:
 		return s.replyCover(ctx, from, pid, q.Cover)
 	case *AskRequest_Tag:
@@ -247,6 +253,11 @@ func (s *Sync) replyHas(pid identity.ProjectID, q *HasRequest) (*AskResponse, er
 // replyPin makes pins durable before it says so. The pin is for the asker's
 // store as the control state has it, whatever the asker says of itself.
 func (s *Sync) replyPin(ctx context.Context, view *state.View, pid identity.ProjectID, from identity.NodeID, q *PinRequest) (*AskResponse, error) {
+	if !s.mayRestHere(view, pid) {
+		// The asker did not know yet that this site leaves the project: a promise would
+		// keep it here.
+		return nil, &refusedError{Refusal_CODE_RESIDENCY, "the project leaves site " + s.cfg.Site}
+	}
 	n, _ := view.Node(from)
 	until := time.Unix(0, q.GetUntilUnixNs())
 	if most := s.cfg.Now().Add(pinMost); until.After(most) {

@@ -239,6 +239,9 @@ func (s *Sync) takesFrom(pid identity.ProjectID, node identity.NodeID) *Refusal 
 	if !s.mayRestHere(view, pid) {
 		return refusal(Refusal_CODE_RESIDENCY, "the project leaves this site")
 	}
+	if s.isDropping(pid) {
+		return refusal(Refusal_CODE_RESIDENCY, "this site lets go of what it had of the project before")
+	}
 	return nil
 }
 

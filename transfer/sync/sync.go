@@ -96,6 +96,7 @@ type Sync struct {
 	projects  uint64                               // fingerprint of the projects that links know of
 	pulling   map[identity.ProjectID]chan struct{} // closed when the pull under way ends; see courtesy
 	anew      map[identity.ProjectID]time.Time     // pulled anew without a loss of its own; see stubborn
+	dropping  map[identity.ProjectID]bool          // see Drop
 	first     chan struct{}
 	firstDone bool
 	peersSet  bool // the control state names this node: the list of peers is whole
@@ -104,6 +105,7 @@ type Sync struct {
 	onHolders []func()
 	onApplied []func(identity.ProjectID, catalog.Applied)
 	onExplain func(identity.ProjectID, string, digest.Digest) string
+	onReason  func(identity.ProjectID) string
 	unhook    []func() // of the catalogue's callbacks
 	pushes    pushHooks
 
@@ -129,6 +131,7 @@ func New(cfg Config) (*Sync, error) {
 		parked:   map[identity.ProjectID]bool{},
 		pulling:  map[identity.ProjectID]chan struct{}{},
 		anew:     map[identity.ProjectID]time.Time{},
+		dropping: map[identity.ProjectID]bool{},
 		first:    make(chan struct{}),
 		expected: newExpectations(),
 	}

@@ -802,6 +802,9 @@ type FeedRequest struct {
 	Hello         *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
 	After         uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`
 	Limit         uint32                 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	Epoch         uint64                 `protobuf:"fixed64,4,opt,name=epoch,proto3" json:"epoch,omitempty"`   // of the last answer; 0: none
+	Sums          bool                   `protobuf:"varint,5,opt,name=sums,proto3" json:"sums,omitempty"`      // not the feed itself, but what it adds up to
+	Buckets       []byte                 `protobuf:"bytes,6,opt,name=buckets,proto3" json:"buckets,omitempty"` // not the feed itself, but all that it has in these buckets: two bytes each, big-endian
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -855,6 +858,27 @@ func (x *FeedRequest) GetLimit() uint32 {
 		return x.Limit
 	}
 	return 0
+}
+
+func (x *FeedRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *FeedRequest) GetSums() bool {
+	if x != nil {
+		return x.Sums
+	}
+	return false
+}
+
+func (x *FeedRequest) GetBuckets() []byte {
+	if x != nil {
+		return x.Buckets
+	}
+	return nil
 }
 
 type FeedEntry struct {
@@ -924,8 +948,13 @@ type FeedResponse struct {
 	Entries []*FeedEntry           `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
 	// The cursor is beyond the feed's end: the store was put back to an older
 	// state. Forget what it said and begin at 0.
-	Reset_        bool `protobuf:"varint,4,opt,name=reset,proto3" json:"reset,omitempty"`
-	Last          bool `protobuf:"varint,5,opt,name=last,proto3" json:"last,omitempty"`
+	Reset_ bool   `protobuf:"varint,4,opt,name=reset,proto3" json:"reset,omitempty"`
+	Last   bool   `protobuf:"varint,5,opt,name=last,proto3" json:"last,omitempty"`
+	Epoch  uint64 `protobuf:"fixed64,6,opt,name=epoch,proto3" json:"epoch,omitempty"` // in which the feed is now
+	End    uint64 `protobuf:"varint,7,opt,name=end,proto3" json:"end,omitempty"`      // with sums and buckets: number of the newest entry
+	// For each of 4,096 buckets: the count, in 4 bytes, and the xor, in 16, of what
+	// is held of the digests that begin with its number's 12 bits.
+	Sums          []byte `protobuf:"bytes,8,opt,name=sums,proto3" json:"sums,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -995,6 +1024,27 @@ func (x *FeedResponse) GetLast() bool {
 	return false
 }
 
+func (x *FeedResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *FeedResponse) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *FeedResponse) GetSums() []byte {
+	if x != nil {
+		return x.Sums
+	}
+	return nil
+}
+
 type AskRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Hello     *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
@@ -1008,6 +1058,9 @@ type AskRequest struct {
 	//	*AskRequest_Keep
 	//	*AskRequest_Cover
 	//	*AskRequest_Hold
+	//	*AskRequest_Dominate
+	//	*AskRequest_Residence
+	//	*AskRequest_Seen
 	Question      isAskRequest_Question `protobuf_oneof:"question"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1127,6 +1180,33 @@ func (x *AskRequest) GetHold() *HoldRequest {
 	return nil
 }
 
+func (x *AskRequest) GetDominate() *DominateRequest {
+	if x != nil {
+		if x, ok := x.Question.(*AskRequest_Dominate); ok {
+			return x.Dominate
+		}
+	}
+	return nil
+}
+
+func (x *AskRequest) GetResidence() *ResidenceRequest {
+	if x != nil {
+		if x, ok := x.Question.(*AskRequest_Residence); ok {
+			return x.Residence
+		}
+	}
+	return nil
+}
+
+func (x *AskRequest) GetSeen() *SeenRequest {
+	if x != nil {
+		if x, ok := x.Question.(*AskRequest_Seen); ok {
+			return x.Seen
+		}
+	}
+	return nil
+}
+
 type isAskRequest_Question interface {
 	isAskRequest_Question()
 }
@@ -1159,6 +1239,18 @@ type AskRequest_Hold struct {
 	Hold *HoldRequest `protobuf:"bytes,47,opt,name=hold,proto3,oneof"`
 }
 
+type AskRequest_Dominate struct {
+	Dominate *DominateRequest `protobuf:"bytes,50,opt,name=dominate,proto3,oneof"`
+}
+
+type AskRequest_Residence struct {
+	Residence *ResidenceRequest `protobuf:"bytes,51,opt,name=residence,proto3,oneof"`
+}
+
+type AskRequest_Seen struct {
+	Seen *SeenRequest `protobuf:"bytes,52,opt,name=seen,proto3,oneof"`
+}
+
 func (*AskRequest_Has) isAskRequest_Question() {}
 
 func (*AskRequest_Pin) isAskRequest_Question() {}
@@ -1173,6 +1265,12 @@ func (*AskRequest_Cover) isAskRequest_Question() {}
 
 func (*AskRequest_Hold) isAskRequest_Question() {}
 
+func (*AskRequest_Dominate) isAskRequest_Question() {}
+
+func (*AskRequest_Residence) isAskRequest_Question() {}
+
+func (*AskRequest_Seen) isAskRequest_Question() {}
+
 type AskResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Hello *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
@@ -1186,6 +1284,9 @@ type AskResponse struct {
 	//	*AskResponse_Keep
 	//	*AskResponse_Cover
 	//	*AskResponse_Hold
+	//	*AskResponse_Dominate
+	//	*AskResponse_Residence
+	//	*AskResponse_Seen
 	Answer        isAskResponse_Answer `protobuf_oneof:"answer"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1307,6 +1408,33 @@ func (x *AskResponse) GetHold() *HoldResponse {
 	return nil
 }
 
+func (x *AskResponse) GetDominate() *DominateResponse {
+	if x != nil {
+		if x, ok := x.Answer.(*AskResponse_Dominate); ok {
+			return x.Dominate
+		}
+	}
+	return nil
+}
+
+func (x *AskResponse) GetResidence() *ResidenceResponse {
+	if x != nil {
+		if x, ok := x.Answer.(*AskResponse_Residence); ok {
+			return x.Residence
+		}
+	}
+	return nil
+}
+
+func (x *AskResponse) GetSeen() *SeenResponse {
+	if x != nil {
+		if x, ok := x.Answer.(*AskResponse_Seen); ok {
+			return x.Seen
+		}
+	}
+	return nil
+}
+
 type isAskResponse_Answer interface {
 	isAskResponse_Answer()
 }
@@ -1343,6 +1471,18 @@ type AskResponse_Hold struct {
 	Hold *HoldResponse `protobuf:"bytes,47,opt,name=hold,proto3,oneof"`
 }
 
+type AskResponse_Dominate struct {
+	Dominate *DominateResponse `protobuf:"bytes,50,opt,name=dominate,proto3,oneof"`
+}
+
+type AskResponse_Residence struct {
+	Residence *ResidenceResponse `protobuf:"bytes,51,opt,name=residence,proto3,oneof"`
+}
+
+type AskResponse_Seen struct {
+	Seen *SeenResponse `protobuf:"bytes,52,opt,name=seen,proto3,oneof"`
+}
+
 func (*AskResponse_Refusal) isAskResponse_Answer() {}
 
 func (*AskResponse_Has) isAskResponse_Answer() {}
@@ -1358,6 +1498,12 @@ func (*AskResponse_Keep) isAskResponse_Answer() {}
 func (*AskResponse_Cover) isAskResponse_Answer() {}
 
 func (*AskResponse_Hold) isAskResponse_Answer() {}
+
+func (*AskResponse_Dominate) isAskResponse_Answer() {}
+
+func (*AskResponse_Residence) isAskResponse_Answer() {}
+
+func (*AskResponse_Seen) isAskResponse_Answer() {}
 
 // HasRequest asks which manifests (by entry and by content) and which blobs are
 // stored, durably, at the asked node.
@@ -2146,6 +2292,268 @@ func (x *HoldResponse) GetUnderWay() uint32 {
 	return 0
 }
 
+// DominateRequest asks whether the node has seen all of a project that the vector
+// (in the catalogue's encoding) covers; it pulls before it says no.
+type DominateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vector        []byte                 `protobuf:"bytes,1,opt,name=vector,proto3" json:"vector,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DominateRequest) Reset() {
+	*x = DominateRequest{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DominateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DominateRequest) ProtoMessage() {}
+
+func (x *DominateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DominateRequest.ProtoReflect.Descriptor instead.
+func (*DominateRequest) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *DominateRequest) GetVector() []byte {
+	if x != nil {
+		return x.Vector
+	}
+	return nil
+}
+
+type DominateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Dominates     bool                   `protobuf:"varint,1,opt,name=dominates,proto3" json:"dominates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DominateResponse) Reset() {
+	*x = DominateResponse{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DominateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DominateResponse) ProtoMessage() {}
+
+func (x *DominateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DominateResponse.ProtoReflect.Descriptor instead.
+func (*DominateResponse) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *DominateResponse) GetDominates() bool {
+	if x != nil {
+		return x.Dominates
+	}
+	return false
+}
+
+// ResidenceRequest asks what the project's step at the asked node's site waits
+// for.
+type ResidenceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResidenceRequest) Reset() {
+	*x = ResidenceRequest{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResidenceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResidenceRequest) ProtoMessage() {}
+
+func (x *ResidenceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResidenceRequest.ProtoReflect.Descriptor instead.
+func (*ResidenceRequest) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{32}
+}
+
+type ResidenceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResidenceResponse) Reset() {
+	*x = ResidenceResponse{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResidenceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResidenceResponse) ProtoMessage() {}
+
+func (x *ResidenceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResidenceResponse.ProtoReflect.Descriptor instead.
+func (*ResidenceResponse) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ResidenceResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// SeenRequest asks how far the node has seen the writes of some incarnations of
+// the project: a vector, in the catalogue's encoding.
+type SeenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vector        []byte                 `protobuf:"bytes,1,opt,name=vector,proto3" json:"vector,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SeenRequest) Reset() {
+	*x = SeenRequest{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SeenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SeenRequest) ProtoMessage() {}
+
+func (x *SeenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SeenRequest.ProtoReflect.Descriptor instead.
+func (*SeenRequest) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *SeenRequest) GetVector() []byte {
+	if x != nil {
+		return x.Vector
+	}
+	return nil
+}
+
+type SeenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vector        []byte                 `protobuf:"bytes,1,opt,name=vector,proto3" json:"vector,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SeenResponse) Reset() {
+	*x = SeenResponse{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SeenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SeenResponse) ProtoMessage() {}
+
+func (x *SeenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SeenResponse.ProtoReflect.Descriptor instead.
+func (*SeenResponse) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *SeenResponse) GetVector() []byte {
+	if x != nil {
+		return x.Vector
+	}
+	return nil
+}
+
 var File_transfer_sync_sync_proto protoreflect.FileDescriptor
 
 const file_transfer_sync_sync_proto_rawDesc = "" +
@@ -2203,21 +2611,27 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"9\n" +
 	"\aPullEnd\x12\x16\n" +
 	"\x06vector\x18\x01 \x01(\fR\x06vector\x12\x16\n" +
-	"\x06purged\x18\x02 \x01(\fR\x06purged\"h\n" +
+	"\x06purged\x18\x02 \x01(\fR\x06purged\"\xac\x01\n" +
 	"\vFeedRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\x04R\x05after\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limit\"G\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x06R\x05epoch\x12\x12\n" +
+	"\x04sums\x18\x05 \x01(\bR\x04sums\x12\x18\n" +
+	"\abuckets\x18\x06 \x01(\fR\abuckets\"G\n" +
 	"\tFeedEntry\x12\f\n" +
 	"\x01n\x18\x01 \x01(\x04R\x01n\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x14\n" +
-	"\x05state\x18\x03 \x01(\rR\x05state\"\xd3\x01\n" +
+	"\x05state\x18\x03 \x01(\rR\x05state\"\x8f\x02\n" +
 	"\fFeedResponse\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x123\n" +
 	"\arefusal\x18\x02 \x01(\v2\x19.portolan.sync.v1.RefusalR\arefusal\x125\n" +
 	"\aentries\x18\x03 \x03(\v2\x1b.portolan.sync.v1.FeedEntryR\aentries\x12\x14\n" +
 	"\x05reset\x18\x04 \x01(\bR\x05reset\x12\x12\n" +
-	"\x04last\x18\x05 \x01(\bR\x04last\"\xd6\x03\n" +
+	"\x04last\x18\x05 \x01(\bR\x04last\x12\x14\n" +
+	"\x05epoch\x18\x06 \x01(\x06R\x05epoch\x12\x10\n" +
+	"\x03end\x18\a \x01(\x04R\x03end\x12\x12\n" +
+	"\x04sums\x18\b \x01(\fR\x04sums\"\x90\x05\n" +
 	"\n" +
 	"AskRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x12\x1d\n" +
@@ -2229,9 +2643,12 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x05ready\x18) \x01(\v2\x1e.portolan.sync.v1.ReadyRequestH\x00R\x05ready\x123\n" +
 	"\x04keep\x18* \x01(\v2\x1d.portolan.sync.v1.KeepRequestH\x00R\x04keep\x126\n" +
 	"\x05cover\x18+ \x01(\v2\x1e.portolan.sync.v1.CoverRequestH\x00R\x05cover\x123\n" +
-	"\x04hold\x18/ \x01(\v2\x1d.portolan.sync.v1.HoldRequestH\x00R\x04holdB\n" +
+	"\x04hold\x18/ \x01(\v2\x1d.portolan.sync.v1.HoldRequestH\x00R\x04hold\x12?\n" +
+	"\bdominate\x182 \x01(\v2!.portolan.sync.v1.DominateRequestH\x00R\bdominate\x12B\n" +
+	"\tresidence\x183 \x01(\v2\".portolan.sync.v1.ResidenceRequestH\x00R\tresidence\x123\n" +
+	"\x04seen\x184 \x01(\v2\x1d.portolan.sync.v1.SeenRequestH\x00R\x04seenB\n" +
 	"\n" +
-	"\bquestion\"\xf4\x03\n" +
+	"\bquestion\"\xb1\x05\n" +
 	"\vAskResponse\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x125\n" +
 	"\arefusal\x18\x02 \x01(\v2\x19.portolan.sync.v1.RefusalH\x00R\arefusal\x121\n" +
@@ -2241,7 +2658,10 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x05ready\x18) \x01(\v2\x1f.portolan.sync.v1.ReadyResponseH\x00R\x05ready\x124\n" +
 	"\x04keep\x18* \x01(\v2\x1e.portolan.sync.v1.KeepResponseH\x00R\x04keep\x127\n" +
 	"\x05cover\x18+ \x01(\v2\x1f.portolan.sync.v1.CoverResponseH\x00R\x05cover\x124\n" +
-	"\x04hold\x18/ \x01(\v2\x1e.portolan.sync.v1.HoldResponseH\x00R\x04holdB\b\n" +
+	"\x04hold\x18/ \x01(\v2\x1e.portolan.sync.v1.HoldResponseH\x00R\x04hold\x12@\n" +
+	"\bdominate\x182 \x01(\v2\".portolan.sync.v1.DominateResponseH\x00R\bdominate\x12C\n" +
+	"\tresidence\x183 \x01(\v2#.portolan.sync.v1.ResidenceResponseH\x00R\tresidence\x124\n" +
+	"\x04seen\x184 \x01(\v2\x1e.portolan.sync.v1.SeenResponseH\x00R\x04seenB\b\n" +
 	"\x06answer\"t\n" +
 	"\n" +
 	"HasRequest\x12\x1e\n" +
@@ -2295,7 +2715,18 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x04feed\x18\x02 \x01(\bR\x04feed\"\r\n" +
 	"\vHoldRequest\"+\n" +
 	"\fHoldResponse\x12\x1b\n" +
-	"\tunder_way\x18\x01 \x01(\rR\bunderWay*E\n" +
+	"\tunder_way\x18\x01 \x01(\rR\bunderWay\")\n" +
+	"\x0fDominateRequest\x12\x16\n" +
+	"\x06vector\x18\x01 \x01(\fR\x06vector\"0\n" +
+	"\x10DominateResponse\x12\x1c\n" +
+	"\tdominates\x18\x01 \x01(\bR\tdominates\"\x12\n" +
+	"\x10ResidenceRequest\"+\n" +
+	"\x11ResidenceResponse\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"%\n" +
+	"\vSeenRequest\x12\x16\n" +
+	"\x06vector\x18\x01 \x01(\fR\x06vector\"&\n" +
+	"\fSeenResponse\x12\x16\n" +
+	"\x06vector\x18\x01 \x01(\fR\x06vector*E\n" +
 	"\aHolding\x12\x12\n" +
 	"\x0eHOLDING_ABSENT\x10\x00\x12\x12\n" +
 	"\x0eHOLDING_CACHED\x10\x01\x12\x12\n" +
@@ -2314,7 +2745,7 @@ func file_transfer_sync_sync_proto_rawDescGZIP() []byte {
 }
 
 var file_transfer_sync_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_transfer_sync_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_transfer_sync_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_transfer_sync_sync_proto_goTypes = []any{
 	(Holding)(0),              // 0: portolan.sync.v1.Holding
 	(Refusal_Code)(0),         // 1: portolan.sync.v1.Refusal.Code
@@ -2348,6 +2779,12 @@ var file_transfer_sync_sync_proto_goTypes = []any{
 	(*Announcement)(nil),      // 29: portolan.sync.v1.Announcement
 	(*HoldRequest)(nil),       // 30: portolan.sync.v1.HoldRequest
 	(*HoldResponse)(nil),      // 31: portolan.sync.v1.HoldResponse
+	(*DominateRequest)(nil),   // 32: portolan.sync.v1.DominateRequest
+	(*DominateResponse)(nil),  // 33: portolan.sync.v1.DominateResponse
+	(*ResidenceRequest)(nil),  // 34: portolan.sync.v1.ResidenceRequest
+	(*ResidenceResponse)(nil), // 35: portolan.sync.v1.ResidenceResponse
+	(*SeenRequest)(nil),       // 36: portolan.sync.v1.SeenRequest
+	(*SeenResponse)(nil),      // 37: portolan.sync.v1.SeenResponse
 }
 var file_transfer_sync_sync_proto_depIdxs = []int32{
 	1,  // 0: portolan.sync.v1.Refusal.code:type_name -> portolan.sync.v1.Refusal.Code
@@ -2372,23 +2809,29 @@ var file_transfer_sync_sync_proto_depIdxs = []int32{
 	25, // 19: portolan.sync.v1.AskRequest.keep:type_name -> portolan.sync.v1.KeepRequest
 	27, // 20: portolan.sync.v1.AskRequest.cover:type_name -> portolan.sync.v1.CoverRequest
 	30, // 21: portolan.sync.v1.AskRequest.hold:type_name -> portolan.sync.v1.HoldRequest
-	2,  // 22: portolan.sync.v1.AskResponse.hello:type_name -> portolan.sync.v1.Hello
-	3,  // 23: portolan.sync.v1.AskResponse.refusal:type_name -> portolan.sync.v1.Refusal
-	18, // 24: portolan.sync.v1.AskResponse.has:type_name -> portolan.sync.v1.HasResponse
-	20, // 25: portolan.sync.v1.AskResponse.pin:type_name -> portolan.sync.v1.PinResponse
-	22, // 26: portolan.sync.v1.AskResponse.tag:type_name -> portolan.sync.v1.TagResponse
-	24, // 27: portolan.sync.v1.AskResponse.ready:type_name -> portolan.sync.v1.ReadyResponse
-	26, // 28: portolan.sync.v1.AskResponse.keep:type_name -> portolan.sync.v1.KeepResponse
-	28, // 29: portolan.sync.v1.AskResponse.cover:type_name -> portolan.sync.v1.CoverResponse
-	31, // 30: portolan.sync.v1.AskResponse.hold:type_name -> portolan.sync.v1.HoldResponse
-	0,  // 31: portolan.sync.v1.HasResponse.manifests:type_name -> portolan.sync.v1.Holding
-	0,  // 32: portolan.sync.v1.HasResponse.blobs:type_name -> portolan.sync.v1.Holding
-	7,  // 33: portolan.sync.v1.Announcement.heads:type_name -> portolan.sync.v1.Head
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	32, // 22: portolan.sync.v1.AskRequest.dominate:type_name -> portolan.sync.v1.DominateRequest
+	34, // 23: portolan.sync.v1.AskRequest.residence:type_name -> portolan.sync.v1.ResidenceRequest
+	36, // 24: portolan.sync.v1.AskRequest.seen:type_name -> portolan.sync.v1.SeenRequest
+	2,  // 25: portolan.sync.v1.AskResponse.hello:type_name -> portolan.sync.v1.Hello
+	3,  // 26: portolan.sync.v1.AskResponse.refusal:type_name -> portolan.sync.v1.Refusal
+	18, // 27: portolan.sync.v1.AskResponse.has:type_name -> portolan.sync.v1.HasResponse
+	20, // 28: portolan.sync.v1.AskResponse.pin:type_name -> portolan.sync.v1.PinResponse
+	22, // 29: portolan.sync.v1.AskResponse.tag:type_name -> portolan.sync.v1.TagResponse
+	24, // 30: portolan.sync.v1.AskResponse.ready:type_name -> portolan.sync.v1.ReadyResponse
+	26, // 31: portolan.sync.v1.AskResponse.keep:type_name -> portolan.sync.v1.KeepResponse
+	28, // 32: portolan.sync.v1.AskResponse.cover:type_name -> portolan.sync.v1.CoverResponse
+	31, // 33: portolan.sync.v1.AskResponse.hold:type_name -> portolan.sync.v1.HoldResponse
+	33, // 34: portolan.sync.v1.AskResponse.dominate:type_name -> portolan.sync.v1.DominateResponse
+	35, // 35: portolan.sync.v1.AskResponse.residence:type_name -> portolan.sync.v1.ResidenceResponse
+	37, // 36: portolan.sync.v1.AskResponse.seen:type_name -> portolan.sync.v1.SeenResponse
+	0,  // 37: portolan.sync.v1.HasResponse.manifests:type_name -> portolan.sync.v1.Holding
+	0,  // 38: portolan.sync.v1.HasResponse.blobs:type_name -> portolan.sync.v1.Holding
+	7,  // 39: portolan.sync.v1.Announcement.heads:type_name -> portolan.sync.v1.Head
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_transfer_sync_sync_proto_init() }
@@ -2414,6 +2857,9 @@ func file_transfer_sync_sync_proto_init() {
 		(*AskRequest_Keep)(nil),
 		(*AskRequest_Cover)(nil),
 		(*AskRequest_Hold)(nil),
+		(*AskRequest_Dominate)(nil),
+		(*AskRequest_Residence)(nil),
+		(*AskRequest_Seen)(nil),
 	}
 	file_transfer_sync_sync_proto_msgTypes[14].OneofWrappers = []any{
 		(*AskResponse_Refusal)(nil),
@@ -2424,6 +2870,9 @@ func file_transfer_sync_sync_proto_init() {
 		(*AskResponse_Keep)(nil),
 		(*AskResponse_Cover)(nil),
 		(*AskResponse_Hold)(nil),
+		(*AskResponse_Dominate)(nil),
+		(*AskResponse_Residence)(nil),
+		(*AskResponse_Seen)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2431,7 +2880,7 @@ func file_transfer_sync_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transfer_sync_sync_proto_rawDesc), len(file_transfer_sync_sync_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   30,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

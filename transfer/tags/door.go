@@ -86,6 +86,8 @@ type Door struct {
 	// end of the commit: whoever takes it for writing knows that none is under way
 	// that began under an older state.
 	gate sync.RWMutex
+	// home is held for reading by all that writes to a project, see atHome.
+	home sync.RWMutex
 
 	projected projected
 	switching switches
@@ -290,7 +292,11 @@ func (d *Door) prepare(ctx context.Context, v *state.View, p state.Project, put 
 
 // putManifest tells of what it put, whatever becomes of the rest of the push.
 func (d *Door) putManifest(ctx context.Context, put catalog.Put) (catalog.Dot, error) {
-	dot, err := d.cat.PutManifest(ctx, put)
+	var dot catalog.Dot
+	err := d.atHome(put.PID, func() (err error) {
+		dot, err = d.cat.PutManifest(ctx, put)
+		return err
+	})
 	if err == nil && d.cfg.Pushed != nil {
 		d.cfg.Pushed(put.PID, put.Repo, put.Digest)
 	}
@@ -378,7 +384,7 @@ func pieces(put catalog.Put) []syncer.Piece {
 // DeleteTag deletes a tag; catalog.ErrNotFound: there is none.
 func (d *Door) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, aclIndex uint64) error {
 	return d.inMode(ctx, pid, func() error {
-		return d.cat.DeleteTag(ctx, pid, repo, tag, actor, aclIndex)
+		return d.atHome(pid, func() error { return d.cat.DeleteTag(ctx, pid, repo, tag, actor, aclIndex) })
 	}, func(state.Project) error {
 		return d.remove(ctx, pid, actor, &command.TagsDelete{ProjectId: pid[:], Repository: repo, Tag: tag})
 	})
@@ -408,7 +414,7 @@ func (d *Door) remove(ctx context.Context, pid identity.ProjectID, actor string,
 // say it, with strong ones only if none does.
 func (d *Door) DeleteManifest(ctx context.Context, pid identity.ProjectID, repo string, m digest.Digest, actor string, aclIndex uint64) error {
 	return d.inMode(ctx, pid, func() error {
-		return d.cat.DeleteManifest(ctx, pid, repo, m, actor, aclIndex)
+		return d.atHome(pid, func() error { return d.cat.DeleteManifest(ctx, pid, repo, m, actor, aclIndex) })
 	}, func(state.Project) error {
 		if _, err := d.cat.Manifest(pid, repo, m); err != nil {
 			return err
@@ -420,14 +426,14 @@ func (d *Door) DeleteManifest(ctx context.Context, pid identity.ProjectID, repo 
 		if err := d.remove(ctx, pid, actor, &command.TagsDelete{ProjectId: pid[:], Repository: repo, Digest: m.String()}); err != nil {
 			return err
 		}
-		return d.cat.DeleteManifestSeen(ctx, pid, repo, m, seen)
+		return d.atHome(pid, func() error { return d.cat.DeleteManifestSeen(ctx, pid, repo, m, seen) })
 	})
 }
 
 // DeleteRepository deletes all tags and manifests of a repository.
 func (d *Door) DeleteRepository(ctx context.Context, pid identity.ProjectID, repo, actor string, aclIndex uint64) error {
 	return d.inMode(ctx, pid, func() error {
-		return d.cat.DeleteRepository(ctx, pid, repo, actor, aclIndex)
+		return d.atHome(pid, func() error { return d.cat.DeleteRepository(ctx, pid, repo, actor, aclIndex) })
 	}, func(state.Project) error {
 		if _, err := d.cat.Repository(pid, repo); err != nil {
 			return err
@@ -439,7 +445,7 @@ func (d *Door) DeleteRepository(ctx context.Context, pid identity.ProjectID, rep
 		if err := d.remove(ctx, pid, actor, &command.TagsDelete{ProjectId: pid[:], Repository: repo}); err != nil {
 			return err
 		}
-		return d.cat.DeleteManifestsSeen(ctx, pid, repo, seen)
+		return d.atHome(pid, func() error { return d.cat.DeleteManifestsSeen(ctx, pid, repo, seen) })
 	})
 }
 

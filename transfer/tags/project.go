@@ -2,6 +2,7 @@ package tags
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -201,7 +202,14 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 
 // write puts rows into the catalogue and tells of what is new.
 func (d *Door) write(ctx context.Context, p state.Project, rows []catalog.StrongTag, lateBefore uint64) error {
-	refs, err := d.cat.PutStrong(ctx, p.PID, rows, lateBefore, p.Tags.Seq)
+	var refs []catalog.ManifestRef
+	err := d.atHome(p.PID, func() (err error) {
+		refs, err = d.cat.PutStrong(ctx, p.PID, rows, lateBefore, p.Tags.Seq)
+		return err
+	})
+	if errors.Is(err, errAway) {
+		return nil // it left meanwhile
+	}
 	if d.cfg.Pushed != nil {
 		for _, r := range refs {
 			d.cfg.Pushed(p.PID, r.Repo, r.Digest)

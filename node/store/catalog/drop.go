@@ -9,8 +9,8 @@ import (
 )
 
 // DropProject removes all that is here of a project: its site is no member any
-// more, or the project is gone. Blobs that only it referred to can be collected
-// then. It is several transactions; after a crash it is repeated. Nothing that it
+// more, or the project is gone. What it referred to is noted (LetGos): what nothing
+// else refers to can be collected then. It is several transactions; after a crash it is repeated. Nothing that it
 // does can reach another store: the vector goes first, so that nobody takes what
 // is missing for deleted.
 func (c *Catalog) DropProject(ctx context.Context, pid identity.ProjectID) error {
@@ -52,7 +52,10 @@ func (c *Catalog) dropEntries(ctx context.Context, pid identity.ProjectID) error
 				}
 				e, err := b.entry(pid, k)
 				if err == nil && e != nil {
-					err = b.remove(pid, k, e)
+					// With the entry, so that a crash forgets none of them.
+					if err = b.noteLetGo(k, e); err == nil {
+						err = b.remove(pid, k, e)
+					}
 				}
 				if err != nil {
 					return err
@@ -74,6 +77,11 @@ func (c *Catalog) dropRest(ctx context.Context, pid identity.ProjectID) error {
 		return c.submitAs(ctx, jobFreeing, func(b *batch) error {
 			for _, key := range keys {
 				b.del(key)
+				if d, _, _, ok := parseLease(key); key[0] == tabLease && ok {
+					if err := b.letGo(d); err != nil {
+						return err
+					}
+				}
 			}
 			return nil
 		})

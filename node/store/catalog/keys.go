@@ -36,6 +36,7 @@ const (
 	tabLease    = 0x12 // digest pid repo
 	tabPin      = 0x13 // digest store pid inc seq
 	tabDeleting = 0x14 // digest
+	tabLetGo    = 0x15 // digest
 	tabFeed     = 0x18 // n
 	tabFeedPos  = 0x19 // digest
 	tabHint     = 0x1a // digest
