@@ -51,7 +51,8 @@ type bed struct {
 	log   []*command.Envelope
 	nodes []*site
 	poll  time.Duration
-	deaf  bool // hints are lost
+	deaf  bool          // hints are lost
+	truth time.Duration // how often hints are compared; zero: as always
 
 	raft sync.Mutex // one command after the other
 
@@ -200,7 +201,7 @@ func (n *site) open() {
 	n.port = n.host.Addr().(*net.TCPAddr).Port
 	n.sync, err = syncer.New(syncer.Config{
 		Self: n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.host,
-		Announcer: hear{n}, Poll: n.poll, Now: n.now, Logger: log,
+		Announcer: hear{n}, Poll: n.poll, Truth: n.truth, Now: n.now, Logger: log,
 	})
 	must(n.t, err)
 	n.swarm, err = swarm.New(swarm.Config{

@@ -19,8 +19,12 @@ func (l *link) followFeed(ctx context.Context) {
 	t := &talk{host: l.s.cfg.Host, to: l.node, protocol: feedProtocol, life: ctx}
 	defer t.close()
 	wait := retryFirst
+	truth := truthCheck{due: l.s.cfg.Now().Add(jitter(l.s.cfg.Truth))}
 	for {
 		err := l.pullFeed(ctx, t)
+		if err == nil {
+			err = l.checkTruth(ctx, t, &truth)
+		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -56,7 +60,7 @@ func (l *link) pullFeed(ctx context.Context, t *talk) error {
 		if err != nil {
 			return err
 		}
-		q := &FeedRequest{Hello: l.s.hello(), After: after, Limit: feedBatch}
+		q := &FeedRequest{Hello: l.s.hello(), After: after.N, Epoch: after.Epoch, Limit: feedBatch}
 		var a *FeedResponse
 		if err := t.ask(ctx, q, func(st *peer.Stream) error {
 			a = new(FeedResponse)
@@ -82,7 +86,7 @@ func (l *link) pullFeed(ctx context.Context, t *talk) error {
 			continue
 		}
 		if len(a.GetEntries()) > 0 {
-			if err := l.applyFeed(ctx, n.Store, after, a.GetEntries()); err != nil {
+			if err := l.applyFeed(ctx, n.Store, catalog.FeedCursor{Epoch: a.GetEpoch(), N: after.N}, a.GetEntries()); err != nil {
 				return err
 			}
 		}
@@ -92,7 +96,7 @@ func (l *link) pullFeed(ctx context.Context, t *talk) error {
 	}
 }
 
-func (l *link) applyFeed(ctx context.Context, from identity.StoreID, after uint64, in []*FeedEntry) error {
+func (l *link) applyFeed(ctx context.Context, from identity.StoreID, after catalog.FeedCursor, in []*FeedEntry) error {
 	entries := make([]catalog.FeedEntry, 0, len(in))
 	cursor := after
 	for _, e := range in {
@@ -101,10 +105,10 @@ func (l *link) applyFeed(ctx context.Context, from identity.StoreID, after uint6
 			return fmt.Errorf("feed of store %s: %w", from, err)
 		}
 		state := catalog.Class(e.GetState())
-		if e.GetN() <= cursor || state < catalog.Home || state > catalog.Gone {
-			return fmt.Errorf("feed of store %s: entry %d after %d in state %d makes no sense", from, e.GetN(), cursor, e.GetState())
+		if e.GetN() <= cursor.N || state < catalog.Home || state > catalog.Gone {
+			return fmt.Errorf("feed of store %s: entry %d after %d in state %d makes no sense", from, e.GetN(), cursor.N, e.GetState())
 		}
-		cursor = e.GetN()
+		cursor.N = e.GetN()
 		entries = append(entries, catalog.FeedEntry{N: e.GetN(), Digest: d, State: state})
 	}
 	if err := l.s.cat.ApplyFeed(ctx, from, entries, cursor); err != nil {
@@ -117,7 +121,7 @@ func (l *link) applyFeed(ctx context.Context, from identity.StoreID, after uint6
 
 // serveFeed answers a peer's questions for this store's feed until the peer is
 // done.
-func (s *Sync) serveFeed(_ context.Context, from identity.NodeID, st *peer.Stream) {
+func (s *Sync) serveFeed(ctx context.Context, from identity.NodeID, st *peer.Stream) {
 	for {
 		st.SetIdle(keepStream)
 		q := new(FeedRequest)
@@ -126,7 +130,7 @@ func (s *Sync) serveFeed(_ context.Context, from identity.NodeID, st *peer.Strea
 		}
 		cameAt := s.cfg.Now()
 		st.SetIdle(answerWithin)
-		a := s.feedAnswer(from, q)
+		a := s.feedAnswer(ctx, from, q)
 		a.Hello = s.answer(cameAt)
 		if peer.WriteMsg(st, a, maxAnswer) != nil {
 			_ = st.Reset()
@@ -135,30 +139,28 @@ func (s *Sync) serveFeed(_ context.Context, from identity.NodeID, st *peer.Strea
 	}
 }
 
-func (s *Sync) feedAnswer(from identity.NodeID, q *FeedRequest) *FeedResponse {
+func (s *Sync) feedAnswer(ctx context.Context, from identity.NodeID, q *FeedRequest) *FeedResponse {
 	if n, ok := s.cfg.State.View().Node(from); !ok || n.Witness {
 		return &FeedResponse{Refusal: refusal(Refusal_CODE_NOT_A_PEER, "the asking node is no content node of this mesh, or not yet known at site "+s.cfg.Site)}
 	}
-	// One entry earlier than asked: the newest is never replaced, so a cursor
-	// with nothing at it or behind it is one that this store did not give out.
-	after, n := q.GetAfter(), min(int(q.GetLimit()), feedBatch)
-	back := uint64(0)
-	if after > 0 {
-		back = 1
+	switch {
+	case len(q.GetBuckets()) > 0:
+		return s.feedBuckets(q.GetBuckets())
+	case q.GetSums():
+		return s.feedSums(ctx)
 	}
-	entries, err := s.cat.Feed(after-back, n+1)
+	n := min(int(q.GetLimit()), feedBatch)
+	entries, epoch, known, err := s.cat.FeedFrom(catalog.FeedCursor{Epoch: q.GetEpoch(), N: q.GetAfter()}, n+1)
 	if err != nil {
 		s.log.Error("this store's feed can't be read", "error", err)
 		return &FeedResponse{Refusal: refusal(Refusal_CODE_FAILED, err.Error())}
 	}
-	if back == 1 && len(entries) == 0 {
+	if !known {
 		return &FeedResponse{Reset_: true}
 	}
-	a := &FeedResponse{Last: len(entries) <= n}
-	for _, e := range entries {
-		if e.N > after && len(a.GetEntries()) < n {
-			a.Entries = append(a.Entries, &FeedEntry{N: e.N, Digest: e.Digest.String(), State: uint32(e.State)})
-		}
+	a := &FeedResponse{Last: len(entries) <= n, Epoch: epoch}
+	for _, e := range entries[:min(len(entries), n)] {
+		a.Entries = append(a.Entries, &FeedEntry{N: e.N, Digest: e.Digest.String(), State: uint32(e.State)})
 	}
 	return a
 }

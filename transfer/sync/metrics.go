@@ -17,6 +17,7 @@ type metrics struct {
 	asks      *prometheus.CounterVec
 	hints     prometheus.Counter
 	mismatch  prometheus.Counter
+	repaired  prometheus.Counter
 }
 
 func newMetrics(s *Sync, reg prometheus.Registerer) (*metrics, error) {
@@ -47,7 +48,10 @@ func newMetrics(s *Sync, reg prometheus.Registerer) (*metrics, error) {
 			Name: "portolan_transfer_check_mismatches_total", Help: "Projects found with equal vectors and unequal checks: rows are missing somewhere.",
 		}),
 	}
-	m.all = []prometheus.Collector{m.exchanges, m.pulls, m.pages, m.bytes, m.feed, m.asks, m.hints, m.mismatch, peerCollector{s}}
+	m.repaired = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "portolan_transfer_hints_repaired_total", Help: "Hints about what other stores hold that the hourly comparison found wrong.",
+	})
+	m.all = []prometheus.Collector{m.repaired, m.exchanges, m.pulls, m.pages, m.bytes, m.feed, m.asks, m.hints, m.mismatch, peerCollector{s}}
 	if reg == nil {
 		return m, nil
 	}

@@ -26,6 +26,9 @@ import (
 const (
 	// DefaultPoll is how often heads are compared when nothing hints at a need.
 	DefaultPoll = 6 * time.Second
+	// DefaultTruth is how often hints about a peer's blobs are compared with what it
+	// holds. Each side reads all of its rows about them then.
+	DefaultTruth = time.Hour
 	// pullProjectWithin bounds PullProject: a client's push waits for it.
 	pullProjectWithin = 2 * time.Second
 	// hungGrace is what a site gets of it that used all of it up the last time and
@@ -73,6 +76,9 @@ type Config struct {
 	Host  Host
 	// Announcer may be nil: then polls alone find what is new.
 	Announcer Announcer
+	// Truth is how often hints about a peer's blobs are compared with what it holds;
+	// zero: DefaultTruth.
+	Truth time.Duration
 	// Poll is how often heads are compared without a hint; zero: DefaultPoll.
 	Poll time.Duration
 	// Now is this node's clock.
@@ -112,6 +118,7 @@ type Sync struct {
 	hints    hints
 	expected *expectations
 	asking   sharedAsks
+	sums     ownSums
 }
 
 // New makes a Sync; Run starts it.
@@ -124,6 +131,9 @@ func New(cfg Config) (*Sync, error) {
 	}
 	if cfg.Poll == 0 {
 		cfg.Poll = DefaultPoll
+	}
+	if cfg.Truth == 0 {
+		cfg.Truth = DefaultTruth
 	}
 	s := &Sync{
 		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(), poll: cfg.Poll,

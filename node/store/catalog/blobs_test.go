@@ -227,14 +227,14 @@ func TestFeed_SaysTheLatestOfEachDigest(t *testing.T) {
 	stores := []identity.StoreID{identity.NewStoreID(), identity.NewStoreID()}
 	for _, s := range stores {
 		last := feed[len(feed)-1].N
-		if err := b.ApplyFeed(ctx, s, feed, last); err != nil {
+		if err := b.ApplyFeed(ctx, s, feed, FeedCursor{N: last}); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := b.FeedCursor(s); err != nil || n != last {
+		if n, err := b.FeedCursor(s); err != nil || n.N != last {
 			t.Errorf("cursor %d, %v", n, err)
 		}
 	}
-	if err := b.ApplyFeed(ctx, stores[1], []FeedEntry{{90, x, Cached}, {91, y, Gone}}, 91); err != nil {
+	if err := b.ApplyFeed(ctx, stores[1], []FeedEntry{{90, x, Cached}, {91, y, Gone}}, FeedCursor{N: 91}); err != nil {
 		t.Fatal(err)
 	}
 	for d, want := range map[digest.Digest][]identity.StoreID{x: stores, y: stores[:1], z: nil} {
@@ -248,11 +248,11 @@ func TestFeed_SaysTheLatestOfEachDigest(t *testing.T) {
 	if got, err := b.Holders(x); err != nil || !slices.Equal(got, stores[1:]) {
 		t.Errorf("holders %v, %v", got, err)
 	}
-	if n, err := b.FeedCursor(stores[0]); err != nil || n != 0 {
+	if n, err := b.FeedCursor(stores[0]); err != nil || n != (FeedCursor{}) {
 		t.Errorf("cursor of a dropped store: %d, %v", n, err)
 	}
 	// Bits of the dropped store's number mean nothing for a store that comes later.
-	if err := b.ApplyFeed(ctx, stores[0], []FeedEntry{{1, w, Cached}}, 1); err != nil {
+	if err := b.ApplyFeed(ctx, stores[0], []FeedEntry{{1, w, Cached}}, FeedCursor{N: 1}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := b.Holders(y); err != nil || len(got) != 0 {

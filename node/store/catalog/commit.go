@@ -236,7 +236,7 @@ func (c *Catalog) commit(g *group) {
 // If its sync failed no later one is taken at all: see broken.
 func (c *Catalog) fail(g *group, err error) {
 	g.txn.Discard()
-	c.inc = 0
+	c.inc, c.epoch = 0, feedEpoch{}
 	err = fmt.Errorf("catalog: write to the database: %w", err)
 	c.log.Error("the catalogue could not be written", "error", err)
 	for _, j := range g.waiting {
@@ -270,6 +270,7 @@ func (c *Catalog) commitTxn(g *group) error {
 	for _, inc := range begun {
 		c.own[inc] = true
 	}
+	c.epoch.written = c.epoch.written || slices.ContainsFunc(g.batches, func(b *batch) bool { return b.feed })
 	return nil
 }
 

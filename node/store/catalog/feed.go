@@ -31,6 +31,9 @@ func (b *batch) addFeed(raw []byte, state Class) error {
 	if len(old) == 8 {
 		b.del(keyFeed(binary.BigEndian.Uint64(old)))
 	}
+	if err := b.beginEpoch(); err != nil {
+		return err
+	}
 	b.c.feedN++
 	b.set(pos, binary.BigEndian.AppendUint64(nil, b.c.feedN))
 	b.feed = true
@@ -58,26 +61,30 @@ func (r reader) lastFeed() (uint64, error) {
 // after, oldest first.
 func (c *Catalog) Feed(after uint64, n int) ([]FeedEntry, error) {
 	var out []FeedEntry
+	err := c.view(func(r reader) (err error) { out, err = r.feed(after, n); return err })
+	return out, err
+}
+
+func (r reader) feed(after uint64, n int) ([]FeedEntry, error) {
+	var out []FeedEntry
 	if n = bound(n); n == 0 || after == ^uint64(0) {
 		return out, nil
 	}
-	err := c.view(func(r reader) error {
-		return r.scan([]byte{tabFeed}, keyFeed(after+1), true, func(key, value []byte) (bool, error) {
-			num, ok := parseFeed(key)
-			pb := &rowpb.FeedRow{}
-			if err := proto.Unmarshal(value, pb); err != nil || !ok {
-				return false, damaged(key)
-			}
-			out = append(out, FeedEntry{N: num, Digest: digestOrEmpty(pb.Digest), State: Class(pb.State)})
-			return len(out) < n, nil
-		})
+	err := r.scan([]byte{tabFeed}, keyFeed(after+1), true, func(key, value []byte) (bool, error) {
+		num, ok := parseFeed(key)
+		pb := &rowpb.FeedRow{}
+		if err := proto.Unmarshal(value, pb); err != nil || !ok {
+			return false, damaged(key)
+		}
+		out = append(out, FeedEntry{N: num, Digest: digestOrEmpty(pb.Digest), State: Class(pb.State)})
+		return len(out) < n, nil
 	})
 	return out, err
 }
 
 // ApplyFeed notes what another store said it holds, and then how far its feed
 // was read. Hints only choose whom to ask.
-func (c *Catalog) ApplyFeed(ctx context.Context, store identity.StoreID, entries []FeedEntry, cursor uint64) error {
+func (c *Catalog) ApplyFeed(ctx context.Context, store identity.StoreID, entries []FeedEntry, cursor FeedCursor) error {
 	raws := make([][]byte, len(entries))
 	for i, e := range entries {
 		var err error
@@ -99,7 +106,7 @@ func (c *Catalog) ApplyFeed(ctx context.Context, store identity.StoreID, entries
 	}
 }
 
-func (b *batch) applyFeed(store identity.StoreID, entries []FeedEntry, raws [][]byte, cursor uint64, last bool) error {
+func (b *batch) applyFeed(store identity.StoreID, entries []FeedEntry, raws [][]byte, cursor FeedCursor, last bool) error {
 	row := &rowpb.StoreRow{}
 	found, err := b.message(keyStore(store), row)
 	if err != nil {
@@ -111,22 +118,29 @@ func (b *batch) applyFeed(store identity.StoreID, entries []FeedEntry, raws [][]
 		}
 	}
 	for i, e := range entries {
-		key, hint := prefixDigest(tabHint, raws[i]), &rowpb.Hint{}
-		if _, err := b.message(key, hint); err != nil {
-			return err
-		}
-		hint.Placed = setBit(hint.Placed, row.Number, e.State == Home || e.State == Placed)
-		hint.Cached = setBit(hint.Cached, row.Number, e.State == Cached)
-		if len(hint.Placed) == 0 && len(hint.Cached) == 0 {
-			b.del(key)
-		} else if err := b.setMessage(key, hint); err != nil {
+		if err := b.setHint(raws[i], row.Number, e.State); err != nil {
 			return err
 		}
 	}
 	if last {
-		row.Cursor = cursor
+		row.Cursor, row.Epoch = cursor.N, cursor.Epoch
 	}
 	return b.setMessage(keyStore(store), row)
+}
+
+// setHint notes that the store of a number holds a blob so.
+func (b *batch) setHint(raw []byte, number uint32, state Class) error {
+	key, hint := prefixDigest(tabHint, raw), &rowpb.Hint{}
+	if _, err := b.message(key, hint); err != nil {
+		return err
+	}
+	hint.Placed = setBit(hint.Placed, number, state == Home || state == Placed)
+	hint.Cached = setBit(hint.Cached, number, state == Cached)
+	if len(hint.Placed) == 0 && len(hint.Cached) == 0 {
+		b.del(key)
+		return nil
+	}
+	return b.setMessage(key, hint)
 }
 
 // newStoreNumber gives the next number. Numbers are never given again: the bits
@@ -170,14 +184,14 @@ func hasBit(bits []byte, n uint32) bool {
 	return int(n/8) < len(bits) && bits[n/8]&(1<<(n%8)) != 0
 }
 
-// FeedCursor gives how far another store's feed was read; 0 if never.
-func (c *Catalog) FeedCursor(store identity.StoreID) (uint64, error) {
+// FeedCursor gives how far another store's feed was read; zero if never.
+func (c *Catalog) FeedCursor(store identity.StoreID) (FeedCursor, error) {
 	row := &rowpb.StoreRow{}
 	err := c.view(func(r reader) error {
 		_, err := r.message(keyStore(store), row)
 		return err
 	})
-	return row.Cursor, err
+	return FeedCursor{row.Epoch, row.Cursor}, err
 }
 
 // Holders gives the other stores that said they hold a blob: those responsible

@@ -41,6 +41,7 @@ const (
 	tabFeedPos  = 0x19 // digest
 	tabHint     = 0x1a // digest
 	tabStore    = 0x1b // store
+	tabEpoch    = 0x1c // n epoch
 	tabInc      = 0x20 // inc
 	tabConflict = 0x21 // pid inc seq repo NUL tag
 )
@@ -406,6 +407,17 @@ func parseFeed(key []byte) (uint64, bool) {
 		return 0, false
 	}
 	return binary.BigEndian.Uint64(key[1:]), true
+}
+
+func keyEpoch(start, epoch uint64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64([]byte{tabEpoch}, start), epoch)
+}
+
+func parseEpoch(key []byte) (start, epoch uint64, ok bool) {
+	if len(key) != 17 {
+		return 0, 0, false
+	}
+	return binary.BigEndian.Uint64(key[1:9]), binary.BigEndian.Uint64(key[9:]), true
 }
 
 func keyStore(id identity.StoreID) []byte { return append([]byte{tabStore}, id[:]...) }

@@ -101,6 +101,7 @@ type Catalog struct {
 	seq       uint64                        // of the last dot given
 	own       map[identity.Incarnation]bool // all incarnations of this store: is the row on disk?
 	feedN     uint64                        // of the last feed row
+	epoch     feedEpoch
 	incarnate func() (identity.Incarnation, uint64)
 	finish    func(*badger.Txn) error
 	dirSynced time.Time // the directory's time when it was last synced

@@ -909,6 +909,7 @@ type StoreRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // its bit; never given again
 	Cursor        uint64                 `protobuf:"varint,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	Epoch         uint64                 `protobuf:"fixed64,3,opt,name=epoch,proto3" json:"epoch,omitempty"` // of its feed, in which the cursor was given out
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -953,6 +954,13 @@ func (x *StoreRow) GetNumber() uint32 {
 func (x *StoreRow) GetCursor() uint64 {
 	if x != nil {
 		return x.Cursor
+	}
+	return 0
+}
+
+func (x *StoreRow) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
 	}
 	return 0
 }
@@ -1474,10 +1482,11 @@ const file_node_store_catalog_internal_rowpb_row_proto_rawDesc = "" +
 	"\runtil_unix_ms\x18\x01 \x01(\x03R\vuntilUnixMs\"7\n" +
 	"\aFeedRow\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x14\n" +
-	"\x05state\x18\x02 \x01(\rR\x05state\":\n" +
+	"\x05state\x18\x02 \x01(\rR\x05state\"P\n" +
 	"\bStoreRow\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x16\n" +
-	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\"6\n" +
+	"\x06cursor\x18\x02 \x01(\x04R\x06cursor\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x06R\x05epoch\"6\n" +
 	"\x04Hint\x12\x16\n" +
 	"\x06placed\x18\x01 \x01(\fR\x06placed\x12\x16\n" +
 	"\x06cached\x18\x02 \x01(\fR\x06cached\"\x8e\x01\n" +
