@@ -8,7 +8,7 @@ DATA     ?= data
 GOLANGCI := $(CACHE)/tools/golangci-lint
 export CACHE
 
-.PHONY: help build run check test oracle bench bench-control bench-rules bench-wan bench-wan-figures micro lint proto tools clean
+.PHONY: help build run check test oracle bench bench-control bench-rules bench-bootstrap bench-wan bench-wan-figures micro lint proto tools clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench-control: ## the control plane over slow links beside its targets, some of 
 
 bench-rules: ## a full pass of the rules over 1,000,000 artifacts (BENCH="-pass.artifacts=100000")
 	$(GO) test -run '^$$' -bench FullPass -benchtime 3x -timeout 2h ./transfer -pass.artifacts=1000000 $(BENCH)
+
+bench-bootstrap: ## a new site takes 1,000,000 catalogue entries in (BENCH="-bootstrap.entries=100000")
+	$(GO) test -run '^$$' -bench Bootstrap -benchtime 1x -timeout 1h ./transfer -bootstrap.entries=1000000 $(BENCH)
 
 micro: ## Go's own benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./node/... ./transfer/... ./consensus/... ./registryapi/...

@@ -38,6 +38,9 @@ const (
 	letGoFor = time.Hour
 	// letGoPage is how many of them are looked at together.
 	letGoPage = 1000
+	// collectAtOnce blobs are collected together: their rows share transactions, each
+	// of which is synced.
+	collectAtOnce = 32
 )
 
 // ResidencyExchange is what a Residency needs of the catalogue exchange
@@ -457,17 +460,25 @@ func (r *Residency) collect(ctx context.Context) (collected int, err error) {
 		}
 		after = page[len(page)-1].Digest
 		var over []digest.Digest
+		var mu sync.Mutex
+		var g errgroup.Group
+		g.SetLimit(collectAtOnce)
 		for _, l := range page {
-			ended, took, err := r.collectOne(ctx, l)
-			if err != nil {
-				return collected, err
-			}
-			if ended {
-				over = append(over, l.Digest)
-			}
-			if took {
-				collected++
-			}
+			g.Go(func() error {
+				ended, took, err := r.collectOne(ctx, l)
+				mu.Lock()
+				defer mu.Unlock()
+				if ended {
+					over = append(over, l.Digest)
+				}
+				if took {
+					collected++
+				}
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return collected, err
 		}
 		if err := r.cat.EndLetGo(ctx, over); err != nil {
 			return collected, err

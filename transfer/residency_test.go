@@ -120,6 +120,7 @@ func TestResidency_LeavingWaits(t *testing.T) {
 	}
 	sgp.restart()
 	b.join(sgp, nyc)
+	b.join(sgp, fra) // either may be the one that takes its copies over
 	sgp.steady(t, pid, state.Out)
 	eventually(t, "sgp has let go", func() bool { return !sgp.has(pid, img) && !sgp.has(pid, first) })
 	eventually(t, "fra has the tag", func() bool { return fra.tag(pid, "app", "1.0") == img.digest })

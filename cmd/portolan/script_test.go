@@ -126,7 +126,7 @@ func setup(env *testscript.Env) error {
 			return []mesh.TagWait{{Site: "sgp", Reason: "it does not answer"}}
 		},
 		StepWaits: func(context.Context, identity.ProjectID, string) string { return "site fra has not yet all entries" },
-		Removed: w.leaving.status, LastCopies: w.leaving.answer,
+		Removed:   w.leaving.status, LastCopies: w.leaving.answer,
 		JoinToken: func(j mesh.JoinToken) (string, error) { return hex.EncodeToString(j.Secret[:]), nil },
 		Backup: func(_ context.Context, out io.Writer) error {
 			st := m.State.View().KeyState()

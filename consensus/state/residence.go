@@ -150,12 +150,16 @@ func (v *View) dropResidence(site string) {
 }
 
 // heir gives the site that takes over what sites leaving a project hold: one of
-// those that may keep it, full members first, the same one at every node.
+// those that may keep it, the same one at every node: those that are not away, and
+// full members, first.
 func (v *View) heir(p Project) string {
 	best, rank := "", uint64(0)
-	for _, r := range []Residence{Resident, Syncing} {
+	for _, as := range []struct {
+		r    Residence
+		away bool
+	}{{Resident, false}, {Syncing, false}, {Resident, true}, {Syncing, true}} {
 		for _, s := range v.ContentSites() {
-			if p.Residence(s.Name) != r {
+			if p.Residence(s.Name) != as.r || s.Away() != as.away {
 				continue
 			}
 			h := fnv.New64a()

@@ -190,6 +190,9 @@ func (l *link) pull(ctx context.Context, t *talk, pid identity.ProjectID) (err e
 	if r := s.takesFrom(pid, l.node); r != nil {
 		return refused(r)
 	}
+	if err := l.clocksAgree(); err != nil {
+		return fmt.Errorf("pull project %s: %w", pid, err)
+	}
 	defer s.courteous(ctx, pid)()
 	defer func() { s.metrics.pulls.WithLabelValues(outcome(err)).Inc() }()
 	x, err := s.cat.Receive(pid)

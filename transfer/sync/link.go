@@ -85,6 +85,7 @@ type call struct {
 
 // peerState is what is known of the peer, for status and metrics.
 type peerState struct {
+	asked     bool          // an exchange of heads ended, well or not
 	attempted bool          // an exchange ended, with its pulls, well or not
 	contactAt time.Time     // end of the last exchange of heads that went well
 	syncedAt  time.Time     // everything the peer had then is here
@@ -93,6 +94,7 @@ type peerState struct {
 	feedErr   error         // of the last question for the feed
 	offset    time.Duration // peer's clock minus ours
 	rtt       time.Duration
+	compared  bool // offset was measured
 	alarmed   bool
 }
 
@@ -244,7 +246,7 @@ func (l *link) exchanged(err error) {
 	first := l.status.contactAt.IsZero() && l.status.err == nil
 	before := l.status.err
 	known := !l.status.contactAt.IsZero()
-	l.status.err = err
+	l.status.err, l.status.asked = err, true
 	if err == nil {
 		l.status.contactAt = l.s.cfg.Now()
 	}

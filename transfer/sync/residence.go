@@ -150,6 +150,19 @@ func (l *link) forget(pid identity.ProjectID) {
 	delete(l.times, pid)
 }
 
+// Seen asks a node how far it has seen the writes of a vector's incarnations.
+func (s *Sync) Seen(ctx context.Context, node identity.NodeID, pid identity.ProjectID, of catalog.Vector) (v catalog.Vector, err error) {
+	b, err := of.MarshalBinary()
+	if err != nil {
+		return nil, err
+	}
+	a, err := s.ask(ctx, node, &AskRequest{ProjectId: pid[:], Question: &AskRequest_Seen{Seen: &SeenRequest{Vector: b}}})
+	if err != nil {
+		return nil, err
+	}
+	return v, v.UnmarshalBinary(a.GetSeen().GetVector())
+}
+
 func (s *Sync) replySeen(pid identity.ProjectID, q *SeenRequest) (*AskResponse, error) {
 	var of catalog.Vector
 	if err := of.UnmarshalBinary(q.GetVector()); err != nil {

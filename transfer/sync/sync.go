@@ -119,6 +119,7 @@ type Sync struct {
 	expected *expectations
 	asking   sharedAsks
 	sums     ownSums
+	clock    clock
 }
 
 // New makes a Sync; Run starts it.
@@ -146,6 +147,7 @@ func New(cfg Config) (*Sync, error) {
 		expected: newExpectations(),
 	}
 	s.hints.init()
+	s.clock.due = make(chan struct{}, 1)
 	switch _, err := os.Stat(s.markerPath()); {
 	case err == nil:
 		s.firstDone = true
@@ -180,6 +182,7 @@ func (s *Sync) Run(ctx context.Context) error {
 	wg.Go(func() { s.announce(ctx) })
 	wg.Go(func() { s.audit(ctx) })
 	wg.Go(func() { s.dropGone(ctx) })
+	wg.Go(func() { s.watchClock(ctx) })
 	for {
 		changed := s.cfg.State.Changed()
 		s.followMembers(ctx, &wg)

@@ -72,8 +72,11 @@ type Config struct {
 	// Pushed is told of manifests that were put here, and of those that tags say now
 	// by the control state's word. It must not block; may be nil.
 	Pushed func(pid identity.ProjectID, repo string, d digest.Digest)
-	Now    func() time.Time
-	Logger *slog.Logger
+	// ClockOff says whether the clock here is too far off that of the others, and by
+	// how much; nil: it never is.
+	ClockOff func() (by time.Duration, off bool)
+	Now      func() time.Time
+	Logger   *slog.Logger
 }
 
 // Door sets and deletes tags.
@@ -163,6 +166,11 @@ func (d *Door) eventual(pid identity.ProjectID, write func() error) error {
 		return d.busy(p)
 	case p.Tags.Mode != state.EventualTags:
 		return errOtherMode
+	}
+	if err := d.clockRight(); err != nil {
+		return err // stamps are this clock's
+	}
+	switch {
 	case p.Tags.Seq != 0:
 		seen, err := d.cat.StrongSeen(pid)
 		if err != nil {

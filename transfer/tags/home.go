@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
@@ -42,4 +43,25 @@ func (d *Door) atHome(pid identity.ProjectID, write func() error) error {
 func (d *Door) Settle() {
 	d.home.Lock()
 	d.home.Unlock() //nolint:staticcheck // SA2001: passing through is what it is for
+}
+
+// clockRetry is what clients are told while the clock here is wrong: people have
+// to set it.
+const clockRetry = 30 * time.Second
+
+// clockRight refuses writes of tags while the clock here is far off the others'.
+func (d *Door) clockRight() error {
+	if d.cfg.ClockOff == nil {
+		return nil
+	}
+	by, off := d.cfg.ClockOff()
+	if !off {
+		return nil
+	}
+	how := "behind"
+	if by < 0 {
+		how = "ahead of"
+	}
+	return &command.Unavailable{RetryAfter: clockRetry, Reason: fmt.Sprintf("the clock of site %s is %s %s those of the sites in reach, and it takes no tags until the clock is set (by NTP)",
+		d.cfg.Site, by.Abs().Round(time.Second), how)}
 }

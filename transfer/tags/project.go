@@ -141,6 +141,9 @@ func (d *Door) projectView(ctx context.Context, view *state.View) (next time.Dur
 			continue
 		}
 		again, err := d.projectProject(ctx, view, p)
+		if errors.Is(err, errAway) {
+			continue // this site leaves it since
+		}
 		if err != nil {
 			return 0, fmt.Errorf("project %s: %w", p.Name, err)
 		}
@@ -207,9 +210,6 @@ func (d *Door) write(ctx context.Context, p state.Project, rows []catalog.Strong
 		refs, err = d.cat.PutStrong(ctx, p.PID, rows, lateBefore, p.Tags.Seq)
 		return err
 	})
-	if errors.Is(err, errAway) {
-		return nil // it left meanwhile
-	}
 	if d.cfg.Pushed != nil {
 		for _, r := range refs {
 			d.cfg.Pushed(p.PID, r.Repo, r.Digest)

@@ -1,0 +1,69 @@
+package transfer_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog"
+)
+
+var bootstrapEntries = flag.Int("bootstrap.entries", 20_000, "entries that BenchmarkBootstrap's new site takes in")
+
+// BenchmarkBootstrap measures how long a new site takes until it has all entries
+// of the one that is there, over a real connection on loopback: half of them
+// manifests with their bytes, half tags, in 100 repositories of ten projects.
+func BenchmarkBootstrap(b *testing.B) {
+	bed := newBed(b, []string{"fra"})
+	fra := bed.site("fra")
+	pids := make([]identity.ProjectID, 10)
+	for i := range pids {
+		pids[i] = bed.project(fmt.Sprint("project", i))
+	}
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range 256 { // each transaction is synced: many share one
+		wg.Go(func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= *bootstrapEntries/2 {
+					return
+				}
+				body := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"%s","size":7},"layers":[]}`, digest.FromString(fmt.Sprint("config", i)))
+				p := catalog.Put{PID: pids[i%len(pids)], Repo: fmt.Sprint("team/app", i/len(pids)%10), Digest: digest.FromBytes(body), Size: int64(len(body)), Bytes: body,
+					MediaType: "application/vnd.oci.image.manifest.v1+json", Tags: []string{fmt.Sprint("v1.", i)}, Home: "fra", Actor: "user:admin"}
+				for l := range 3 {
+					p.Refs = append(p.Refs, catalog.Ref{Digest: digest.FromString(fmt.Sprint("layer", l, i)), Size: 1 << 20, Kind: catalog.RefBlob})
+				}
+				if _, err := fra.store.Catalog().PutManifest(context.Background(), p); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := 0; b.Loop(); i++ {
+		begun := time.Now()
+		n := bed.addSite(fmt.Sprint("new", i))
+		for _, pid := range pids {
+			for !equal(pid, fra, n) {
+				select {
+				case <-time.After(20 * time.Millisecond):
+				case <-b.Context().Done():
+					b.Fatal("not equal")
+				}
+			}
+		}
+		took := time.Since(begun)
+		b.ReportMetric(took.Seconds(), "s")
+		b.ReportMetric(float64(*bootstrapEntries)/took.Seconds(), "entries/s")
+	}
+}
