@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -20,7 +21,7 @@ func (s *site) join(name string) {
 		s.t.Fatal(err)
 	}
 	hash := [32]byte{byte(len(name)), name[0], name[1]}
-	token := s.apply(&command.TokenCreate{Site: name, SecretHash: hash[:], ExpiresUnixNs: 1 << 62})
+	token := s.apply(&command.TokenCreate{Site: name, SecretHash: hash[:], ExpiresUnixNs: time.Now().Add(time.Hour).UnixNano()})
 	pub, sig := id.BoxKey()
 	storeID := identity.NewStoreID()
 	s.apply(&command.NodeJoin{TokenId: token, SecretHash: hash[:], Site: name,
