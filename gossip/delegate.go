@@ -53,6 +53,10 @@ func (d *delegate) NotifyMsg(b []byte) {
 		d.goodbye(h)
 		return
 	}
+	if h.GetKind() == kindProbe {
+		d.probes.take(h.GetPayload())
+		return
+	}
 	select {
 	case d.hints <- h:
 		d.received.Inc()

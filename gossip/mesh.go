@@ -133,6 +133,8 @@ type Mesh struct {
 
 	closeOnce sync.Once
 
+	probes probes
+
 	announced, received prometheus.Counter
 	dropped             *prometheus.CounterVec
 	refusals            *prometheus.CounterVec

@@ -18,6 +18,7 @@ import (
 	"github.com/portolan/portolan/gossip"
 	"github.com/portolan/portolan/node/config"
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/preflight"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/blobs"
 	"github.com/portolan/portolan/node/store/blobs/drivers"
@@ -141,6 +142,7 @@ type node struct {
 	raft        *consensus.Node
 	content                                 // what follows once the control state is here
 	heard       atomic.Pointer[gossip.Mesh] // gossip, for those who may ask before it is there
+	checker     *preflight.Checker
 }
 
 // close closes what open opened, last first.
@@ -223,6 +225,7 @@ func (n *node) openControl(store identity.StoreID) (err error) {
 	if err != nil {
 		return err
 	}
+	n.checker = preflight.New(preflight.Config{Identity: n.id, Members: members{n}, View: n.view, Now: n.cfg.Now, Logger: n.log})
 	n.metrics.MustRegister(n.raft)
 	n.metrics.MustRegister(n.standing()...)
 	return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/portolan/portolan/gossip"
 	"github.com/portolan/portolan/node/config"
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/preflight"
 	"github.com/portolan/portolan/node/wire"
 	"github.com/portolan/portolan/registryapi"
 	"github.com/portolan/portolan/transfer"
@@ -82,6 +83,7 @@ func (n *node) start(ctx context.Context, made bool, mesh identity.MeshID) error
 func (n *node) serveControl(ctx context.Context) error {
 	server := wire.NewServer(members{n})
 	n.raft.Register(server)
+	preflight.RegisterPreflightServer(server, n.checker)
 	ended := make(chan struct{})
 	var err error
 	go func() {
@@ -248,6 +250,7 @@ func (n *node) startContent() error {
 	}); err != nil {
 		return err
 	}
+	n.checker.Start(preflight.Parts{Gossip: n.gossip, Host: n.host, Pacer: n.budgets, Store: n.store})
 	n.stages.start("bandwidth budgets", func(ctx context.Context) error { return n.budgets.Run(ctx, n.raft.State()) })
 	n.stages.start("transfer of blobs", n.swarm.Run)
 	n.stages.start("exchange of catalogues", n.sync.Run)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/portolan/portolan/gossip"
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/preflight"
 	"github.com/portolan/portolan/node/telemetry"
 	"github.com/portolan/portolan/registryapi"
 	"github.com/portolan/portolan/registryapi/access"
@@ -29,6 +30,7 @@ func (n *node) startWitness() (registryapi.Config, error) {
 	if err != nil {
 		return none, err
 	}
+	n.checker.Start(preflight.Parts{Gossip: n.gossip})
 	n.stages.start("cut-off of removed nodes", n.cutOff)
 	n.stages.start("memory of the start", giveBack(n.raft.Ready()))
 	return registryapi.Config{

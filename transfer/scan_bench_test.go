@@ -27,10 +27,13 @@ var artifacts = flag.Int("pass.artifacts", 20_000, "artifacts of BenchmarkFullPa
 // alone is an exchange with nobody.
 type alone struct{ Exchange }
 
-func (alone) OnApplied(func(identity.ProjectID, catalog.Applied))               {}
-func (alone) OnPeers(func())                                                    {}
-func (alone) OnHolders(func())                                                  {}
-func (alone) OnExplain(func(identity.ProjectID, string, digest.Digest) string)  {}
+func (alone) OnApplied(func(identity.ProjectID, catalog.Applied))              {}
+func (alone) OnPeers(func())                                                   {}
+func (alone) OnHolders(func())                                                 {}
+func (alone) OnExplain(func(identity.ProjectID, string, digest.Digest) string) {}
+func (alone) OnKeep(func(context.Context, identity.NodeID, identity.ProjectID, string, []syncer.Piece) ([]bool, string, error)) {
+}
+func (alone) OnHold(func(context.Context) int)                                  {}
 func (alone) Expect(digest.Digest, string)                                      {}
 func (alone) Peers() []syncer.PeerStatus                                        { return nil }
 func (alone) PullProject(context.Context, identity.ProjectID) ([]string, error) { return nil, nil }

@@ -110,6 +110,7 @@ func newSiteCommand(a *app) *cobra.Command {
 			})
 		},
 	}),
+		newSiteCheckCommand(a),
 		newSiteLabelCommand(a),
 		newSiteRemoveCommand(a),
 		newSiteDrainCommand(a, "drain SITE", "Ask for a site to be left in peace", `Ask for a site to be left in peace, before work on it: its node hands leadership

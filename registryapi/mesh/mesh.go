@@ -85,6 +85,8 @@ type Config struct {
 	// Transfers says what this node moves, from memory, without Site and Paused;
 	// nil: nobody can ask.
 	Transfers func() Transfers
+	// CheckSite tries the path to another site and back; nil: nobody can ask.
+	CheckSite func(ctx context.Context, site string) (SiteCheck, error)
 	// CheckRule judges what the fields of a rule say; PreviewRule says what a rule
 	// would move.
 	CheckRule   func(state.Rule) []RuleProblem
@@ -137,6 +139,7 @@ func New(cfg Config) (*API, error) {
 	a.registerGuarantees()
 	a.registerPlacement()
 	a.registerTransfers()
+	a.registerSiteCheck()
 	return a, nil
 }
 

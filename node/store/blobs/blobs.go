@@ -153,6 +153,9 @@ func Open(cfg Config) (*Store, error) {
 	return s, nil
 }
 
+// InBucket reports whether finished blobs go to a bucket.
+func (s *Store) InBucket() bool { return s.cfg.Backend != nil }
+
 // buffer gives what an append copies through, and the way to give it back.
 func (s *Store) buffer() (b []byte, back func()) {
 	select {

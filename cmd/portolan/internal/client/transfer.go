@@ -31,6 +31,14 @@ func (c *Client) Transfers(ctx context.Context) (mesh.Transfers, error) {
 	return get[mesh.Transfers](ctx, c, mesh.Prefix+"/transfers", nil)
 }
 
+// CheckSite tries the path to a site and back, from the node that is asked. It
+// takes up to a minute.
+func (c *Client) CheckSite(ctx context.Context, site string) (mesh.SiteCheck, error) {
+	var out mesh.SiteCheck
+	_, err := c.do(ctx, http.MethodPost, mesh.Prefix+"/sites/"+url.PathEscape(site)+"/check", nil, nil, &out)
+	return out, err
+}
+
 // PauseSite stops what rules bring to a site, or lets it go on.
 func (c *Client) PauseSite(ctx context.Context, site string, paused bool) error {
 	method := http.MethodDelete

@@ -1,0 +1,165 @@
+package preflight
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/transfer/budget"
+	"github.com/portolan/portolan/transfer/peer"
+)
+
+const (
+	// maxBurst and burstFor bound what a check sends each way.
+	maxBurst = 64 << 20
+	burstFor = 3 * time.Second
+	// burstMost ends a burst that stalls: both ends, for all of it.
+	burstMost = 10 * time.Second
+	// burstPiece is what is written and paid for at a time, as the swarm does.
+	burstPiece = 64 << 10
+)
+
+// burst is what came of one.
+type burst struct {
+	bytes int64
+	took  time.Duration // from the first byte to the last, where they arrived
+	err   error
+}
+
+// mbit is 1,000,000 bits a second.
+func (b burst) mbit() float64 {
+	if b.took <= 0 {
+		return 0
+	}
+	return float64(b.bytes) * 8 / 1e6 / b.took.Seconds()
+}
+
+// burstTo sends bytes as replication does: over the connection that there is, in
+// its class.
+func (c *Checker) burstTo(ctx context.Context, p *Parts, to identity.NodeID) (out burst) {
+	ctx, cancel := context.WithTimeout(ctx, burstMost)
+	defer cancel()
+	st, err := openBurst(ctx, p.Host, to, false)
+	if err != nil {
+		return burst{err: err}
+	}
+	end := new(BurstEnd)
+	if err = c.sendBurst(ctx, p, to, st, maxBurst, burstFor); err == nil {
+		err = peer.ReadMsg(st, end, maxMessage)
+	}
+	return finishBurst(ctx, st, burst{end.GetBytes(), time.Duration(end.GetTookNs()), err})
+}
+
+// burstFrom has bytes sent here.
+func (c *Checker) burstFrom(ctx context.Context, p *Parts, from identity.NodeID) burst {
+	ctx, cancel := context.WithTimeout(ctx, burstMost)
+	defer cancel()
+	st, err := openBurst(ctx, p.Host, from, true)
+	if err != nil {
+		return burst{err: err}
+	}
+	return finishBurst(ctx, st, c.takeBurst(ctx, p, st))
+}
+
+func openBurst(ctx context.Context, host *peer.Host, node identity.NodeID, toMe bool) (*peer.Stream, error) {
+	st, err := host.Open(ctx, node, streamProtocol)
+	if err != nil {
+		return nil, err
+	}
+	q := &StreamRequest{Kind: &StreamRequest_Burst{Burst: &Burst{ToMe: toMe, Bytes: maxBurst, Milliseconds: burstFor.Milliseconds()}}}
+	if err := peer.WriteMsg(st, q, maxMessage); err != nil {
+		_ = st.Reset()
+		return nil, err
+	}
+	return st, nil
+}
+
+func finishBurst(ctx context.Context, st *peer.Stream, b burst) burst {
+	if b.err == nil && b.bytes == 0 {
+		b.err = errors.New("too little came to tell")
+	}
+	if b.err != nil {
+		_ = st.Reset()
+		if ctx.Err() != nil {
+			b.err = ctx.Err()
+		}
+		return b
+	}
+	_ = st.Close()
+	return b
+}
+
+func (c *Checker) serveBurst(ctx context.Context, p *Parts, from identity.NodeID, st *peer.Stream, q *Burst) error {
+	select {
+	case c.answers <- struct{}{}:
+		defer func() { <-c.answers }()
+	default:
+		return errors.New("too many checks are under way here")
+	}
+	ctx, cancel := context.WithTimeout(ctx, burstMost)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = st.Reset() })
+	defer stop()
+	if q.GetToMe() {
+		return c.sendBurst(ctx, p, from, st, min(q.GetBytes(), maxBurst), min(time.Duration(q.GetMilliseconds())*time.Millisecond, burstFor))
+	}
+	b := c.takeBurst(ctx, p, st)
+	if b.err != nil {
+		return b.err
+	}
+	return peer.WriteMsg(st, &BurstEnd{Bytes: b.bytes, TookNs: b.took.Nanoseconds()}, maxMessage)
+}
+
+// sendBurst sends at most so much for so long, and ends its side of the stream.
+func (c *Checker) sendBurst(ctx context.Context, p *Parts, to identity.NodeID, st *peer.Stream, bytes int64, most time.Duration) error {
+	piece := make([]byte, burstPiece)
+	_, _ = rand.Read(piece) // never fails; nothing on the way may make it smaller
+	for begun := time.Now(); bytes > 0 && time.Since(begun) < most; {
+		may, err := p.Pacer.Send(ctx, to, budget.Replication, int(min(bytes, burstPiece)))
+		if err != nil {
+			return err
+		}
+		n, err := st.Write(piece[:may])
+		if err != nil {
+			return err
+		}
+		bytes -= int64(n)
+	}
+	return st.CloseWrite()
+}
+
+// takeBurst reads until the sender ends. What came with the first piece is not
+// counted: nobody knows how long it took.
+func (c *Checker) takeBurst(ctx context.Context, p *Parts, st *peer.Stream) burst {
+	piece := make([]byte, burstPiece)
+	var first time.Time
+	var b burst
+	for whole := int64(0); ; {
+		may, err := p.Pacer.Receive(ctx, budget.Replication, len(piece))
+		if err != nil {
+			return burst{err: err}
+		}
+		n, err := io.ReadFull(st, piece[:may])
+		now := time.Now()
+		if whole += int64(n); whole > maxBurst {
+			return burst{err: errors.New("more bytes came than a check sends")}
+		}
+		switch {
+		case n == 0:
+		case first.IsZero():
+			first = now
+		default:
+			b.bytes += int64(n)
+			b.took = now.Sub(first)
+		}
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return b
+		case err != nil:
+			return burst{err: err}
+		}
+	}
+}
