@@ -271,8 +271,8 @@ func entries(t *testing.T, dir string) []string {
 	return names
 }
 
-func (m *machine) tryJoin(token string) error {
-	s, err := m.settings()
+func (m *machine) tryJoin(token string, args ...string) error {
+	s, err := m.settings(args...)
 	if err != nil {
 		return err
 	}
@@ -280,9 +280,9 @@ func (m *machine) tryJoin(token string) error {
 	return err
 }
 
-func (m *machine) join(token string) {
+func (m *machine) join(token string, args ...string) {
 	m.t.Helper()
-	if err := m.tryJoin(token); err != nil {
+	if err := m.tryJoin(token, args...); err != nil {
 		m.t.Fatal(err)
 	}
 }

@@ -1,0 +1,260 @@
+package node
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portolan/portolan/node/preflight"
+	"github.com/portolan/portolan/registryapi/mesh"
+)
+
+// behindGates starts a mesh whose nodes are reached through gates alone.
+func behindGates(t *testing.T, sites ...string) ([]*machine, []*gates) {
+	t.Helper()
+	var all []*machine
+	var doors []*gates
+	for i, site := range sites {
+		m, host := newMachine(t), "127.0.0."+strconv.Itoa(i+2)
+		advertise := []string{"--advertise", host, "--registry-url", "http://" + net.JoinHostPort(host, strconv.Itoa(m.ports[0]))}
+		doors = append(doors, openGates(t, m, host))
+		if i == 0 {
+			m.start(append(advertise, "--site", site)...)
+		} else {
+			m.join(all[0].token(site), advertise...)
+			m.start(advertise...)
+		}
+		all = append(all, m)
+	}
+	for _, m := range all {
+		m.await("all sites are alive", func() error {
+			s, err := m.status()
+			if err != nil {
+				return err
+			}
+			alive := 0
+			for _, x := range s.Sites {
+				if x.Nodes[0].Alive {
+					alive++
+				}
+			}
+			if alive != len(sites) {
+				return fmt.Errorf("%d of %d", alive, len(sites))
+			}
+			return nil
+		})
+	}
+	return all, doors
+}
+
+func (m *machine) check(site string) mesh.SiteCheck {
+	m.t.Helper()
+	b, err := m.do(http.MethodPost, mesh.Prefix+"/sites/"+site+"/check", nil)
+	var out mesh.SiteCheck
+	if err == nil {
+		err = json.Unmarshal(b, &out)
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return out
+}
+
+// wrong gives what did not pass, as "test from>to result".
+func wrong(c mesh.SiteCheck) map[string]mesh.PathTest {
+	out := map[string]mesh.PathTest{}
+	for _, x := range c.Tests {
+		if x.Result != string(preflight.OK) {
+			out[fmt.Sprintf("%s %s>%s %s", x.Test, x.From, x.To, x.Result)] = x
+		}
+	}
+	return out
+}
+
+// TestCheck_SaysWhichPortAndWhichWay: one thing at a time is broken on the way
+// between two nodes, and that is what the check names, and nothing else.
+func TestCheck_SaysWhichPortAndWhichWay(t *testing.T) {
+	all, doors := behindGates(t, "ams", "fra")
+	ams, fra := all[0], all[1]
+	const registry, gossip, control, data = 0, 1, 2, 3
+	none := func() {}
+	shut := func(g *gates, m *machine, port int) (func(), func()) {
+		return func() { g.shut(m.ports[port]) }, func() { g.open(m.ports[port]) }
+	}
+	type broken struct {
+		name     string
+		breaking func()
+		mending  func()
+		want     []string
+		advice   string // in that of the first
+	}
+	cases := []broken{{name: "nothing", breaking: none, mending: none}}
+	for _, side := range []struct {
+		at       string
+		from, to string
+		g        *gates
+		m        *machine
+	}{{"there", "ams", "fra", doors[1], fra}, {"back", "fra", "ams", doors[0], ams}} {
+		way := " " + side.from + ">" + side.to + " failed"
+		for _, c := range []struct {
+			port int
+			want []string
+		}{
+			{registry, []string{"registry" + way}},
+			{gossip, []string{"gossip tcp" + way}},
+			{control, []string{"control port" + way, "raft" + way}},
+			{data, []string{"data port" + way}},
+		} {
+			b, m := shut(side.g, side.m, c.port)
+			want := c.want
+			if c.port == control && side.at == "there" {
+				want = append(want, "answer ams>fra warning") // it had to be asked another way
+			}
+			cases = append(cases, broken{"port " + strconv.Itoa(side.m.ports[c.port]) + " " + side.at, b, m, want, "nothing listens there"})
+		}
+		cases = append(cases,
+			broken{"packets " + side.at, func() { side.g.setPackets(false, 0) }, func() { side.g.setPackets(true, 0) }, []string{"gossip udp" + way}, "UDP port " + strconv.Itoa(side.m.ports[gossip])},
+			broken{"full packets " + side.at, func() { side.g.setPackets(true, 1200) }, func() { side.g.setPackets(true, 0) }, []string{"gossip udp" + way}, "MTU"})
+	}
+	cases = append(cases,
+		broken{"a clock that is 5 s ahead", func() { fra.ahead.Store(int64(5 * time.Second)) }, func() { fra.ahead.Store(0) }, []string{"clock ams>fra warning"}, "NTP"},
+		broken{"a clock that is 90 s behind", func() { fra.ahead.Store(int64(-90 * time.Second)) }, func() { fra.ahead.Store(0) }, []string{"clock ams>fra failed"}, "refused"},
+		broken{"a pause", func() { ams.setPause("fra", http.MethodPut) }, func() { ams.setPause("fra", http.MethodDelete) }, []string{"pause ams>fra warning"}, "portolan transfer resume fra"})
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			c.breaking()
+			got := ams.check("fra")
+			c.mending()
+			bad := wrong(got)
+			failing := false
+			for i, name := range c.want {
+				x, ok := bad[name]
+				if !ok {
+					t.Errorf("%s is not said", name)
+				}
+				if i == 0 && !strings.Contains(x.Advice, c.advice) {
+					t.Errorf("%s: the advice is %q, want %q in it", name, x.Advice, c.advice)
+				}
+				failing = failing || strings.HasSuffix(name, "failed")
+				delete(bad, name)
+			}
+			for name, x := range bad {
+				t.Errorf("%s is said as well: %+v", name, x)
+			}
+			if got.Passed == failing {
+				t.Errorf("passed: %v", got.Passed)
+			}
+			if len(got.Tests) < 18 || got.From != "ams" || got.To != "fra" {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+	t.Run("what is measured", func(t *testing.T) {
+		for _, x := range ams.check("fra").Tests {
+			if (x.Test == preflight.TestThroughput || x.Test == preflight.TestSpace || x.Test == preflight.TestRoundTrip) && x.Value <= 0 {
+				t.Errorf("%+v", x)
+			}
+		}
+	})
+	t.Run("a budget holds", func(t *testing.T) {
+		const mbit = 8
+		if _, err := ams.do(http.MethodPut, mesh.Prefix+"/budgets", mesh.BudgetRequest{From: "ams", To: "fra", Mbit: mbit}); err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range ams.check("fra").Tests {
+			if x.Test == preflight.TestThroughput && x.From == "ams" && (x.Result != "ok" || x.Value <= 0 || x.Value > 1.05*mbit || !strings.Contains(x.Detail, "cap of 8 Mbit/s")) {
+				t.Errorf("%+v", x)
+			}
+		}
+	})
+}
+
+func (m *machine) setPause(site, method string) {
+	m.t.Helper()
+	if _, err := m.do(method, mesh.Prefix+"/transfers/paused/"+site, nil); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// TestCheck_NobodyReachesIt: what could not be tried is unknown, and not well.
+func TestCheck_NobodyReachesIt(t *testing.T) {
+	all, doors := behindGates(t, "ams", "fra", "sgp")
+	ams, fra := all[0], all[1]
+	for _, x := range []struct {
+		g    *gates
+		port int
+	}{{doors[1], fra.ports[2]}, {doors[1], fra.ports[3]}, {doors[0], ams.ports[3]}} {
+		x.g.shut(x.port)
+		x.g.cut(x.port)
+	}
+	got := ams.check("fra")
+	bad := wrong(got)
+	if got.Passed || len(bad) == 0 {
+		t.Fatalf("%+v", got)
+	}
+	if x, ok := bad["answer ams>fra failed"]; !ok || !strings.Contains(x.Advice, "portolan site check ams --server") {
+		t.Errorf("nobody reaches fra, and: %+v", bad)
+	}
+	for _, name := range []string{"data port fra>ams unknown", "control port fra>ams unknown", "gossip udp ams>fra unknown", "clock ams>fra unknown", "throughput ams>fra failed"} {
+		if _, ok := bad[name]; !ok {
+			t.Errorf("%s is not said", name)
+		}
+	}
+}
+
+// TestCheck_FullDisk: a disk with no room for blobs is found before anything is
+// brought to it.
+func TestCheck_FullDisk(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounting a small tmpfs needs root")
+	}
+	a, b := newMachine(t), newMachine(t)
+	disk := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", disk).CombinedOutput(); err != nil {
+		t.Skipf("no tmpfs can be mounted here: %s", out)
+	}
+	t.Cleanup(func() {
+		if b.stop != nil {
+			b.mustStop()
+		}
+		if out, err := exec.Command("umount", disk).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	b.dir = filepath.Join(disk, "data")
+	a.start("--site", "ams")
+	b.join(a.token("fra"))
+	b.start()
+	space := func() (found mesh.PathTest) {
+		for _, x := range a.check("fra").Tests {
+			if x.Test == preflight.TestSpace {
+				found = x
+			}
+		}
+		return found
+	}
+	if x := space(); x.Result != "warning" || x.Value <= 0 {
+		t.Errorf("a disk of 256 MiB: %+v", x)
+	}
+	filler := filepath.Join(disk, "filler")
+	if err := os.WriteFile(filler, make([]byte, 170<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if x := space(); x.Result != "failed" || !strings.Contains(x.Advice, "free space on the disk of fra") {
+		t.Errorf("a full disk: %+v", x)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if x := space(); x.Result != "warning" {
+		t.Errorf("a disk with space again: %+v", x)
+	}
+}
