@@ -27,6 +27,8 @@ type burst struct {
 	bytes int64
 	took  time.Duration // from the first byte to the last, where they arrived
 	err   error
+	// closed: err is that no stream could be opened.
+	closed bool
 }
 
 // mbit is 1,000,000 bits a second.
@@ -44,13 +46,13 @@ func (c *Checker) burstTo(ctx context.Context, p *Parts, to identity.NodeID) (ou
 	defer cancel()
 	st, err := openBurst(ctx, p.Host, to, false)
 	if err != nil {
-		return burst{err: err}
+		return burst{err: err, closed: true}
 	}
 	end := new(BurstEnd)
 	if err = c.sendBurst(ctx, p, to, st, maxBurst, burstFor); err == nil {
 		err = peer.ReadMsg(st, end, maxMessage)
 	}
-	return finishBurst(ctx, st, burst{end.GetBytes(), time.Duration(end.GetTookNs()), err})
+	return finishBurst(ctx, st, burst{bytes: end.GetBytes(), took: time.Duration(end.GetTookNs()), err: err})
 }
 
 // burstFrom has bytes sent here.

@@ -170,6 +170,8 @@ func (k *check) run(ctx context.Context) {
 	}
 	if k.p.Host != nil && !k.to.Witness {
 		k.out = k.c.burstTo(ctx, k.p, k.to.ID)
-		k.in = k.c.burstFrom(ctx, k.p, k.to.ID)
+		if k.in = k.out; !k.out.closed { // both go over one connection
+			k.in = k.c.burstFrom(ctx, k.p, k.to.ID)
+		}
 	}
 }
