@@ -1,6 +1,9 @@
 package node
 
 import (
+	"maps"
+	"slices"
+
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/registryapi/mesh"
 )
@@ -11,7 +14,8 @@ func (n *node) transfers() mesh.Transfers {
 	list, ready, running, failed := n.reconciler.Pending(mesh.MaxTransfers)
 	t.Ready, t.Running, t.Failed = ready, running, failed
 	for _, p := range list {
-		x := mesh.Transfer{Repository: p.Repository, Digest: p.Digest, State: p.State, PushedAt: p.PushedAt, Attempts: p.Attempts, Reason: p.Reason}
+		x := mesh.Transfer{Repository: p.Repository, Digest: p.Digest, State: p.State, PushedAt: p.PushedAt, Attempts: p.Attempts, Reason: p.Reason,
+			Home: p.Home, Missing: p.Missing, Total: p.Total, ETA: p.ETA.Seconds()}
 		if !p.NextAt.IsZero() {
 			x.NextAt = &p.NextAt
 		}
@@ -30,8 +34,39 @@ func (n *node) transfers() mesh.Transfers {
 		}
 		t.Blobs = append(t.Blobs, x)
 	}
-	for _, s := range n.swarm.Suspects() {
-		t.Suspects = append(t.Suspects, mesh.Suspect{Node: s.Node.String(), Site: n.siteOf(s.Node), Blobs: s.Blobs, Digest: s.Digest, At: s.At})
-	}
+	t.Behind, t.Suspects = n.standingOfSites()
 	return t
+}
+
+// standingOfSites says how far this site is behind the others, and who sent it
+// wrong bytes.
+func (n *node) standingOfSites() ([]mesh.Behind, []mesh.Suspect) {
+	now := n.cfg.Now()
+	sites := map[string]mesh.Behind{}
+	for _, p := range n.sync.Peers() {
+		b, known := sites[p.Site]
+		age := -1.0
+		if !p.SyncedAt.IsZero() {
+			age = max(0, now.Sub(p.SyncedAt).Seconds())
+		}
+		if !known || age >= 0 && (b.Catalogue < 0 || age < b.Catalogue) {
+			sites[p.Site] = mesh.Behind{Site: p.Site, Catalogue: age}
+		}
+	}
+	for _, w := range n.reconciler.Behind() {
+		b, known := sites[w.Site]
+		if !known { // a site that is gone, whose pushes others have
+			b.Catalogue = -1
+		}
+		b.Site, b.Seconds, b.Bytes, b.Artifacts, b.Unmeasured = w.Site, max(0, now.Sub(w.Oldest).Seconds()), w.Bytes, w.Artifacts, w.Unmeasured
+		sites[w.Site] = b
+	}
+	behind, suspects := []mesh.Behind{}, []mesh.Suspect{}
+	for _, site := range slices.Sorted(maps.Keys(sites)) {
+		behind = append(behind, sites[site])
+	}
+	for _, s := range n.swarm.Suspects() {
+		suspects = append(suspects, mesh.Suspect{Node: s.Node.String(), Site: n.siteOf(s.Node), Blobs: s.Blobs, Digest: s.Digest, Since: s.Since, At: s.At, Why: s.Why})
+	}
+	return behind, suspects
 }

@@ -28,7 +28,7 @@ func newMetrics(r *Reconciler, reg prometheus.Registerer) (*metrics, error) {
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10),
 		}),
 	}
-	m.all = []prometheus.Collector{m.artifacts, m.failures, m.scans, queueCollector{r}}
+	m.all = []prometheus.Collector{m.artifacts, m.failures, m.scans, queueCollector{r}, behindCollector{r}}
 	if reg == nil {
 		return m, nil
 	}

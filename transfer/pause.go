@@ -86,11 +86,15 @@ func (r *Reconciler) followPause() {
 type Pending struct {
 	Repository string // with its project
 	Digest     digest.Digest
-	State      string // ready, running, failed
+	State      string // ready, running, failed, paused
 	PushedAt   time.Time
 	Attempts   int       // that ended early
 	Reason     string    // why the last one did
 	NextAt     time.Time // of a failed one: when it is tried again at the latest
+	Home       string    // site that accepted it; empty: not known
+	// Missing of Total bytes are not here; Total is 0 until it was looked at.
+	Missing, Total int64
+	ETA            time.Duration // of one that runs; 0: not known
 }
 
 // Pending lists what is wanted here: what is under way, what failed, and what is
@@ -98,10 +102,13 @@ type Pending struct {
 func (r *Reconciler) Pending(limit int) (list []Pending, ready, running, failed int) {
 	tasks := r.queue.list(limit)
 	for _, t := range tasks {
-		p := Pending{Repository: r.fullName(t.key), Digest: t.digest, State: "ready", PushedAt: t.at, Attempts: t.attempts, Reason: t.reason, NextAt: t.next}
+		p := Pending{Repository: r.fullName(t.key), Digest: t.digest, State: "ready", PushedAt: t.at, Attempts: t.attempts, Reason: t.reason, NextAt: t.next,
+			Home: t.home, Missing: t.missing, Total: t.total, ETA: t.eta(r.cfg.Now())}
 		switch {
 		case t.running:
 			p.State = "running"
+		case t.paused:
+			p.State, p.NextAt = "paused", time.Time{}
 		case !t.next.IsZero():
 			p.State = "failed"
 		}

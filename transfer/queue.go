@@ -65,7 +65,15 @@ type task struct {
 	running  bool
 	again    bool // was asked for while it ran
 	fixed    bool // next is when a window opens: news do not make it earlier
+	paused   bool // people hold it back
 	place    int  // in its heap; -1: in none
+
+	home     string // site that accepted it
+	measured bool   // total and missing are known
+	total    int64  // bytes of its blobs that were missing at first
+	missing  int64  // of them, now
+	begun    time.Time
+	begunAt  int64 // missing when the attempt began
 }
 
 // queue holds the tasks: ready ones by age, failed ones by the time of their
@@ -189,6 +197,40 @@ func (q *queue) finish(t *task, reason string, notBefore time.Time) {
 	q.signal()
 }
 
+// hold ends an attempt at what people hold back.
+func (q *queue) hold(t *task, reason string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	again := t.again
+	t.running, t.again, t.reason = false, false, reason
+	if again { // they may have let it go on meanwhile
+		heap.Push(&q.ready, t)
+	} else {
+		t.next, t.fixed, t.paused = q.now().Add(heldFor), true, true
+		heap.Push(&q.later, t)
+	}
+	q.signal()
+}
+
+// resume makes all that people held back try: it may go on, or is held again.
+func (q *queue) resume() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var due []*task
+	for _, t := range q.later.tasks {
+		if t.paused {
+			due = append(due, t)
+		}
+	}
+	for _, t := range due {
+		q.moveToReady(t)
+	}
+	for _, t := range q.tasks {
+		t.again = t.again || t.running
+	}
+	q.signal()
+}
+
 // hurry makes all failed tasks try at once, because something changed that may
 // help, and says how many there were.
 func (q *queue) hurry() int {
@@ -263,7 +305,7 @@ func (q *queue) moveToReady(t *task) bool {
 		return false
 	}
 	heap.Remove(&q.later, t.place)
-	t.next, t.fixed = time.Time{}, false
+	t.next, t.fixed, t.paused = time.Time{}, false, false
 	heap.Push(&q.ready, t)
 	return true
 }

@@ -98,6 +98,7 @@ type Reconciler struct {
 	gate    *gate
 	pushes  pushGate
 	limits  limits
+	running running
 	active  *semaphore.Weighted // places for blobs, and
 	small   *semaphore.Weighted // for small ones
 	large   *semaphore.Weighted // for artifacts that lack larger ones
@@ -115,6 +116,8 @@ type Reconciler struct {
 	mu      sync.Mutex
 	waiting map[key]map[key]bool // absent manifest -> artifacts that name it
 	gone    []catalog.Dropped    // lost names, and were not looked at yet
+
+	holdsSeen *state.View // by followHolds; Run's alone
 }
 
 // New makes a Reconciler and hooks it to the exchange; Run starts it.
@@ -178,6 +181,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		changed := r.cfg.State.Changed()
 		r.followPause()
 		r.limits.follow(r.cfg.State)
+		r.followHolds()
 		known = r.followRules(known)
 		select {
 		case <-ctx.Done():
@@ -293,22 +297,24 @@ func (r *Reconciler) wantAbove(p *rules.Project, m catalog.ManifestInfo) error {
 		if d, err := r.demand(p, m); err != nil {
 			return err
 		} else if d.None() {
-			r.want(key{own, p.PID, m.Repo, m.Digest}, m.At, rules.Demand{})
+			r.want(key{own, p.PID, m.Repo, m.Digest}, m.At, m.Home, rules.Demand{})
 		}
 	}
 	if !p.Matches(m.Repo) {
 		return nil
 	}
 	return r.roots(p, m, func(root catalog.ManifestInfo, d rules.Demand) bool {
-		r.want(key{artifact, p.PID, root.Repo, root.Digest}, m.At, d)
+		r.want(key{artifact, p.PID, root.Repo, root.Digest}, m.At, root.Home, d)
 		return true
 	})
 }
 
 // want queues a task; what does not fit is found by a scan later.
-func (r *Reconciler) want(k key, at time.Time, d rules.Demand) {
+func (r *Reconciler) want(k key, at time.Time, home string, d rules.Demand) {
 	terms, _, _ := d.At(r.cfg.Now())
-	r.queue.add(k, 0, at, terms)
+	if r.queue.add(k, 0, at, terms) {
+		r.queue.from(k, home)
+	}
 }
 
 func (r *Reconciler) wantBlob(k kind, pid identity.ProjectID, repo string, b content, at time.Time) error {
@@ -416,6 +422,10 @@ func (r *Reconciler) explain(pid identity.ProjectID, repository string, d digest
 		if why := r.queue.explain(key{k, pid, repository, d}); why != "" {
 			return why
 		}
+	}
+	// What was cancelled is in no queue.
+	if h, held, err := r.heldBack(r.cfg.State.View(), key{artifact, pid, repository, d}); err == nil && held {
+		return r.sayHeld(h).Error()
 	}
 	return ""
 }

@@ -30,14 +30,21 @@ func (r *Reconciler) work(ctx context.Context) {
 		reason := ""
 		var paused *pausedError
 		var shut *shutError
+		var held *heldError
 		var notBefore time.Time
 		switch {
 		case err == nil, errors.Is(err, errUnwanted):
+		case errors.As(err, &held):
+			r.measure(t)
+			r.queue.hold(t, err.Error())
+			continue
 		case errors.As(err, &shut):
+			r.measure(t)
 			reason, notBefore = err.Error(), shut.opens
 		case ctx.Err() != nil:
 			reason = "the node is stopping"
 		case errors.As(err, &paused):
+			r.measure(t)
 			reason = err.Error()
 		default:
 			reason = err.Error()
@@ -96,8 +103,14 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 	}
 	open := always
 	if t.kind == artifact {
+		within, end := r.running.begin(ctx, t.key)
+		defer end()
+		ctx = within
 		demand, err := r.demandNow(t.key)
 		if err != nil || demand.None() {
+			return err
+		}
+		if _, err := r.unheld(t.key, demand); err != nil {
 			return err
 		}
 		open = func() (*swarm.Limit, error) { return r.isOpen(t.key) }
@@ -122,7 +135,11 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 		return err
 	}
 	begun := r.cfg.Now()
+	r.queue.lacks(t, fetch)
 	if err := r.bring(ctx, t, fetch, promote, open); err != nil {
+		if why := whyHeld(ctx); why != nil {
+			return why
+		}
 		if why := r.gate.why(); why != nil && t.kind == artifact {
 			return why
 		}
@@ -180,6 +197,9 @@ func (r *Reconciler) isOpen(k key) (*swarm.Limit, error) {
 	}
 	if d.None() {
 		return nil, errUnwanted
+	}
+	if d, err = r.unheld(k, d); err != nil {
+		return nil, err
 	}
 	terms, open, until := d.At(r.cfg.Now())
 	if !open {
@@ -240,7 +260,9 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 			defer places.Release(1)
 			if err := r.fetch(ctx, t.pid, b, t.kind, limit); err != nil {
 				note(err)
+				return
 			}
+			r.queue.came(t, b.size)
 		})
 	}
 	wg.Wait()

@@ -102,30 +102,6 @@ keep to it at once. Clients that wait for a pull go before what rules bring.`,
 		}))
 }
 
-func newTransferCommand(a *app) *cobra.Command {
-	change := func(use, short string, paused bool, done string) *cobra.Command {
-		return &cobra.Command{
-			Use:   use + " SITE",
-			Short: short,
-			Args:  args("SITE"),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				c, err := a.client()
-				if err != nil {
-					return err
-				}
-				if err := c.PauseSite(cmd.Context(), args[0], paused); err != nil {
-					return err
-				}
-				a.say(done, args[0])
-				return nil
-			},
-		}
-	}
-	return noun("transfer", "Stop what rules bring to sites, and let it go on",
-		change("pause", "Stop what rules bring to a site; clients there go on pulling", true, "rules bring nothing to %s until: portolan transfer resume"),
-		change("resume", "Let what rules bring to a site go on", false, "what rules bring to %s goes on"))
-}
-
 func newTransfersCommand(a *app) *cobra.Command {
 	watch := false
 	cmd := a.withJSON(&cobra.Command{
@@ -162,6 +138,9 @@ func showTransfers(w io.Writer, t mesh.Transfers) {
 	for _, p := range t.Paused {
 		fmt.Fprintf(w, "paused: %s, by %s, %s\n", p.Site, p.By, when(p.At))
 	}
+	for _, p := range t.PausedRules {
+		fmt.Fprintf(w, "paused: rule %s, %s, by %s, %s\n", p.Rule, cmp.Or(p.Site, "all sites"), p.By, when(p.At))
+	}
 	section := func(head []string, rows [][]string) {
 		if len(rows) > 0 {
 			fmt.Fprintln(w)
@@ -174,24 +153,66 @@ func showTransfers(w io.Writer, t mesh.Transfers) {
 		if x.NextAt != nil {
 			next = when(*x.NextAt)
 		}
-		rows = append(rows, []string{x.Repository, short(x.Digest.String()), x.State, strconv.Itoa(x.Attempts), next, cmp.Or(x.Reason, "-")})
+		rows = append(rows, []string{x.Repository, short(x.Digest.String()), x.State, cmp.Or(x.Home, "-"), progress(x.Total-x.Missing, x.Total), left(x.ETA), strconv.Itoa(x.Attempts), next, cmp.Or(x.Reason, "-")})
 	}
-	section([]string{"REPOSITORY", "DIGEST", "STATE", "FAILED", "NEXT", "REASON"}, rows)
+	section([]string{"REPOSITORY", "DIGEST", "STATE", "HOME", "DONE", "LEFT", "FAILED", "NEXT", "REASON"}, rows)
+	rows = nil
+	for _, h := range t.Held {
+		how := "paused"
+		if h.Cancelled {
+			how = "cancelled"
+		}
+		rows = append(rows, []string{h.Repository, short(h.Digest.String()), how, cmp.Or(h.Site, "all"), h.By, when(h.At)})
+	}
+	section([]string{"HELD BACK", "DIGEST", "HOW", "SITE", "BY", "SINCE"}, rows)
 	rows = nil
 	for _, b := range t.Blobs {
-		done, eta := "?", "-"
-		if b.Total > 0 {
-			done = fmt.Sprintf("%.1f %%", float64(b.Done)/float64(b.Total)*100)
-		}
-		if b.ETA > 0 {
-			eta = time.Duration(b.ETA * float64(time.Second)).Round(time.Second).String()
-		}
-		rows = append(rows, []string{short(b.Digest.String()), done, strconv.FormatInt(b.Total, 10), cmp.Or(b.From, "-"), strconv.Itoa(b.Clients), eta})
+		rows = append(rows, []string{short(b.Digest.String()), progress(b.Done, b.Total), strconv.FormatInt(b.Total, 10), cmp.Or(b.From, "-"), strconv.Itoa(b.Clients), left(b.ETA)})
 	}
 	section([]string{"BLOB", "DONE", "BYTES", "FROM", "CLIENTS", "LEFT"}, rows)
-	rows = nil
-	for _, s := range t.Suspects {
-		rows = append(rows, []string{s.Site, short(s.Node), strconv.Itoa(s.Blobs), when(s.At)})
+	showStanding(w, t.Behind, t.Suspects)
+}
+
+// showStanding writes how far a site is behind the others, and whom it suspects.
+func showStanding(w io.Writer, behind []mesh.Behind, suspects []mesh.Suspect) {
+	var rows [][]string
+	for _, b := range behind {
+		known := "never"
+		if b.Catalogue >= 0 {
+			known = fmt.Sprintf("%.0fs ago", b.Catalogue)
+		}
+		bytes := strconv.FormatInt(b.Bytes, 10)
+		if b.Unmeasured > 0 {
+			bytes += " or more"
+		}
+		rows = append(rows, []string{b.Site, fmt.Sprintf("%.0fs", b.Seconds), bytes, strconv.Itoa(b.Artifacts), known})
 	}
-	section([]string{"SUSPECT", "NODE", "BLOBS", "LAST"}, rows)
+	if len(rows) > 0 {
+		fmt.Fprintln(w)
+		table(w, []string{"BEHIND SITE", "BY", "BYTES", "ARTIFACTS", "CATALOGUE"}, rows)
+	}
+	rows = nil
+	for _, s := range suspects {
+		rows = append(rows, []string{s.Site, short(s.Node), strconv.Itoa(s.Blobs), when(s.Since), when(s.At), s.Why})
+	}
+	if len(rows) > 0 {
+		fmt.Fprintln(w)
+		table(w, []string{"SUSPECT", "NODE", "BLOBS", "SINCE", "LAST", "SENT"}, rows)
+		fmt.Fprintln(w, "A suspect is not asked again for those blobs. It is listed until this node restarts: have its disk and memory checked.")
+	}
+}
+
+func progress(done, total int64) string {
+	if total <= 0 {
+		return "?"
+	}
+	return fmt.Sprintf("%.1f %%", float64(done)/float64(total)*100)
+}
+
+// left writes an estimate.
+func left(seconds float64) string {
+	if seconds <= 0 {
+		return "-"
+	}
+	return time.Duration(seconds * float64(time.Second)).Round(time.Second).String()
 }

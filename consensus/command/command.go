@@ -64,6 +64,8 @@ var kinds = []kind{
 	{Type_TYPE_SITE_AWAY, 1, func() proto.Message { return new(SiteAway) }},
 	{Type_TYPE_BUDGET_SET, 1, func() proto.Message { return new(BudgetSet) }},
 	{Type_TYPE_SITE_PAUSE, 1, func() proto.Message { return new(SitePause) }},
+	{Type_TYPE_ARTIFACT_HOLD, 1, func() proto.Message { return new(ArtifactHold) }},
+	{Type_TYPE_RULE_PAUSE, 1, func() proto.Message { return new(RulePause) }},
 	{Type_TYPE_PROJECT_SITES, 1, func() proto.Message { return new(ProjectSites) }},
 	{Type_TYPE_PROJECT_SITE_DONE, 1, func() proto.Message { return new(ProjectSiteDone) }},
 	{Type_TYPE_TAGS_SET, 1, func() proto.Message { return new(TagsSet) }},

@@ -59,10 +59,12 @@ const (
 	Type_TYPE_KEY_STEP          Type = 28
 	Type_TYPE_SECRET_SET        Type = 29
 	Type_TYPE_RECOVERY_SET      Type = 30
+	Type_TYPE_ARTIFACT_HOLD     Type = 31
 	Type_TYPE_SITE_LABEL        Type = 33
 	Type_TYPE_SITE_AWAY         Type = 34
 	Type_TYPE_BUDGET_SET        Type = 35
 	Type_TYPE_SITE_PAUSE        Type = 36
+	Type_TYPE_RULE_PAUSE        Type = 37
 	Type_TYPE_PROJECT_SITES     Type = 38
 	Type_TYPE_PROJECT_SITE_DONE Type = 39
 	Type_TYPE_TAGS_SET          Type = 41
@@ -104,10 +106,12 @@ var (
 		28: "TYPE_KEY_STEP",
 		29: "TYPE_SECRET_SET",
 		30: "TYPE_RECOVERY_SET",
+		31: "TYPE_ARTIFACT_HOLD",
 		33: "TYPE_SITE_LABEL",
 		34: "TYPE_SITE_AWAY",
 		35: "TYPE_BUDGET_SET",
 		36: "TYPE_SITE_PAUSE",
+		37: "TYPE_RULE_PAUSE",
 		38: "TYPE_PROJECT_SITES",
 		39: "TYPE_PROJECT_SITE_DONE",
 		41: "TYPE_TAGS_SET",
@@ -146,10 +150,12 @@ var (
 		"TYPE_KEY_STEP":          28,
 		"TYPE_SECRET_SET":        29,
 		"TYPE_RECOVERY_SET":      30,
+		"TYPE_ARTIFACT_HOLD":     31,
 		"TYPE_SITE_LABEL":        33,
 		"TYPE_SITE_AWAY":         34,
 		"TYPE_BUDGET_SET":        35,
 		"TYPE_SITE_PAUSE":        36,
+		"TYPE_RULE_PAUSE":        37,
 		"TYPE_PROJECT_SITES":     38,
 		"TYPE_PROJECT_SITE_DONE": 39,
 		"TYPE_TAGS_SET":          41,
@@ -390,6 +396,55 @@ func (x TagsMode_Step) Number() protoreflect.EnumNumber {
 // Deprecated: Use TagsMode_Step.Descriptor instead.
 func (TagsMode_Step) EnumDescriptor() ([]byte, []int) {
 	return file_consensus_command_command_proto_rawDescGZIP(), []int{43, 0}
+}
+
+type ArtifactHold_Hold int32
+
+const (
+	ArtifactHold_HOLD_NONE   ArtifactHold_Hold = 0 // let it go on
+	ArtifactHold_HOLD_PAUSE  ArtifactHold_Hold = 1 // it waits
+	ArtifactHold_HOLD_CANCEL ArtifactHold_Hold = 2 // it is not waited for
+)
+
+// Enum value maps for ArtifactHold_Hold.
+var (
+	ArtifactHold_Hold_name = map[int32]string{
+		0: "HOLD_NONE",
+		1: "HOLD_PAUSE",
+		2: "HOLD_CANCEL",
+	}
+	ArtifactHold_Hold_value = map[string]int32{
+		"HOLD_NONE":   0,
+		"HOLD_PAUSE":  1,
+		"HOLD_CANCEL": 2,
+	}
+)
+
+func (x ArtifactHold_Hold) Enum() *ArtifactHold_Hold {
+	p := new(ArtifactHold_Hold)
+	*p = x
+	return p
+}
+
+func (x ArtifactHold_Hold) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ArtifactHold_Hold) Descriptor() protoreflect.EnumDescriptor {
+	return file_consensus_command_command_proto_enumTypes[5].Descriptor()
+}
+
+func (ArtifactHold_Hold) Type() protoreflect.EnumType {
+	return &file_consensus_command_command_proto_enumTypes[5]
+}
+
+func (x ArtifactHold_Hold) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ArtifactHold_Hold.Descriptor instead.
+func (ArtifactHold_Hold) EnumDescriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{48, 0}
 }
 
 // Envelope is one raft log entry.
@@ -3660,6 +3715,145 @@ func (x *SitePause) GetPaused() bool {
 	return false
 }
 
+// ArtifactHold keeps an artifact from being brought to a site by rules, or lets it
+// go on. What clients and pushes ask for is not held up.
+type ArtifactHold struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"` // 16 bytes
+	Repository    string                 `protobuf:"bytes,2,opt,name=repository,proto3" json:"repository,omitempty"`                // below the project
+	Digest        string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Site          string                 `protobuf:"bytes,4,opt,name=site,proto3" json:"site,omitempty"` // empty: all
+	Hold          ArtifactHold_Hold      `protobuf:"varint,5,opt,name=hold,proto3,enum=portolan.command.v1.ArtifactHold_Hold" json:"hold,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ArtifactHold) Reset() {
+	*x = ArtifactHold{}
+	mi := &file_consensus_command_command_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ArtifactHold) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ArtifactHold) ProtoMessage() {}
+
+func (x *ArtifactHold) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ArtifactHold.ProtoReflect.Descriptor instead.
+func (*ArtifactHold) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *ArtifactHold) GetProjectId() []byte {
+	if x != nil {
+		return x.ProjectId
+	}
+	return nil
+}
+
+func (x *ArtifactHold) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *ArtifactHold) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ArtifactHold) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *ArtifactHold) GetHold() ArtifactHold_Hold {
+	if x != nil {
+		return x.Hold
+	}
+	return ArtifactHold_HOLD_NONE
+}
+
+// RulePause stops what a rule brings to a site, or lets it go on.
+type RulePause struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RuleId        int64                  `protobuf:"varint,1,opt,name=rule_id,json=ruleId,proto3" json:"rule_id,omitempty"`
+	Site          string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"` // empty: all
+	Paused        bool                   `protobuf:"varint,3,opt,name=paused,proto3" json:"paused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RulePause) Reset() {
+	*x = RulePause{}
+	mi := &file_consensus_command_command_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RulePause) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RulePause) ProtoMessage() {}
+
+func (x *RulePause) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RulePause.ProtoReflect.Descriptor instead.
+func (*RulePause) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *RulePause) GetRuleId() int64 {
+	if x != nil {
+		return x.RuleId
+	}
+	return 0
+}
+
+func (x *RulePause) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *RulePause) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
 var File_consensus_command_command_proto protoreflect.FileDescriptor
 
 const file_consensus_command_command_proto_rawDesc = "" +
@@ -3981,7 +4175,25 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"if_version\x18\x04 \x01(\x04R\tifVersion\"7\n" +
 	"\tSitePause\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x16\n" +
-	"\x06paused\x18\x02 \x01(\bR\x06paused*\x81\a\n" +
+	"\x06paused\x18\x02 \x01(\bR\x06paused\"\xed\x01\n" +
+	"\fArtifactHold\x12\x1d\n" +
+	"\n" +
+	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x02 \x01(\tR\n" +
+	"repository\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04site\x18\x04 \x01(\tR\x04site\x12:\n" +
+	"\x04hold\x18\x05 \x01(\x0e2&.portolan.command.v1.ArtifactHold.HoldR\x04hold\"6\n" +
+	"\x04Hold\x12\r\n" +
+	"\tHOLD_NONE\x10\x00\x12\x0e\n" +
+	"\n" +
+	"HOLD_PAUSE\x10\x01\x12\x0f\n" +
+	"\vHOLD_CANCEL\x10\x02\"P\n" +
+	"\tRulePause\x12\x17\n" +
+	"\arule_id\x18\x01 \x01(\x03R\x06ruleId\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12\x16\n" +
+	"\x06paused\x18\x03 \x01(\bR\x06paused*\xae\a\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -4014,11 +4226,13 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x10TYPE_KEYS_ROTATE\x10\x1b\x12\x11\n" +
 	"\rTYPE_KEY_STEP\x10\x1c\x12\x13\n" +
 	"\x0fTYPE_SECRET_SET\x10\x1d\x12\x15\n" +
-	"\x11TYPE_RECOVERY_SET\x10\x1e\x12\x13\n" +
+	"\x11TYPE_RECOVERY_SET\x10\x1e\x12\x16\n" +
+	"\x12TYPE_ARTIFACT_HOLD\x10\x1f\x12\x13\n" +
 	"\x0fTYPE_SITE_LABEL\x10!\x12\x12\n" +
 	"\x0eTYPE_SITE_AWAY\x10\"\x12\x13\n" +
 	"\x0fTYPE_BUDGET_SET\x10#\x12\x13\n" +
-	"\x0fTYPE_SITE_PAUSE\x10$\x12\x16\n" +
+	"\x0fTYPE_SITE_PAUSE\x10$\x12\x13\n" +
+	"\x0fTYPE_RULE_PAUSE\x10%\x12\x16\n" +
 	"\x12TYPE_PROJECT_SITES\x10&\x12\x1a\n" +
 	"\x16TYPE_PROJECT_SITE_DONE\x10'\x12\x11\n" +
 	"\rTYPE_TAGS_SET\x10)\x12\x14\n" +
@@ -4044,87 +4258,91 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 	return file_consensus_command_command_proto_rawDescData
 }
 
-var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),               // 0: portolan.command.v1.Type
 	(KeyKind)(0),            // 1: portolan.command.v1.KeyKind
 	(TagMode)(0),            // 2: portolan.command.v1.TagMode
 	(KeyStep_Step)(0),       // 3: portolan.command.v1.KeyStep.Step
 	(TagsMode_Step)(0),      // 4: portolan.command.v1.TagsMode.Step
-	(*Envelope)(nil),        // 5: portolan.command.v1.Envelope
-	(*Node)(nil),            // 6: portolan.command.v1.Node
-	(*MeshCreate)(nil),      // 7: portolan.command.v1.MeshCreate
-	(*SetLevel)(nil),        // 8: portolan.command.v1.SetLevel
-	(*ProfileSet)(nil),      // 9: portolan.command.v1.ProfileSet
-	(*VotersSet)(nil),       // 10: portolan.command.v1.VotersSet
-	(*MeshRecovered)(nil),   // 11: portolan.command.v1.MeshRecovered
-	(*TokenCreate)(nil),     // 12: portolan.command.v1.TokenCreate
-	(*TokenRevoke)(nil),     // 13: portolan.command.v1.TokenRevoke
-	(*TokenDelete)(nil),     // 14: portolan.command.v1.TokenDelete
-	(*NodeJoin)(nil),        // 15: portolan.command.v1.NodeJoin
-	(*NodeUpdate)(nil),      // 16: portolan.command.v1.NodeUpdate
-	(*NodeRemove)(nil),      // 17: portolan.command.v1.NodeRemove
-	(*SiteRemove)(nil),      // 18: portolan.command.v1.SiteRemove
-	(*SiteDrain)(nil),       // 19: portolan.command.v1.SiteDrain
-	(*SiteLabel)(nil),       // 20: portolan.command.v1.SiteLabel
-	(*Label)(nil),           // 21: portolan.command.v1.Label
-	(*SiteAway)(nil),        // 22: portolan.command.v1.SiteAway
-	(*ProjectCreate)(nil),   // 23: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),   // 24: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),   // 25: portolan.command.v1.ProjectDelete
-	(*ProjectRestore)(nil),  // 26: portolan.command.v1.ProjectRestore
-	(*ProjectPurge)(nil),    // 27: portolan.command.v1.ProjectPurge
-	(*ProjectSites)(nil),    // 28: portolan.command.v1.ProjectSites
-	(*ProjectSiteDone)(nil), // 29: portolan.command.v1.ProjectSiteDone
-	(*UserCreate)(nil),      // 30: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),      // 31: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),      // 32: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),       // 33: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),    // 34: portolan.command.v1.MemberDelete
-	(*Rule)(nil),            // 35: portolan.command.v1.Rule
-	(*RuleCreate)(nil),      // 36: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),      // 37: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),      // 38: portolan.command.v1.RuleDelete
-	(*KeyBox)(nil),          // 39: portolan.command.v1.KeyBox
-	(*NodeKey)(nil),         // 40: portolan.command.v1.NodeKey
-	(*KeysRotate)(nil),      // 41: portolan.command.v1.KeysRotate
-	(*KeyStep)(nil),         // 42: portolan.command.v1.KeyStep
-	(*SecretSet)(nil),       // 43: portolan.command.v1.SecretSet
-	(*RecoverySet)(nil),     // 44: portolan.command.v1.RecoverySet
-	(*TagsSet)(nil),         // 45: portolan.command.v1.TagsSet
-	(*TagSaid)(nil),         // 46: portolan.command.v1.TagSaid
-	(*TagsDelete)(nil),      // 47: portolan.command.v1.TagsDelete
-	(*TagsMode)(nil),        // 48: portolan.command.v1.TagsMode
-	(*ImportedTag)(nil),     // 49: portolan.command.v1.ImportedTag
-	(*SnapshotHeader)(nil),  // 50: portolan.command.v1.SnapshotHeader
-	(*BudgetSet)(nil),       // 51: portolan.command.v1.BudgetSet
-	(*SitePause)(nil),       // 52: portolan.command.v1.SitePause
+	(ArtifactHold_Hold)(0),  // 5: portolan.command.v1.ArtifactHold.Hold
+	(*Envelope)(nil),        // 6: portolan.command.v1.Envelope
+	(*Node)(nil),            // 7: portolan.command.v1.Node
+	(*MeshCreate)(nil),      // 8: portolan.command.v1.MeshCreate
+	(*SetLevel)(nil),        // 9: portolan.command.v1.SetLevel
+	(*ProfileSet)(nil),      // 10: portolan.command.v1.ProfileSet
+	(*VotersSet)(nil),       // 11: portolan.command.v1.VotersSet
+	(*MeshRecovered)(nil),   // 12: portolan.command.v1.MeshRecovered
+	(*TokenCreate)(nil),     // 13: portolan.command.v1.TokenCreate
+	(*TokenRevoke)(nil),     // 14: portolan.command.v1.TokenRevoke
+	(*TokenDelete)(nil),     // 15: portolan.command.v1.TokenDelete
+	(*NodeJoin)(nil),        // 16: portolan.command.v1.NodeJoin
+	(*NodeUpdate)(nil),      // 17: portolan.command.v1.NodeUpdate
+	(*NodeRemove)(nil),      // 18: portolan.command.v1.NodeRemove
+	(*SiteRemove)(nil),      // 19: portolan.command.v1.SiteRemove
+	(*SiteDrain)(nil),       // 20: portolan.command.v1.SiteDrain
+	(*SiteLabel)(nil),       // 21: portolan.command.v1.SiteLabel
+	(*Label)(nil),           // 22: portolan.command.v1.Label
+	(*SiteAway)(nil),        // 23: portolan.command.v1.SiteAway
+	(*ProjectCreate)(nil),   // 24: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),   // 25: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),   // 26: portolan.command.v1.ProjectDelete
+	(*ProjectRestore)(nil),  // 27: portolan.command.v1.ProjectRestore
+	(*ProjectPurge)(nil),    // 28: portolan.command.v1.ProjectPurge
+	(*ProjectSites)(nil),    // 29: portolan.command.v1.ProjectSites
+	(*ProjectSiteDone)(nil), // 30: portolan.command.v1.ProjectSiteDone
+	(*UserCreate)(nil),      // 31: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),      // 32: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),      // 33: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),       // 34: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),    // 35: portolan.command.v1.MemberDelete
+	(*Rule)(nil),            // 36: portolan.command.v1.Rule
+	(*RuleCreate)(nil),      // 37: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),      // 38: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),      // 39: portolan.command.v1.RuleDelete
+	(*KeyBox)(nil),          // 40: portolan.command.v1.KeyBox
+	(*NodeKey)(nil),         // 41: portolan.command.v1.NodeKey
+	(*KeysRotate)(nil),      // 42: portolan.command.v1.KeysRotate
+	(*KeyStep)(nil),         // 43: portolan.command.v1.KeyStep
+	(*SecretSet)(nil),       // 44: portolan.command.v1.SecretSet
+	(*RecoverySet)(nil),     // 45: portolan.command.v1.RecoverySet
+	(*TagsSet)(nil),         // 46: portolan.command.v1.TagsSet
+	(*TagSaid)(nil),         // 47: portolan.command.v1.TagSaid
+	(*TagsDelete)(nil),      // 48: portolan.command.v1.TagsDelete
+	(*TagsMode)(nil),        // 49: portolan.command.v1.TagsMode
+	(*ImportedTag)(nil),     // 50: portolan.command.v1.ImportedTag
+	(*SnapshotHeader)(nil),  // 51: portolan.command.v1.SnapshotHeader
+	(*BudgetSet)(nil),       // 52: portolan.command.v1.BudgetSet
+	(*SitePause)(nil),       // 53: portolan.command.v1.SitePause
+	(*ArtifactHold)(nil),    // 54: portolan.command.v1.ArtifactHold
+	(*RulePause)(nil),       // 55: portolan.command.v1.RulePause
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
-	6,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
-	40, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
-	6,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
-	40, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
-	6,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
-	21, // 6: portolan.command.v1.SiteLabel.set:type_name -> portolan.command.v1.Label
+	7,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
+	41, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
+	7,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
+	41, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
+	7,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
+	22, // 6: portolan.command.v1.SiteLabel.set:type_name -> portolan.command.v1.Label
 	2,  // 7: portolan.command.v1.ProjectCreate.tags:type_name -> portolan.command.v1.TagMode
-	35, // 8: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	35, // 9: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	36, // 8: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	36, // 9: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
 	1,  // 10: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
 	1,  // 11: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
 	3,  // 12: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
-	39, // 13: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
-	46, // 14: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
+	40, // 13: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
+	47, // 14: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
 	4,  // 15: portolan.command.v1.TagsMode.step:type_name -> portolan.command.v1.TagsMode.Step
 	2,  // 16: portolan.command.v1.TagsMode.to:type_name -> portolan.command.v1.TagMode
-	49, // 17: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	50, // 17: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
+	5,  // 18: portolan.command.v1.ArtifactHold.hold:type_name -> portolan.command.v1.ArtifactHold.Hold
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_consensus_command_command_proto_init() }
@@ -4139,8 +4357,8 @@ func file_consensus_command_command_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   48,
+			NumEnums:      6,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -104,6 +104,7 @@ func (v *View) projectDelete(m *command.ProjectDelete) (int64, error) {
 	}
 	p.DeletedAt = v.now()
 	v.deletedTags(&p)
+	v.dropHolds(p.PID)
 	v.putProject(p)
 	return p.ID, nil
 }
@@ -220,6 +221,7 @@ func (v *View) ruleDelete(m *command.RuleDelete) (int64, error) {
 	}
 	v.rules, _, _ = v.rules.Delete(idKey(r.ID))
 	v.ruleNames, _, _ = v.ruleNames.Delete([]byte(r.Name))
+	v.dropRulePauses(r.ID)
 	return r.ID, nil
 }
 

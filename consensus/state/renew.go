@@ -17,7 +17,7 @@ import (
 const RenewedIndexes = 1 << 20
 
 // Lasting yields the rows that outlive a mesh, as a backup keeps them: settings,
-// sites, users, projects, members, rules, budgets, pauses, strong tags and sealed secrets, with their ids and
+// sites, users, projects, members, rules, budgets, pauses, held artifacts, strong tags and sealed secrets, with their ids and
 // versions. Not the nodes and their keys (a restored mesh has others), tokens
 // (invitations to the old one) and remembered answers.
 func (v *View) Lasting(yield func(*Record) bool) {
@@ -29,7 +29,7 @@ func (v *View) Lasting(yield func(*Record) bool) {
 			// Who drained was a machine of the old mesh.
 			row.Site.DrainedUnixNs, row.Site.DrainedBy = 0, ""
 		case *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_StrongTag,
-			*Record_Budget, *Record_Pause:
+			*Record_Budget, *Record_Pause, *Record_Hold, *Record_RulePause:
 		default:
 			continue
 		}
@@ -71,7 +71,7 @@ func Renew(rows iter.Seq[*Record], r Renewal) (*State, error) {
 			}
 			row.Mesh.Generation = r.Generation[:]
 		case *Record_Site, *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_StrongTag,
-			*Record_Budget, *Record_Pause:
+			*Record_Budget, *Record_Pause, *Record_Hold, *Record_RulePause:
 		case nil:
 			return nil, &UnsupportedError{Index: r.Index, Reason: "a kind of row in the backup"}
 		default:

@@ -162,7 +162,7 @@ func (v *View) records(yield func(*Record) bool) {
 			return
 		}
 	}
-	if !v.trafficRecords(yield) {
+	if !v.trafficRecords(yield) || !v.holdRecords(yield) {
 		return
 	}
 	if !v.keyRecords(yield) {
@@ -233,6 +233,11 @@ func (v *View) load(rec *Record) error {
 	case *Record_Pause:
 		p := row.Pause
 		v.putPause(Pause{Site: p.GetSite(), At: fromNanos(p.GetPausedUnixNs()), By: p.GetPausedBy()})
+	case *Record_Hold:
+		return v.loadHold(row.Hold)
+	case *Record_RulePause:
+		p := row.RulePause
+		v.putRulePause(RulePause{RuleID: p.GetRuleId(), Site: p.GetSite(), At: fromNanos(p.GetPausedUnixNs()), By: p.GetPausedBy()})
 	case *Record_Removed:
 		return v.loadRemoved(row.Removed)
 	case *Record_StrongTag:

@@ -242,6 +242,10 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 		return v.budgetSet(m)
 	case *command.SitePause:
 		return v.sitePause(actor, m)
+	case *command.ArtifactHold:
+		return v.artifactHold(actor, m)
+	case *command.RulePause:
+		return v.rulePause(actor, m)
 	case *command.KeysRotate:
 		return v.keysRotate(m)
 	case *command.KeyStep:

@@ -45,6 +45,8 @@ type Record struct {
 	//	*Record_Removed
 	//	*Record_Budget
 	//	*Record_Pause
+	//	*Record_Hold
+	//	*Record_RulePause
 	//	*Record_StrongTag
 	//	*Record_StagedTag
 	//	*Record_TagMark
@@ -225,6 +227,24 @@ func (x *Record) GetPause() *PauseRow {
 	return nil
 }
 
+func (x *Record) GetHold() *HoldRow {
+	if x != nil {
+		if x, ok := x.Row.(*Record_Hold); ok {
+			return x.Hold
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetRulePause() *RulePauseRow {
+	if x != nil {
+		if x, ok := x.Row.(*Record_RulePause); ok {
+			return x.RulePause
+		}
+	}
+	return nil
+}
+
 func (x *Record) GetStrongTag() *StrongTagRow {
 	if x != nil {
 		if x, ok := x.Row.(*Record_StrongTag); ok {
@@ -316,6 +336,14 @@ type Record_Pause struct {
 	Pause *PauseRow `protobuf:"bytes,36,opt,name=pause,proto3,oneof"`
 }
 
+type Record_Hold struct {
+	Hold *HoldRow `protobuf:"bytes,31,opt,name=hold,proto3,oneof"`
+}
+
+type Record_RulePause struct {
+	RulePause *RulePauseRow `protobuf:"bytes,37,opt,name=rule_pause,json=rulePause,proto3,oneof"`
+}
+
 type Record_StrongTag struct {
 	StrongTag *StrongTagRow `protobuf:"bytes,41,opt,name=strong_tag,json=strongTag,proto3,oneof"`
 }
@@ -357,6 +385,10 @@ func (*Record_Removed) isRecord_Row() {}
 func (*Record_Budget) isRecord_Row() {}
 
 func (*Record_Pause) isRecord_Row() {}
+
+func (*Record_Hold) isRecord_Row() {}
+
+func (*Record_RulePause) isRecord_Row() {}
 
 func (*Record_StrongTag) isRecord_Row() {}
 
@@ -2181,11 +2213,174 @@ func (x *PauseRow) GetPausedBy() string {
 	return ""
 }
 
+// HoldRow is an artifact that rules bring nowhere, or not to one site; see
+// command.v1.ArtifactHold.
+type HoldRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	Repository    string                 `protobuf:"bytes,2,opt,name=repository,proto3" json:"repository,omitempty"`
+	Digest        string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Site          string                 `protobuf:"bytes,4,opt,name=site,proto3" json:"site,omitempty"`            // empty: all
+	Cancelled     bool                   `protobuf:"varint,5,opt,name=cancelled,proto3" json:"cancelled,omitempty"` // else paused
+	HeldUnixNs    int64                  `protobuf:"varint,6,opt,name=held_unix_ns,json=heldUnixNs,proto3" json:"held_unix_ns,omitempty"`
+	HeldBy        string                 `protobuf:"bytes,7,opt,name=held_by,json=heldBy,proto3" json:"held_by,omitempty"` // actor
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldRow) Reset() {
+	*x = HoldRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldRow) ProtoMessage() {}
+
+func (x *HoldRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldRow.ProtoReflect.Descriptor instead.
+func (*HoldRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *HoldRow) GetProjectId() []byte {
+	if x != nil {
+		return x.ProjectId
+	}
+	return nil
+}
+
+func (x *HoldRow) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *HoldRow) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *HoldRow) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *HoldRow) GetCancelled() bool {
+	if x != nil {
+		return x.Cancelled
+	}
+	return false
+}
+
+func (x *HoldRow) GetHeldUnixNs() int64 {
+	if x != nil {
+		return x.HeldUnixNs
+	}
+	return 0
+}
+
+func (x *HoldRow) GetHeldBy() string {
+	if x != nil {
+		return x.HeldBy
+	}
+	return ""
+}
+
+// RulePauseRow is a rule that brings nothing to a site for now.
+type RulePauseRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RuleId        int64                  `protobuf:"varint,1,opt,name=rule_id,json=ruleId,proto3" json:"rule_id,omitempty"`
+	Site          string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"` // empty: all
+	PausedUnixNs  int64                  `protobuf:"varint,3,opt,name=paused_unix_ns,json=pausedUnixNs,proto3" json:"paused_unix_ns,omitempty"`
+	PausedBy      string                 `protobuf:"bytes,4,opt,name=paused_by,json=pausedBy,proto3" json:"paused_by,omitempty"` // actor
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RulePauseRow) Reset() {
+	*x = RulePauseRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RulePauseRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RulePauseRow) ProtoMessage() {}
+
+func (x *RulePauseRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RulePauseRow.ProtoReflect.Descriptor instead.
+func (*RulePauseRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RulePauseRow) GetRuleId() int64 {
+	if x != nil {
+		return x.RuleId
+	}
+	return 0
+}
+
+func (x *RulePauseRow) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *RulePauseRow) GetPausedUnixNs() int64 {
+	if x != nil {
+		return x.PausedUnixNs
+	}
+	return 0
+}
+
+func (x *RulePauseRow) GetPausedBy() string {
+	if x != nil {
+		return x.PausedBy
+	}
+	return ""
+}
+
 var File_consensus_state_state_proto protoreflect.FileDescriptor
 
 const file_consensus_state_state_proto_rawDesc = "" +
 	"\n" +
-	"\x1bconsensus/state/state.proto\x12\x11portolan.state.v1\x1a\x1fconsensus/command/command.proto\"\xe7\a\n" +
+	"\x1bconsensus/state/state.proto\x12\x11portolan.state.v1\x1a\x1fconsensus/command/command.proto\"\xdb\b\n" +
 	"\x06Record\x120\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x1a.portolan.state.v1.MeshRowH\x00R\x04mesh\x120\n" +
 	"\x04site\x18\x02 \x01(\v2\x1a.portolan.state.v1.SiteRowH\x00R\x04site\x120\n" +
@@ -2201,7 +2396,10 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x03end\x18\x0f \x01(\v2\x16.portolan.state.v1.EndH\x00R\x03end\x129\n" +
 	"\aremoved\x18\x14 \x01(\v2\x1d.portolan.state.v1.RemovedRowH\x00R\aremoved\x126\n" +
 	"\x06budget\x18# \x01(\v2\x1c.portolan.state.v1.BudgetRowH\x00R\x06budget\x123\n" +
-	"\x05pause\x18$ \x01(\v2\x1b.portolan.state.v1.PauseRowH\x00R\x05pause\x12@\n" +
+	"\x05pause\x18$ \x01(\v2\x1b.portolan.state.v1.PauseRowH\x00R\x05pause\x120\n" +
+	"\x04hold\x18\x1f \x01(\v2\x1a.portolan.state.v1.HoldRowH\x00R\x04hold\x12@\n" +
+	"\n" +
+	"rule_pause\x18% \x01(\v2\x1f.portolan.state.v1.RulePauseRowH\x00R\trulePause\x12@\n" +
 	"\n" +
 	"strong_tag\x18) \x01(\v2\x1f.portolan.state.v1.StrongTagRowH\x00R\tstrongTag\x12@\n" +
 	"\n" +
@@ -2399,7 +2597,24 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\bPauseRow\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12$\n" +
 	"\x0epaused_unix_ns\x18\x02 \x01(\x03R\fpausedUnixNs\x12\x1b\n" +
-	"\tpaused_by\x18\x03 \x01(\tR\bpausedByB.Z,github.com/portolan/portolan/consensus/stateb\x06proto3"
+	"\tpaused_by\x18\x03 \x01(\tR\bpausedBy\"\xcd\x01\n" +
+	"\aHoldRow\x12\x1d\n" +
+	"\n" +
+	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x02 \x01(\tR\n" +
+	"repository\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04site\x18\x04 \x01(\tR\x04site\x12\x1c\n" +
+	"\tcancelled\x18\x05 \x01(\bR\tcancelled\x12 \n" +
+	"\fheld_unix_ns\x18\x06 \x01(\x03R\n" +
+	"heldUnixNs\x12\x17\n" +
+	"\aheld_by\x18\a \x01(\tR\x06heldBy\"~\n" +
+	"\fRulePauseRow\x12\x17\n" +
+	"\arule_id\x18\x01 \x01(\x03R\x06ruleId\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12$\n" +
+	"\x0epaused_unix_ns\x18\x03 \x01(\x03R\fpausedUnixNs\x12\x1b\n" +
+	"\tpaused_by\x18\x04 \x01(\tR\bpausedByB.Z,github.com/portolan/portolan/consensus/stateb\x06proto3"
 
 var (
 	file_consensus_state_state_proto_rawDescOnce sync.Once
@@ -2413,7 +2628,7 @@ func file_consensus_state_state_proto_rawDescGZIP() []byte {
 	return file_consensus_state_state_proto_rawDescData
 }
 
-var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_consensus_state_state_proto_goTypes = []any{
 	(*Record)(nil),         // 0: portolan.state.v1.Record
 	(*MeshRow)(nil),        // 1: portolan.state.v1.MeshRow
@@ -2436,12 +2651,14 @@ var file_consensus_state_state_proto_goTypes = []any{
 	(*End)(nil),            // 18: portolan.state.v1.End
 	(*BudgetRow)(nil),      // 19: portolan.state.v1.BudgetRow
 	(*PauseRow)(nil),       // 20: portolan.state.v1.PauseRow
-	(command.KeyKind)(0),   // 21: portolan.command.v1.KeyKind
-	(*command.KeyBox)(nil), // 22: portolan.command.v1.KeyBox
-	(*command.Label)(nil),  // 23: portolan.command.v1.Label
-	(*command.Node)(nil),   // 24: portolan.command.v1.Node
-	(command.TagMode)(0),   // 25: portolan.command.v1.TagMode
-	(*command.Rule)(nil),   // 26: portolan.command.v1.Rule
+	(*HoldRow)(nil),        // 21: portolan.state.v1.HoldRow
+	(*RulePauseRow)(nil),   // 22: portolan.state.v1.RulePauseRow
+	(command.KeyKind)(0),   // 23: portolan.command.v1.KeyKind
+	(*command.KeyBox)(nil), // 24: portolan.command.v1.KeyBox
+	(*command.Label)(nil),  // 25: portolan.command.v1.Label
+	(*command.Node)(nil),   // 26: portolan.command.v1.Node
+	(command.TagMode)(0),   // 27: portolan.command.v1.TagMode
+	(*command.Rule)(nil),   // 28: portolan.command.v1.Rule
 }
 var file_consensus_state_state_proto_depIdxs = []int32{
 	1,  // 0: portolan.state.v1.Record.mesh:type_name -> portolan.state.v1.MeshRow
@@ -2459,24 +2676,26 @@ var file_consensus_state_state_proto_depIdxs = []int32{
 	17, // 12: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
 	19, // 13: portolan.state.v1.Record.budget:type_name -> portolan.state.v1.BudgetRow
 	20, // 14: portolan.state.v1.Record.pause:type_name -> portolan.state.v1.PauseRow
-	10, // 15: portolan.state.v1.Record.strong_tag:type_name -> portolan.state.v1.StrongTagRow
-	10, // 16: portolan.state.v1.Record.staged_tag:type_name -> portolan.state.v1.StrongTagRow
-	11, // 17: portolan.state.v1.Record.tag_mark:type_name -> portolan.state.v1.TagMarkRow
-	3,  // 18: portolan.state.v1.MeshRow.keys:type_name -> portolan.state.v1.KeysRow
-	2,  // 19: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
-	21, // 20: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
-	22, // 21: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
-	23, // 22: portolan.state.v1.SiteRow.labels:type_name -> portolan.command.v1.Label
-	24, // 23: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
-	9,  // 24: portolan.state.v1.ProjectRow.tags:type_name -> portolan.state.v1.TagStateRow
-	25, // 25: portolan.state.v1.TagStateRow.mode:type_name -> portolan.command.v1.TagMode
-	25, // 26: portolan.state.v1.TagStateRow.to:type_name -> portolan.command.v1.TagMode
-	26, // 27: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	21, // 15: portolan.state.v1.Record.hold:type_name -> portolan.state.v1.HoldRow
+	22, // 16: portolan.state.v1.Record.rule_pause:type_name -> portolan.state.v1.RulePauseRow
+	10, // 17: portolan.state.v1.Record.strong_tag:type_name -> portolan.state.v1.StrongTagRow
+	10, // 18: portolan.state.v1.Record.staged_tag:type_name -> portolan.state.v1.StrongTagRow
+	11, // 19: portolan.state.v1.Record.tag_mark:type_name -> portolan.state.v1.TagMarkRow
+	3,  // 20: portolan.state.v1.MeshRow.keys:type_name -> portolan.state.v1.KeysRow
+	2,  // 21: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
+	23, // 22: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
+	24, // 23: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
+	25, // 24: portolan.state.v1.SiteRow.labels:type_name -> portolan.command.v1.Label
+	26, // 25: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
+	9,  // 26: portolan.state.v1.ProjectRow.tags:type_name -> portolan.state.v1.TagStateRow
+	27, // 27: portolan.state.v1.TagStateRow.mode:type_name -> portolan.command.v1.TagMode
+	27, // 28: portolan.state.v1.TagStateRow.to:type_name -> portolan.command.v1.TagMode
+	28, // 29: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_consensus_state_state_proto_init() }
@@ -2500,6 +2719,8 @@ func file_consensus_state_state_proto_init() {
 		(*Record_Removed)(nil),
 		(*Record_Budget)(nil),
 		(*Record_Pause)(nil),
+		(*Record_Hold)(nil),
+		(*Record_RulePause)(nil),
 		(*Record_StrongTag)(nil),
 		(*Record_StagedTag)(nil),
 		(*Record_TagMark)(nil),
@@ -2510,7 +2731,7 @@ func file_consensus_state_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_state_state_proto_rawDesc), len(file_consensus_state_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

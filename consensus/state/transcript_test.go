@@ -238,6 +238,7 @@ func FuzzApply(f *testing.F) {
 		&command.NodeRemove{NodeId: node(2).Id, IfVersion: 1}, &command.SiteDrain{Id: 1, Drain: true}, &command.SiteRemove{Id: 1},
 		&command.SiteLabel{Id: 1, Set: []*command.Label{{Key: "region", Value: "eu"}}, Remove: []string{"x"}}, &command.SiteAway{Id: 1, Away: true},
 		&command.BudgetSet{From: "ams", Mbit: 1}, &command.SitePause{Site: "ams", Paused: true},
+		&command.ArtifactHold{ProjectId: id16(1), Repository: "app", Digest: "sha256:" + strings.Repeat("1", 64), Hold: command.ArtifactHold_HOLD_CANCEL}, &command.RulePause{RuleId: 5, Paused: true},
 		&command.TagsMode{Id: 8, Step: command.TagsMode_STEP_BEGIN, To: command.TagMode_TAG_MODE_STRONG}, &command.TagsDelete{ProjectId: id16(1), Repository: "app", Tag: "1"},
 		&command.TagsSet{ProjectId: id16(1), Repository: "app", Digest: "sha256:" + strings.Repeat("1", 64), Tags: []*command.TagSaid{{Name: "1"}}}} {
 		env, err := command.New("user:admin", t0, body)

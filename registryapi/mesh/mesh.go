@@ -85,6 +85,9 @@ type Config struct {
 	// Transfers says what this node moves, from memory, without Site and Paused;
 	// nil: nobody can ask.
 	Transfers func() Transfers
+	// Standing says what this node's site waits for of the others, and whom it
+	// suspects, from memory; nil: nobody can ask.
+	Standing func() ([]Behind, []Suspect)
 	// CheckSite tries the path to another site and back; nil: nobody can ask.
 	CheckSite func(ctx context.Context, site string) (SiteCheck, error)
 	// CheckRule judges what the fields of a rule say; PreviewRule says what a rule

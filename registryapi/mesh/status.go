@@ -60,7 +60,10 @@ func (a *API) status(context.Context, *struct{}) (*statusOut, error) {
 		c.RoundTrips = []RoundTrip{}
 	}
 	s := Status{Mesh: v.Mesh().ID, Level: v.Mesh().Level, Node: a.cfg.Self, Site: a.cfg.Site, Version: a.cfg.Version, Role: "none",
-		Consensus: c, Sites: []SiteStatus{}}
+		Consensus: c, Sites: []SiteStatus{}, Behind: []Behind{}, Suspects: []Suspect{}}
+	if a.cfg.Standing != nil {
+		s.Behind, s.Suspects = a.cfg.Standing()
+	}
 	if a.cfg.Removed != nil {
 		s.Removed = a.cfg.Removed()
 	}

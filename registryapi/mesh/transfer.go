@@ -32,14 +32,18 @@ type BudgetRequest struct {
 
 // Transfers is what a node moves, and has to.
 type Transfers struct {
-	Site      string     `json:"site" doc:"Of the node that answers: it is what comes there"`
-	Paused    []Pause    `json:"paused" doc:"Sites to which rules bring nothing for now"`
-	Ready     int        `json:"ready" doc:"Artifacts that wait for their turn"`
-	Running   int        `json:"running" doc:"Artifacts that are being brought"`
-	Failed    int        `json:"failed" doc:"Artifacts that are tried again later"`
-	Artifacts []Transfer `json:"artifacts" doc:"At most 1000 of them: those under way, then those that failed, then the next ones"`
-	Blobs     []Progress `json:"blobs" doc:"At most 1000 blobs on their way, oldest first"`
-	Suspects  []Suspect  `json:"suspects" doc:"Nodes that sent wrong bytes since this one started, the last first"`
+	Site   string  `json:"site" doc:"Of the node that answers: it is what comes there"`
+	Paused []Pause `json:"paused" doc:"Sites to which rules bring nothing for now"`
+	// Held and PausedRules are what people said, of all sites.
+	Held        []Held      `json:"held" doc:"Artifacts that rules do not bring for now"`
+	PausedRules []RulePause `json:"paused_rules" doc:"Rules that bring nothing for now"`
+	Ready       int         `json:"ready" doc:"Artifacts that wait for their turn"`
+	Running     int         `json:"running" doc:"Artifacts that are being brought"`
+	Failed      int         `json:"failed" doc:"Artifacts that are tried again later, or wait for people"`
+	Artifacts   []Transfer  `json:"artifacts" doc:"At most 1000 of them: those under way, then those that failed, then the next ones"`
+	Blobs       []Progress  `json:"blobs" doc:"At most 1000 blobs on their way, oldest first"`
+	Behind      []Behind    `json:"behind" doc:"How far the site is behind each other one, by name"`
+	Suspects    []Suspect   `json:"suspects" doc:"Nodes that sent wrong bytes since this one started, the last first"`
 }
 
 // Pause is a site to which rules bring nothing for now.
@@ -53,11 +57,15 @@ type Pause struct {
 type Transfer struct {
 	Repository string        `json:"repository"`
 	Digest     digest.Digest `json:"digest"`
-	State      string        `json:"state" enum:"ready,running,failed"`
+	State      string        `json:"state" enum:"ready,running,failed,paused"`
 	PushedAt   time.Time     `json:"pushed_at"`
 	Attempts   int           `json:"attempts" doc:"That ended early"`
 	Reason     string        `json:"reason,omitempty" doc:"Why the last one did"`
 	NextAt     *time.Time    `json:"next_at,omitempty" doc:"When it is tried again, if nothing that may help happens before"`
+	Home       string        `json:"home,omitempty" doc:"Site that accepted it"`
+	Missing    int64         `json:"missing_bytes" doc:"What is not here of total_bytes"`
+	Total      int64         `json:"total_bytes" doc:"What was missing at first; 0: it was not looked at yet, or nothing is"`
+	ETA        float64       `json:"eta_seconds,omitempty" doc:"At the rate of the attempt under way; 0: not known"`
 }
 
 // Progress is a blob on its way.
@@ -77,7 +85,19 @@ type Suspect struct {
 	Site   string        `json:"site"`
 	Blobs  int           `json:"blobs" doc:"For so many blobs it was dropped"`
 	Digest digest.Digest `json:"digest" doc:"The last of them"`
-	At     time.Time     `json:"at"`
+	Since  time.Time     `json:"since" doc:"When it first did"`
+	At     time.Time     `json:"at" doc:"When it last did"`
+	Why    string        `json:"why" doc:"What it sent"`
+}
+
+// Behind is how far the answering node's site is behind another.
+type Behind struct {
+	Site       string  `json:"site" doc:"The other, which accepted what is awaited"`
+	Seconds    float64 `json:"seconds" doc:"Age of the oldest push of it that rules want here and that is not wholly here; 0: none is awaited"`
+	Bytes      int64   `json:"bytes" doc:"What is missing of such pushes, as far as they were looked at"`
+	Artifacts  int     `json:"artifacts" doc:"How many they are"`
+	Unmeasured int     `json:"unmeasured,omitempty" doc:"Of them, those whose bytes are not known yet"`
+	Catalogue  float64 `json:"catalogue_seconds" doc:"How long ago all that the site then knew was here; -1: never"`
 }
 
 type listBudgets struct{ Body []Budget }
@@ -116,6 +136,7 @@ func (a *API) registerTransfers() {
 		Summary: "Stop what rules bring to a site; clients there go on pulling"}, a.pause(true))
 	rest.Register(a.rest, rest.Op{ID: "resume-site", Method: http.MethodDelete, Path: "/transfers/paused/{site}", Tag: "transfers", Who: rest.SystemAdmin,
 		Summary: "Let what rules bring to a site go on"}, a.pause(false))
+	a.registerHolds()
 	if a.cfg.Transfers == nil {
 		return
 	}
@@ -126,6 +147,7 @@ func (a *API) registerTransfers() {
 		for p := range a.cfg.View().Pauses() {
 			out.Paused = append(out.Paused, Pause{Site: p.Site, At: p.At, By: p.By})
 		}
+		out.Held, out.PausedRules = held(a.cfg.View())
 		return &showTransfers{Body: out}, nil
 	})
 }

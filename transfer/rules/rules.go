@@ -390,6 +390,25 @@ func (d Demand) Rules() []string {
 	return out
 }
 
+// Without gives the demand of the rules that are not paused.
+func (d Demand) Without(paused func(id int64) bool) Demand {
+	var out Demand
+	for i, r := range d.rules {
+		switch {
+		case !paused(r.ID):
+			if out.rules != nil {
+				out.rules = append(out.rules, r)
+			}
+		case out.rules == nil: // the first: most of the time there is none
+			out.rules = append(make([]*rule, 0, len(d.rules)), d.rules[:i]...)
+		}
+	}
+	if out.rules == nil {
+		return d
+	}
+	return out
+}
+
 // At gives the terms at a time, and when they end (zero: never). open is false
 // outside of all windows; then until is when the first one opens.
 func (d Demand) At(now time.Time) (t Terms, open bool, until time.Time) {

@@ -65,7 +65,7 @@ func (f *flight) heard(node identity.NodeID, h *Have) error {
 		delete(f.told, node)
 		f.rumour = true
 		f.mu.Unlock()
-		f.s.suspects.add(node, f.digest)
+		f.s.suspects.add(node, f.digest, "word of what it has that no honest node says")
 	}
 	f.stir()
 	if h.ReceiversChanged {
@@ -274,7 +274,9 @@ type Suspect struct {
 	Node   identity.NodeID
 	Blobs  int           // so often
 	Digest digest.Digest // the last one
-	At     time.Time
+	Since  time.Time     // of the first
+	At     time.Time     // of the last
+	Why    string        // what it sent the last time
 }
 
 // suspects are the peers that were dropped for a blob since the start.
@@ -283,7 +285,7 @@ type suspects struct {
 	m  map[identity.NodeID]Suspect
 }
 
-func (s *suspects) add(node identity.NodeID, d digest.Digest) {
+func (s *suspects) add(node identity.NodeID, d digest.Digest, why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.m == nil {
@@ -293,7 +295,11 @@ func (s *suspects) add(node identity.NodeID, d digest.Digest) {
 	if !known && len(s.m) >= maxSuspects {
 		return
 	}
-	s.m[node] = Suspect{Node: node, Blobs: x.Blobs + 1, Digest: d, At: time.Now()}
+	now := time.Now()
+	if !known {
+		x.Since = now
+	}
+	s.m[node] = Suspect{Node: node, Blobs: x.Blobs + 1, Digest: d, Since: x.Since, At: now, Why: why}
 }
 
 // Suspects lists the peers that were dropped for blobs, the last first.

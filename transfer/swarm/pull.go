@@ -364,7 +364,7 @@ func (f *flight) blame(l *lane, unit int, err error) error {
 	if !out {
 		return nil
 	}
-	f.s.suspects.add(c.node, f.digest)
+	f.s.suspects.add(c.node, f.digest, "bytes that are not the blob's")
 	if falseList {
 		rec := v.Record()
 		f.s.addBadRoot(rec.Root)
@@ -380,7 +380,7 @@ func (f *flight) blameList(node identity.NodeID, err error) error {
 	f.mu.Lock()
 	f.strikes[node] = maxStrikes
 	f.mu.Unlock()
-	f.s.suspects.add(node, f.digest)
+	f.s.suspects.add(node, f.digest, "a record or list of units that is refused")
 	f.s.metrics.badLists.WithLabelValues(node.String()).Inc()
 	f.s.log.Warn("peer sent a record or list that is refused", "digest", f.digest, "node", node, "site", f.s.site(node), "error", err)
 	return fmt.Errorf("%w: %w", errBad, err)

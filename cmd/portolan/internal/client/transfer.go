@@ -39,6 +39,28 @@ func (c *Client) CheckSite(ctx context.Context, site string) (mesh.SiteCheck, er
 	return out, err
 }
 
+// HoldArtifact pauses or cancels what rules bring of an artifact.
+func (c *Client) HoldArtifact(ctx context.Context, r mesh.HoldRequest) error {
+	_, err := c.do(ctx, http.MethodPut, mesh.Prefix+"/transfers/held", nil, r, nil)
+	return err
+}
+
+// ResumeArtifact lets what rules bring of an artifact go on.
+func (c *Client) ResumeArtifact(ctx context.Context, image, site string) error {
+	_, err := c.do(ctx, http.MethodDelete, mesh.Prefix+"/transfers/held", url.Values{"image": {image}, "site": {site}}, nil, nil)
+	return err
+}
+
+// PauseRule stops what a rule brings to a site, or to all, or lets it go on.
+func (c *Client) PauseRule(ctx context.Context, rule, site string, paused bool) error {
+	method := http.MethodDelete
+	if paused {
+		method = http.MethodPut
+	}
+	_, err := c.do(ctx, method, mesh.Prefix+"/transfers/paused-rules/"+url.PathEscape(rule), url.Values{"site": {site}}, nil, nil)
+	return err
+}
+
 // PauseSite stops what rules bring to a site, or lets it go on.
 func (c *Client) PauseSite(ctx context.Context, site string, paused bool) error {
 	method := http.MethodDelete
