@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
@@ -15,12 +17,12 @@ import (
 	"github.com/portolan/portolan/transfer/swarm"
 )
 
-// work takes tasks, oldest first, until ctx ends.
-func (r *Reconciler) work(ctx context.Context) {
+// work takes a lane's tasks, oldest first, until ctx ends.
+func (r *Reconciler) work(ctx context.Context, from lane) {
 	for ctx.Err() == nil {
-		t, wait := r.queue.take()
+		t, wait := r.queue.take(from)
 		if t == nil {
-			if !r.idle(ctx, wait) {
+			if !r.idle(ctx, from, wait) {
 				return
 			}
 			continue
@@ -57,7 +59,7 @@ func (r *Reconciler) work(ctx context.Context) {
 const idleMost = time.Minute
 
 // idle waits for something to do; false when ctx ended.
-func (r *Reconciler) idle(ctx context.Context, wait time.Duration) bool {
+func (r *Reconciler) idle(ctx context.Context, from lane, wait time.Duration) bool {
 	var due <-chan time.Time
 	if wait > 0 {
 		t := time.NewTimer(min(wait, idleMost))
@@ -68,7 +70,7 @@ func (r *Reconciler) idle(ctx context.Context, wait time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	case <-due:
-	case <-r.queue.wake:
+	case <-r.queue.lanes[from].wake:
 	}
 	return true
 }
@@ -212,21 +214,25 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 			note(err)
 		}
 	}
+	places := r.active
+	if t.kind.lane() != laneArtifacts {
+		places = semaphore.NewWeighted(1) // one blob: its worker is its place
+	}
 	for _, b := range fetch {
 		r.cfg.Sync.Expect(b.digest, b.home)
 		// First come, first served: blobs of older artifacts asked earlier.
-		if err := r.active.Acquire(ctx, 1); err != nil {
+		if err := places.Acquire(ctx, 1); err != nil {
 			note(err)
 			break
 		}
 		limit, err := open()
 		if err != nil {
-			r.active.Release(1)
+			places.Release(1)
 			wg.Wait()
 			return err
 		}
 		wg.Go(func() {
-			defer r.active.Release(1)
+			defer places.Release(1)
 			if err := r.fetch(ctx, t.pid, b, t.kind, limit); err != nil {
 				note(err)
 			}
@@ -240,7 +246,7 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 }
 
 func (r *Reconciler) fetch(ctx context.Context, pid identity.ProjectID, b content, k kind, limit *swarm.Limit) error {
-	err := r.cfg.Swarm.Fetch(ctx, swarm.Want{Digest: b.digest, Size: b.size, PID: pid, Class: catalog.Placed, Limit: limit})
+	err := r.cfg.Swarm.Fetch(ctx, swarm.Want{Digest: b.digest, Size: b.size, PID: pid, Class: catalog.Placed, Limit: limit, Hurry: k == kept})
 	if errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("blob %s: no site in reach has it", b.digest)
 	}

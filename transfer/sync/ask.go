@@ -197,7 +197,7 @@ func (s *Sync) reply(ctx context.Context, from identity.NodeID, q *AskRequest) (
 	case *AskRequest_Keep:
 		return s.replyKeep(ctx, from, pid, q.Keep)
 	case *AskRequest_Hold:
-		return s.replyHold(ctx)
+		return s.replyHold(ctx, from)
 	case *AskRequest_Cover:
 		return s.replyCover(ctx, from, pid, q.Cover)
 	case *AskRequest_Tag:
@@ -247,6 +247,14 @@ func (s *Sync) replyHas(pid identity.ProjectID, q *HasRequest) (*AskResponse, er
 // replyPin makes pins durable before it says so. The pin is for the asker's
 // store as the control state has it, whatever the asker says of itself.
 func (s *Sync) replyPin(ctx context.Context, view *state.View, pid identity.ProjectID, from identity.NodeID, q *PinRequest) (*AskResponse, error) {
+	if s.pushes.pin != nil {
+		end, wait := s.pushes.pin()
+		if wait > 0 {
+			// What only this node holds has been counted, or is being.
+			return nil, &refusedError{Refusal_CODE_FAILED, "the site is about to be removed and makes no promises at the moment"}
+		}
+		defer end()
+	}
 	n, _ := view.Node(from)
 	until := time.Unix(0, q.GetUntilUnixNs())
 	if most := s.cfg.Now().Add(pinMost); until.After(most) {
