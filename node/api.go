@@ -219,7 +219,7 @@ func (n *node) lastCopies(ctx context.Context, q mesh.LastCopyQuestion) (mesh.La
 	case err != nil:
 		return mesh.LastCopies{}, err
 	}
-	out := mesh.LastCopies{Manifests: a.Manifests, Next: a.Next}
+	out := mesh.LastCopies{Manifests: a.Manifests, Next: a.Next, Anew: a.Anew}
 	for _, c := range a.Copies {
 		out.Copies = append(out.Copies, mesh.LastCopy(c))
 	}

@@ -85,6 +85,42 @@ type site struct {
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
 	up     bool
+	stuck  atomic.Pointer[stuck]
+	held   atomic.Int32 // fetches of such that wait
+}
+
+// stuck are blobs that do not come here until it is over.
+type stuck struct {
+	which func(swarm.Want) bool
+	over  chan struct{}
+}
+
+// slowly fetches as the swarm does, but for what is stuck.
+type slowly struct {
+	*swarm.Swarm
+	n *site
+}
+
+// Fetch implements transfer.Fetcher.
+func (s slowly) Fetch(ctx context.Context, w swarm.Want) error {
+	if stuck := s.n.stuck.Load(); stuck != nil && stuck.which(w) {
+		s.n.held.Add(1)
+		defer s.n.held.Add(-1)
+		select {
+		case <-stuck.over:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return s.Swarm.Fetch(ctx, w)
+}
+
+// sticks makes some blobs not come here, as over a link that is full, until the
+// function it returns is called.
+func (n *site) sticks(which func(swarm.Want) bool) (end func()) {
+	s := &stuck{which, make(chan struct{})}
+	n.stuck.Store(s)
+	return sync.OnceFunc(func() { n.stuck.CompareAndSwap(s, nil); close(s.over) })
 }
 
 type option func(*bed)
@@ -219,7 +255,7 @@ func (n *site) open() {
 	n.counts = prometheus.NewRegistry()
 	n.rec, err = transfer.New(transfer.Config{
 		Registerer: n.counts,
-		Self:       n.id.ID, Site: n.name, Store: n.store, State: n.state, Swarm: n.swarm, Sync: n.sync, PushesTold: true, Now: n.now, Logger: log,
+		Self:       n.id.ID, Site: n.name, Store: n.store, State: n.state, Swarm: slowly{n.swarm, n}, Sync: n.sync, PushesTold: true, Now: n.now, Logger: log,
 	})
 	must(n.t, err)
 	n.openDoor(log)

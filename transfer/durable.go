@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
@@ -24,10 +26,14 @@ const (
 	holdWithin = 5 * time.Minute
 	// coverWithin bounds the wait for its entry, which takes a round trip.
 	coverWithin = 20 * time.Second
-	// keepAskWithin bounds one question, and keepStall how long a site may fail to
-	// get something before another one is asked.
-	keepAskWithin = 5 * time.Second
-	keepStall     = 5 * time.Second
+	// coverAskWithin bounds one question for it.
+	coverAskWithin = 5 * time.Second
+	// keepStall is how long a site may fail to get something, or get nothing of it,
+	// before another one is asked.
+	keepStall = 5 * time.Second
+	// leasesAtOnce are the rows that one question writes at a time: they share
+	// their syncs.
+	leasesAtOnce = 64
 	// keepFirst and keepMost are the pauses between two questions to one site.
 	keepFirst, keepMost = 20 * time.Millisecond, time.Second
 	// durableRetry is when a client may find more sites.
@@ -36,54 +42,76 @@ const (
 
 // pushExchange is what durable pushes need of the exchange.
 type pushExchange interface {
-	OnKeep(fn func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []syncer.Piece) (kept []bool, reason string, err error))
-	Keep(ctx context.Context, node identity.NodeID, pid identity.ProjectID, repository string, want []syncer.Piece) (kept []bool, reason string, err error)
-	OnHold(fn func(ctx context.Context) (underWay int))
-	Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID) (underWay int, err error)
+	OnKeep(fn func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []syncer.Piece) (syncer.Kept, error))
+	Keep(ctx context.Context, node identity.NodeID, pid identity.ProjectID, repository string, want []syncer.Piece) (syncer.Kept, error)
+	OnHold(fn func(ctx context.Context, from identity.NodeID) (underWay int, epoch uint64, err error))
+	OnPin(fn func() (end func(), wait time.Duration))
+	Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID) (underWay int, epoch uint64, err error)
 	Covers(ctx context.Context, node identity.NodeID, pid identity.ProjectID, dot catalog.Dot) (bool, error)
 }
 
 // keep answers another node that wants what is pushed there to be here too. What
-// is not here yet is queued before all else: a client waits for it. Who asks is a
-// member site, which could link the content to the project by an entry as well.
-func (r *Reconciler) keep(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repo string, want []syncer.Piece) (have []bool, reason string, err error) {
-	asker, _ := r.cfg.State.View().Node(from)
-	have = make([]bool, len(want))
+// is not here yet is queued where only pushes are: a client waits for it.
+func (r *Reconciler) keep(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repo string, want []syncer.Piece) (syncer.Kept, error) {
+	if from != r.cfg.Self && r.pushes.held(r.cfg.Now()) {
+		return syncer.Kept{}, errors.New("the site is about to be removed and takes no pushes at the moment")
+	}
+	out := syncer.Kept{Kept: make([]bool, len(want))}
+	g, once := errgroup.WithContext(ctx)
+	g.SetLimit(leasesAtOnce)
 	for i, p := range want {
-		row, err := r.cat.Blob(p.Digest)
-		switch {
-		case err == nil && row.State == catalog.Present:
-			if err = r.promise(ctx, content{digest: p.Digest}, kept); err == nil {
-				// Durable when it returns, as the blob is.
-				err = r.cat.Lease(ctx, p.Digest, catalog.Lease{PID: pid, Repo: repo, Until: r.cfg.Now().Add(store.LeaseFor)})
-			}
-			if err == nil {
-				have[i] = true
-				continue
-			}
-			if !errors.Is(err, catalog.ErrNotFound) && !errors.Is(err, catalog.ErrDeleting) {
-				return nil, "", err
-			}
-		case err != nil && !errors.Is(err, catalog.ErrNotFound):
-			return nil, "", err
+		g.Go(func() (err error) {
+			out.Kept[i], err = r.keepHere(once, pid, repo, p)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return syncer.Kept{}, err
+	}
+	asker, _ := r.cfg.State.View().Node(from)
+	for i, p := range want {
+		if out.Kept[i] {
+			continue
 		}
 		k := key{kept, pid, repo, p.Digest}
-		if reason == "" || reason == onItsWay {
-			reason = cmp.Or(r.queue.explain(k), onItsWay)
+		if out.Reason == "" || out.Reason == onItsWay {
+			out.Reason = cmp.Or(r.queue.explain(k), onItsWay)
 		}
+		out.Done += r.cfg.Swarm.Done(p.Digest)
 		if from != r.cfg.Self {
 			r.cfg.Sync.Expect(p.Digest, asker.Site)
 		}
 		if r.queue.explain(k) == "" && !r.queue.add(k, p.Size, time.Time{}, rules.Terms{}) {
-			reason = "too much is on its way there"
+			out.Reason = "too much is on its way there"
 		}
 	}
-	return have, reason, nil
+	return out, nil
+}
+
+// keepHere promises and leases a blob that is here.
+func (r *Reconciler) keepHere(ctx context.Context, pid identity.ProjectID, repo string, p syncer.Piece) (bool, error) {
+	row, err := r.cat.Blob(p.Digest)
+	if err == nil && row.State != catalog.Present {
+		return false, nil
+	}
+	if err == nil {
+		// Durable when it returns, as the blob is. Before the promise: what has a lease
+		// is not let go of any more.
+		err = r.cat.Lease(ctx, p.Digest, catalog.Lease{PID: pid, Repo: repo, Until: r.cfg.Now().Add(store.LeaseFor)})
+	}
+	if err == nil {
+		err = r.promise(ctx, content{digest: p.Digest}, kept)
+	}
+	if errors.Is(err, catalog.ErrNotFound) || errors.Is(err, catalog.ErrDeleting) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // holder is one site that a push asks.
 type holder struct {
 	node state.Node
+	slow bool  // it goes on, but nothing has come there for a while
 	err  error // why it has not got the push
 }
 
@@ -99,41 +127,61 @@ func (r *Reconciler) Hold(ctx context.Context, p state.Project, repo string, blo
 			Away: []tags.Wait{{Site: "the mesh", Reason: fmt.Sprintf("%s in all may hold the project: add one, or lower its durability", sitesOf(len(left)))}}}
 		return nil, err
 	}
-	answers := make(chan holder)
-	var wg sync.WaitGroup
+	var (
+		news    = make(chan holder)
+		wg      sync.WaitGroup
+		asked   = map[identity.NodeID]state.Node{} // and have not answered
+		instead = map[identity.NodeID]bool{}       // for whom another one was asked
+	)
 	defer wg.Wait()
 	defer cancel()
 	ask := func() {
+		if len(left) == 0 {
+			return
+		}
 		node := left[0]
 		left = left[1:]
-		wg.Go(func() {
-			err := r.holdAt(ctx, node, p, repo, blobs)
+		asked[node.ID] = node
+		tell := func(a holder) {
 			select {
-			case answers <- holder{node, err}:
+			case news <- a:
 			case <-ctx.Done():
 			}
+		}
+		wg.Go(func() {
+			err := r.holdAt(ctx, node, p, repo, blobs, func() { tell(holder{node: node, slow: true}) })
+			tell(holder{node: node, err: err})
 		})
 	}
 	for range n {
 		ask()
 	}
-	for asked := n; asked > 0; asked-- {
+	for len(asked) > 0 {
 		var a holder
 		select {
-		case a = <-answers:
+		case a = <-news:
 		case <-ctx.Done():
+			// Those that are still at it are named as well.
+			for _, node := range asked {
+				h.away = append(h.away, tags.Wait{Site: node.Site, Reason: "it has not got all of it yet"})
+			}
 			return nil, h.short(ctx, false)
 		}
-		if a.err == nil {
+		if !a.slow {
+			delete(asked, a.node.ID)
+		}
+		if !a.slow && a.err == nil {
 			if h.nodes = append(h.nodes, a.node); len(h.nodes) == n {
 				return h, nil
 			}
 			continue
 		}
-		h.away = append(h.away, tags.Wait{Site: a.node.Site, Reason: a.err.Error()})
-		if len(left) > 0 {
+		if a.err != nil {
+			h.away = append(h.away, tags.Wait{Site: a.node.Site, Reason: a.err.Error()})
+		}
+		if !instead[a.node.ID] {
+			instead[a.node.ID] = true
 			ask()
-			asked++
 		}
 	}
 	return nil, h.short(ctx, false)
@@ -168,26 +216,48 @@ func (r *Reconciler) candidates(view *state.View, p state.Project, repo string) 
 	return append(near, far...)
 }
 
-// holdAt waits until a site has the blobs.
-func (r *Reconciler) holdAt(ctx context.Context, n state.Node, p state.Project, repo string, blobs []syncer.Piece) error {
-	var failing time.Time // since when it says why it cannot get something
+// holdAt waits until a site has the blobs. It calls slow, once, when nothing has
+// come there for a while although nothing is wrong: another site may be faster.
+func (r *Reconciler) holdAt(ctx context.Context, n state.Node, p state.Project, repo string, blobs []syncer.Piece, slow func()) error {
+	var (
+		failing time.Time // since when it says why it cannot get something
+		moved   = time.Now()
+		most    syncer.Kept
+		told    bool
+	)
 	for pause := keepFirst; ; pause = min(2*pause, keepMost) {
-		once, cancel := context.WithTimeout(ctx, keepAskWithin)
-		kept, reason, err := r.cfg.Sync.Keep(once, n.ID, p.PID, repo, blobs)
-		cancel()
-		switch {
-		case err != nil && errors.Is(err, context.DeadlineExceeded):
-			return fmt.Errorf("it did not answer within %s", keepAskWithin)
-		case err != nil:
+		now, err := r.cfg.Sync.Keep(ctx, n.ID, p.PID, repo, blobs)
+		if err != nil {
 			return err
-		case !slices.Contains(kept, false):
+		}
+		var left []syncer.Piece
+		for i, have := range now.Kept {
+			if !have {
+				left = append(left, blobs[i])
+			}
+		}
+		if len(left) == 0 {
 			return nil
-		case reason == onItsWay:
+		}
+		if len(left) < len(blobs) || now.Done > most.Done {
+			moved = time.Now()
+		}
+		if len(left) < len(blobs) {
+			most = syncer.Kept{} // of others than before
+		}
+		most.Done = max(most.Done, now.Done)
+		blobs = left // what it has it keeps for a day
+		switch {
+		case now.Reason == onItsWay:
 			failing = time.Time{}
+			if !told && time.Since(moved) > keepStall {
+				told = true
+				slow()
+			}
 		case failing.IsZero():
 			failing = time.Now()
 		case time.Since(failing) > keepStall:
-			return errors.New(reason)
+			return errors.New(now.Reason)
 		}
 		if !sleep(ctx, pause) {
 			return ctx.Err()
@@ -260,7 +330,7 @@ func (r *Reconciler) coveredAt(ctx context.Context, n state.Node, pid identity.P
 	}
 	var last error
 	for pause := keepFirst; ; pause = min(2*pause, keepMost) {
-		once, cancel := context.WithTimeout(ctx, keepAskWithin)
+		once, cancel := context.WithTimeout(ctx, coverAskWithin)
 		covers, err := r.cfg.Sync.Covers(once, n.ID, pid, dot)
 		cancel()
 		if err == nil && covers {

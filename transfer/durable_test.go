@@ -168,7 +168,7 @@ func TestDurable_NeverOutsideOfResidency_NorLess(t *testing.T) {
 			t.Errorf("site sgp, which may not hold the project, has %s", r.Digest)
 		}
 	}
-	if _, _, err := sgp.sync.Keep(t.Context(), nyc.id.ID, pid, "app", []syncer.Piece{{Digest: digest.FromString("x"), Size: 1}}); err == nil {
+	if _, err := sgp.sync.Keep(t.Context(), nyc.id.ID, pid, "app", []syncer.Piece{{Digest: digest.FromString("x"), Size: 1}}); err == nil {
 		t.Error("nyc keeps blobs for a site that may not hold the project")
 	}
 	for _, n := range []uint32{3, 6} {

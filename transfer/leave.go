@@ -69,6 +69,9 @@ type LeaveAnswer struct {
 	Unseen    []Unseen
 	// Next continues; empty: this was the last part.
 	Next string
+	// Anew: the leaving site took pushes since the part before, so that the walk
+	// began again, and this is its first part: what came before it is void.
+	Anew bool
 }
 
 // SilentError says that the leaving site does not say what it holds.
@@ -85,14 +88,15 @@ func (e *SilentError) Error() string {
 func (e *SilentError) Unwrap() error { return e.Err }
 
 // PushingError says that pushes that began before are still under way at the
-// leaving site, which takes no new ones.
+// leaving site, which takes no new ones, or that other sites have not yet fetched
+// what it keeps for pushes that they answered.
 type PushingError struct {
 	Site     string
 	UnderWay int
 }
 
 func (e *PushingError) Error() string {
-	return fmt.Sprintf("%d pushes to site %s are not done yet, and it takes no new ones: repeat this in a moment", e.UnderWay, e.Site)
+	return fmt.Sprintf("%d pushes to site %s, or elsewhere with blobs that only come from there, are not done yet, and it takes no new ones: repeat this in a moment", e.UnderWay, e.Site)
 }
 
 // leaveCursor is where a walk over projects, repositories and manifests is.
@@ -100,6 +104,7 @@ type leaveCursor struct {
 	Project    string        `json:"p"`
 	Repository string        `json:"r,omitempty"`
 	Digest     digest.Digest `json:"d,omitempty"`
+	Epoch      uint64        `json:"e,omitempty"` // of the hold of pushes
 }
 
 func (c leaveCursor) String() string {
@@ -134,6 +139,7 @@ type leaving struct {
 	out   LeaveAnswer
 	mu    sync.Mutex
 	held  bool            // the leaving site takes no pushes
+	epoch uint64          // since when; 0: it is not asked
 	quiet map[string]bool // sites that did not answer: they are not waited for again
 }
 
@@ -156,6 +162,18 @@ func (r *Reconciler) LastCopies(ctx context.Context, q LeaveQuestion) (LeaveAnsw
 	if l.node.ID.IsZero() {
 		return l.out, nil // it holds no content
 	}
+	again, err := l.walk(ctx, at)
+	if again {
+		l.out = LeaveAnswer{Anew: true}
+		_, err = l.walk(ctx, leaveCursor{})
+	}
+	return l.out, err
+}
+
+// walk goes on where another part ended. again: not so, for the leaving site took
+// pushes meanwhile, of anything.
+func (l *leaving) walk(ctx context.Context, at leaveCursor) (again bool, err error) {
+	r, q := l.r, l.q
 	for p := range l.view.Projects() {
 		if p.Name < at.Project || !p.Residence(q.Site).Holds() || q.Project != "" && p.Name != q.Project {
 			continue
@@ -171,17 +189,22 @@ func (r *Reconciler) LastCopies(ctx context.Context, q LeaveQuestion) (LeaveAnsw
 		}
 		// Before anything is looked at, and anew in each part.
 		if err := l.hold(ctx, p); err != nil {
-			return l.out, err
+			return false, err
+		}
+		if at.Epoch != 0 && at.Epoch != l.epoch {
+			return true, nil
 		}
 		more, err := l.project(ctx, p, from)
 		if err != nil || more != nil {
 			if more != nil {
+				more.Epoch = l.epoch
 				l.out.Next = more.String()
 			}
-			return l.out, err
+			return false, err
 		}
 	}
-	return l.out, nil
+	// The project in which the last part ended is gone, and with it the question.
+	return at.Epoch != 0 && !l.held, nil
 }
 
 // hold has the leaving site take no pushes from now on, so that what is found
@@ -192,14 +215,14 @@ func (l *leaving) hold(ctx context.Context, p state.Project) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askSiteWithin)
 	defer cancel()
-	n, err := l.r.cfg.Sync.Hold(ctx, l.node.ID, p.PID)
+	n, epoch, err := l.r.cfg.Sync.Hold(ctx, l.node.ID, p.PID)
 	switch {
 	case err != nil:
 		return &SilentError{l.q.Site, err}
 	case n > 0:
 		return &PushingError{l.q.Site, n}
 	}
-	l.held = true
+	l.held, l.epoch = true, epoch
 	return nil
 }
 
@@ -237,7 +260,7 @@ func (l *leaving) project(ctx context.Context, p state.Project, at leaveCursor) 
 			}
 			after = page[len(page)-1].Digest
 			if len(l.out.Copies) >= maxLeaveCopies || !l.r.cfg.Now().Before(l.end) {
-				return &leaveCursor{p.Name, repo, after}, nil
+				return &leaveCursor{Project: p.Name, Repository: repo, Digest: after}, nil
 			}
 			if len(page) < leavePage {
 				break

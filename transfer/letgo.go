@@ -116,8 +116,15 @@ func (l *letting) blob(ctx context.Context, d digest.Digest) error {
 			return err
 		}
 	}
-	l.r.log.Debug("a copy lost what it was kept for: it may go", "digest", d)
-	return l.r.cat.SetClass(ctx, d, catalog.Cached)
+	// Not what a push was promised, whose entry has not come yet.
+	done, err := l.r.cat.Demote(ctx, d)
+	if errors.Is(err, catalog.ErrNotFound) {
+		return nil
+	}
+	if done {
+		l.r.log.Debug("a copy lost what it was kept for: it may go", "digest", d)
+	}
+	return err
 }
 
 // needs reports whether a manifest's blobs are to be kept here.

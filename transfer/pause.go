@@ -124,14 +124,21 @@ func (q *queue) list(limit int) []task {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	out := make([]task, 0, min(limit, len(q.tasks)))
-	if len(q.tasks) > len(q.ready.tasks)+len(q.later.tasks) {
+	if _, running, _ := q.count(); running > 0 {
 		for _, t := range q.tasks {
 			if t.running && len(out) < limit {
 				out = append(out, *t)
 			}
 		}
 	}
-	for _, h := range []*taskHeap{&q.later, &q.ready} {
+	var heaps []*taskHeap
+	for i := range q.lanes {
+		heaps = append(heaps, &q.lanes[i].later)
+	}
+	for i := range q.lanes {
+		heaps = append(heaps, &q.lanes[i].ready)
+	}
+	for _, h := range heaps {
 		from := len(out)
 		for _, t := range h.tasks[:min(limit-from, len(h.tasks))] {
 			out = append(out, *t)

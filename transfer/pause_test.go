@@ -47,9 +47,9 @@ func TestQueue_ListsWhatIsNext(t *testing.T) {
 	for i, name := range []string{"d", "c", "b", "a"} {
 		q.add(named(name), 0, now.Add(-time.Duration(i)*time.Hour), rules.Terms{})
 	}
-	failed, _ := q.take() // a
+	failed, _ := q.take(laneArtifacts) // a
 	q.finish(failed, "nobody has it", time.Time{})
-	if running, _ := q.take(); running.repo != "b" {
+	if running, _ := q.take(laneArtifacts); running.repo != "b" {
 		t.Fatalf("took %s", running.repo)
 	}
 	list := q.list(10)

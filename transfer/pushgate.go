@@ -2,8 +2,12 @@ package transfer
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/portolan/portolan/node/identity"
 )
 
 const (
@@ -25,6 +29,7 @@ type pushGate struct {
 	mu       sync.Mutex
 	underWay int
 	until    time.Time
+	epoch    uint64        // of the hold; another one means that the gate was open in between
 	idle     chan struct{} // closed with the last one under way; nil: nobody waits
 }
 
@@ -50,11 +55,15 @@ func (p *pushGate) end() {
 }
 
 // hold lets no push begin for a while, and waits a little for those under way. It
-// returns how many still are: what they push may come after all.
-func (p *pushGate) hold(ctx context.Context, now time.Time) (underWay int) {
+// returns how many still are: what they push may come after all. The epoch is the
+// same as the last one if the gate has not been open since, in this process.
+func (p *pushGate) hold(ctx context.Context, now time.Time) (underWay int, epoch uint64) {
 	ctx, cancel := context.WithTimeout(ctx, endPushes)
 	defer cancel()
 	p.mu.Lock()
+	if !now.Before(p.until) {
+		p.epoch = rand.Uint64() | 1 // 0 is none
+	}
 	p.until = now.Add(holdPushes)
 	var idle chan struct{}
 	if p.underWay > 0 {
@@ -72,10 +81,43 @@ func (p *pushGate) hold(ctx context.Context, now time.Time) (underWay int) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.underWay
+	return p.underWay, p.epoch
+}
+
+// held reports whether nothing is let through.
+func (p *pushGate) held(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return now.Before(p.until)
 }
 
 // BeginPush lets a push of a manifest through; end must be called after it. With
 // a wait the site takes none for so long: it is being found out what only it
 // holds.
 func (r *Reconciler) BeginPush() (end func(), wait time.Duration) { return r.pushes.begin(r.cfg.Now()) }
+
+// hold answers another node that finds out what only this one holds. Blobs that
+// stores elsewhere rely on and do not have yet count as pushes under way: they were
+// answered, and would go with this site.
+func (r *Reconciler) hold(ctx context.Context, from identity.NodeID) (underWay int, epoch uint64, err error) {
+	now := r.cfg.Now()
+	fresh := !r.pushes.held(now)
+	underWay, epoch = r.pushes.hold(ctx, now)
+	if fresh {
+		asker, _ := r.cfg.State.View().Node(from)
+		r.log.Warn("this site takes no pushes for now: a node finds out what only it holds, which comes before a removal", "asked_by", from, "site", asker.Site, "for", holdPushes)
+	}
+	view := r.cfg.State.View()
+	pins, err := r.cat.PinsNotFetched(maxPinsCounted, func(id identity.StoreID) bool {
+		_, member := view.NodeOfStore(id)
+		return member
+	})
+	if err != nil {
+		return 0, 0, fmt.Errorf("promises to other stores: %w", err)
+	}
+	return underWay + pins, epoch, nil
+}
+
+// maxPinsCounted bounds what one question counts of them: how many there are beyond
+// that changes nothing.
+const maxPinsCounted = 10_000

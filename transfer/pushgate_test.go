@@ -15,7 +15,7 @@ func TestPushGate_HoldWaitsForThoseUnderWay(t *testing.T) {
 		}
 		time.AfterFunc(time.Second, first)
 		begun := time.Now()
-		if left := p.hold(t.Context(), time.Now()); left != 0 || time.Since(begun) != time.Second {
+		if left, _ := p.hold(t.Context(), time.Now()); left != 0 || time.Since(begun) != time.Second {
 			t.Errorf("%d were under way after %s", left, time.Since(begun))
 		}
 		first() // twice is as good as once
@@ -35,11 +35,11 @@ func TestPushGate_HoldWaitsForThoseUnderWay(t *testing.T) {
 			t.Fatal("it stays shut")
 		}
 		begun = time.Now()
-		if left := p.hold(t.Context(), time.Now()); left != 1 || time.Since(begun) != endPushes {
+		if left, _ := p.hold(t.Context(), time.Now()); left != 1 || time.Since(begun) != endPushes {
 			t.Errorf("%d were under way after %s", left, time.Since(begun))
 		}
 		slow()
-		if left := p.hold(t.Context(), time.Now()); left != 0 {
+		if left, _ := p.hold(t.Context(), time.Now()); left != 0 {
 			t.Errorf("%d are under way", left)
 		}
 	})

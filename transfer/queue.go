@@ -10,13 +10,18 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/transfer/rules"
 )
 
 const (
-	// maxTasks bounds the queue: some 30 MiB. What does not fit is found again by
-	// a scan when the queue has run low.
+	// maxTasks bounds the tasks of rules and of what this site accepted: some
+	// 30 MiB. What does not fit is found again by a scan when the queue has run low.
 	maxTasks = 100_000
+	// maxBlobTasks bounds each of the other lanes: more than pushes can have under
+	// way for as long as their clients wait. Who is refused asks again, or is found
+	// by a scan.
+	maxBlobTasks = 20_000
 	// retryFirst and retryMost bound the wait after a failed attempt. Events
 	// (a peer is back, a feed brought holders) end it early.
 	retryFirst = 500 * time.Millisecond
@@ -43,6 +48,41 @@ const (
 	kept
 )
 
+// lane is a part of the queue with workers and places of its own: what clients
+// wait for stands never behind what rules bring, whatever its priority, size or
+// bandwidth.
+type lane uint8
+
+const (
+	laneKept      lane = iota // pushes wait for these
+	laneBlobs                 // claimed, large
+	laneArtifacts             // what rules want, and what this site accepted
+	lanes
+)
+
+func (k kind) lane() lane {
+	switch k {
+	case kept:
+		return laneKept
+	case claimed, large:
+		return laneBlobs
+	}
+	return laneArtifacts
+}
+
+// wantedFor is for how long a blob that a push asked for is tried for: as long as
+// it is kept for the push. After that somebody has to ask anew, or the manifest
+// wants it. 0: as long as it is wanted.
+func (k kind) wantedFor() time.Duration {
+	switch k {
+	case kept:
+		return store.LeaseFor
+	case claimed:
+		return claimFor
+	}
+	return 0
+}
+
 // key names a task.
 type key struct {
 	kind   kind
@@ -63,10 +103,11 @@ type task struct {
 	reason   string    // why the last attempt ended early
 	next     time.Time // when to try again
 	running  bool
-	again    bool // was asked for while it ran
-	fixed    bool // next is when a window opens: news do not make it earlier
-	paused   bool // people hold it back
-	place    int  // in its heap; -1: in none
+	again    bool      // was asked for while it ran
+	until    time.Time // it is given up then; zero: never
+	fixed    bool      // next is when a window opens: news do not make it earlier
+	paused   bool      // people hold it back
+	place    int       // in its heap; -1: in none
 
 	home     string // site that accepted it
 	measured bool   // total and missing are known
@@ -76,26 +117,39 @@ type task struct {
 	begunAt  int64 // missing when the attempt began
 }
 
-// queue holds the tasks: ready ones by age, failed ones by the time of their
-// next attempt.
+// queue holds the tasks in lanes.
 type queue struct {
 	now func() time.Time
 
-	mu       sync.Mutex
-	tasks    map[key]*task
-	ready    taskHeap
-	later    taskHeap
-	overflow bool          // something was refused since the last call of refill
-	wake     chan struct{} // capacity 1: there may be something to take
+	mu    sync.Mutex
+	tasks map[key]*task
+	lanes [lanes]queueLane
+}
+
+// queueLane has the tasks of one lane: ready ones by age, failed ones by the time
+// of their next attempt.
+type queueLane struct {
+	most         int
+	count        int
+	ready, later taskHeap
+	overflow     bool          // something was refused since the last call of refill
+	wake         chan struct{} // capacity 1: there may be something to take
 }
 
 func newQueue(now func() time.Time) *queue {
-	return &queue{
-		now: now, tasks: map[key]*task{}, wake: make(chan struct{}, 1),
-		ready: taskHeap{less: before},
-		later: taskHeap{less: func(a, b *task) bool { return a.next.Before(b.next) }},
+	q := &queue{now: now, tasks: map[key]*task{}}
+	for i := range q.lanes {
+		q.lanes[i] = queueLane{
+			most: maxBlobTasks, wake: make(chan struct{}, 1),
+			ready: taskHeap{less: before},
+			later: taskHeap{less: func(a, b *task) bool { return a.next.Before(b.next) }},
+		}
 	}
+	q.lanes[laneArtifacts].most = maxTasks
+	return q
 }
+
+func (q *queue) of(t *task) *queueLane { return &q.lanes[t.kind.lane()] }
 
 // add puts a task in, or makes one that is there try at once. It reports whether
 // there was room.
@@ -103,24 +157,30 @@ func (q *queue) add(k key, size int64, at time.Time, terms rules.Terms) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t, known := q.tasks[k]
+	l := &q.lanes[k.kind.lane()]
+	var until time.Time
+	if d := k.kind.wantedFor(); d > 0 {
+		until = q.now().Add(d)
+	}
 	switch {
 	case known && t.running:
-		t.again, t.terms = true, terms
+		t.again, t.terms, t.until = true, terms, until
 		return true
 	case known:
-		t.terms = terms
+		t.terms, t.until = terms, until
 		if !q.moveToReady(t) {
-			heap.Fix(&q.ready, t.place)
+			heap.Fix(&l.ready, t.place)
 		}
-	case len(q.tasks) >= maxTasks:
-		q.overflow = true
+	case l.count >= l.most:
+		l.overflow = true
 		return false
 	default:
-		t = &task{key: k, size: size, at: at, terms: terms, place: -1}
+		t = &task{key: k, size: size, at: at, terms: terms, until: until, place: -1}
 		q.tasks[k] = t
-		heap.Push(&q.ready, t)
+		l.count++
+		heap.Push(&l.ready, t)
 	}
-	q.signal()
+	l.signal()
 	return true
 }
 
@@ -143,29 +203,31 @@ func (q *queue) again(k key) {
 		t.again = true
 	default:
 		q.moveToReady(t)
+		q.of(t).signal()
 	}
-	q.signal()
 }
 
-// take gives the first task that is ready: of the highest priority, the oldest. If there is none, it says how long
-// to wait for the next one to become ready; 0: nobody knows.
-func (q *queue) take() (*task, time.Duration) {
+// take gives the first task of a lane that is ready: of the highest priority, the
+// oldest. If there is none, it says how long to wait for the next one to become
+// ready; 0: nobody knows.
+func (q *queue) take(from lane) (*task, time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := q.now()
-	for len(q.later.tasks) > 0 && !q.later.tasks[0].next.After(now) {
-		q.moveToReady(q.later.tasks[0])
+	l := &q.lanes[from]
+	for len(l.later.tasks) > 0 && !l.later.tasks[0].next.After(now) {
+		q.moveToReady(l.later.tasks[0])
 	}
-	if len(q.ready.tasks) > 0 {
-		t := heap.Pop(&q.ready).(*task)
+	if len(l.ready.tasks) > 0 {
+		t := heap.Pop(&l.ready).(*task)
 		t.running = true
-		if len(q.ready.tasks) > 0 {
-			q.signal() // for the next worker
+		if len(l.ready.tasks) > 0 {
+			l.signal() // for the next worker
 		}
 		return t, 0
 	}
-	if len(q.later.tasks) > 0 {
-		return nil, max(time.Millisecond, q.later.tasks[0].next.Sub(now))
+	if len(l.later.tasks) > 0 {
+		return nil, max(time.Millisecond, l.later.tasks[0].next.Sub(now))
 	}
 	return nil, 0
 }
@@ -178,23 +240,25 @@ func (q *queue) finish(t *task, reason string, notBefore time.Time) {
 	t.running = false
 	again := t.again
 	t.again = false
+	l := q.of(t)
 	switch {
 	case again:
 		t.reason = reason
-		heap.Push(&q.ready, t)
-	case reason == "":
+		heap.Push(&l.ready, t)
+	case reason == "", !t.until.IsZero() && !q.now().Before(t.until):
 		delete(q.tasks, t.key)
+		l.count--
 	case !notBefore.IsZero():
 		t.reason, t.next, t.fixed = reason, notBefore, true
-		heap.Push(&q.later, t)
+		heap.Push(&l.later, t)
 	default:
 		t.reason = reason
 		wait := min(retryFirst<<min(t.attempts, 10), retryMost)
 		t.attempts++
 		t.next = q.now().Add(wait - wait/4 + rand.N(wait/2+1))
-		heap.Push(&q.later, t)
+		heap.Push(&l.later, t)
 	}
-	q.signal()
+	l.signal()
 }
 
 // hold ends an attempt at what people hold back.
@@ -203,78 +267,72 @@ func (q *queue) hold(t *task, reason string) {
 	defer q.mu.Unlock()
 	again := t.again
 	t.running, t.again, t.reason = false, false, reason
+	l := q.of(t)
 	if again { // they may have let it go on meanwhile
-		heap.Push(&q.ready, t)
+		heap.Push(&l.ready, t)
 	} else {
 		t.next, t.fixed, t.paused = q.now().Add(heldFor), true, true
-		heap.Push(&q.later, t)
+		heap.Push(&l.later, t)
 	}
-	q.signal()
+	l.signal()
 }
 
 // resume makes all that people held back try: it may go on, or is held again.
 func (q *queue) resume() {
+	q.readyNow(func(t *task) bool { return t.paused })
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	var due []*task
-	for _, t := range q.later.tasks {
-		if t.paused {
-			due = append(due, t)
-		}
-	}
-	for _, t := range due {
-		q.moveToReady(t)
-	}
 	for _, t := range q.tasks {
 		t.again = t.again || t.running
 	}
-	q.signal()
 }
 
 // hurry makes all failed tasks try at once, because something changed that may
 // help, and says how many there were.
 func (q *queue) hurry() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	var failed []*task
-	for _, t := range q.later.tasks {
-		if !t.fixed {
-			failed = append(failed, t)
-		}
-	}
-	for _, t := range failed {
-		q.moveToReady(t)
-	}
-	q.signal()
-	return len(failed)
+	return q.readyNow(func(t *task) bool { return !t.fixed })
 }
 
 // reconsider makes all tasks of some projects try at once, those that wait for a
 // window too: other rules hold for them.
 func (q *queue) reconsider(pids map[identity.ProjectID]bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	var due []*task
-	for _, t := range q.later.tasks {
-		if pids[t.pid] {
-			due = append(due, t)
-		}
-	}
-	for _, t := range due {
-		q.moveToReady(t)
-	}
-	q.signal()
+	q.readyNow(func(t *task) bool { return pids[t.pid] })
 }
 
-// refill reports, once, that tasks were refused and that there is room again.
+// readyNow makes failed tasks ready, and counts them.
+func (q *queue) readyNow(which func(*task) bool) (n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i := range q.lanes {
+		l := &q.lanes[i]
+		var due []*task
+		for _, t := range l.later.tasks {
+			if which(t) {
+				due = append(due, t)
+			}
+		}
+		for _, t := range due {
+			q.moveToReady(t)
+		}
+		n += len(due)
+		l.signal()
+	}
+	return n
+}
+
+// refill reports, once, that tasks were refused which a scan finds, and that there
+// is room again.
 func (q *queue) refill() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.overflow || len(q.tasks) > maxTasks/2 {
-		return false
+	for i := range q.lanes {
+		l := &q.lanes[i]
+		if lane(i) != laneKept && l.overflow && l.count <= l.most/2 {
+			l.overflow = false
+			return true
+		}
 	}
-	q.overflow = false
-	return true
+	return false
 }
 
 // onItsWay is said of a task that has not failed.
@@ -294,7 +352,15 @@ func (q *queue) explain(k key) string {
 func (q *queue) lengths() (ready, running, failed int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	ready, failed = len(q.ready.tasks), len(q.later.tasks)
+	return q.count()
+}
+
+// count is called with mu held.
+func (q *queue) count() (ready, running, failed int) {
+	for i := range q.lanes {
+		ready += len(q.lanes[i].ready.tasks)
+		failed += len(q.lanes[i].later.tasks)
+	}
 	return ready, len(q.tasks) - ready - failed, failed
 }
 
@@ -304,15 +370,16 @@ func (q *queue) moveToReady(t *task) bool {
 	if t.next.IsZero() {
 		return false
 	}
-	heap.Remove(&q.later, t.place)
+	l := q.of(t)
+	heap.Remove(&l.later, t.place)
 	t.next, t.fixed, t.paused = time.Time{}, false, false
-	heap.Push(&q.ready, t)
+	heap.Push(&l.ready, t)
 	return true
 }
 
-func (q *queue) signal() {
+func (l *queueLane) signal() {
 	select {
-	case q.wake <- struct{}{}:
+	case l.wake <- struct{}{}:
 	default:
 	}
 }

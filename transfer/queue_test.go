@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"fmt"
+	"strconv"
 	"testing"
 	"time"
 
@@ -20,7 +21,7 @@ func TestQueue_OldestFirstAndRetries(t *testing.T) {
 	q.add(named("old"), 0, now.Add(-time.Hour), rules.Terms{})
 	take := func() *task {
 		t.Helper()
-		task, _ := q.take()
+		task, _ := q.take(laneArtifacts)
 		if task == nil {
 			t.Fatal("nothing to take")
 		}
@@ -39,7 +40,7 @@ func TestQueue_OldestFirstAndRetries(t *testing.T) {
 	} else {
 		q.finish(got, "", time.Time{})
 	}
-	none, wait := q.take()
+	none, wait := q.take(laneArtifacts)
 	if none != nil || wait <= 0 || wait > retryFirst*2 {
 		t.Errorf("take: %v, %s", none, wait)
 	}
@@ -48,7 +49,7 @@ func TestQueue_OldestFirstAndRetries(t *testing.T) {
 		now = now.Add(wait)
 		waited = wait
 		q.finish(take(), "still not", time.Time{})
-		_, wait = q.take()
+		_, wait = q.take(laneArtifacts)
 	}
 	if waited < retryMost*3/4 || wait > retryMost*5/4 {
 		t.Errorf("after many failures it waits %s: want about %s", wait, retryMost)
@@ -78,7 +79,7 @@ func TestQueue_IsBounded(t *testing.T) {
 		t.Error("there is no room yet")
 	}
 	for range maxTasks/2 + 1 {
-		task, _ := q.take()
+		task, _ := q.take(laneArtifacts)
 		q.finish(task, "", time.Time{})
 	}
 	if !q.refill() || q.refill() {
@@ -96,7 +97,7 @@ func TestQueue_PriorityBeforeAge(t *testing.T) {
 	q.add(named("raised"), 0, now, rules.Terms{Priority: 9}) // by another rule
 	var got []string
 	for {
-		task, _ := q.take()
+		task, _ := q.take(laneArtifacts)
 		if task == nil {
 			break
 		}
@@ -112,22 +113,64 @@ func TestQueue_AWindowIsWaitedFor(t *testing.T) {
 	q := newQueue(func() time.Time { return now })
 	opens := now.Add(3 * time.Hour)
 	q.add(named("app"), 0, now, rules.Terms{})
-	task, _ := q.take()
+	task, _ := q.take(laneArtifacts)
 	q.finish(task, "it waits for a window", opens)
 	if n := q.hurry(); n != 0 {
 		t.Error("news hurried a task that waits for a window")
 	}
-	if task, wait := q.take(); task != nil || wait != 3*time.Hour {
+	if task, wait := q.take(laneArtifacts); task != nil || wait != 3*time.Hour {
 		t.Errorf("before the window: %v, wait %s", task, wait)
 	}
 	now = opens
-	if task, _ = q.take(); task == nil {
+	if task, _ = q.take(laneArtifacts); task == nil {
 		t.Fatal("the window is open, and there is nothing to take")
 	}
 	// A change of the rules makes it look again at once.
 	q.finish(task, "it waits for a window", opens.Add(24*time.Hour))
 	q.add(named("app"), 0, now, rules.Terms{})
-	if task, _ = q.take(); task == nil {
+	if task, _ = q.take(laneArtifacts); task == nil {
 		t.Fatal("it was asked for anew, and there is nothing to take")
+	}
+}
+
+// TestQueue_LanesAndEnds: what pushes ask for stands in no line with rules, has
+// room of its own, and is given up when nobody can be waiting for it.
+func TestQueue_LanesAndEnds(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	q := newQueue(func() time.Time { return now })
+	q.add(key{kind: artifact, repo: "a"}, 0, now, rules.Terms{Priority: 100})
+	for i := range maxBlobTasks {
+		if !q.add(key{kind: kept, repo: strconv.Itoa(i)}, 1, time.Time{}, rules.Terms{}) {
+			t.Fatalf("task %d does not fit", i)
+		}
+	}
+	if q.add(key{kind: kept, repo: "more"}, 1, time.Time{}, rules.Terms{}) {
+		t.Error("the lane has no end")
+	}
+	if q.refill() {
+		t.Error("a scan is asked for what no scan finds")
+	}
+	if !q.add(key{kind: claimed, repo: "c"}, 1, now, rules.Terms{}) || !q.add(key{kind: artifact, repo: "b"}, 0, now, rules.Terms{}) {
+		t.Error("one lane fills another")
+	}
+	for _, k := range []kind{kept, claimed} {
+		q.add(key{kind: k, repo: map[kind]string{kept: "0", claimed: "c"}[k]}, 1, now, rules.Terms{}) // asked for anew
+		task, _ := q.take(k.lane())
+		if task == nil || task.kind != k {
+			t.Fatalf("took %+v from the lane of %d", task, k)
+		}
+		q.finish(task, "no site has it", time.Time{})
+		if q.explain(task.key) == "" {
+			t.Errorf("%d: given up at the first failure", k)
+		}
+		now = now.Add(k.wantedFor())
+		q.again(task.key)
+		for again, _ := q.take(k.lane()); again != task; again, _ = q.take(k.lane()) {
+			q.finish(again, "", time.Time{})
+		}
+		q.finish(task, "no site has it", time.Time{})
+		if q.explain(task.key) != "" {
+			t.Errorf("%d: tried for longer than it is kept", k)
+		}
 	}
 }

@@ -36,6 +36,10 @@ const (
 	// takes 100 ms: 600 a second.
 	workers  = 64
 	maxSmall = 1024
+	// blobsAtOnce bounds the claimed blobs and large manifests on their way, and
+	// keptAtOnce the blobs of pushes elsewhere that wait for this site. They have
+	// workers and places of their own: a backfill may take hours.
+	blobsAtOnce, keptAtOnce = 16, 64
 	// maxInbox bounds the manifests that arrived and were not looked at yet.
 	// Beyond it their projects are scanned instead.
 	maxInbox = 10_000
@@ -49,6 +53,8 @@ const (
 // Fetcher brings blobs into the store (*swarm.Swarm).
 type Fetcher interface {
 	Fetch(ctx context.Context, w swarm.Want) error
+	// Done gives how many bytes of a blob on its way are here and checked.
+	Done(d digest.Digest) int64
 }
 
 // Exchange is what the reconciler needs of the catalogue exchange (*sync.Sync).
@@ -149,7 +155,8 @@ func New(cfg Config) (*Reconciler, error) {
 	cfg.Sync.OnHolders(hurry)
 	cfg.Sync.OnExplain(r.explain)
 	cfg.Sync.OnKeep(r.keep)
-	cfg.Sync.OnHold(func(ctx context.Context) int { return r.pushes.hold(ctx, r.cfg.Now()) })
+	cfg.Sync.OnHold(r.hold)
+	cfg.Sync.OnPin(r.BeginPush)
 	r.unhook = []func(){r.cat.OnLocalWrite(r.written), r.cat.OnFeed(func() { wake(r.feedNews) }), r.cat.OnDropped(r.dropped)}
 	return r, nil
 }
@@ -173,8 +180,10 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	wg.Go(func() { r.hurryNowAndThen(ctx) })
 	wg.Go(func() { r.watchLosses(ctx) })
 	wg.Go(func() { r.letGo(ctx) })
-	for range workers {
-		wg.Go(func() { r.work(ctx) })
+	for l, n := range [lanes]int{laneArtifacts: workers, laneBlobs: blobsAtOnce, laneKept: keptAtOnce} {
+		for range n {
+			wg.Go(func() { r.work(ctx, lane(l)) })
+		}
 	}
 	known := map[identity.ProjectID]*rules.Project{}
 	for {

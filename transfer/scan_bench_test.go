@@ -33,7 +33,7 @@ func (alone) OnHolders(func())                                                 {
 func (alone) OnExplain(func(identity.ProjectID, string, digest.Digest) string) {}
 func (alone) OnKeep(func(context.Context, identity.NodeID, identity.ProjectID, string, []syncer.Piece) ([]bool, string, error)) {
 }
-func (alone) OnHold(func(context.Context) int)                                  {}
+func (alone) OnHold(func(context.Context, identity.NodeID) (int, uint64, error))                                  {}
 func (alone) Expect(digest.Digest, string)                                      {}
 func (alone) Peers() []syncer.PeerStatus                                        { return nil }
 func (alone) PullProject(context.Context, identity.ProjectID) ([]string, error) { return nil, nil }

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
@@ -16,12 +18,12 @@ import (
 	"github.com/portolan/portolan/transfer/swarm"
 )
 
-// work takes tasks, oldest first, until ctx ends.
-func (r *Reconciler) work(ctx context.Context) {
+// work takes a lane's tasks, oldest first, until ctx ends.
+func (r *Reconciler) work(ctx context.Context, from lane) {
 	for ctx.Err() == nil {
-		t, wait := r.queue.take()
+		t, wait := r.queue.take(from)
 		if t == nil {
-			if !r.idle(ctx, wait) {
+			if !r.idle(ctx, from, wait) {
 				return
 			}
 			continue
@@ -65,7 +67,7 @@ func (r *Reconciler) work(ctx context.Context) {
 const idleMost = time.Minute
 
 // idle waits for something to do; false when ctx ended.
-func (r *Reconciler) idle(ctx context.Context, wait time.Duration) bool {
+func (r *Reconciler) idle(ctx context.Context, from lane, wait time.Duration) bool {
 	var due <-chan time.Time
 	if wait > 0 {
 		t := time.NewTimer(min(wait, idleMost))
@@ -76,7 +78,7 @@ func (r *Reconciler) idle(ctx context.Context, wait time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	case <-due:
-	case <-r.queue.wake:
+	case <-r.queue.lanes[from].wake:
 	}
 	return true
 }
@@ -233,7 +235,8 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 			note(err)
 		}
 	}
-	if slices.ContainsFunc(fetch, func(b content) bool { return !isSmall(b) }) {
+	rule := t.kind.lane() == laneArtifacts
+	if rule && slices.ContainsFunc(fetch, func(b content) bool { return !isSmall(b) }) {
 		if err := r.large.Acquire(ctx, 1); err != nil {
 			return err
 		}
@@ -243,7 +246,10 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 		r.cfg.Sync.Expect(b.digest, b.home)
 		// First come, first served: blobs of older artifacts asked earlier.
 		places := r.active
-		if isSmall(b) {
+		switch {
+		case !rule:
+			places = semaphore.NewWeighted(1) // one blob: its worker is its place
+		case isSmall(b):
 			places = r.small
 		}
 		if err := places.Acquire(ctx, 1); err != nil {
@@ -276,7 +282,7 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 func isSmall(b content) bool { return b.size > 0 && b.size <= swarm.SmallBytes }
 
 func (r *Reconciler) fetch(ctx context.Context, pid identity.ProjectID, b content, k kind, limit *swarm.Limit) error {
-	err := r.cfg.Swarm.Fetch(ctx, swarm.Want{Digest: b.digest, Size: b.size, PID: pid, Class: catalog.Placed, Limit: limit})
+	err := r.cfg.Swarm.Fetch(ctx, swarm.Want{Digest: b.digest, Size: b.size, PID: pid, Class: catalog.Placed, Limit: limit, Hurry: k == kept})
 	if errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("blob %s: no site in reach has it", b.digest)
 	}

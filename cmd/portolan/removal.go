@@ -76,6 +76,10 @@ func (a *app) remove(ctx context.Context, r mesh.RemovalRequest, call func(conte
 			}
 			return err
 		}
+		if got.Anew {
+			all = mesh.Removal{}
+			a.say("site %s took pushes meanwhile: looking again from the beginning", got.Site)
+		}
 		got.LookedAt += all.LookedAt
 		got.LastCopies = append(all.LastCopies, got.LastCopies...)
 		got.Unseen = append(all.Unseen, got.Unseen...)
@@ -89,7 +93,7 @@ func (a *app) remove(ctx context.Context, r mesh.RemovalRequest, call func(conte
 		r.After = all.After
 		a.say("looking for what only site %s holds: %d manifests so far, %d images with last copies", all.Site, all.LookedAt, len(all.LastCopies))
 	}
-	all.After = ""
+	all.After, all.Anew = "", false
 	what := "the site " + all.Site
 	if !all.SiteGone {
 		what = fmt.Sprintf("a node of site %s", all.Site)

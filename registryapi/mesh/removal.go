@@ -86,6 +86,7 @@ type LastCopies struct {
 	Manifests int
 	Unseen    []Unseen
 	Next      string // empty: this was the last part
+	Anew      bool   // the site took pushes since the part before: this is a first part again
 }
 
 // ErrCursor is Config.LastCopies' answer to an After that it did not give out.
@@ -127,6 +128,7 @@ type RemovalRequest struct {
 type Removal struct {
 	Done       bool       `json:"done" doc:"It is removed; otherwise repeat the call with after"`
 	After      string     `json:"after,omitempty" doc:"Where to go on"`
+	Anew       bool       `json:"anew,omitempty" doc:"The site took pushes since the call before, so the look began again: what earlier calls found is void"`
 	LookedAt   int        `json:"looked_at" doc:"Manifests that this call looked at"`
 	LastCopies []LastCopy `json:"last_copies" doc:"Images of which only this site holds something, found by this call"`
 	Unseen     []Unseen   `json:"unseen" doc:"Projects that the answering site cannot judge, found by this call"`
@@ -286,6 +288,9 @@ func (a *API) remove(ctx context.Context, s state.Site, nodes []state.Node, want
 			return nil, a.notJudged(s, err)
 		}
 		b := &out.Body
+		if found.Anew {
+			at.Found, at.Blind, b.Anew = 0, 0, true
+		}
 		b.LookedAt = found.Manifests
 		b.LastCopies, b.Unseen = append(b.LastCopies, found.Copies...), append(b.Unseen, found.Unseen...)
 		at.Found, at.Blind = at.Found+len(found.Copies), at.Blind+len(found.Unseen)

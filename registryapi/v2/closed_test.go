@@ -2,6 +2,7 @@ package v2
 
 import (
 	"bytes"
+	"io"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -74,6 +75,28 @@ func TestPushing(t *testing.T) {
 	if n := underWay.Load(); n != 0 {
 		t.Errorf("%d pushes are said to be under way", n)
 	}
+	// One that still sends is not under way.
+	body, sends := io.Pipe()
+	slow := make(chan exchange, 1)
+	go func() {
+		// The body is sent once the server asks for it.
+		e, err := s.try("dev", "PUT", "/v2/prod/app/manifests/slow", body, "Content-Type", imageType, "Expect", "100-continue")
+		if err != nil {
+			t.Error(err)
+		}
+		slow <- e
+	}()
+	if _, err := sends.Write(m[:1]); err != nil { // the server waits for it by now
+		t.Fatal(err)
+	}
+	if n := underWay.Load(); n != 0 {
+		t.Errorf("%d pushes are said to be under way while a client sends", n)
+	}
+	if _, err := sends.Write(m[1:]); err != nil {
+		t.Fatal(err)
+	}
+	_ = sends.Close()
+	(<-slow).want(t, http.StatusCreated)
 	shut.Store(true)
 	e := put("2").want(t, http.StatusServiceUnavailable)
 	if e.Header.Get("Retry-After") != "90" || !strings.Contains(string(e.body), "push to another site") {

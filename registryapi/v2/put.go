@@ -35,6 +35,12 @@ func (h *Handler) putManifest(q *request) error {
 		return err
 	}
 	defer done()
+	// Only now: a client that sends slowly must not hold up the site's removal.
+	end, err := h.beginPush()
+	if err != nil {
+		return err
+	}
+	defer end()
 	alg := digest.Canonical
 	if want != "" {
 		alg = want.Algorithm()
@@ -101,6 +107,18 @@ func (h *Handler) putManifest(q *request) error {
 	head.Set("Content-Length", "0")
 	q.w.WriteHeader(http.StatusCreated)
 	return nil
+}
+
+// beginPush passes the gate of pushes; end must be called after it.
+func (h *Handler) beginPush() (end func(), err error) {
+	if h.cfg.Pushing == nil {
+		return func() {}, nil
+	}
+	end, wait := h.cfg.Pushing()
+	if wait > 0 {
+		return nil, unavailable("site "+h.cfg.Site+" is about to be removed and takes no pushes at the moment: push to another site", wait)
+	}
+	return end, nil
 }
 
 // putReference reads what the path and, at a PUT by digest, the parameters

@@ -124,7 +124,7 @@ type Config struct {
 	// Closed says why this site takes no pushes or deletes any more, in a sentence;
 	// empty: it takes them. nil: it always does.
 	Closed func() string
-	// Pushing is asked before a manifest is put, and end called after it. With a
+	// Pushing is asked before a manifest is put, once it is here, and end called after it. With a
 	// wait the site takes none for so long. nil: it always does.
 	Pushing func() (end func(), wait time.Duration)
 	// Redirect: a GET of a blob that is in a bucket is answered with a presigned
@@ -304,13 +304,6 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	if err := h.strict(q, project, need); err != nil {
 		return err
-	}
-	if h.cfg.Pushing != nil && rt.name == dist.RouteNameManifest && method == http.MethodPut {
-		done, wait := h.cfg.Pushing()
-		if wait > 0 {
-			return unavailable("site "+h.cfg.Site+" is about to be removed and takes no pushes at the moment: push to another site", wait)
-		}
-		defer done()
 	}
 	return h.leavingSays(q, end(h, q))
 }

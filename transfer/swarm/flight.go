@@ -58,7 +58,7 @@ type flight struct {
 	cancel context.CancelFunc
 	pass   bool // through a window, nothing is stored; not in Swarm.flights
 
-	urgent chan struct{} // closed when the first reader joins
+	urgent chan struct{} // closed when the first reader, or fetcher in a hurry, joins
 	begin  chan struct{} // closed when its turn in the queue comes; made by turn
 	opened chan struct{} // closed when the first unit is here
 	done   chan struct{} // closed at the end; err is set before
@@ -143,14 +143,14 @@ func (f *flight) joined(w Want, reader bool) {
 	if reader {
 		f.readers++
 		f.reading.Add(1)
-		if !f.hurried {
-			f.hurried = true
-			close(f.urgent)
-		}
 		f.wakeLanes(nil) // they are held no more
 	} else {
 		f.fetchers++
 		f.shares(w.Limit, 1)
+	}
+	if (reader || w.Hurry) && !f.hurried {
+		f.hurried = true
+		close(f.urgent)
 	}
 	if f.class == 0 || w.Class == catalog.Placed {
 		f.class = w.Class

@@ -109,7 +109,7 @@ func (f *flight) letBack() {
 // awaitOpening waits until a held blob of one unit may be asked for: it comes
 // with the first request. Larger ones begin with the list alone.
 func (f *flight) awaitOpening() error {
-	for {
+	for urgent := f.urgent; ; {
 		f.mu.Lock()
 		l := f.limit()
 		if l == nil || f.layout == nil || f.layout.units() > 1 || f.layout.size == 0 {
@@ -128,7 +128,8 @@ func (f *flight) awaitOpening() error {
 		case <-wait.C:
 		case <-news:
 		case <-f.relimited:
-		case <-f.urgent:
+		case <-urgent:
+			urgent = nil // once: who hurried may be gone by now
 		case <-f.ctx.Done():
 			wait.Stop()
 			return f.ctx.Err()

@@ -123,6 +123,9 @@ type Want struct {
 	// does. One blob that several want comes at the widest of theirs, and unheld
 	// while a client reads it. OpenBlob looks not at it.
 	Limit *Limit
+	// Hurry: a client waits for it elsewhere. A Fetch then takes no turn behind
+	// others, as if it were read here.
+	Hurry bool
 }
 
 // Blob is a blob that is read: from the store or as it arrives.
@@ -394,11 +397,11 @@ func (s *Swarm) leave(f *flight, reader bool) {
 	f.cancel()
 }
 
-// turn waits until the flight may start. A flight that a client waits for does
-// not wait.
+// turn waits until the flight may start. A flight that a client waits for, or
+// waited for, does not wait.
 func (s *Swarm) turn(f *flight) error {
 	s.mu.Lock()
-	if s.running < maxActive && len(s.queue) == 0 || f.readers > 0 {
+	if s.running < maxActive && len(s.queue) == 0 || f.hurried {
 		s.running++
 		s.mu.Unlock()
 		return nil

@@ -197,7 +197,7 @@ func (s *Sync) reply(ctx context.Context, from identity.NodeID, q *AskRequest) (
 	case *AskRequest_Keep:
 		return s.replyKeep(ctx, from, pid, q.Keep)
 	case *AskRequest_Hold:
-		return s.replyHold(ctx)
+		return s.replyHold(ctx, from)
 	case *AskRequest_Dominate:
 		return s.replyDominate(ctx, from, pid, q.Dominate)
 	case *AskRequest_Residence:
@@ -257,6 +257,14 @@ func (s *Sync) replyPin(ctx context.Context, view *state.View, pid identity.Proj
 		// The asker did not know yet that this site leaves the project: a promise would
 		// keep it here.
 		return nil, &refusedError{Refusal_CODE_RESIDENCY, "the project leaves site " + s.cfg.Site}
+	}
+	if s.pushes.pin != nil {
+		end, wait := s.pushes.pin()
+		if wait > 0 {
+			// What only this node holds has been counted, or is being.
+			return nil, &refusedError{Refusal_CODE_FAILED, "the site is about to be removed and makes no promises at the moment"}
+		}
+		defer end()
 	}
 	n, _ := view.Node(from)
 	until := time.Unix(0, q.GetUntilUnixNs())

@@ -273,13 +273,15 @@ func (l *link) adopt(ctx context.Context, pid identity.ProjectID, x *catalog.Rec
 	if err := errors.Join(noted.Vector.UnmarshalBinary(end.GetVector()), noted.Purged.UnmarshalBinary(end.GetPurged())); err != nil {
 		return &localError{err}
 	}
-	if err := x.Adopt(ctx, noted); err != nil {
-		return &localError{err}
-	}
+	err := x.Adopt(ctx, noted)
+	// Also when the exchange has to be repeated: what a part of a list left out is gone.
 	if retagged := x.Retagged(); len(retagged) > 0 {
 		for _, fn := range l.s.onApplied {
 			fn(pid, catalog.Applied{Retagged: retagged})
 		}
+	}
+	if err != nil {
+		return &localError{err}
 	}
 	l.mu.Lock()
 	l.seen[pid] = vectorHash(noted.Vector)

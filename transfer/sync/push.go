@@ -3,6 +3,7 @@ package sync
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -14,17 +15,32 @@ import (
 // This file has the questions that pushes of projects with strong tags or with
 // durability ask other nodes (transfer/tags).
 
+const (
+	// keepBatch is how many blobs go into one question to keep them, each of which
+	// may be a row to write; keepWithin is how long a node may take for one.
+	keepBatch  = 500
+	keepWithin = 5 * time.Second
+)
+
 // Piece is content that a push wants kept.
 type Piece struct {
 	Digest digest.Digest
 	Size   int64
 }
 
+// Kept is how far a node is with content that a push wants kept.
+type Kept struct {
+	Kept   []bool // in the order of the question; each is durable
+	Reason string // why something is not there yet, if that is known
+	Done   int64  // bytes that came of blobs which are on their way there
+}
+
 // pushHooks answer the questions here.
 type pushHooks struct {
 	ready func(ctx context.Context, pid identity.ProjectID, index uint64) (bool, string)
-	hold  func(ctx context.Context) (underWay int)
-	keep  func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []Piece) (kept []bool, reason string, err error)
+	hold  func(ctx context.Context, from identity.NodeID) (underWay int, epoch uint64, err error)
+	pin   func() (end func(), wait time.Duration)
+	keep  func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []Piece) (Kept, error)
 }
 
 // OnReady has fn called to tell other nodes whether this one has done its part in
@@ -35,26 +51,38 @@ func (s *Sync) OnReady(fn func(ctx context.Context, pid identity.ProjectID, inde
 
 // OnKeep has fn called when another node wants this one to keep what is pushed
 // there. It answers within seconds. Call it before Run.
-func (s *Sync) OnKeep(fn func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []Piece) (kept []bool, reason string, err error)) {
+func (s *Sync) OnKeep(fn func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []Piece) (Kept, error)) {
 	s.pushes.keep = fn
 }
 
 // OnHold has fn called when another node wants this one to take no pushes for a
-// while; it returns how many did not end. Call it before Run.
-func (s *Sync) OnHold(fn func(ctx context.Context) (underWay int)) { s.pushes.hold = fn }
+// while; it returns how many did not end, and what tells one such while from the
+// next. Call it before Run.
+func (s *Sync) OnHold(fn func(ctx context.Context, from identity.NodeID) (underWay int, epoch uint64, err error)) {
+	s.pushes.hold = fn
+}
+
+// OnPin has fn called before this node promises blobs to another: end is called
+// after it, or there is none for so long. Call it before Run.
+func (s *Sync) OnPin(fn func() (end func(), wait time.Duration)) { s.pushes.pin = fn }
 
 // Hold asks a node to take no pushes for some minutes, and returns how many are
 // still under way there. The project is one that both sites may have: it holds
-// for all.
-func (s *Sync) Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID) (underWay int, err error) {
+// for all. If the epoch is another one than an earlier answer's, it took pushes in
+// between.
+func (s *Sync) Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID) (underWay int, epoch uint64, err error) {
 	a, err := s.ask(ctx, node, &AskRequest{ProjectId: pid[:], Question: &AskRequest_Hold{Hold: &HoldRequest{}}})
-	return int(a.GetHold().GetUnderWay()), err
+	return int(a.GetHold().GetUnderWay()), a.GetHold().GetEpoch(), err
 }
 
-func (s *Sync) replyHold(ctx context.Context) (*AskResponse, error) {
+func (s *Sync) replyHold(ctx context.Context, from identity.NodeID) (*AskResponse, error) {
 	out := &HoldResponse{}
 	if s.pushes.hold != nil {
-		out.UnderWay = uint32(s.pushes.hold(ctx))
+		n, epoch, err := s.pushes.hold(ctx, from)
+		if err != nil {
+			return nil, err
+		}
+		out.UnderWay, out.Epoch = uint32(n), epoch
 	}
 	return &AskResponse{Answer: &AskResponse_Hold{Hold: out}}, nil
 }
@@ -101,28 +129,36 @@ func (s *Sync) replyReady(ctx context.Context, pid identity.ProjectID, q *ReadyR
 // Keep asks a node to have content that is pushed here, durably and for a day at
 // least. It answers how far that is, in the order of want; ask again until it is
 // done.
-func (s *Sync) Keep(ctx context.Context, node identity.NodeID, pid identity.ProjectID, repository string, want []Piece) (kept []bool, reason string, err error) {
-	for len(want) > 0 {
-		n := min(askBatch, len(want))
+func (s *Sync) Keep(ctx context.Context, node identity.NodeID, pid identity.ProjectID, repository string, want []Piece) (out Kept, err error) {
+	// Nothing is asked for, too: whether the node is there and takes the project.
+	for first := true; first || len(want) > 0; first = false {
+		n := min(keepBatch, len(want))
 		q := &KeepRequest{Repository: repository}
 		for _, p := range want[:n] {
 			q.Blobs = append(q.Blobs, p.Digest.String())
 			q.Sizes = append(q.Sizes, p.Size)
 		}
 		want = want[n:]
-		a, err := s.ask(ctx, node, &AskRequest{ProjectId: pid[:], Question: &AskRequest_Keep{Keep: q}})
+		once, cancel := context.WithTimeout(ctx, keepWithin)
+		a, err := s.ask(once, node, &AskRequest{ProjectId: pid[:], Question: &AskRequest_Keep{Keep: q}})
+		late := once.Err() != nil && ctx.Err() == nil
+		cancel()
+		if late && err != nil {
+			return Kept{}, fmt.Errorf("it did not answer within %s", keepWithin)
+		}
 		if err != nil {
-			return nil, "", err
+			return Kept{}, err
 		}
 		if len(a.GetKeep().GetKept()) != n {
-			return nil, "", fmt.Errorf("node %s answered %d of %d blobs", node.Short(), len(a.GetKeep().GetKept()), n)
+			return Kept{}, fmt.Errorf("node %s answered %d of %d blobs", node.Short(), len(a.GetKeep().GetKept()), n)
 		}
-		kept = append(kept, a.GetKeep().GetKept()...)
-		if reason == "" {
-			reason = a.GetKeep().GetReason()
+		out.Kept = append(out.Kept, a.GetKeep().GetKept()...)
+		out.Done += a.GetKeep().GetDone()
+		if out.Reason == "" {
+			out.Reason = a.GetKeep().GetReason()
 		}
 	}
-	return kept, reason, nil
+	return out, nil
 }
 
 func (s *Sync) replyKeep(ctx context.Context, from identity.NodeID, pid identity.ProjectID, q *KeepRequest) (*AskResponse, error) {
@@ -137,11 +173,11 @@ func (s *Sync) replyKeep(ctx context.Context, from identity.NodeID, pid identity
 		}
 		want[i] = Piece{Digest: d, Size: q.GetSizes()[i]}
 	}
-	kept, reason, err := s.pushes.keep(ctx, from, pid, q.GetRepository(), want)
+	k, err := s.pushes.keep(ctx, from, pid, q.GetRepository(), want)
 	if err != nil {
 		return nil, err
 	}
-	return &AskResponse{Answer: &AskResponse_Keep{Keep: &KeepResponse{Kept: kept, Reason: reason}}}, nil
+	return &AskResponse{Answer: &AskResponse_Keep{Keep: &KeepResponse{Kept: k.Kept, Reason: k.Reason, Done: k.Done}}}, nil
 }
 
 // Covers asks a node whether its catalogue has everything of a project up to a

@@ -2011,6 +2011,7 @@ type KeepResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kept          []bool                 `protobuf:"varint,1,rep,packed,name=kept,proto3" json:"kept,omitempty"` // in the order of the request; each is durable
 	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`     // why something is not there yet, if that is known
+	Done          int64                  `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`        // bytes that came of blobs which are on their way there
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2057,6 +2058,13 @@ func (x *KeepResponse) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *KeepResponse) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
 }
 
 // CoverRequest asks whether the node's catalogue has all up to a dot of the
@@ -2250,7 +2258,8 @@ func (*HoldRequest) Descriptor() ([]byte, []int) {
 
 type HoldResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	UnderWay      uint32                 `protobuf:"varint,1,opt,name=under_way,json=underWay,proto3" json:"under_way,omitempty"` // pushes that did not end within the wait
+	UnderWay      uint32                 `protobuf:"varint,1,opt,name=under_way,json=underWay,proto3" json:"under_way,omitempty"` // pushes that did not end within the wait, blobs that others rely on and lack
+	Epoch         uint64                 `protobuf:"fixed64,2,opt,name=epoch,proto3" json:"epoch,omitempty"`                      // another one than before: it took pushes in between
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2288,6 +2297,13 @@ func (*HoldResponse) Descriptor() ([]byte, []int) {
 func (x *HoldResponse) GetUnderWay() uint32 {
 	if x != nil {
 		return x.UnderWay
+	}
+	return 0
+}
+
+func (x *HoldResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
 	}
 	return 0
 }
@@ -2701,10 +2717,11 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"repository\x18\x01 \x01(\tR\n" +
 	"repository\x12\x14\n" +
 	"\x05blobs\x18\x02 \x03(\tR\x05blobs\x12\x14\n" +
-	"\x05sizes\x18\x03 \x03(\x03R\x05sizes\":\n" +
+	"\x05sizes\x18\x03 \x03(\x03R\x05sizes\"N\n" +
 	"\fKeepResponse\x12\x12\n" +
 	"\x04kept\x18\x01 \x03(\bR\x04kept\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"2\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04done\x18\x03 \x01(\x03R\x04done\"2\n" +
 	"\fCoverRequest\x12\x10\n" +
 	"\x03inc\x18\x01 \x01(\x06R\x03inc\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\"'\n" +
@@ -2713,9 +2730,10 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\fAnnouncement\x12,\n" +
 	"\x05heads\x18\x01 \x03(\v2\x16.portolan.sync.v1.HeadR\x05heads\x12\x12\n" +
 	"\x04feed\x18\x02 \x01(\bR\x04feed\"\r\n" +
-	"\vHoldRequest\"+\n" +
+	"\vHoldRequest\"A\n" +
 	"\fHoldResponse\x12\x1b\n" +
-	"\tunder_way\x18\x01 \x01(\rR\bunderWay\")\n" +
+	"\tunder_way\x18\x01 \x01(\rR\bunderWay\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\")\n" +
 	"\x0fDominateRequest\x12\x16\n" +
 	"\x06vector\x18\x01 \x01(\fR\x06vector\"0\n" +
 	"\x10DominateResponse\x12\x1c\n" +

@@ -289,8 +289,11 @@ func (d *Door) prepare(ctx context.Context, v *state.View, p state.Project, put 
 		})
 	}
 	if n := v.PushCopies(p, len(put.Tags) > 0); n > 1 && d.cfg.Copies != nil {
-		g.Go(func() (err error) {
-			held, err = d.cfg.Copies.Hold(ctx, p, put.Repo, pieces(put), n)
+		g.Go(func() error {
+			blobs, err := d.pieces(put)
+			if err == nil {
+				held, err = d.cfg.Copies.Hold(ctx, p, put.Repo, blobs, n)
+			}
 			return err
 		})
 	}
@@ -373,20 +376,6 @@ func (d *Door) putStrong(ctx context.Context, p state.Project, put catalog.Put, 
 			return err
 		}
 	}
-}
-
-// pieces are the blobs that a manifest needs.
-func pieces(put catalog.Put) []syncer.Piece {
-	var out []syncer.Piece
-	if put.Bytes == nil {
-		out = append(out, syncer.Piece{Digest: put.Digest, Size: put.Size})
-	}
-	for _, r := range put.Refs {
-		if r.Kind == catalog.RefBlob {
-			out = append(out, syncer.Piece{Digest: r.Digest, Size: r.Size})
-		}
-	}
-	return out
 }
 
 // DeleteTag deletes a tag; catalog.ErrNotFound: there is none.

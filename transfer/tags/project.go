@@ -33,20 +33,21 @@ type projected struct {
 	// here: the catalogue's own word is read again when a project is in dirty.
 	at    map[identity.ProjectID]uint64
 	dirty map[identity.ProjectID]bool
+	ours  map[identity.ProjectID]bool      // projects with strong tags: what comes of them is noted
 	late  map[identity.ProjectID]time.Time // when late writers were last looked for
 	ruled map[identity.ProjectID]bool      // what sites wrote came beside what the state says
 	wake  chan struct{}                    // capacity 1
 }
 
 func newProjected() projected {
-	return projected{moved: make(chan struct{}), at: map[identity.ProjectID]uint64{}, dirty: map[identity.ProjectID]bool{},
+	return projected{moved: make(chan struct{}), at: map[identity.ProjectID]uint64{}, ours: map[identity.ProjectID]bool{}, dirty: map[identity.ProjectID]bool{},
 		late: map[identity.ProjectID]time.Time{}, ruled: map[identity.ProjectID]bool{}, wake: make(chan struct{}, 1)}
 }
 
 // committed is called when entries of a project changed.
 func (d *Door) committed(pid identity.ProjectID) {
 	d.projected.mu.Lock()
-	_, ours := d.projected.at[pid]
+	ours := d.projected.ours[pid]
 	if ours {
 		d.projected.dirty[pid] = true
 	}
@@ -61,7 +62,7 @@ func (d *Door) committed(pid identity.ProjectID) {
 // importer elsewhere had. It must go here as it went there.
 func (d *Door) overruled(pid identity.ProjectID) {
 	d.projected.mu.Lock()
-	_, ours := d.projected.at[pid]
+	ours := d.projected.ours[pid]
 	if ours {
 		d.projected.ruled[pid] = true
 	}
@@ -156,6 +157,7 @@ func (d *Door) projectView(ctx context.Context, view *state.View) (next time.Dur
 
 func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Project) (next time.Duration, err error) {
 	d.projected.mu.Lock()
+	d.projected.ours[p.PID] = true // from now on news are noted, whatever becomes of this
 	at, known := d.projected.at[p.PID]
 	dirty := d.projected.dirty[p.PID]
 	delete(d.projected.dirty, p.PID)
@@ -163,6 +165,14 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 	delete(d.projected.ruled, p.PID)
 	lookedAt := d.projected.late[p.PID]
 	d.projected.mu.Unlock()
+	defer func() {
+		if err != nil {
+			d.projected.mu.Lock()
+			d.projected.ruled[p.PID] = ruled || d.projected.ruled[p.PID]
+			d.projected.dirty[p.PID] = true // read anew what the catalogue has
+			d.projected.mu.Unlock()
+		}
+	}()
 	if !known || dirty {
 		// The vector may have been dropped, or adopted from a peer.
 		if at, err = d.cat.StrongSeen(p.PID); err != nil {
@@ -170,7 +180,13 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 		}
 	}
 	// Nobody is late to a project that leaves the mode: what comes then may be later.
-	late := p.Tags.LateBefore != 0 && !p.Tags.Switching() && (!known || ruled || dirty && len(p.Tags.Late) > 0)
+	due := p.Tags.LateBefore != 0 && (!known || ruled || dirty && len(p.Tags.Late) > 0)
+	late := due && !p.Tags.Switching()
+	if due && !late {
+		d.projected.mu.Lock()
+		d.projected.ruled[p.PID] = true // if the switch is called off
+		d.projected.mu.Unlock()
+	}
 	if late {
 		if wait := lookedAt.Add(lateEvery).Sub(d.cfg.Now()); wait > 0 && !lookedAt.IsZero() && at >= p.Tags.Base {
 			late, next = false, min(wait, lateEvery)
@@ -181,19 +197,16 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 	}
 	switch {
 	case at < p.Tags.Base || late:
-		err = d.projectAll(ctx, view, p, p.Tags.LateBefore)
+		err = d.projectAll(ctx, view, p, at, p.Tags.LateBefore)
 		lookedAt = d.cfg.Now()
 	case at < p.Tags.Seq:
 		var rows []catalog.StrongTag
 		for t := range view.StrongTagsSince(p.PID, at) {
 			rows = append(rows, row(t))
 		}
-		err = d.write(ctx, p, rows, 0)
+		err = d.write(ctx, p, rows, at, 0)
 	}
 	if err != nil {
-		d.projected.mu.Lock()
-		d.projected.ruled[p.PID] = ruled || d.projected.ruled[p.PID]
-		d.projected.mu.Unlock()
 		return 0, err
 	}
 	d.projected.mu.Lock()
@@ -204,10 +217,10 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 }
 
 // write puts rows into the catalogue and tells of what is new.
-func (d *Door) write(ctx context.Context, p state.Project, rows []catalog.StrongTag, lateBefore uint64) error {
+func (d *Door) write(ctx context.Context, p state.Project, rows []catalog.StrongTag, from, lateBefore uint64) error {
 	var refs []catalog.ManifestRef
 	err := d.atHome(p.PID, func() (err error) {
-		refs, err = d.cat.PutStrong(ctx, p.PID, rows, lateBefore, p.Tags.Seq)
+		refs, err = d.cat.PutStrong(ctx, p.PID, rows, lateBefore, from, p.Tags.Seq)
 		return err
 	})
 	if d.cfg.Pushed != nil {
@@ -220,7 +233,7 @@ func (d *Door) write(ctx context.Context, p state.Project, rows []catalog.Strong
 
 // projectAll compares all tags: those of the state, and those of the catalogue
 // that the state does not know, which are gone since the base at the latest (G5).
-func (d *Door) projectAll(ctx context.Context, view *state.View, p state.Project, lateBefore uint64) error {
+func (d *Door) projectAll(ctx context.Context, view *state.View, p state.Project, from, lateBefore uint64) error {
 	type name struct{ repo, tag string }
 	known := map[name]bool{}
 	var rows []catalog.StrongTag
@@ -237,7 +250,7 @@ func (d *Door) projectAll(ctx context.Context, view *state.View, p state.Project
 	if err != nil {
 		return err
 	}
-	return d.write(ctx, p, rows, lateBefore)
+	return d.write(ctx, p, rows, from, lateBefore)
 }
 
 func row(t state.StrongTag) catalog.StrongTag {

@@ -123,6 +123,23 @@ func (c *Catalog) SetClass(ctx context.Context, d digest.Digest, class Class) er
 	})
 }
 
+// Demote makes a placed blob a cached one, unless a lease or a pin promises it to
+// somebody; it reports whether it did.
+func (c *Catalog) Demote(ctx context.Context, d digest.Digest) (done bool, err error) {
+	err = c.onBlob(ctx, jobFreeing, "demote", d, func(b *batch, raw []byte, row BlobRow) error {
+		promised, err := b.promised(raw)
+		if done = err == nil && !promised && row.Class == Placed; !done {
+			return err
+		}
+		row.Class = Cached
+		if err := b.addFeed(raw, Cached); err != nil {
+			return err
+		}
+		return b.setBlob(raw, row)
+	})
+	return done && err == nil, err
+}
+
 // onBlob runs fn if the blob is present, else it returns ErrNotFound.
 func (c *Catalog) onBlob(ctx context.Context, kind jobKind, verb string, d digest.Digest, fn func(b *batch, raw []byte, row BlobRow) error) error {
 	raw, err := rawDigest(d)
@@ -311,6 +328,47 @@ func (c *Catalog) Pins(d digest.Digest) ([]Pin, error) {
 	return out, err
 }
 
+// PinsNotFetched counts, up to a bound, the promises to stores that, as far as
+// their feeds were read here, do not hold the blob for good yet. Those to stores of
+// which counts says no are left out.
+func (c *Catalog) PinsNotFetched(most int, counts func(identity.StoreID) bool) (n int, err error) {
+	nowMs := c.now().UnixMilli()
+	err = c.view(func(r reader) error {
+		return r.scan([]byte{tabPin}, nil, true, func(key, value []byte) (bool, error) {
+			p, err := decodePin(key, value)
+			if err != nil {
+				return false, err
+			}
+			if over, err := r.pinOver(p, nowMs); err != nil || over || !counts(p.For) {
+				return true, err
+			}
+			there, err := r.placedAt(p.Digest, p.For)
+			if err == nil && !there {
+				n++
+			}
+			return n < most, err
+		})
+	})
+	if err != nil {
+		return 0, fmt.Errorf("catalog: count pins: %w", err)
+	}
+	return n, nil
+}
+
+// placedAt reports whether another store said that it holds a blob for good.
+func (r reader) placedAt(d digest.Digest, store identity.StoreID) (bool, error) {
+	raw, err := rawDigest(d)
+	if err != nil {
+		return false, err
+	}
+	hint, row := &rowpb.Hint{}, &rowpb.StoreRow{}
+	if ok, err := r.message(prefixDigest(tabHint, raw), hint); err != nil || !ok {
+		return false, err
+	}
+	ok, err := r.message(keyStore(store), row)
+	return ok && hasBit(hint.Placed, row.Number), err
+}
+
 func (r reader) pins(raw []byte, nowMs int64, fn func(Pin) (more bool)) error {
 	return r.scan(prefixDigest(tabPin, raw), nil, true, func(key, value []byte) (bool, error) {
 		p, err := decodePin(key, value)
@@ -359,6 +417,11 @@ func (b *batch) used(raw []byte) (bool, error) {
 	if used, err := b.any(prefixDigest(tabRef, raw)); err != nil || used {
 		return used, err
 	}
+	return b.promised(raw)
+}
+
+// promised reports whether a lease or a pin holds a blob.
+func (b *batch) promised(raw []byte) (bool, error) {
 	used, nowMs := false, b.c.now().UnixMilli()
 	err := b.scan(prefixDigest(tabLease, raw), nil, true, func(key, value []byte) (bool, error) {
 		pb := &rowpb.Lease{}

@@ -112,6 +112,8 @@ type Catalog struct {
 	broken  error
 	merge   func(here, in *entry, purged Vector) *entry
 	windows map[*Receiving]bool // exchanges with a full list
+	// maxDrops is the constant of that name, but in tests.
+	maxDrops int
 
 	sound   func(want, sum Check) bool // whether a full list adds up
 	seenAll func(seen, ctx Vector) bool
@@ -143,7 +145,7 @@ func Open(dir string, opts Options) (*Catalog, error) {
 		log:   opts.Logger, now: opts.Now, onConflict: opts.OnConflict, metrics: newMetrics(),
 		jobs: make(chan *job, maxQueued), committed: make(chan struct{}),
 		own: map[identity.Incarnation]bool{}, incarnate: newIncarnation, merge: merge,
-		windows: map[*Receiving]bool{}, sound: func(want, sum Check) bool { return want == sum }, seenAll: Vector.Dominates, listing: make(chan struct{}, 1), finish: (*badger.Txn).Commit,
+		windows: map[*Receiving]bool{}, maxDrops: maxDrops, sound: func(want, sum Check) bool { return want == sum }, seenAll: Vector.Dominates, listing: make(chan struct{}, 1), finish: (*badger.Txn).Commit,
 		watchers: map[*watcher]bool{}, wake: make(chan struct{}, 1),
 		dirty: map[identity.ProjectID]change{},
 	}

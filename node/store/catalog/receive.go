@@ -18,7 +18,8 @@ import (
 
 const (
 	// maxDrops bounds what one list may drop here, for the sake of memory: some
-	// 30 MiB. When it leaves out more, the rest is found by the next exchange.
+	// 30 MiB. When it leaves out more, these go, and the next exchange finds the
+	// rest.
 	maxDrops = 200_000
 	// dropChunk is how many of them go in one transaction, usually with the vector.
 	dropChunk = 2000
@@ -51,9 +52,9 @@ type Receiving struct {
 	partial bool       // not all of it: see maxDrops
 	opened  bool       // the committer may know of this exchange
 
-	// What the list leaves out, by key. It goes with the vector: a drop that stood
-	// alone would be a deletion without a dot, which nobody else would ever hear of if
-	// the sender were gone by then.
+	// What the list leaves out, by key. It goes after the last page, right before the
+	// vector or with it: a drop that stood alone would be a deletion without a dot,
+	// which nobody else would ever hear of if the sender were gone by then.
 	pending  map[string]drop
 	retagged []ManifestRef
 
@@ -74,7 +75,8 @@ type listCheck struct {
 	last   []byte // key that the last part ended with
 	sum    Check
 	drops  []drop
-	over   bool // there were more than maxDrops
+	most   int  // maxDrops, but in tests
+	over   bool // there were more than that
 }
 
 // drop is what a list leaves out of one key.
@@ -120,7 +122,7 @@ func (r *Receiving) Page(ctx context.Context, p Page) (Applied, error) {
 // takeList compares one part of a list with what is here.
 func (r *Receiving) takeList(ctx context.Context, part *rowpb.List) error {
 	if len(part.After) == 0 {
-		r.list, r.listed, r.pending = &listCheck{vector: vectorFromPB(part.Vector)}, false, nil
+		r.list, r.listed, r.pending = &listCheck{vector: vectorFromPB(part.Vector), most: r.c.maxDrops}, false, nil
 		if err := r.openWindow(ctx); err != nil {
 			return err
 		}
@@ -239,7 +241,7 @@ func (l *listCheck) compare(r reader, pid identity.ProjectID, rows []listedRow, 
 			}
 		}
 		if len(d.dots) > 0 {
-			if len(l.drops) == maxDrops {
+			if len(l.drops) >= l.most {
 				l.over = true
 				return true, nil
 			}
@@ -278,7 +280,7 @@ func (b *batch) applyDrops(r *Receiving, drops []drop) ([]ManifestRef, error) {
 	return retagged, nil
 }
 
-// Retagged gives, after Adopt, what tags say now because a list left out what they
+// Retagged gives, after Adopt, even if it failed, what tags say now because a list left out what they
 // said before.
 func (r *Receiving) Retagged() []ManifestRef { return r.retagged }
 
@@ -341,13 +343,12 @@ func (r *Receiving) stray(v Vector) bool {
 // vector, and with a full list what it has purged. ErrAgain and ErrVectorDropped
 // ask for another exchange.
 func (r *Receiving) Adopt(ctx context.Context, end Noted) error {
-	if r.partial {
-		return fmt.Errorf("catalog: adopt a vector of project %s: %w: a full list left out more than %d entries", r.pid, ErrAgain, maxDrops)
-	}
 	drops := slices.SortedFunc(maps.Values(r.pending), func(x, y drop) int { return bytes.Compare(x.key.suffix(), y.key.suffix()) })
 	for {
 		n := min(len(drops), dropChunk)
-		last := n == len(drops)
+		// A list that left out more than fits brings no vector, but the next one has less
+		// to leave out. Until then these drops have no dot; see DESIGN.md.
+		last := n == len(drops) && !r.partial
 		retagged, err := r.adoptWith(ctx, end, drops[:n], last)
 		for n > 1 && errors.Is(err, ErrTooLarge) { // they refer to much
 			n, last = n/2, false
@@ -360,7 +361,9 @@ func (r *Receiving) Adopt(ctx context.Context, end Noted) error {
 		if last {
 			return nil
 		}
-		drops = drops[n:]
+		if drops = drops[n:]; len(drops) == 0 && r.partial {
+			return fmt.Errorf("catalog: adopt a vector of project %s: %w: a full list left out more than %d entries", r.pid, ErrAgain, r.c.maxDrops)
+		}
 	}
 }
 

@@ -38,9 +38,11 @@ const strongChunk = 250
 // sites wrote under rights of a raft index below lateBefore are late: nobody
 // waited for them, they are kept as losers of a conflict; 0: there are none. Once
 // all of it is durable, the project's vector says that this store has seen
-// everything up to upTo (0: it does not change). It gives the manifests that tags
+// everything up to upTo (0: it does not change). from is what the vector said when
+// the tags were chosen: if it says less by now, rows may be lost that are not among
+// them, and it is ErrVectorDropped. It gives the manifests that tags
 // say now and did not before.
-func (c *Catalog) PutStrong(ctx context.Context, pid identity.ProjectID, tags []StrongTag, lateBefore, upTo uint64) ([]ManifestRef, error) {
+func (c *Catalog) PutStrong(ctx context.Context, pid identity.ProjectID, tags []StrongTag, lateBefore, from, upTo uint64) ([]ManifestRef, error) {
 	var out []ManifestRef
 	for done := false; !done; {
 		n := min(strongChunk, len(tags))
@@ -62,6 +64,9 @@ func (c *Catalog) PutStrong(ctx context.Context, pid identity.ProjectID, tags []
 				return nil
 			}
 			seen, err := b.vectorOf(tabVector, pid, strongInc)
+			if err == nil && seen < from {
+				return ErrVectorDropped
+			}
 			if err == nil && seen < upTo {
 				b.setVector(tabVector, pid, Dot{strongInc, upTo})
 				b.touch(pid, change{})

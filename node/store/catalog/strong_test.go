@@ -19,7 +19,7 @@ func strongTag(name, content string, seq uint64) StrongTag {
 
 func putStrong(t *testing.T, c *Catalog, pid identity.ProjectID, lateBefore, upTo uint64, tags ...StrongTag) {
 	t.Helper()
-	if _, err := c.PutStrong(t.Context(), pid, tags, lateBefore, upTo); err != nil {
+	if _, err := c.PutStrong(t.Context(), pid, tags, lateBefore, 0, upTo); err != nil {
 		t.Fatal(err)
 	}
 }

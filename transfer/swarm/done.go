@@ -1,0 +1,14 @@
+package swarm
+
+import "github.com/opencontainers/go-digest"
+
+// Done gives how many bytes of a blob on its way are here and checked; 0: none, or
+// it is not on its way.
+func (s *Swarm) Done(d digest.Digest) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.flights[d]; f != nil {
+		return f.progress().Done
+	}
+	return 0
+}
