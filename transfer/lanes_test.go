@@ -83,6 +83,10 @@ func TestDurable_ASiteThatGetsNothingIsNotWaitedForAlone(t *testing.T) {
 	fra, nyc := b.site("fra"), b.site("nyc")
 	pid, _ := b.durable("prod", 2)
 	nyc.sticks(func(w swarm.Want) bool { return w.PID == pid })
+	eventually(t, "fra reaches all", func() bool { // who is away is asked last
+		peers := fra.sync.Peers()
+		return len(peers) == 2 && peers[0].Error == "" && peers[1].Error == ""
+	})
 	put, err := fra.manifest(t.Context(), pid, b.first(pid, "nyc"), "one")
 	must(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), within)
