@@ -31,7 +31,7 @@ func (alone) OnApplied(func(identity.ProjectID, catalog.Applied))              {
 func (alone) OnPeers(func())                                                   {}
 func (alone) OnHolders(func())                                                 {}
 func (alone) OnExplain(func(identity.ProjectID, string, digest.Digest) string) {}
-func (alone) OnKeep(func(context.Context, identity.NodeID, identity.ProjectID, string, []syncer.Piece) ([]bool, string, error)) {
+func (alone) OnKeep(func(context.Context, identity.NodeID, identity.ProjectID, string, []syncer.Piece) (syncer.Kept, error)) {
 }
 func (alone) OnHold(func(context.Context, identity.NodeID) (int, uint64, error))                                  {}
 func (alone) Expect(digest.Digest, string)                                      {}
