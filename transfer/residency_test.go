@@ -228,7 +228,7 @@ func TestResidency_NothingPasses(t *testing.T) {
 				t.Errorf("sgp claims %s, %s", d, name)
 			}
 		}
-		if kept, _, err := fra.sync.Keep(ctx, sgp.id.ID, pid, "app", []syncer.Piece{{Digest: d, Size: 1}}); err == nil && slices.Contains(kept, true) {
+		if k, err := fra.sync.Keep(ctx, sgp.id.ID, pid, "app", []syncer.Piece{{Digest: d, Size: 1}}); err == nil && slices.Contains(k.Kept, true) {
 			t.Errorf("sgp keeps %s for durability", d)
 		}
 		if fra.sync.Access(ctx, sgp.id.ID, d, pid) || fra.sync.Access(ctx, sgp.id.ID, d, open) {

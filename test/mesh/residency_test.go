@@ -21,7 +21,9 @@ func (m mesh) standing(t *testing.T, i int, project, site string) (string, error
 	if r.Code != 0 {
 		return "", fmt.Errorf("%s", r.Stderr)
 	}
-	var out struct{ States []struct{ Site, State, Reason string } }
+	var out struct {
+		States []struct{ Site, State, Reason string }
+	}
 	if err := json.Unmarshal([]byte(r.Stdout), &out); err != nil {
 		return "", err
 	}
