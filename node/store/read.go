@@ -113,7 +113,8 @@ func (s *Store) lostUnless(ctx context.Context, row catalog.BlobRow, cause error
 		// Replaced by a good copy in the meantime.
 		return fmt.Errorf("blob %s was repaired just now, ask again: %w", row.Digest, ErrNotFound)
 	}
-	s.damaged.Inc()
+	// After it is put aside: who opens blobs anew then opens no damaged one.
+	defer s.damaged.Add(1)
 	s.log.Error("a stored blob is damaged", "digest", row.Digest, "store", s.id, "error", cause)
 	if !now.Inline {
 		if err := s.files.Quarantine(row.Digest); err != nil {
@@ -127,6 +128,11 @@ func (s *Store) lostUnless(ctx context.Context, row catalog.BlobRow, cause error
 	}
 	return cause
 }
+
+// Damaged is how many blobs were found damaged, and put aside, since Open. Who
+// keeps blobs open for long opens them anew when it has grown: a file that was put
+// aside can still be read.
+func (s *Store) Damaged() uint64 { return s.damaged.Load() }
 
 // Record gives what a receiver needs to check a blob unit by unit: its signed
 // record and list. ErrNoRecord: the blob can only be checked whole.

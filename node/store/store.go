@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -93,7 +94,7 @@ type Store struct {
 
 	keep    blobs.Keep // how long leftovers stay
 	checks  *checks    // of files against their unit lists
-	damaged prometheus.Counter
+	damaged *atomic.Uint64
 	memory  *memory // for units of a bucket's blobs while they are checked
 }
 
@@ -170,11 +171,11 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("open the store in %s: %w", cfg.Dir, err), cat.Close())
 	}
 	held := newMemory(heldBytes)
-	damaged := prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "portolan_store_damaged_blobs_total", Help: "Stored blobs that were found damaged, and put aside.",
-	})
+	damaged := new(atomic.Uint64)
 	if cfg.Metrics != nil {
-		cfg.Metrics.MustRegister(damaged)
+		cfg.Metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "portolan_store_damaged_blobs_total", Help: "Stored blobs that were found damaged, and put aside.",
+		}, func() float64 { return float64(damaged.Load()) }))
 	}
 	if cfg.Bucket != nil && cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(held.metric(), files)

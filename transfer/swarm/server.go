@@ -33,6 +33,8 @@ const (
 // source is what the server reads: the store.
 type source interface {
 	Open(ctx context.Context, d digest.Digest) (store.Blob, error)
+	// Damaged grows when a blob was found damaged and is here no longer, or anew.
+	Damaged() uint64
 	// Record gives the record and list of a blob. verified: it was read from a
 	// store that has, and verified, all of the blob.
 	Record(ctx context.Context, d digest.Digest) (rec units.Record, l *units.List, verified bool, err error)
@@ -74,8 +76,9 @@ func newBuffer() any { b := make([]byte, copyBuffer); return &b }
 // openBlob is the blob that a stream reads from: runs of one blob follow one
 // another.
 type openBlob struct {
-	d    digest.Digest
-	blob store.Blob
+	d       digest.Digest
+	blob    store.Blob
+	damaged uint64 // source.Damaged before it was opened
 }
 
 func (o *openBlob) close() {
@@ -135,6 +138,10 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 	if p, ok := open.blob.(part); ok && p.ended() {
 		open.close() // it is in the store now, or gone
 	}
+	damaged := s.src.Damaged()
+	if damaged != open.damaged {
+		open.close() // the file may be the one that was put aside
+	}
 	if open.d != d || open.blob == nil {
 		open.close()
 		b, err := s.src.Open(ctx, d)
@@ -145,7 +152,7 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 			s.log.Error("blob can't be read", "digest", d, "error", err)
 			return refuse(Status_STATUS_UNREADABLE, "the blob can't be read here")
 		}
-		*open = openBlob{d: d, blob: b}
+		*open = openBlob{d: d, blob: b, damaged: damaged}
 	}
 	some, _ := open.blob.(part)
 	l := layoutOf(open.blob.Size())

@@ -31,6 +31,9 @@ func (u supply) Open(ctx context.Context, d digest.Digest) (store.Blob, error) {
 	return u.s.cfg.Store.Open(ctx, d)
 }
 
+// Damaged is the store's.
+func (u supply) Damaged() uint64 { return u.s.cfg.Store.Damaged() }
+
 // Record gives the record and list of a blob that is here (verified) or arriving.
 func (u supply) Record(ctx context.Context, d digest.Digest) (rec units.Record, l *units.List, verified bool, err error) {
 	rec, l, err = u.s.cfg.Store.Record(ctx, d)

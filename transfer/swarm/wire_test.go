@@ -57,6 +57,8 @@ func (o *oneBlob) Open(_ context.Context, d digest.Digest) (store.Blob, error) {
 	return memory{bytes.NewReader(o.data)}, nil
 }
 
+func (*oneBlob) Damaged() uint64 { return 0 }
+
 func (o *oneBlob) Record(context.Context, digest.Digest) (units.Record, *units.List, bool, error) {
 	return o.rec, o.list, !o.arriving, nil
 }
