@@ -12,7 +12,7 @@ import (
 	"github.com/portolan/portolan/consensus/state"
 )
 
-// pausedError is why nothing is brought by rules for now. It is no failure.
+// pausedError is why nothing is brought by rules at the moment. It is no failure.
 type pausedError struct{ p state.Pause }
 
 func (e *pausedError) Error() string {

@@ -105,7 +105,7 @@ func (r *Reconciler) hold(ctx context.Context, from identity.NodeID) (underWay i
 	underWay, epoch = r.pushes.hold(ctx, now)
 	if fresh {
 		asker, _ := r.cfg.State.View().Node(from)
-		r.log.Warn("this site takes no pushes for now: a node finds out what only it holds, which comes before a removal", "asked_by", from, "site", asker.Site, "for", holdPushes)
+		r.log.Warn("this site takes no pushes at the moment: a node finds out what only it holds, which comes before a removal", "asked_by", from, "site", asker.Site, "for", holdPushes)
 	}
 	view := r.cfg.State.View()
 	pins, err := r.cat.PinsNotFetched(maxPinsCounted, func(id identity.StoreID) bool {

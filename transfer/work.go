@@ -116,8 +116,6 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 			return err
 		}
 		open = func() (*swarm.Limit, error) { return r.isOpen(t.key) }
-	}
-	if t.kind == artifact {
 		within, stop, err := r.gate.pass(ctx)
 		if err != nil {
 			return err

@@ -31,7 +31,7 @@ type Hold struct {
 	By        string // actor
 }
 
-// RulePause is a rule that brings nothing to a site, or to all, for now.
+// RulePause is a rule that brings nothing to a site, or to all, until people resume it.
 type RulePause struct {
 	RuleID int64
 	Site   string // empty: all
@@ -87,7 +87,7 @@ func (v *View) HasHolds(pid identity.ProjectID) bool {
 // Holds yields all that is held back, by project.
 func (v *View) Holds() iter.Seq[Hold] { return all(v.held, nil) }
 
-// RulePaused says whether a rule brings nothing to a site for now, and who said
+// RulePaused says whether people stopped what a rule brings to a site, and who said
 // so.
 func (v *View) RulePaused(id int64, site string) (RulePause, bool) {
 	p, ok := v.rulePauses.Get(rulePauseKey(id, site))

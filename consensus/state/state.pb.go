@@ -2152,7 +2152,7 @@ func (x *BudgetRow) GetVersion() uint64 {
 	return 0
 }
 
-// PauseRow is a site to which rules bring nothing for now.
+// PauseRow is a site to which rules bring nothing until people resume it.
 type PauseRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Site          string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
@@ -2307,7 +2307,7 @@ func (x *HoldRow) GetHeldBy() string {
 	return ""
 }
 
-// RulePauseRow is a rule that brings nothing to a site for now.
+// RulePauseRow is a rule that brings nothing to a site until people resume it.
 type RulePauseRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RuleId        int64                  `protobuf:"varint,1,opt,name=rule_id,json=ruleId,proto3" json:"rule_id,omitempty"`

@@ -24,7 +24,7 @@ type Budget struct {
 	Version uint64
 }
 
-// Pause is a site to which rules bring nothing for now.
+// Pause is a site to which rules bring nothing until people resume it.
 type Pause struct {
 	Site string
 	At   time.Time
@@ -59,7 +59,7 @@ func (v *View) Budget(from, to string) (Budget, bool) { return v.budgets.Get(bud
 // Budgets yields all caps, by sender and receiver.
 func (v *View) Budgets() iter.Seq[Budget] { return all(v.budgets, nil) }
 
-// Paused says whether rules bring nothing to a site for now, and who said so.
+// Paused says whether people stopped what rules bring to a site, and who did.
 func (v *View) Paused(site string) (Pause, bool) { return v.pauses.Get([]byte(site)) }
 
 // Pauses yields the paused sites, by name.

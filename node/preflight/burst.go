@@ -39,8 +39,8 @@ func (b burst) mbit() float64 {
 	return float64(b.bytes) * 8 / 1e6 / b.took.Seconds()
 }
 
-// burstTo sends bytes as replication does: over the connection that there is, in
-// its class.
+// burstTo sends bytes in the class of replication, over the connection that nodes
+// have in common.
 func (c *Checker) burstTo(ctx context.Context, p *Parts, to identity.NodeID) (out burst) {
 	ctx, cancel := context.WithTimeout(ctx, burstMost)
 	defer cancel()
@@ -55,7 +55,8 @@ func (c *Checker) burstTo(ctx context.Context, p *Parts, to identity.NodeID) (ou
 	return finishBurst(ctx, st, burst{bytes: end.GetBytes(), took: time.Duration(end.GetTookNs()), err: err})
 }
 
-// burstFrom has bytes sent here.
+// burstFrom has bytes sent here as replication has: on a line of this node's, where
+// there is one.
 func (c *Checker) burstFrom(ctx context.Context, p *Parts, from identity.NodeID) burst {
 	ctx, cancel := context.WithTimeout(ctx, burstMost)
 	defer cancel()
@@ -67,7 +68,11 @@ func (c *Checker) burstFrom(ctx context.Context, p *Parts, from identity.NodeID)
 }
 
 func openBurst(ctx context.Context, host *peer.Host, node identity.NodeID, toMe bool) (*peer.Stream, error) {
-	st, err := host.Open(ctx, node, streamProtocol)
+	open := host.Open
+	if toMe {
+		open = host.OpenBulk
+	}
+	st, err := open(ctx, node, streamProtocol)
 	if err != nil {
 		return nil, err
 	}

@@ -170,7 +170,7 @@ func (k *check) run(ctx context.Context) {
 	}
 	if k.p.Host != nil && !k.to.Witness {
 		k.out = k.c.burstTo(ctx, k.p, k.to.ID)
-		if k.in = k.out; !k.out.closed { // both go over one connection
+		if k.in = k.out; !k.out.closed { // there is no line without the common connection
 			k.in = k.c.burstFrom(ctx, k.p, k.to.ID)
 		}
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/portolan/portolan/registryapi/rest"
 )
 
-// Held is an artifact that rules do not bring to a site for now.
+// Held is an artifact that rules do not bring to a site until people resume it.
 type Held struct {
 	Repository string        `json:"repository"`
 	Digest     digest.Digest `json:"digest"`
@@ -23,7 +23,7 @@ type Held struct {
 	By         string        `json:"by"`
 }
 
-// RulePause is a rule that brings nothing to a site for now.
+// RulePause is a rule that brings nothing to a site until people resume it.
 type RulePause struct {
 	Rule string    `json:"rule"`
 	Site string    `json:"site" doc:"Empty: all"`

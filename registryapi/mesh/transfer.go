@@ -33,10 +33,10 @@ type BudgetRequest struct {
 // Transfers is what a node moves, and has to.
 type Transfers struct {
 	Site   string  `json:"site" doc:"Of the node that answers: it is what comes there"`
-	Paused []Pause `json:"paused" doc:"Sites to which rules bring nothing for now"`
+	Paused []Pause `json:"paused" doc:"Sites to which rules bring nothing until they are resumed"`
 	// Held and PausedRules are what people said, of all sites.
-	Held        []Held      `json:"held" doc:"Artifacts that rules do not bring for now"`
-	PausedRules []RulePause `json:"paused_rules" doc:"Rules that bring nothing for now"`
+	Held        []Held      `json:"held" doc:"Artifacts that rules do not bring until they are resumed"`
+	PausedRules []RulePause `json:"paused_rules" doc:"Rules that bring nothing until they are resumed"`
 	Ready       int         `json:"ready" doc:"Artifacts that wait for their turn"`
 	Running     int         `json:"running" doc:"Artifacts that are being brought"`
 	Failed      int         `json:"failed" doc:"Artifacts that are tried again later, or wait for people"`
@@ -46,7 +46,7 @@ type Transfers struct {
 	Suspects    []Suspect   `json:"suspects" doc:"Nodes that sent wrong bytes since this one started, the last first"`
 }
 
-// Pause is a site to which rules bring nothing for now.
+// Pause is a site to which rules bring nothing until people resume it.
 type Pause struct {
 	Site string    `json:"site"`
 	At   time.Time `json:"at"`

@@ -246,20 +246,21 @@ func (h *Host) dialLine(ctx context.Context, to identity.NodeID) (transport.Capa
 	}
 	name, port, ok := h.cfg.Members(to)
 	if !ok {
-		return nil, ErrNotMember
+		return nil, fmt.Errorf("node %s: %w", to.Short(), ErrNotMember)
 	}
 	sw, ok := h.h.Network().(*swarm.Swarm)
 	if !ok {
 		return nil, fmt.Errorf("the network is a %T", h.h.Network())
 	}
+	at := net.JoinHostPort(name, strconv.Itoa(port))
 	addrs, err := resolve(ctx, name, port)
 	if err != nil {
-		return nil, err
+		return nil, &dialError{addr: at, reason: dialReason(err), cause: err}
 	}
-	err = errors.New("no transport for " + net.JoinHostPort(name, strconv.Itoa(port)))
 	for _, a := range addrs {
 		t := sw.TransportForDialing(a)
 		if t == nil {
+			err = fmt.Errorf("there is no way to dial %s", a)
 			continue
 		}
 		var conn transport.CapableConn
@@ -267,7 +268,10 @@ func (h *Host) dialLine(ctx context.Context, to identity.NodeID) (transport.Capa
 			return conn, nil
 		}
 	}
-	return nil, err
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return nil, &dialError{addr: at, reason: "no answer in time", cause: err}
+	}
+	return nil, &dialError{addr: at, reason: dialReason(err), cause: err}
 }
 
 // openOn opens a stream on a line, whose count it has.
