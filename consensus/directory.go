@@ -34,6 +34,9 @@ const (
 
 var errNoLog = errors.New("there is no raft log: this node was never a member, or its directory was emptied")
 
+// errNoState is of a log in which no mesh was made or learned yet.
+var errNoState = errors.New("has no control state: this node has not got it yet")
+
 // directory is what a raft directory holds, read without raft.
 type directory struct {
 	state  *state.State

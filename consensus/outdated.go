@@ -140,6 +140,12 @@ func (n *Node) awaitLeader(ctx context.Context, w awaited) (identity.NodeID, boo
 				strangers++
 				continue
 			}
+			if err != nil && len(w.follow) > 0 {
+				site := n.siteName(id)
+				n.sayOnce("follows "+site, func() {
+					n.log.Warn("this node was told to follow one site alone, which does not answer: if it is lost, stop this node and run here: portolan recover --follow ANOTHER-SITE", "site", site, "error", err)
+				})
+			}
 			if err != nil || !n.isAwaited(&w, id, rep) {
 				continue
 			}

@@ -79,7 +79,7 @@ func Inspect(dir string, self identity.NodeID) (s *Survey, err error) {
 	view := d.state.View()
 	mesh := view.Mesh()
 	if mesh.ID.IsZero() {
-		return nil, fmt.Errorf("consensus: %s has no control state: this node has not got it yet", dir)
+		return nil, fmt.Errorf("consensus: %s %w", dir, errNoState)
 	}
 	own, ok := view.Node(self)
 	if !ok {
@@ -387,8 +387,11 @@ func followAnother(dir string, self identity.NodeID, site string) (done bool, er
 	if err != nil || !found {
 		return false, err
 	}
-	if s, err := Inspect(dir, self); err == nil && s.Index > 0 {
+	switch s, err := Inspect(dir, self); {
+	case err == nil && s.Index > 0:
 		return false, nil // it has begun to learn: what it has is set aside as well
+	case err != nil && !errors.Is(err, errNoLog) && !errors.Is(err, errNoState):
+		return false, err
 	}
 	i := slices.IndexFunc(r.GetBefore(), func(b *Before) bool { return b.GetSite() == site && string(b.GetNodeId()) != string(self[:]) })
 	if i < 0 {

@@ -3,7 +3,10 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
+	"time"
 
+	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/preflight"
 	"github.com/portolan/portolan/registryapi/mesh"
 	"github.com/portolan/portolan/registryapi/rest"
@@ -12,11 +15,13 @@ import (
 // checkSite tries the path to each node of a site.
 func (n *node) checkSite(ctx context.Context, site string) (mesh.SiteCheck, error) {
 	out := mesh.SiteCheck{From: n.cfg.Settings.Site, To: site, At: n.cfg.Now(), Passed: true, Tests: []mesh.PathTest{}}
-	for _, m := range n.view().NodesOf(site) {
-		if m.ID == n.id.ID {
-			continue
-		}
+	nodes := slices.DeleteFunc(n.view().NodesOf(site), func(m state.Node) bool { return m.ID == n.id.ID })
+	end := time.Now().Add(preflight.CheckFor)
+	for i, m := range nodes {
+		// Each has its part of the time, so that the client hears of all.
+		ctx, cancel := context.WithTimeout(ctx, time.Until(end)/time.Duration(len(nodes)-i))
 		r, err := n.checker.Check(ctx, m.ID)
+		cancel()
 		if errors.Is(err, preflight.ErrBusy) {
 			return out, rest.Conflict("%s", err.Error())
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 )
 
@@ -20,6 +21,8 @@ func (n *node) stepWaits(ctx context.Context, pid identity.ProjectID, site strin
 		case m.Witness:
 		case m.ID == n.id.ID:
 			return n.residency.Reason(pid)
+		case !n.holdsSome(pid):
+			return "ask a node at a site that holds the project"
 		default:
 			why, err := n.sync.Reason(ctx, m.ID, pid)
 			if err != nil {
@@ -30,4 +33,11 @@ func (n *node) stepWaits(ctx context.Context, pid identity.ProjectID, site strin
 		}
 	}
 	return ""
+}
+
+// holdsSome: this site is none that the project is out of, whom others tell
+// nothing of it.
+func (n *node) holdsSome(pid identity.ProjectID) bool {
+	p, ok := n.view().ProjectByPID(pid)
+	return ok && p.Residence(n.cfg.Settings.Site) != state.Out
 }

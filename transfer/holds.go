@@ -206,8 +206,6 @@ func (r *Reconciler) followHolds() {
 		if now, ok := v.Hold(h.PID, h.Repository, h.Digest, r.cfg.Site); ok && now.Cancelled {
 			continue
 		}
-		if !r.inbox.put(arrival{h.PID, catalog.ManifestRef{Repo: h.Repository, Digest: digest.Digest(h.Digest)}}) {
-			r.scans.ask(h.PID, whole)
-		}
+		r.scans.ask(h.PID, whole) // what belongs to it left the queue as well
 	}
 }

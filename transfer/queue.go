@@ -57,9 +57,11 @@ const (
 	laneKept      lane = iota // pushes wait for these
 	laneBlobs                 // claimed, large
 	laneArtifacts             // what rules want, and what this site accepted
+	laneBulk                  // of those, artifacts that lack more than small blobs
 	lanes
 )
 
+// lane is where tasks of a kind begin.
 func (k kind) lane() lane {
 	switch k {
 	case kept:
@@ -108,6 +110,7 @@ type task struct {
 	fixed    bool      // next is when a window opens: news do not make it earlier
 	paused   bool      // people hold it back
 	place    int       // in its heap; -1: in none
+	lane     lane      // as its kind's, until it turns out to be bulk
 
 	home     string // site that accepted it
 	measured bool   // total and missing are known
@@ -129,8 +132,8 @@ type queue struct {
 // queueLane has the tasks of one lane: ready ones by age, failed ones by the time
 // of their next attempt.
 type queueLane struct {
-	most         int
-	count        int
+	most         int // tasks that begin here
+	count        int // of them, wherever they are now
 	ready, later taskHeap
 	overflow     bool          // something was refused since the last call of refill
 	wake         chan struct{} // capacity 1: there may be something to take
@@ -149,7 +152,7 @@ func newQueue(now func() time.Time) *queue {
 	return q
 }
 
-func (q *queue) of(t *task) *queueLane { return &q.lanes[t.kind.lane()] }
+func (q *queue) of(t *task) *queueLane { return &q.lanes[t.lane] }
 
 // add puts a task in, or makes one that is there try at once. It reports whether
 // there was room.
@@ -168,6 +171,7 @@ func (q *queue) add(k key, size int64, at time.Time, terms rules.Terms) bool {
 		return true
 	case known:
 		t.terms, t.until = terms, until
+		l = q.of(t)
 		if !q.moveToReady(t) {
 			heap.Fix(&l.ready, t.place)
 		}
@@ -175,7 +179,7 @@ func (q *queue) add(k key, size int64, at time.Time, terms rules.Terms) bool {
 		l.overflow = true
 		return false
 	default:
-		t = &task{key: k, size: size, at: at, terms: terms, until: until, place: -1}
+		t = &task{key: k, size: size, at: at, terms: terms, until: until, place: -1, lane: k.kind.lane()}
 		q.tasks[k] = t
 		l.count++
 		heap.Push(&l.ready, t)
@@ -247,7 +251,7 @@ func (q *queue) finish(t *task, reason string, notBefore time.Time) {
 		heap.Push(&l.ready, t)
 	case reason == "", !t.until.IsZero() && !q.now().Before(t.until):
 		delete(q.tasks, t.key)
-		l.count--
+		q.lanes[t.kind.lane()].count--
 	case !notBefore.IsZero():
 		t.reason, t.next, t.fixed = reason, notBefore, true
 		heap.Push(&l.later, t)
@@ -258,6 +262,17 @@ func (q *queue) finish(t *task, reason string, notBefore time.Time) {
 		t.next = q.now().Add(wait - wait/4 + rand.N(wait/2+1))
 		heap.Push(&l.later, t)
 	}
+	l.signal()
+}
+
+// toBulk ends an attempt at an artifact that lacks more than small blobs: it goes
+// on in the lane for those, in its turn.
+func (q *queue) toBulk(t *task) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t.running, t.again, t.lane = false, false, laneBulk
+	l := q.of(t)
+	heap.Push(&l.ready, t)
 	l.signal()
 }
 
@@ -279,12 +294,12 @@ func (q *queue) hold(t *task, reason string) {
 
 // resume makes all that people held back try: it may go on, or is held again.
 func (q *queue) resume() {
-	q.readyNow(func(t *task) bool { return t.paused })
 	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, t := range q.tasks {
+	for _, t := range q.tasks { // first: an attempt that ends meanwhile sees it
 		t.again = t.again || t.running
 	}
+	q.mu.Unlock()
+	q.readyNow(func(t *task) bool { return t.paused })
 }
 
 // hurry makes all failed tasks try at once, because something changed that may

@@ -174,3 +174,31 @@ func TestQueue_LanesAndEnds(t *testing.T) {
 		}
 	}
 }
+
+// What turns out to be bulk waits for the others of its kind by priority, and
+// holds no place of small artifacts.
+func TestQueue_Bulk(t *testing.T) {
+	q := newQueue(time.Now)
+	at := time.Now()
+	name := func(i int) key { return key{kind: artifact, repo: strconv.Itoa(i)} }
+	for i := range 3 {
+		q.add(name(i), 0, at, rules.Terms{Priority: i})
+	}
+	for range 3 {
+		task, _ := q.take(laneArtifacts)
+		q.toBulk(task)
+	}
+	if task, _ := q.take(laneArtifacts); task != nil {
+		t.Fatalf("%s is still among the small ones", task.repo)
+	}
+	for i := range 3 {
+		task, _ := q.take(laneBulk)
+		if want := name(2 - i); task.key != want {
+			t.Fatalf("taken %s, want %s", task.repo, want.repo)
+		}
+		q.finish(task, "", time.Time{})
+	}
+	if ready, running, failed := q.lengths(); ready+running+failed != 0 || q.lanes[laneArtifacts].count != 0 {
+		t.Fatalf("%d, %d, %d are left, counted %d", ready, running, failed, q.lanes[laneArtifacts].count)
+	}
+}

@@ -30,10 +30,10 @@ const (
 	// a small blob is missing. One with few blobs must not leave the link idle; each
 	// holds its list of blobs in memory.
 	artifactsAtOnce = 16
-	// workers bounds all artifacts in work, and maxSmall the small blobs that are on
+	// workers bounds the others in work, and maxSmall the small blobs that are on
 	// their way, 32 MiB at most: they come in batches, of which the swarm asks for
 	// as many ahead as a round trip needs. An artifact of 5 of them that is far away
-	// takes 100 ms: 600 a second.
+	// takes 100 ms: 600 a second. They also find out which artifacts are bulk.
 	workers  = 64
 	maxSmall = 1024
 	// blobsAtOnce bounds the claimed blobs and large manifests on their way, and
@@ -107,7 +107,6 @@ type Reconciler struct {
 	running running
 	active  *semaphore.Weighted // places for blobs, and
 	small   *semaphore.Weighted // for small ones
-	large   *semaphore.Weighted // for artifacts that lack larger ones
 	metrics *metrics
 	unhook  []func()
 
@@ -137,7 +136,7 @@ func New(cfg Config) (*Reconciler, error) {
 	r := &Reconciler{
 		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(),
 		queue: newQueue(cfg.Now), gate: newGate(), active: semaphore.NewWeighted(maxActive),
-		small: semaphore.NewWeighted(maxSmall), large: semaphore.NewWeighted(artifactsAtOnce),
+		small: semaphore.NewWeighted(maxSmall),
 		inbox: newInbox(), scans: newScans(cfg.Now),
 		hurried: make(chan struct{}, 1), feedNews: make(chan struct{}, 1), goneNews: make(chan struct{}, 1),
 		waiting: map[key]map[key]bool{},
@@ -180,7 +179,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	wg.Go(func() { r.hurryNowAndThen(ctx) })
 	wg.Go(func() { r.watchLosses(ctx) })
 	wg.Go(func() { r.letGo(ctx) })
-	for l, n := range [lanes]int{laneArtifacts: workers, laneBlobs: blobsAtOnce, laneKept: keptAtOnce} {
+	for l, n := range [lanes]int{laneArtifacts: workers, laneBulk: artifactsAtOnce, laneBlobs: blobsAtOnce, laneKept: keptAtOnce} {
 		for range n {
 			wg.Go(func() { r.work(ctx, lane(l)) })
 		}

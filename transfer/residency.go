@@ -87,10 +87,21 @@ type Residency struct {
 	log *slog.Logger
 	cat *catalog.Catalog
 
+	ended chan struct{} // capacity 1: a step ended
+	steps sync.WaitGroup
+
 	mu      sync.Mutex
 	reasons map[identity.ProjectID]string // what a step waits for
 	at      map[identity.ProjectID]string // where the last look for last copies stopped
-	purged  time.Time                     // when a purge was last asked for
+	running map[identity.ProjectID]bool
+	tries   map[identity.ProjectID]tries
+}
+
+// tries are what was tried in a project; guarded by Residency.mu.
+type tries struct {
+	again   time.Time // a step that waits is not tried before, but for news
+	purged  time.Time // when its purge was last asked for
+	settled uint64    // the version of the project for which Settle has returned
 }
 
 // NewResidency makes a Residency and hooks it to the exchange; Run starts it.
@@ -101,7 +112,8 @@ func NewResidency(cfg ResidencyConfig) *Residency {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	r := &Residency{cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(), reasons: map[identity.ProjectID]string{}, at: map[identity.ProjectID]string{}}
+	r := &Residency{cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(), ended: make(chan struct{}, 1),
+		reasons: map[identity.ProjectID]string{}, at: map[identity.ProjectID]string{}, running: map[identity.ProjectID]bool{}, tries: map[identity.ProjectID]tries{}}
 	cfg.Sync.OnReason(r.Reason)
 	return r
 }
@@ -116,12 +128,15 @@ func (r *Residency) Reason(pid identity.ProjectID) string {
 
 // Run works until ctx ends.
 func (r *Residency) Run(ctx context.Context) error {
+	defer r.steps.Wait()
+	news := true
 	for tidied := (time.Time{}); ; {
 		changed := r.cfg.State.Changed()
 		due := tidyEvery
-		if r.steps(ctx) {
+		if r.begin(ctx, news) {
 			due = stepEvery
 		}
+		news = false
 		if now := r.cfg.Now(); now.Sub(tidied).Abs() >= tidyEvery {
 			tidied = now
 			if err := r.tidy(ctx); err != nil && ctx.Err() == nil {
@@ -135,14 +150,18 @@ func (r *Residency) Run(ctx context.Context) error {
 			return nil
 		case <-changed:
 			t.Stop()
+			news = true
+		case <-r.ended:
+			t.Stop()
 		case <-t.C:
 		}
 	}
 }
 
-// steps does what is to be done in each project, and reports whether something
-// has to wait.
-func (r *Residency) steps(ctx context.Context) (waits bool) {
+// begin starts what is to be done in each project, and reports whether something
+// is to be done. A step that waits is tried again when its time has come or, with
+// news, at once. One that takes long holds up no other project's.
+func (r *Residency) begin(ctx context.Context, news bool) (waits bool) {
 	view := r.cfg.State.View()
 	here, err := r.cat.Projects()
 	if err != nil {
@@ -167,34 +186,47 @@ func (r *Residency) steps(ctx context.Context) (waits bool) {
 			todo[p.PID] = true
 		}
 	}
-	reasons := map[identity.ProjectID]string{}
-	var g errgroup.Group
-	g.SetLimit(stepsAtOnce)
-	for pid := range todo {
-		g.Go(func() error {
-			why, err := r.step(ctx, pid)
-			if err != nil {
-				why = err.Error()
-			}
-			if why == "" || ctx.Err() != nil {
-				return nil
-			}
-			if why != r.Reason(pid) {
-				p, _ := view.ProjectByPID(pid)
-				r.log.Info("a project's step at this site waits", "project", p.Name, "for", why)
-			}
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			reasons[pid] = why
-			return nil
-		})
-	}
-	_ = g.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.reasons = reasons
-	maps.DeleteFunc(r.at, func(pid identity.ProjectID, _ string) bool { return !todo[pid] })
-	return len(reasons) > 0
+	over := func(pid identity.ProjectID) bool { return !todo[pid] && !r.running[pid] }
+	maps.DeleteFunc(r.reasons, func(pid identity.ProjectID, _ string) bool { return over(pid) })
+	maps.DeleteFunc(r.at, func(pid identity.ProjectID, _ string) bool { return over(pid) })
+	maps.DeleteFunc(r.tries, func(pid identity.ProjectID, _ tries) bool { return over(pid) })
+	now := r.cfg.Now()
+	for pid := range todo {
+		if again := r.tries[pid].again; r.running[pid] || len(r.running) >= stepsAtOnce || !news && now.Before(again) && again.Sub(now) <= stepEvery {
+			continue
+		}
+		r.running[pid] = true
+		r.steps.Go(func() { r.try(ctx, pid) })
+	}
+	return len(todo) > 0
+}
+
+// try does a project's step as far as it goes, and keeps why it waits.
+func (r *Residency) try(ctx context.Context, pid identity.ProjectID) {
+	why, err := r.step(ctx, pid)
+	if err != nil {
+		why = err.Error()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.running, pid)
+	switch {
+	case why == "" || ctx.Err() != nil:
+		delete(r.reasons, pid)
+	case why != r.reasons[pid]:
+		p, _ := r.cfg.State.View().ProjectByPID(pid)
+		r.log.Info("a project's step at this site waits", "project", p.Name, "for", why)
+		r.reasons[pid] = why
+	}
+	x := r.tries[pid]
+	x.again = r.cfg.Now().Add(stepEvery)
+	r.tries[pid] = x
+	select {
+	case r.ended <- struct{}{}:
+	default:
+	}
 }
 
 // step does what is to be done in one project; why is what it waits for.
@@ -224,9 +256,11 @@ func (r *Residency) step(ctx context.Context, pid identity.ProjectID) (why strin
 // not often.
 func (r *Residency) purge(ctx context.Context, p state.Project) error {
 	r.mu.Lock()
-	early := r.cfg.Now().Sub(r.purged).Abs() < tidyEvery
+	x := r.tries[p.PID]
+	early := r.cfg.Now().Sub(x.purged).Abs() < tidyEvery
 	if !early {
-		r.purged = r.cfg.Now()
+		x.purged = r.cfg.Now()
+		r.tries[p.PID] = x
 	}
 	r.mu.Unlock()
 	if early {
@@ -277,7 +311,7 @@ func (r *Residency) takeIn(ctx context.Context, p state.Project) (string, error)
 // leave ends when another site has seen all that this one has, and nothing of it
 // is durably here alone.
 func (r *Residency) leave(ctx context.Context, p state.Project) (string, error) {
-	r.cfg.Settle()
+	r.settle(p)
 	vector, err := r.cat.Vector(p.PID)
 	if err != nil {
 		return "", err
@@ -292,6 +326,23 @@ func (r *Residency) leave(ctx context.Context, p state.Project) (string, error) 
 		return why, err
 	}
 	return r.done(ctx, p, true)
+}
+
+// settle returns when no write to the project is under way that began before this
+// version of it. Once is enough, and it holds up the site's pushes.
+func (r *Residency) settle(p state.Project) {
+	r.mu.Lock()
+	done := r.tries[p.PID].settled == p.Version
+	r.mu.Unlock()
+	if done {
+		return
+	}
+	r.cfg.Settle()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	x := r.tries[p.PID]
+	x.settled = p.Version
+	r.tries[p.PID] = x
 }
 
 // covered asks the members whether one of them has seen all; else why not.
@@ -389,9 +440,9 @@ func (r *Residency) promised(ctx context.Context, p state.Project) (string, erro
 	if err := l.askOthers(ctx, p, "", all); err != nil {
 		return "", err
 	}
-	for d, x := range all {
-		if !x.elsewhere {
-			return fmt.Sprintf("another site relies on blob %s, and has not fetched it yet", d), nil
+	for _, row := range rows {
+		if !all[row.Digest].elsewhere {
+			return fmt.Sprintf("another site relies on blob %s, and has not fetched it yet", row.Digest), nil
 		}
 	}
 	return "", nil
@@ -426,7 +477,9 @@ func (r *Residency) drop(ctx context.Context, p state.Project) error {
 		return err
 	}
 	n, err := r.collect(ctx)
-	r.log.Info("let go of a project that may not rest at this site", "project", p.Name, "blobs", n)
+	if err == nil {
+		r.log.Info("let go of a project that may not rest at this site", "project", p.Name, "blobs", n)
+	}
 	return err
 }
 
@@ -439,7 +492,10 @@ func (r *Residency) tidy(ctx context.Context) error {
 	}
 	for pid := range leased {
 		p, ok := r.cfg.State.View().ProjectByPID(pid)
-		if !ok || p.Residence(r.cfg.Site) != state.Out {
+		r.mu.Lock()
+		busy := r.running[pid]
+		r.mu.Unlock()
+		if !ok || p.Residence(r.cfg.Site) != state.Out || busy {
 			continue
 		}
 		if _, err := r.out(ctx, p); err != nil {

@@ -28,7 +28,7 @@ func (r *Reconciler) work(ctx context.Context, from lane) {
 			}
 			continue
 		}
-		err := r.attempt(ctx, t)
+		err := r.attempt(ctx, t, from)
 		reason := ""
 		var paused *pausedError
 		var shut *shutError
@@ -36,6 +36,9 @@ func (r *Reconciler) work(ctx context.Context, from lane) {
 		var notBefore time.Time
 		switch {
 		case err == nil, errors.Is(err, errUnwanted):
+		case errors.Is(err, errBulk):
+			r.queue.toBulk(t)
+			continue
 		case errors.As(err, &held):
 			r.measure(t)
 			r.queue.hold(t, err.Error())
@@ -84,7 +87,7 @@ func (r *Reconciler) idle(ctx context.Context, from lane, wait time.Duration) bo
 }
 
 // attempt brings all that a task lacks and that can be had now.
-func (r *Reconciler) attempt(ctx context.Context, t *task) error {
+func (r *Reconciler) attempt(ctx context.Context, t *task, from lane) error {
 	p, ok := r.relevant(t.pid)
 	if !ok {
 		return nil // the project went, or left this site
@@ -134,6 +137,9 @@ func (r *Reconciler) attempt(ctx context.Context, t *task) error {
 	if err != nil {
 		return err
 	}
+	if from == laneArtifacts && slices.ContainsFunc(fetch, func(b content) bool { return !isSmall(b) }) {
+		return errBulk
+	}
 	begun := r.cfg.Now()
 	r.queue.lacks(t, fetch)
 	if err := r.bring(ctx, t, fetch, promote, open); err != nil {
@@ -166,6 +172,9 @@ type shutError struct {
 func (e *shutError) Error() string {
 	return fmt.Sprintf("it waits for the window of rule %s, which opens at %s", strings.Join(e.rules, ", "), e.opens.UTC().Format(time.RFC3339))
 }
+
+// errBulk ends an attempt that belongs to another lane.
+var errBulk = errors.New("more than small blobs are missing")
 
 // errUnwanted ends an attempt whose artifact nobody wants any more.
 var errUnwanted = errors.New("no rule wants it here any more")
@@ -234,12 +243,6 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 		}
 	}
 	rule := t.kind.lane() == laneArtifacts
-	if rule && slices.ContainsFunc(fetch, func(b content) bool { return !isSmall(b) }) {
-		if err := r.large.Acquire(ctx, 1); err != nil {
-			return err
-		}
-		defer r.large.Release(1)
-	}
 	for _, b := range fetch {
 		r.cfg.Sync.Expect(b.digest, b.home)
 		// First come, first served: blobs of older artifacts asked earlier.

@@ -137,7 +137,9 @@ func newProjectDeleteCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete NAME",
 		Short: "Delete a project",
-		Args:  args("NAME"),
+		Long: `Delete a project. Its content goes, and its name is free, after 7 days; until then
+"portolan project restore NAME" takes the deletion back.`,
+		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {
@@ -150,7 +152,7 @@ func newProjectDeleteCommand(a *app) *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "delete its repositories too")
+	cmd.Flags().BoolVar(&force, "force", false, "also if it has repositories")
 	return cmd
 }
 

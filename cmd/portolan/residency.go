@@ -38,7 +38,7 @@ func residencyFields(r mesh.Residency) [][2]string {
 func under(r mesh.Residency) string {
 	var parts []string
 	for _, s := range r.States {
-		if s.State == "leaving" || s.State == "syncing" {
+		if s.State == "leaving" || s.State == "syncing" || s.State == "out" && s.Reason != "" {
 			text := s.Site + " (" + s.State
 			if s.Reason != "" {
 				text += ": " + s.Reason
@@ -64,7 +64,8 @@ nothing of it is durably there alone. At sites outside pulls and pushes are answ
 403 with the sites' names.
 
 With --force sites that are not named let go at once. What is lost by that, as far
-as is known, is listed first.`,
+as is known, is listed first, of each site by itself: what only several that leave
+together hold is not listed.`,
 		Args: nameAnd("SITE,SITE..."),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
@@ -136,7 +137,6 @@ func (a *app) sayLosses(ctx context.Context, c *client.Client, r mesh.Residency,
 			if err != nil {
 				return err
 			}
-			// A copy at another site that leaves as well does not help.
 			lost.LastCopies = append(lost.LastCopies, part.LastCopies...)
 			lost.Unseen = append(lost.Unseen, part.Unseen...)
 			silent = silent || part.Silent
@@ -160,7 +160,8 @@ func newProjectRestoreCommand(a *app) *cobra.Command {
 		Use:   "restore NAME",
 		Short: "Take the deletion of a project back, within 7 days",
 		Long: `Take the deletion of a project back. Its content is kept for 7 days after the
-deletion; its members and rules are as they were. Strong tags became eventual with
+deletion; its members and rules are as they were. What was paused or cancelled of it
+("portolan transfer") no longer is. Strong tags became eventual with
 the deletion: make them strong again with "portolan project tags NAME strong".`,
 		Args: args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {

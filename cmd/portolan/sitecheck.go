@@ -18,7 +18,7 @@ func newSiteCheckCommand(a *app) *cobra.Command {
 another, as replication uses it: each port in both directions, keys, clocks, round
 trip, throughput and room on the disk. A few seconds of bytes flow each way, in the
 class of replication: budgets hold, and clients go first. A direction that nobody
-could try counts as failed. It takes up to a minute for each node of the site.`,
+could try counts as failed. It takes up to a minute.`,
 		Example: "  portolan site check sgp --server fra.example.com",
 		Args:    args("SITE"),
 		RunE: func(cmd *cobra.Command, args []string) error {

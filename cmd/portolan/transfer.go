@@ -134,7 +134,7 @@ to, why the last attempt of each failed, and which nodes sent wrong bytes.`,
 }
 
 func showTransfers(w io.Writer, t mesh.Transfers) {
-	fields(w, [2]string{"site", t.Site}, [2]string{"artifacts", fmt.Sprintf("%d under way, %d waiting, %d tried again later", t.Running, t.Ready, t.Failed)})
+	fields(w, [2]string{"site", t.Site}, [2]string{"artifacts", fmt.Sprintf("%d under way, %d waiting, %d tried again later or paused", t.Running, t.Ready, t.Failed)})
 	for _, p := range t.Paused {
 		fmt.Fprintf(w, "paused: %s, by %s, %s\n", p.Site, p.By, when(p.At))
 	}
@@ -162,7 +162,7 @@ func showTransfers(w io.Writer, t mesh.Transfers) {
 		if h.Cancelled {
 			how = "cancelled"
 		}
-		rows = append(rows, []string{h.Repository, short(h.Digest.String()), how, cmp.Or(h.Site, "all"), h.By, when(h.At)})
+		rows = append(rows, []string{h.Repository, h.Digest.String(), how, cmp.Or(h.Site, "all"), h.By, when(h.At)})
 	}
 	section([]string{"HELD BACK", "DIGEST", "HOW", "SITE", "BY", "SINCE"}, rows)
 	rows = nil

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/portolan/portolan/consensus/command"
-	"github.com/portolan/portolan/node/identity"
 )
 
 // DeletedKeptFor is how long the content of a deleted project stays, and with it
@@ -18,8 +17,8 @@ func (v *View) DeletedProject(name string) (Project, bool) {
 	return p, ok && p.Deleted()
 }
 
-// PurgeDue reports whether the content of a deleted project may go, by the mesh's
-// time: that of the last command, which never runs back.
+// PurgeDue reports whether the content of a deleted project may go at a time. The
+// command asks with the mesh's: that of the last command, which never runs back.
 func (v *View) PurgeDue(p Project, now time.Time) bool {
 	return p.Deleted() && !p.Purged() && !now.Before(p.DeletedAt.Add(DeletedKeptFor))
 }
@@ -73,11 +72,4 @@ func (v *View) projectPurge(m *command.ProjectPurge) (int64, error) {
 	p.Version++
 	v.putProject(p)
 	return p.ID, nil
-}
-
-// Gone reports whether nothing of the project with this identity is to be kept
-// anywhere: it was purged. Of one that the state does not know nothing is known.
-func (v *View) Gone(pid identity.ProjectID) bool {
-	p, ok := v.ProjectByPID(pid)
-	return ok && p.Purged()
 }

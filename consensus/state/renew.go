@@ -17,7 +17,7 @@ import (
 const RenewedIndexes = 1 << 20
 
 // Lasting yields the rows that outlive a mesh, as a backup keeps them: settings,
-// sites, users, projects, members, rules, budgets, pauses, held artifacts, strong tags and sealed secrets, with their ids and
+// sites, users, projects, members, rules, budgets, pauses of sites and rules, held artifacts, strong tags and sealed secrets, with their ids and
 // versions. Not the nodes and their keys (a restored mesh has others), tokens
 // (invitations to the old one) and remembered answers.
 func (v *View) Lasting(yield func(*Record) bool) {

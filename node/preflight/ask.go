@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -115,22 +116,26 @@ type reading struct {
 
 // askControl asks over a connection of its own to a node's control port.
 func (c *Checker) askControl(ctx context.Context, to state.Node, q *Question) (*Answer, error) {
-	var dialed error // what gRPC would hide in a sentence of its own
+	var mu sync.Mutex
+	var dialed error // what gRPC would hide in a sentence of its own; guarded by mu
 	conn, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(to.Host, strconv.Itoa(to.ControlPort)),
 		grpc.WithTransportCredentials(wire.Credentials(c.cfg.Identity, to.ID)), grpc.WithNoProxy(), grpc.WithDisableServiceConfig(),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			raw, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+			mu.Lock()
 			dialed = err
+			mu.Unlock()
 			return raw, err
 		}))
 	if err != nil {
 		return nil, err
 	}
 	a, err := NewPreflightClient(conn).Ask(ctx, q)
-	// Closed first: the dialer does not run any more.
 	if closeErr := conn.Close(); err == nil {
 		err = closeErr
 	}
+	mu.Lock()
+	defer mu.Unlock() // the dialer may still run
 	if err != nil && dialed != nil {
 		return nil, dialed
 	}

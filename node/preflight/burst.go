@@ -39,19 +39,18 @@ func (b burst) mbit() float64 {
 	return float64(b.bytes) * 8 / 1e6 / b.took.Seconds()
 }
 
-// burstTo sends bytes in the class of replication, over the connection that nodes
-// have in common.
-func (c *Checker) burstTo(ctx context.Context, p *Parts, to identity.NodeID) (out burst) {
+// burstTo has the other side take bytes from here, as it does for replication, and
+// tell of it.
+func (c *Checker) burstTo(ctx context.Context, p *Parts, to identity.NodeID) burst {
 	ctx, cancel := context.WithTimeout(ctx, burstMost)
 	defer cancel()
 	st, err := openBurst(ctx, p.Host, to, false)
 	if err != nil {
 		return burst{err: err, closed: true}
 	}
+	st.SetIdle(burstMost)
 	end := new(BurstEnd)
-	if err = c.sendBurst(ctx, p, to, st, maxBurst, burstFor); err == nil {
-		err = peer.ReadMsg(st, end, maxMessage)
-	}
+	err = peer.ReadMsg(st, end, maxMessage)
 	return finishBurst(ctx, st, burst{bytes: end.GetBytes(), took: time.Duration(end.GetTookNs()), err: err})
 }
 
@@ -113,7 +112,7 @@ func (c *Checker) serveBurst(ctx context.Context, p *Parts, from identity.NodeID
 	if q.GetToMe() {
 		return c.sendBurst(ctx, p, from, st, min(q.GetBytes(), maxBurst), min(time.Duration(q.GetMilliseconds())*time.Millisecond, burstFor))
 	}
-	b := c.takeBurst(ctx, p, st)
+	b := c.burstFrom(ctx, p, from)
 	if b.err != nil {
 		return b.err
 	}

@@ -25,8 +25,8 @@ const (
 	// lookFor bounds a node's half: gossip's exchange takes its time where nobody
 	// answers (10 s).
 	lookFor = 14 * time.Second
-	// checkFor bounds a whole check, below what a client of the API waits for.
-	checkFor = 50 * time.Second
+	// CheckFor bounds the checks that one client of the API waits for.
+	CheckFor = 50 * time.Second
 	// answersAtOnce bounds the halves that a node tries for others.
 	answersAtOnce = 4
 )
@@ -118,7 +118,7 @@ func (c *Checker) Check(ctx context.Context, id identity.NodeID) (*Report, error
 		return nil, ErrBusy
 	}
 	defer c.running.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, checkFor)
+	ctx, cancel := context.WithTimeout(ctx, CheckFor)
 	defer cancel()
 	begun := time.Now()
 	k := &check{c: c, p: p, view: view, self: self, to: to}

@@ -470,11 +470,12 @@ func (*StreamRequest_Question) isStreamRequest_Kind() {}
 
 func (*StreamRequest_Burst) isStreamRequest_Kind() {}
 
-// Burst asks to have bytes sent, or says that they come. Whoever sends ends them
-// by closing its side; if that is the asker, a BurstEnd comes.
+// Burst asks to have bytes sent on this stream, whose end is the sender's close;
+// or to take them from the asker, on a stream of the asked node's: then a BurstEnd
+// comes on this one.
 type Burst struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	ToMe          bool                   `protobuf:"varint,1,opt,name=to_me,json=toMe,proto3" json:"to_me,omitempty"`     // to the asker
+	ToMe          bool                   `protobuf:"varint,1,opt,name=to_me,json=toMe,proto3" json:"to_me,omitempty"`     // sent to the asker
 	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`               // at most
 	Milliseconds  int64                  `protobuf:"varint,3,opt,name=milliseconds,proto3" json:"milliseconds,omitempty"` // at most
 	unknownFields protoimpl.UnknownFields

@@ -170,7 +170,7 @@ func advice(port uint32, from, to state.Node, f *Finding) string {
 		return fmt.Sprintf("another machine answers there: correct the address of %s (--advertise), or what forwards %s", to.Site, what)
 	case strings.Contains(f.GetError(), "refused"):
 		return fmt.Sprintf("nothing listens there: see that the node of %s runs and that %s reaches it from %s", to.Site, what, from.Site)
-	case f.GetError() == "no answer" || strings.Contains(f.GetError(), "no answer") || strings.Contains(f.GetError(), "timeout"):
+	case strings.Contains(f.GetError(), "no answer") || strings.Contains(f.GetError(), "timeout"):
 		return fmt.Sprintf("open %s of %s for %s: something on the way drops it", what, to.Site, from.Site)
 	case strings.Contains(f.GetError(), "resolved"):
 		return fmt.Sprintf("have %s resolve the name, or give %s an address (--advertise)", from.Site, to.Site)
@@ -277,6 +277,9 @@ func (k *check) throughputLine(from, to state.Node, b burst) Line {
 	if b.err != nil {
 		l.Result, l.Detail = Failed, "no bytes could be moved as replication does: "+clip(phrase(b.err))
 		l.Advice = fmt.Sprintf("open %s of %s or %s of %s", portOf(portData, to), to.Site, portOf(portData, from), from.Site)
+		if !b.closed && k.reachesData() {
+			l.Advice = fmt.Sprintf("check again in a minute: the data port of %s is open, and its node may have other checks to answer", k.to.Site)
+		}
 		return l
 	}
 	l.Value, l.Unit = b.mbit(), "Mbit/s"
@@ -287,6 +290,16 @@ func (k *check) throughputLine(from, to state.Node, b burst) Line {
 		l.Result, l.Advice = Warning, "see what else uses the link: it is slower than 1 Mbit/s"
 	}
 	return l
+}
+
+// reachesData: this node's own dial of the data port went well.
+func (k *check) reachesData() bool {
+	for _, f := range k.there {
+		if f.GetPort() == portData {
+			return f.GetError() == ""
+		}
+	}
+	return false
 }
 
 func (k *check) spaceLine() Line {

@@ -25,7 +25,7 @@ type Residency struct {
 type SiteState struct {
 	Site string `json:"site"`
 	// State is one of consensus/state's.
-	State  string `json:"state" enum:"member,syncing,leaving,out" doc:"member: it holds the project; syncing: it takes it in, and answers 503 for it meanwhile; leaving: it serves what it holds, takes no pushes, and is out once others hold it; out: it has nothing of it and answers 403"`
+	State  string `json:"state" enum:"member,syncing,leaving,out" doc:"member: it holds the project; syncing: it takes it in, and answers 503 for it meanwhile; leaving: it serves what it holds, takes no pushes, and is out once others hold it; out: it answers 403, and has nothing of it unless a reason says that it has not let go yet"`
 	Reason string `json:"reason,omitempty" doc:"What its step waits for, asked just now; for people"`
 }
 
@@ -134,6 +134,9 @@ func (a *API) askSteps(ctx context.Context, p state.Project, states []SiteState)
 	var wg sync.WaitGroup
 	for i := range states {
 		s := &states[i]
+		if slices.Contains(p.Expelled, s.Site) {
+			s.Reason = "it has not said yet that it let go of what it has"
+		}
 		if r := p.Residence(s.Site); r != state.Syncing && r != state.Leaving {
 			continue
 		}

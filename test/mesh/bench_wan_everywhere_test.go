@@ -20,7 +20,7 @@ func (b *bench) everywhere(t *testing.T, name string, rates []float64) {
 	share := m.goodput(t, 0, 1, 1) * 8 / 1e6 / m.rates[0]
 	m.must(t, "rule", "create", "everywhere", "--projects", "prod", "--sites", "all")
 	img, size := benchImage(t, *benchScale)
-	sentBefore := m.metric(t, 0, "portolan_transfer_swarm_sent_bytes_total")
+	sentBefore := m.metric(t, 0, sentMetric)
 	cpuBefore := make([]float64, len(m.sites))
 	for i := range m.sites {
 		cpuBefore[i] = m.metric(t, i, "process_cpu_seconds_total")
@@ -72,7 +72,7 @@ func (b *bench) everywhere(t *testing.T, name string, rates []float64) {
 		b.add(t, st, name+": the others' time over their bound", lastFast.Seconds()/least, "x", figures.AtMost(1.4), "")
 	} else {
 		b.add(t, st, name+": time over the bound", lastFast.Seconds()/least, "x", figures.AtMost(1.25), fmt.Sprintf("the push is %.2f of it", pushed.Seconds()/least))
-		b.add(t, st, name+": payload that the origin sent", (m.metric(t, 0, "portolan_transfer_swarm_sent_bytes_total")-sentBefore)/size, "F", figures.AtMost(1.15), "")
+		b.add(t, st, name+": payload that the origin sent", (m.metric(t, 0, sentMetric)-sentBefore)/size, "F", figures.AtMost(1.15), "")
 		b.add(t, st, name+": origin on the wire", float64(st.Site("s0").EgressBytes)/size, "F", figures.AtMost(1.25), "")
 	}
 	b.add(t, st, name+": time of those as fast as the origin", lastFast.Seconds(), "s", nil, "")

@@ -34,6 +34,9 @@ const (
 // errBatch ends a batch that can't go on. Its blobs come one by one.
 var errBatch = errors.New("the batch of small blobs ended")
 
+// atOnce is of those that wait for no place.
+var atOnce = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
 // batches are the small blobs that are asked for of each holder.
 type batches struct {
 	s *Swarm
@@ -57,6 +60,7 @@ type batch struct {
 
 	mu      sync.Mutex
 	running bool
+	ss      *session  // on which blobs are asked for now; nil: on none
 	rest    time.Time // it failed: nothing comes this way until then
 	queue   []*parcel // not asked for, oldest first
 	asked   []*parcel // in the order of their requests
@@ -92,6 +96,11 @@ func (f *flight) batched() (bool, error) {
 	f.mu.Unlock()
 	if f.pass || l == nil || l.size > SmallBytes || f.reading.Load() > 0 {
 		return false, nil
+	}
+	select {
+	case <-f.urgent:
+		return false, nil
+	default:
 	}
 	c, ok := f.best()
 	if !ok {
@@ -163,8 +172,7 @@ func (bs *batches) add(f *flight, c candidate, size int64) (*batch, *parcel) {
 	b.queue = append(b.queue, p) // bounded by maxFlights
 	if !b.running {
 		b.running = true
-		b.waiter.since = f.since // as old as what it carries: others are asked before it, or after
-		bs.s.wg.Add(1)           // f, which is counted, runs
+		bs.s.wg.Add(1) // f, which is counted, runs
 		go func() {
 			defer bs.s.wg.Done()
 			b.run()
@@ -225,10 +233,14 @@ func (b *batch) run() {
 
 // stream takes blobs over one stream until none is left (nil), or it breaks.
 func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
-	ss, fresh, release, err := b.s.sessions.get(ctx, b.node, nil)
+	// It is one stream a holder: it does not wait until large blobs leave theirs.
+	ss, fresh, release, err := b.s.sessions.get(ctx, b.node, atOnce)
 	if err != nil {
 		return 0, true, err
 	}
+	b.mu.Lock()
+	b.ss = ss
+	b.mu.Unlock()
 	in := bufio.NewReaderSize(batchReader{ss}, copyBuffer)
 	stop := make(chan struct{})
 	var asking sync.WaitGroup
@@ -274,7 +286,7 @@ func (b *batch) first() (p *parcel, over bool) {
 	if len(b.queue) > 0 {
 		return nil, false
 	}
-	b.running = false
+	b.running, b.ss = false, nil
 	b.s.pipes.forget(b.node, &b.waiter)
 	return nil, true
 }
@@ -284,7 +296,11 @@ func (b *batch) ask(ss *session, stop <-chan struct{}) error {
 	for {
 		var out []byte
 		for len(out) < batchWrite {
-			p := b.take(ss)
+			p, ended := b.take(ss)
+			if ended { // what woke this one was for the next
+				wake(b.waiter.wake)
+				return nil
+			}
 			if p == nil {
 				break
 			}
@@ -315,26 +331,30 @@ func (b *batch) ask(ss *session, stop <-chan struct{}) error {
 }
 
 // take moves the oldest blob of the queue to those that are asked for, if there
-// is room for it.
-func (b *batch) take(ss *session) *parcel {
+// is room for it. ended: the blobs of the queue are another stream's.
+func (b *batch) take(ss *session) (p *parcel, ended bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.ss != ss {
+		return nil, true
+	}
 	for len(b.queue) > 0 && b.queue[0].gone {
 		b.queue = b.queue[1:]
 	}
 	if len(b.queue) == 0 || len(b.asked) >= batchAhead {
 		wake(b.sent) // the queue may be empty now
-		return nil
+		return nil, false
 	}
-	p := b.queue[0]
+	p = b.queue[0]
+	b.s.pipes.age(&b.waiter, p.f.since)
 	if b.s.pipes.reserve(b.node, &b.waiter, classReplication, max(1, p.size), 1) == 0 {
-		return nil
+		return nil, false
 	}
 	b.queue = b.queue[1:]
 	ss.lastID++
 	p.id, p.at, p.sole = ss.lastID, time.Now(), len(b.asked) == 0
 	b.asked = append(b.asked, p)
-	return p
+	return p, false
 }
 
 // shift takes the first of those asked for off: it is answered.
@@ -392,7 +412,7 @@ func (b *batch) receive(ctx context.Context, in *bufio.Reader, p *parcel) error 
 func (b *batch) requeue() {
 	b.mu.Lock()
 	asked := b.asked
-	b.queue, b.asked = append(asked[:len(asked):len(asked)], b.queue...), nil
+	b.queue, b.asked, b.ss = append(asked[:len(asked):len(asked)], b.queue...), nil, nil
 	b.mu.Unlock()
 	for _, p := range asked {
 		b.s.pipes.release(b.node, classReplication, max(1, p.size), true)
@@ -404,7 +424,7 @@ func (b *batch) requeue() {
 func (b *batch) fail(err error) {
 	b.mu.Lock()
 	asked, queue := b.asked, b.queue
-	b.asked, b.queue, b.running = nil, nil, false
+	b.asked, b.queue, b.running, b.ss = nil, nil, false, nil
 	b.rest = time.Now().Add(restFor)
 	b.mu.Unlock()
 	b.s.pipes.forget(b.node, &b.waiter)

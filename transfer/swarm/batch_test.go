@@ -249,6 +249,26 @@ func TestBatch_ARestartedHolderIsAskedOnAFreshStream(t *testing.T) {
 	}
 }
 
+// A stream that a batch has left takes nothing of the next one's blobs: their
+// answers would be another's.
+func TestBatch_ALeftStreamAsksForNothing(t *testing.T) {
+	s := &Swarm{pipes: newPipes()}
+	s.metrics = newMetrics(s)
+	old, next := &session{}, &session{}
+	b := &batch{s: s, ss: old, running: true, waiter: waiter{wake: make(chan struct{}, 1)}, sent: make(chan struct{}, 1)}
+	if _, over := b.first(); !over {
+		t.Fatal("an empty batch goes on")
+	}
+	b.queue = append(b.queue, &parcel{f: &flight{digest: digest.FromString("x")}, size: 10})
+	b.running, b.ss = true, next
+	if p, ended := b.take(old); p != nil || !ended {
+		t.Fatalf("the left stream takes %v; ended: %v", p, ended)
+	}
+	if p, ended := b.take(next); p == nil || ended || next.lastID != 1 || old.lastID != 0 {
+		t.Fatalf("the next stream takes %v; ended: %v; ids %d, %d", p, ended, next.lastID, old.lastID)
+	}
+}
+
 // FuzzBatch gives arbitrary answers to honest requests for small blobs: never a
 // panic, a blob of another size, or room that is not given back.
 func FuzzBatch(f *testing.F) {
@@ -264,15 +284,15 @@ func FuzzBatch(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) {
 		s := &Swarm{pipes: newPipes(), buffers: semaphore.NewWeighted(bufferBytes)}
 		s.metrics = newMetrics(s)
-		b := &batch{s: s, waiter: waiter{wake: make(chan struct{}, 1)}, sent: make(chan struct{}, 1)}
 		ss := &session{}
+		b := &batch{s: s, ss: ss, waiter: waiter{wake: make(chan struct{}, 1)}, sent: make(chan struct{}, 1)}
 		var all []*parcel
 		for _, size := range []int64{10, 4000, 0} {
 			p := &parcel{f: &flight{digest: digest.FromString("x")}, size: size, done: make(chan delivery, 1)}
 			all = append(all, p)
 			b.queue = append(b.queue, p)
 		}
-		for b.take(ss) != nil {
+		for p, _ := b.take(ss); p != nil; p, _ = b.take(ss) {
 		}
 		all[1].gone = true // its client came while it was on its way
 		r := bufio.NewReader(bytes.NewReader(in))

@@ -39,7 +39,10 @@ func newGatherer(st stream) *gatherer {
 // Read reads requests. Before it waits for one, all that was answered goes out.
 func (g *gatherer) Read(p []byte) (int, error) {
 	if g.in.Buffered() == 0 {
-		if err := g.flush(); err != nil {
+		g.SetIdle(sendIdle)
+		err := g.flush()
+		g.SetIdle(requestIdle)
+		if err != nil {
 			return 0, err
 		}
 	}

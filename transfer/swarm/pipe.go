@@ -232,6 +232,13 @@ func (ps *pipes) reserve(node identity.NodeID, w *waiter, c class, unit int64, n
 	return int(got)
 }
 
+// age says how old what a waiter asks for is.
+func (ps *pipes) age(w *waiter, since time.Time) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	w.since = since
+}
+
 // force takes room for n bytes that were asked for already.
 func (ps *pipes) force(node identity.NodeID, c class, n int64) {
 	ps.mu.Lock()

@@ -49,7 +49,7 @@ func (l *link) measured(question, answer *Hello) {
 	}
 	offset, rtt := clockOffset(question.GetSentUnixNs(), answer.GetReceivedUnixNs(), answer.GetSentUnixNs(), l.s.cfg.Now().UnixNano())
 	l.mu.Lock()
-	l.status.offset, l.status.rtt, l.status.compared = offset, rtt, true
+	l.status.offset, l.status.rtt, l.status.compared, l.status.set = offset, rtt, true, l.s.clock.set(l.s.cfg.Now())
 	before := l.status.alarmed
 	l.status.alarmed = offset.Abs() > clockAlarm
 	now := l.status.alarmed
@@ -69,10 +69,22 @@ func (l *link) measured(question, answer *Hello) {
 // the peers in reach, this site takes no tags, and what it wrote unseen is stamped
 // anew before it is exchanged with whom it does not agree (catalogue rule 13).
 type clock struct {
-	due chan struct{} // capacity 1: look again
+	due  chan struct{} // capacity 1: look again
+	wall time.Time     // of this node at a moment, and
+	mono time.Time     // the same moment, by what nobody sets
 
 	mu        sync.Mutex
 	restamped bool // since it is off; what is written meanwhile has no stamps
+}
+
+func (c *clock) init(now time.Time) {
+	c.due, c.wall, c.mono = make(chan struct{}, 1), now.Round(0), time.Now()
+}
+
+// set says by how much the clock was set since the node started, as far as it
+// shows: a machine that slept counts as one whose clock was set.
+func (c *clock) set(now time.Time) time.Duration {
+	return now.Round(0).Sub(c.wall) - time.Since(c.mono)
 }
 
 // ClockOff says whether this node's clock is more than a minute off the median of
@@ -90,20 +102,26 @@ func (s *Sync) ClockOff() (by time.Duration, off bool) {
 	return by, off
 }
 
-// judgeClock gives the median of the offsets of the peers in reach. judged: all
-// peers were asked since the start, so that it is not the word of the first alone.
+// judgeClock gives the median of the offsets of the peers in reach. judged: there
+// are such, and all peers were asked since the start, so that it is not the word of
+// the first alone.
 func (s *Sync) judgeClock() (median time.Duration, judged bool) {
 	var offsets []time.Duration
+	set := s.clock.set(s.cfg.Now())
 	judged = true
 	for _, l := range s.allLinks() {
 		st := l.state()
 		judged = judged && st.asked
-		if st.err == nil && !st.contactAt.IsZero() {
+		switch {
+		case st.err != nil || st.contactAt.IsZero():
+		case (set - st.set).Abs() > clockAlarm:
+			judged = false // measured before the clock was set: it has to be measured again
+		default:
 			offsets = append(offsets, st.offset)
 		}
 	}
 	if len(offsets) == 0 {
-		return 0, judged
+		return 0, false // what was measured before it was cut off says nothing of its clock now
 	}
 	slices.Sort(offsets)
 	lower, upper := offsets[(len(offsets)-1)/2], offsets[len(offsets)/2]
@@ -165,6 +183,7 @@ func (s *Sync) agreesWith(question *Hello) *Refusal {
 // watchClock stamps anew what was written with a wrong clock, once for each time
 // that it is found wrong.
 func (s *Sync) watchClock(ctx context.Context) {
+	said := false // that it is wrong
 	for pause(ctx, s.poll, s.clock.due) {
 		by, judged := s.judgeClock()
 		off := by.Abs() > clockAlarm
@@ -175,9 +194,11 @@ func (s *Sync) watchClock(ctx context.Context) {
 		}
 		s.clock.mu.Unlock()
 		switch {
-		case !off && was:
+		case !off && said:
+			said = false
 			s.log.Info("this node's clock is right again: it takes tags", "offset", by)
 		case off && judged && !was:
+			said = true
 			s.log.Error("this node's clock is wrong: it takes no tags until the clock is set, by NTP", "offset", by)
 			if err := s.restamp(ctx, by); err != nil {
 				if ctx.Err() == nil {

@@ -61,17 +61,8 @@ func (l *link) pullFeed(ctx context.Context, t *talk) error {
 			return err
 		}
 		q := &FeedRequest{Hello: l.s.hello(), After: after.N, Epoch: after.Epoch, Limit: feedBatch}
-		var a *FeedResponse
-		if err := t.ask(ctx, q, func(st *peer.Stream) error {
-			a = new(FeedResponse)
-			if err := peer.ReadMsg(st, a, maxAnswer); err != nil {
-				return err
-			}
-			if a.GetRefusal() != nil {
-				return refused(a.GetRefusal())
-			}
-			return nil
-		}); err != nil {
+		a, err := l.askFeed(ctx, t, q)
+		if err != nil {
 			return err
 		}
 		l.measured(q.GetHello(), a.GetHello())

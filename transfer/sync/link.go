@@ -94,7 +94,8 @@ type peerState struct {
 	feedErr   error         // of the last question for the feed
 	offset    time.Duration // peer's clock minus ours
 	rtt       time.Duration
-	compared  bool // offset was measured
+	compared  bool          // offset was measured
+	set       time.Duration // clock.set, then
 	alarmed   bool
 }
 

@@ -28,11 +28,13 @@ func (s *Sync) serveCatalogue(ctx context.Context, from identity.NodeID, st *pee
 		}
 		cameAt := s.cfg.Now()
 		st.SetIdle(answerWithin)
-		if r := s.agreesWith(q.GetHello()); r != nil && q.GetPull() != nil {
-			if s.refuse(st, cameAt, r) != nil {
-				return
+		if q.GetPull() != nil {
+			if r := s.agreesWith(q.GetHello()); r != nil {
+				if s.refuse(st, cameAt, r) != nil {
+					return
+				}
+				continue
 			}
-			continue
 		}
 		var err error
 		switch q := q.GetQuestion().(type) {

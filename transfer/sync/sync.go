@@ -147,7 +147,7 @@ func New(cfg Config) (*Sync, error) {
 		expected: newExpectations(),
 	}
 	s.hints.init()
-	s.clock.due = make(chan struct{}, 1)
+	s.clock.init(cfg.Now())
 	switch _, err := os.Stat(s.markerPath()); {
 	case err == nil:
 		s.firstDone = true

@@ -946,12 +946,13 @@ type FeedResponse struct {
 	Hello   *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
 	Refusal *Refusal               `protobuf:"bytes,2,opt,name=refusal,proto3" json:"refusal,omitempty"`
 	Entries []*FeedEntry           `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
-	// The cursor is beyond the feed's end: the store was put back to an older
-	// state. Forget what it said and begin at 0.
+	// The cursor is not this feed's: its epoch is not known, or it is beyond the
+	// end. The store was put back to an older state: forget what it said and begin
+	// at 0.
 	Reset_ bool   `protobuf:"varint,4,opt,name=reset,proto3" json:"reset,omitempty"`
 	Last   bool   `protobuf:"varint,5,opt,name=last,proto3" json:"last,omitempty"`
 	Epoch  uint64 `protobuf:"fixed64,6,opt,name=epoch,proto3" json:"epoch,omitempty"` // in which the feed is now
-	End    uint64 `protobuf:"varint,7,opt,name=end,proto3" json:"end,omitempty"`      // with sums and buckets: number of the newest entry
+	End    uint64 `protobuf:"varint,7,opt,name=end,proto3" json:"end,omitempty"`      // with sums: number of the newest entry
 	// For each of 4,096 buckets: the count, in 4 bytes, and the xor, in 16, of what
 	// is held of the digests that begin with its number's 12 bits.
 	Sums          []byte `protobuf:"bytes,8,opt,name=sums,proto3" json:"sums,omitempty"`

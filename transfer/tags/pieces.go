@@ -13,7 +13,7 @@ import (
 )
 
 // maxPieces bounds what one push has other sites keep, and with it the memory and
-// the questions of a push: an index of 2,000 images with 50 layers each fits.
+// the questions of a push: an index of 1,900 images with 50 layers each fits.
 const maxPieces = 100_000
 
 // pieces are the blobs that a manifest needs: its own, and those of all manifests

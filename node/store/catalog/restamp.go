@@ -102,8 +102,11 @@ func (b *batch) restamp(pid identity.ProjectID, keys []entryKey, upTo Dot, by ti
 	var dot Dot
 	for _, k := range keys {
 		e, err := b.entry(pid, k)
-		if err != nil || e == nil {
+		if err != nil {
 			return n, err
+		}
+		if e == nil {
+			continue // purged meanwhile, or its row was lost
 		}
 		old := -1
 		for i, s := range e.sibs {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash/fnv"
 
-	"github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/node/identity"
@@ -20,15 +19,6 @@ const FeedBuckets = 4096
 // FeedSums says what a store holds, or is thought to hold: for each bucket the
 // count of its digests and the xor of hashes of them with how they are held.
 type FeedSums [FeedBuckets]Check
-
-// Bucket gives the number of a digest's bucket.
-func Bucket(d digest.Digest) (uint16, error) {
-	raw, err := rawDigest(d)
-	if err != nil {
-		return 0, err
-	}
-	return bucketOf(raw), nil
-}
 
 func bucketOf(raw []byte) uint16 { return binary.BigEndian.Uint16(raw[1:3]) >> 4 }
 
