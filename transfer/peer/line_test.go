@@ -84,15 +84,17 @@ func TestLine_TakesNoStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// a has its line as soon as it is dialled; b hears of it a moment later.
 	var lines []network.Conn
-	for _, c := range b.h.Network().ConnsToPeer(id) {
-		if c != b.common(id) {
-			lines = append(lines, c)
+	eventually(t, "the one connection of a beside the common one", func() bool {
+		lines = nil
+		for _, c := range b.h.Network().ConnsToPeer(id) {
+			if c != b.common(id) {
+				lines = append(lines, c)
+			}
 		}
-	}
-	if len(lines) != 1 {
-		t.Fatalf("b has %d connections of a beside the common one, not 1", len(lines))
-	}
+		return len(lines) == 1
+	})
 	s, err := lines[0].NewStream(t.Context())
 	if err != nil {
 		t.Fatal(err)
