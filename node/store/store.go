@@ -95,6 +95,8 @@ type Store struct {
 	keep    blobs.Keep // how long leftovers stay
 	checks  *checks    // of files against their unit lists
 	damaged *atomic.Uint64
+	doubted *atomic.Uint64
+	doubts  *doubts // blobs that are to be read again
 	memory  *memory // for units of a bucket's blobs while they are checked
 }
 
@@ -171,23 +173,26 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("open the store in %s: %w", cfg.Dir, err), cat.Close())
 	}
 	held := newMemory(heldBytes)
-	damaged := new(atomic.Uint64)
+	damaged, doubted := new(atomic.Uint64), new(atomic.Uint64)
 	if cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "portolan_store_damaged_blobs_total", Help: "Stored blobs that were found damaged, and put aside.",
-		}, func() float64 { return float64(damaged.Load()) }))
+		}, func() float64 { return float64(damaged.Load()) }), prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "portolan_store_doubted_blobs_total", Help: "Stored blobs that were read again because another node was sent wrong bytes of them.",
+		}, func() float64 { return float64(doubted.Load()) }))
 	}
 	if cfg.Bucket != nil && cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(held.metric(), files)
 	}
 	return &Store{
-		id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, disk: disk, checks: seen, memory: held, damaged: damaged,
+		id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, disk: disk, checks: seen, memory: held, damaged: damaged, doubted: doubted, doubts: newDoubts(),
 		keep: blobs.Keep{Uploads: cfg.UploadsKeptFor, Partials: PartialsKeptFor, Quarantine: QuarantineKeptFor},
 	}, nil
 }
 
 // Close closes the catalogue. Blobs that are open stay readable.
 func (s *Store) Close() error {
+	s.doubts.end()
 	err := s.cat.Close()
 	if err == nil {
 		// For the next start, before others take it; if they have, that one sees.

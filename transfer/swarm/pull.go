@@ -361,6 +361,7 @@ func (f *flight) blame(l *lane, unit int, err error) error {
 	f.mu.Unlock()
 	f.s.metrics.badUnits.WithLabelValues(c.node.String()).Inc()
 	f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", unit, "holder", holder, "error", err)
+	f.s.doubt(c, f.digest)
 	if !out {
 		return nil
 	}

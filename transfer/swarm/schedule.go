@@ -54,6 +54,7 @@ type order struct {
 	unlessGiven time.Duration // see Request.unless_given_ms
 	record      bool          // and for the record
 	class       class         // what it is for
+	doubt       bool          // nothing is asked for: see Request.doubt
 }
 
 // schedule decides which units of one blob to ask which peer for. It does

@@ -35,6 +35,8 @@ type source interface {
 	Open(ctx context.Context, d digest.Digest) (store.Blob, error)
 	// Damaged grows when a blob was found damaged and is here no longer, or anew.
 	Damaged() uint64
+	// Doubt has a blob that is here read and checked again.
+	Doubt(d digest.Digest)
 	// Record gives the record and list of a blob. verified: it was read from a
 	// store that has, and verified, all of the blob.
 	Record(ctx context.Context, d digest.Digest) (rec units.Record, l *units.List, verified bool, err error)
@@ -137,6 +139,11 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 	}
 	if p, ok := open.blob.(part); ok && p.ended() {
 		open.close() // it is in the store now, or gone
+	}
+	if req.Doubt {
+		open.close() // what is open is not checked again
+		s.log.Warn("a node was sent a unit that is not the blob's: the blob is read again", "digest", d, "node", from)
+		s.src.Doubt(d)
 	}
 	damaged := s.src.Damaged()
 	if damaged != open.damaged {

@@ -147,6 +147,7 @@ type Swarm struct {
 	batches  *batches
 	uplink   uplink
 	suspects suspects
+	doubting doubting
 	buffers  *semaphore.Weighted
 	unitPool sync.Pool     // *[]byte of units.Unit
 	passing  chan struct{} // a slot for each flight that passes through

@@ -142,7 +142,10 @@ type Request struct {
 	// What it is for, and so how it stands in line when the holder may send less
 	// than is asked for: 1 a client waits, 2 manifests, 3 replication, 4 scrub.
 	// Anything else is replication.
-	Class         uint32 `protobuf:"varint,8,opt,name=class,proto3" json:"class,omitempty"`
+	Class uint32 `protobuf:"varint,8,opt,name=class,proto3" json:"class,omitempty"`
+	// The other side was sent a unit of the blob that is not the blob's: the holder
+	// reads the blob again. Comes with units = 0.
+	Doubt         bool `protobuf:"varint,15,opt,name=doubt,proto3" json:"doubt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -231,6 +234,13 @@ func (x *Request) GetClass() uint32 {
 		return x.Class
 	}
 	return 0
+}
+
+func (x *Request) GetDoubt() bool {
+	if x != nil {
+		return x.Doubt
+	}
+	return false
 }
 
 // Answer is one piece of the answer to a request.
@@ -662,7 +672,7 @@ var File_transfer_swarm_swarm_proto protoreflect.FileDescriptor
 
 const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\n" +
-	"\x1atransfer/swarm/swarm.proto\x12\x11portolan.swarm.v1\"\xdf\x01\n" +
+	"\x1atransfer/swarm/swarm.proto\x12\x11portolan.swarm.v1\"\xf5\x01\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
@@ -673,7 +683,8 @@ const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"first_unit\x18\x05 \x01(\rR\tfirstUnit\x12\x14\n" +
 	"\x05units\x18\x06 \x01(\rR\x05units\x12&\n" +
 	"\x0funless_given_ms\x18\a \x01(\rR\runlessGivenMs\x12\x14\n" +
-	"\x05class\x18\b \x01(\rR\x05class\"\xa6\x02\n" +
+	"\x05class\x18\b \x01(\rR\x05class\x12\x14\n" +
+	"\x05doubt\x18\x0f \x01(\bR\x05doubt\"\xa6\x02\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x19.portolan.swarm.v1.StatusR\x06status\x12\x12\n" +

@@ -121,7 +121,7 @@ func (s *session) ask(d digest.Digest, project identity.ProjectID, o order) erro
 	s.mu.Unlock()
 	return peer.WriteMsg(s.st, &Request{
 		Id: s.lastID, Digest: d.String(), Project: project[:], UnlessGivenMs: uint32(o.unlessGiven / time.Millisecond),
-		WantRecord: o.record, FirstUnit: uint32(o.first), Units: uint32(o.n), Class: uint32(o.class.onLink()) + 1,
+		WantRecord: o.record, FirstUnit: uint32(o.first), Units: uint32(o.n), Class: uint32(o.class.onLink()) + 1, Doubt: o.doubt,
 	}, maxMessage)
 }
 
