@@ -57,7 +57,7 @@ func (o *oneBlob) Open(_ context.Context, d digest.Digest) (store.Blob, error) {
 	return memory{bytes.NewReader(o.data)}, nil
 }
 
-func (*oneBlob) Damaged() uint64 { return 0 }
+func (*oneBlob) Damaged() uint64     { return 0 }
 func (*oneBlob) Doubt(digest.Digest) {}
 
 func (o *oneBlob) Record(context.Context, digest.Digest) (units.Record, *units.List, bool, error) {
