@@ -94,6 +94,7 @@ type flight struct {
 	resting   map[identity.NodeID]time.Time          // receivers that failed, and when to try again
 	vessel    vessel
 	small     []byte // a blob of one unit
+	early     map[int]*early // units whose first bytes readers may have
 	have      int    // units that are here and checked
 	complete  bool   // the whole chain holds
 	over      bool   // err is final: nothing more comes
