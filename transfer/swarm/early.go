@@ -15,10 +15,10 @@ import (
 // in while it comes, 64 KiB at a time, as far as those fit the sub-states that the
 // sender sent before them: "Bytes before their unit" in DESIGN.md.
 
-// splitWorth is the shortest time of a unit for which sub-states are asked for: its
-// holder hashes it before it sends the first byte, which takes up to some 10 ms, and
-// the receiver hashes it twice.
-const splitWorth = 25 * time.Millisecond
+// splitWorthAfter is the shortest time of a unit for which sub-states are asked for:
+// its holder hashes it before it sends the first byte, which takes up to some 10 ms,
+// and the receiver hashes it twice.
+const splitWorthAfter = 25 * time.Millisecond
 
 // errTakenBack ends a reader that was given bytes which turned out to be wrong.
 var errTakenBack = errors.New("bytes given out early are not the blob's: the answer must be cut off")
@@ -40,6 +40,7 @@ type early struct {
 	data   []byte // the lane's buffer; nil: nothing more comes
 	good   int64  // bytes that fit, and not more than most
 	proven bool   // it linked: whatever was given out of it is right
+	blamed bool   // some of what was given out of it is wrong, and said to be
 }
 
 // worthSplitting says whether an order is to ask for sub-states. That is so for the
@@ -72,7 +73,7 @@ func (ps *pipes) slow(node identity.NodeID, n int64) bool {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	p := ps.peers[node]
-	return p == nil || p.rate == 0 || float64(n)/p.rate > max(p.delay, splitWorth).Seconds()
+	return p == nil || p.rate == 0 || float64(n)/p.rate > max(p.delay, ps.splitWorth).Seconds()
 }
 
 // subStates reads the sub-states of the unit that follows, if there are any, and
@@ -171,17 +172,26 @@ func (e *early) lied() bool {
 
 // blameSubs puts a peer out whose sub-states are not the blob's. At once: an honest
 // one has none for bytes that are not. It says nothing about the list.
-func (f *flight) blameSubs(node identity.NodeID, unit int) error {
+func (f *flight) blameSubs(e *early) error {
+	node, unit := e.from, e.unit
+	err := fmt.Errorf("%w: false sub-states of unit %d", errBad, unit)
 	f.mu.Lock()
+	known, out := e.blamed, f.strikes[node] >= maxStrikes
+	e.blamed = true
 	f.strikes[node] = maxStrikes
 	f.sched.leave(node)
 	f.mu.Unlock()
+	if known { // by another reader
+		return err
+	}
 	f.stir()
 	f.wakeLanes(&node)
-	f.s.suspects.add(node, f.digest, "sub-states that are not the blob's")
+	if !out {
+		f.s.suspects.add(node, f.digest, "sub-states that are not the blob's")
+	}
 	f.s.metrics.badUnits.WithLabelValues(node.String()).Inc()
 	f.s.log.Warn("peer sent sub-states of a unit that are not the blob's", "digest", f.digest, "node", node, "site", f.s.site(node), "unit", unit)
-	return fmt.Errorf("%w: false sub-states of unit %d", errBad, unit)
+	return err
 }
 
 // agrees says whether two peers say the same of a unit's first n bytes: what one of
@@ -295,7 +305,7 @@ func (r *reader) prove() (wait <-chan struct{}, err error) {
 	case err != nil:
 		return nil, err
 	case !right:
-		_ = f.blameSubs(e.from, e.unit)
+		_ = f.blameSubs(e)
 		r.failed = fmt.Errorf("blob %s, unit %d of node %s: %w", f.digest, e.unit, e.from.Short(), errTakenBack)
 		return nil, r.failed
 	}

@@ -431,7 +431,7 @@ func (l *lane) take(got received) error {
 	f.mu.Unlock()
 	f.s.metrics.unitsReceived.Inc()
 	if l.early.lied() {
-		return f.blameSubs(l.node, got.unit)
+		return f.blameSubs(l.early)
 	}
 	return nil
 }
