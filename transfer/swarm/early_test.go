@@ -231,6 +231,8 @@ func (o *far) Open(_ context.Context, d digest.Digest) (store.Blob, error) {
 
 func (*far) Damaged() uint64 { return 0 }
 
+func (*far) Doubt(digest.Digest) {}
+
 func (o *far) Record(context.Context, digest.Digest) (units.Record, *units.List, bool, error) {
 	return o.rec, o.list, true, nil
 }

@@ -296,6 +296,7 @@ func (s *session) receive(known *layout, buf []byte) (received, error) {
 			return got, fmt.Errorf("%w: unit %d is left out", errProtocol, a.Unit)
 		}
 		got.taken = r.next
+		r.subs = false
 		s.mu.Lock()
 		r.next++
 		s.mu.Unlock()
