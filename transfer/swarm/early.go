@@ -114,12 +114,6 @@ func (l *lane) splits(unit int, subs, data []byte) func(n int) {
 		return nil // this build has no states
 	}
 	l.early = e
-	if f.early[unit] == nil { // one at a time, whichever began first
-		if f.early == nil {
-			f.early = map[int]*early{}
-		}
-		f.early[unit] = e
-	}
 	taken := 0
 	return func(n int) {
 		_ = e.check.Take(data[taken:n]) // what it thinks of the whole, take looks at
@@ -128,7 +122,8 @@ func (l *lane) splits(unit int, subs, data []byte) func(n int) {
 	}
 }
 
-// shows lets readers have the bytes of a unit up to good.
+// shows lets readers have the bytes of a unit up to good. Of two peers that send the
+// same one, it is the one that is ahead that is read from.
 func (f *flight) shows(e *early, good int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -136,10 +131,15 @@ func (f *flight) shows(e *early, good int64) {
 		return
 	}
 	e.good = good
-	if f.early[e.unit] == e {
-		f.announce()
-		f.broadcast()
+	if now := f.early[e.unit]; now != nil && now.good > good {
+		return // another one is ahead
 	}
+	if f.early == nil {
+		f.early = map[int]*early{}
+	}
+	f.early[e.unit] = e
+	f.announce()
+	f.broadcast()
 }
 
 // unsplit ends what splits began: the buffer is somebody else's from now on.
@@ -158,7 +158,8 @@ func (l *lane) unsplit() {
 }
 
 // proves notes that a peer's unit linked; mu is held. A peer has one lane of a flight,
-// which takes one unit at a time: what it showed of this one is what linked.
+// which takes one unit at a time: what it showed of this one is what linked. Whoever
+// read of another peer's compares.
 func (f *flight) proves(unit int, from identity.NodeID) {
 	if e := f.early[unit]; e != nil && e.from == from {
 		e.proven = true
@@ -241,8 +242,11 @@ func (r *reader) Early() {
 // off.
 func (r *reader) Proven() error {
 	for r.owes.early != nil {
-		if r.closed {
+		switch {
+		case r.closed:
 			return errReaderClosed
+		case r.failed != nil:
+			return r.failed
 		}
 		wait, err := r.prove()
 		if err == nil && wait != nil {

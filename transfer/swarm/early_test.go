@@ -289,8 +289,12 @@ func TestEarly_AHolderThatKnowsOfNone(t *testing.T) {
 	w := a.put(data)
 	tp := newTap(t, 8*sub)
 	a.turn(&faulty{}, tp, none)
-	opened := make(chan *reader, 1)
-	go func() { opened <- b.eager(t.Context(), w) }()
+	type answer struct {
+		Blob
+		error
+	}
+	opened := make(chan answer, 1)
+	go func() { r, err := b.swarm.OpenBlob(t.Context(), w); opened <- answer{r, err} }()
 	<-tp.dry
 	eventually(t, "the flight has the list", func() bool {
 		f := b.flight(w.Digest)
@@ -302,7 +306,13 @@ func TestEarly_AHolderThatKnowsOfNone(t *testing.T) {
 	default:
 	}
 	tp.open()
-	(<-opened).takes(t, data)
+	got := <-opened
+	l.check(got.error)
+	defer got.Close()
+	r := got.Blob.(*reader)
+	r.Early()
+	r.takes(t, data)
+	l.check(r.Proven())
 }
 
 // A receiver of before: it does not ask, and is not told.
@@ -693,6 +703,44 @@ func TestEarly_OnlyWhereItIsWorthIt(t *testing.T) {
 			t.Errorf("at %g bytes/s and 80 ms: %v", rate, !want)
 		}
 	}
+}
+
+// Of two peers that send the same unit, the one that is ahead is read from, and the
+// other one when that ends.
+func TestEarly_TheOneThatIsAheadIsReadFrom(t *testing.T) {
+	b := newLab(t).start()
+	f := b.flightOf(odd)
+	one, two := &early{from: nodeOf(1)}, &early{from: nodeOf(2)}
+	shown := func(want *early) {
+		t.Helper()
+		if f.early[0] != want {
+			t.Fatal("another one is shown")
+		}
+	}
+	f.shows(one, 0) // nothing that could be read
+	shown(nil)
+	f.shows(one, 3*int64(sub))
+	shown(one)
+	f.shows(two, 2*int64(sub))
+	shown(one)
+	f.shows(two, 4*int64(sub))
+	shown(two)
+	(&lane{f: f, early: two}).unsplit()
+	shown(nil)
+	f.shows(one, 5*int64(sub))
+	shown(one)
+	f.mu.Lock()
+	f.proves(0, two.from)
+	if one.proven {
+		t.Fatal("proven by another's unit")
+	}
+	f.proves(0, one.from)
+	f.mu.Unlock()
+	if !one.proven {
+		t.Fatal("not proven by its own unit")
+	}
+	(&lane{f: f, early: one}).unsplit()
+	shown(nil)
 }
 
 // A holder makes the sub-states of a few units at a time, and waits for none long.
