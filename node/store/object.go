@@ -63,6 +63,9 @@ func (s *Store) openObject(ctx context.Context, row catalog.BlobRow) (Blob, erro
 func (b *objectBlob) Size() int64    { return b.row.Size }
 func (b *objectBlob) File() *os.File { return nil }
 
+// Remote says that it costs a request to the bucket to read something twice.
+func (b *objectBlob) Remote() bool { return true }
+
 func (b *objectBlob) Close() error {
 	b.letGo()
 	return b.hangUp()

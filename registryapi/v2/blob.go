@@ -237,10 +237,20 @@ func (h *Handler) serveContent(q *request, d digest.Digest, mediaType string, co
 	}
 	watched := &watchedReader{ReadSeeker: content}
 	late := &lateHead{ResponseWriter: w}
+	early, ok := content.(EarlyBlob)
+	end := &keptEnd{ResponseWriter: w}
+	if ok {
+		early.Early()
+		late.ResponseWriter = end
+	}
 	http.ServeContent(late, asked(q.Request), "", time.Time{}, watched)
 	err := watched.end()
+	if err == nil && ok {
+		err = early.Proven()
+	}
 	if err == nil {
 		late.flush()
+		end.release()
 		return nil
 	}
 	if !late.out {
@@ -265,6 +275,47 @@ func asked(r *http.Request) *http.Request {
 	r = r.Clone(r.Context())
 	r.Header.Del("Range")
 	return r
+}
+
+// keptEnd keeps the last byte of a body back until it is released: without it
+// nobody takes the body for whole.
+type keptEnd struct {
+	http.ResponseWriter
+	left int64 // of the Content-Length
+	last []byte
+}
+
+// WriteHeader notes how long the body will be. If nothing says so, the first write
+// counts as all of it, and a second one fails.
+func (w *keptEnd) WriteHeader(status int) {
+	w.left, _ = strconv.ParseInt(w.Header().Get("Content-Length"), 10, 64)
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *keptEnd) Write(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	if w.last != nil {
+		return 0, http.ErrContentLength
+	}
+	if int64(len(b)) < w.left {
+		n, err := w.ResponseWriter.Write(b)
+		w.left -= int64(n)
+		return n, err
+	}
+	if n, err := w.ResponseWriter.Write(b[:len(b)-1]); err != nil {
+		return n, err
+	}
+	w.last = []byte{b[len(b)-1]}
+	return len(b), nil
+}
+
+// release lets the body end. An error of the connection ends it as well.
+func (w *keptEnd) release() {
+	if w.last != nil {
+		_, _ = w.ResponseWriter.Write(w.last)
+	}
 }
 
 // lateHead keeps the status back until the first byte is there.

@@ -40,6 +40,17 @@ type Blob interface {
 	Size() int64
 }
 
+// EarlyBlob is a Blob that can give out bytes before they are proven.
+type EarlyBlob interface {
+	Blob
+	// Early makes Read give out bytes as soon as their sender vouches for them.
+	// Whoever calls it keeps the end of what it passes on back until Proven is nil,
+	// and cuts it off if that is an error.
+	Early()
+	// Proven waits until all that Read gave out is checked.
+	Proven() error
+}
+
 // Unavailable is how a Source or Claimer says that something cannot be had at
 // the moment, though it may be soon.
 type Unavailable struct {
@@ -61,8 +72,8 @@ type Source interface {
 	// answers within a second.
 	Available(ctx context.Context, w Want) error
 	// OpenBlob starts the transfer or joins one; its errors are those of Available
-	// and *Unavailable. No byte that it gives out is
-	// unchecked; the last ones come only when the whole is proven.
+	// and *Unavailable. No byte that it gives out is unchecked, unless it is an
+	// EarlyBlob that was asked to; the last ones come only when the whole is proven.
 	OpenBlob(ctx context.Context, w Want) (Blob, error)
 }
 

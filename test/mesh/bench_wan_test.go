@@ -61,6 +61,7 @@ func TestBenchWAN(t *testing.T) {
 		{"skopeo to 4 receivers, 100 Mbit/s, 80 ms", (*bench).skopeo},
 		{"20 clients, one cold image, 100 Mbit/s, 80 ms", (*bench).clients20},
 		{"cold pull, 200 Mbit/s, 160 ms", (*bench).coldPull},
+		{"first bytes, 10 Mbit/s, 80 ms", (*bench).firstBytes},
 		{"0.1 % loss, 100 Mbit/s, 100 ms, bbr", loss("bbr", 0.5, ofLink)},
 		{"0.1 % loss, 100 Mbit/s, 100 ms, cubic", loss("cubic", 0.2, ofFlow)},
 		{"kill -9 of the receiver midway, 100 Mbit/s, 80 ms", (*bench).killReceiver},

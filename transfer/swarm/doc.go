@@ -5,7 +5,9 @@
 // against the blob's signed unit list, that the last unit reaches a reader only
 // when the whole chain up to the digest holds, that a digest is fetched once at
 // a time however many ask for it, and that a holder that dies, stalls or lies
-// in the middle of a blob is replaced by the next. It does not decide what
+// in the middle of a blob is replaced by the next. A reader that can take its word
+// back may have bytes of the unit that it stands in before that (Early and Proven of
+// what OpenBlob gives). It does not decide what
 // should be here (package transfer does), nor who holds what ([Holders]).
 //
 // [Swarm.Fetch] brings a blob into the store. [Swarm.OpenBlob] gives a reader of

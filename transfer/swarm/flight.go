@@ -93,11 +93,12 @@ type flight struct {
 	rumour    bool                                   // told has changed, or the crowd here, see regroup
 	resting   map[identity.NodeID]time.Time          // receivers that failed, and when to try again
 	vessel    vessel
-	small     []byte // a blob of one unit
-	have      int    // units that are here and checked
-	complete  bool   // the whole chain holds
-	over      bool   // err is final: nothing more comes
-	poisoned  bool   // what came may be wrong although it fits the list
+	small     []byte         // a blob of one unit
+	early     map[int]*early // units whose first bytes readers may have
+	have      int            // units that are here and checked
+	complete  bool           // the whole chain holds
+	over      bool           // err is final: nothing more comes
+	poisoned  bool           // what came may be wrong although it fits the list
 	changed   chan struct{}
 	positions map[*reader]int         // the unit that each reader stands in
 	from      identity.NodeID         // whose unit came last

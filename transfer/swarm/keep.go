@@ -92,6 +92,7 @@ func (f *flight) put(i int, data []byte, from identity.NodeID) error {
 	}
 	f.last = time.Now()
 	f.from = from
+	f.proves(i, from)
 	f.gain(i, from)
 	f.count()
 	f.announce()

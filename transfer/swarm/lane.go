@@ -35,6 +35,7 @@ type lane struct {
 
 	// Guarded by flight.mu.
 	asked map[int]inRoom // units on their way
+	early *early         // of the unit that is read now; nil: it has no sub-states
 	err   error          // why it ended
 }
 
@@ -110,6 +111,9 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 				return nil
 			}
 			if l.forgotten() {
+				if f.struckOut(l.node) {
+					return errBad
+				}
 				if l.holder {
 					return errForgotten
 				}
@@ -197,7 +201,7 @@ func (l *lane) plan() (order, bool) {
 	}
 	f.sched.paced(l.node, f.s.pipes.unitTook(l.node))
 	o, ok := f.sched.next(l.node, room, now, f.standing())
-	o.class = c
+	o.class, o.subs = c, ok && f.worthSplitting(l.node, o)
 	spare := int64(room) * unit
 	for i := o.first; i < o.first+o.n; i++ {
 		_, n := f.layout.span(i)
@@ -293,7 +297,8 @@ func (l *lane) pump(ctx context.Context, ss *session, giveUp func() bool) error 
 	defer f.touch(l.node, -1)
 	ss.giveUp = giveUp
 	ss.came = func() { f.moved.Store(time.Now().UnixNano()) }
-	defer func() { ss.giveUp, ss.came = nil, nil }()
+	ss.splits = l.splits
+	defer func() { ss.giveUp, ss.came, ss.splits = nil, nil, nil }()
 	l.mu.Lock()
 	l.pumping = true
 	l.mu.Unlock()
@@ -357,6 +362,7 @@ func (l *lane) step(ctx context.Context, ss *session) error {
 			return err
 		}
 		defer free()
+		defer l.unsplit()
 		buf = b
 	}
 	got, err := ss.receive(layout, buf)
@@ -384,7 +390,7 @@ func (l *lane) take(got received) error {
 	}
 	if got.first && l.holder {
 		f.mu.Lock()
-		if f.sched.peers[l.node] == nil {
+		if f.sched.peers[l.node] == nil && f.strikes[l.node] < maxStrikes {
 			f.sched.holder(l.node)
 		}
 		f.mu.Unlock()
@@ -424,5 +430,8 @@ func (l *lane) take(got received) error {
 	}
 	f.mu.Unlock()
 	f.s.metrics.unitsReceived.Inc()
+	if l.early.lied() {
+		return f.blameSubs(l.early)
+	}
 	return nil
 }

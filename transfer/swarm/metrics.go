@@ -33,7 +33,7 @@ func newMetrics(s *Swarm) *metrics {
 		refused:       vec("refused_requests_total", "Requests of peers that were refused.", "status"),
 		bytesReceived: vec("received_bytes_total", "Bytes of blobs received from a peer, checked or not.", "node"),
 		unitsReceived: counter("received_units_total", "Units of blobs received and found right."),
-		badUnits:      vec("bad_units_total", "Units from a peer that did not fit their list.", "node"),
+		badUnits:      vec("bad_units_total", "Units from a peer that did not fit their list, or came with false sub-states.", "node"),
 		badLists:      vec("bad_lists_total", "Records and unit lists from a peer that were refused.", "node"),
 		badHaves:      vec("bad_haves_total", "Messages of a peer about units that it can't have.", "node"),
 		inflight: prometheus.NewGaugeFunc(prometheus.GaugeOpts{

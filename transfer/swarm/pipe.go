@@ -191,9 +191,13 @@ type pipes struct {
 	// delay; nil: nobody is. It must not block.
 	filled func(node identity.NodeID, bytes int64)
 	peers  map[identity.NodeID]*pipe
+	// splitWorth is splitWorthAfter, but in tests.
+	splitWorth time.Duration
 }
 
-func newPipes() *pipes { return &pipes{peers: map[identity.NodeID]*pipe{}} }
+func newPipes() *pipes {
+	return &pipes{peers: map[identity.NodeID]*pipe{}, splitWorth: splitWorthAfter}
+}
 
 func (ps *pipes) of(node identity.NodeID) *pipe {
 	p := ps.peers[node]

@@ -256,6 +256,9 @@ func (f *flight) contact(q *field) *contender {
 		ctx, cancel := context.WithCancel(f.ctx)
 		ct := &contender{candidate: c, request: f.opening(), cancel: cancel}
 		ct.request.class = classOf(f.reading.Load() > 0)
+		f.mu.Lock()
+		ct.request.subs = f.worthSplitting(c.node, ct.request)
+		f.mu.Unlock()
 		running = append(running, ct)
 		f.watch(c.node, c.pid)
 		f.touch(c.node, 1)

@@ -22,6 +22,10 @@ type reader struct {
 
 	local  store.Blob // after the flight's end
 	closed bool
+
+	early  bool  // see Early; guarded by flight.mu
+	owes   owing // what was given out and is not proven
+	failed error // it was wrong
 }
 
 // await waits for a flight's first unit and gives the reader that the caller
@@ -106,42 +110,39 @@ func (r *reader) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	for {
-		if r.local != nil {
-			n, err := r.local.ReadAt(p[:min(int64(len(p)), r.size-r.off)], r.off)
-			r.off += int64(n)
-			if n > 0 {
-				err = nil
-			}
-			return n, err
-		}
 		n, wait, err := r.read(p)
 		if wait == nil {
 			r.off += int64(n)
 			return n, err
 		}
-		select {
-		case <-wait:
-		case <-r.f.done:
-			if r.f.err != nil {
-				return 0, r.f.err
-			}
-			b, err := r.f.s.cfg.Store.Open(r.ctx, r.f.digest)
-			if err != nil {
-				return 0, err
-			}
-			r.local = b
-		case <-r.ctx.Done():
-			return 0, r.ctx.Err()
+		if err := r.pause(wait); err != nil {
+			return 0, err
 		}
 	}
 }
 
-// read reads what is here at the position; else it gives what to wait for.
-func (r *reader) read(p []byte) (int, <-chan struct{}, error) {
+// pause waits for a change, and at the flight's end opens what the store has.
+func (r *reader) pause(changed <-chan struct{}) error {
+	select {
+	case <-changed:
+		return nil
+	case <-r.f.done:
+	case <-r.ctx.Done():
+		return r.ctx.Err()
+	}
+	if r.f.err != nil {
+		return r.f.err
+	}
+	b, err := r.f.s.cfg.Store.Open(r.ctx, r.f.digest)
+	if err == nil {
+		r.local = b
+	}
+	return err
+}
+
+// stand says in which unit the reader is; flight.mu is held.
+func (r *reader) stand(i int) {
 	f := r.f
-	f.mu.Lock()
-	l := f.layout
-	i := int(r.off / l.unitSize)
 	moved := f.positions[r] != i
 	f.positions[r] = i
 	if moved && !f.sched.have.has(i) {
@@ -149,6 +150,31 @@ func (r *reader) read(p []byte) (int, <-chan struct{}, error) {
 			wake(l.waiter.wake)
 		}
 	}
+}
+
+// read reads what is here at the position; else it gives what to wait for.
+func (r *reader) read(p []byte) (int, <-chan struct{}, error) {
+	f := r.f
+	if r.failed != nil {
+		return 0, nil, r.failed
+	}
+	// What was given out of one unit is proven before another one is read.
+	i := int(r.off / f.layout.unitSize)
+	if r.owes.early != nil && (r.owes.unit != i || r.local != nil) {
+		if wait, err := r.prove(); r.owes.early != nil {
+			return 0, wait, err
+		}
+	}
+	if r.local != nil {
+		n, err := r.local.ReadAt(p[:min(int64(len(p)), r.size-r.off)], r.off)
+		if n > 0 {
+			err = nil
+		}
+		return n, nil, err
+	}
+	f.mu.Lock()
+	l := f.layout
+	r.stand(i)
 	wait := f.changed
 	lastUnit := l.units() - 1
 	off, n := l.span(i)
@@ -156,12 +182,19 @@ func (r *reader) read(p []byte) (int, <-chan struct{}, error) {
 	kept := f.complete && (f.small != nil || f.pass) // readable beyond the flight's end
 	ok := !f.poisoned && (!f.over || kept) && (i < lastUnit || f.complete)
 	small, vessel, over := f.small, f.vessel, f.over
+	peeked := 0
+	if i < lastUnit {
+		peeked = r.peeked(p, i)
+	}
 	f.mu.Unlock()
 	if w, passing := vessel.(*window); passing {
 		w.move(i)
 		if over && kept && !w.Has(i) {
 			return 0, nil, errPassed
 		}
+	}
+	if peeked > 0 {
+		return peeked, nil, nil
 	}
 	if !ok {
 		return 0, wait, nil
@@ -172,6 +205,11 @@ func (r *reader) read(p []byte) (int, <-chan struct{}, error) {
 		return copy(p, small[r.off:]), nil, nil
 	case vessel == nil || !vessel.Has(i):
 		return 0, wait, nil
+	}
+	if r.owes.early != nil {
+		if wait, err := r.prove(); r.owes.early != nil {
+			return 0, wait, err
+		}
 	}
 	if got, _ := vessel.ReadAt(p, r.off); got > 0 {
 		return got, nil, nil

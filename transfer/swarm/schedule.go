@@ -53,6 +53,7 @@ type order struct {
 	first, n    int
 	unlessGiven time.Duration // see Request.unless_given_ms
 	record      bool          // and for the record
+	subs        bool          // and for the sub-states of the first unit
 	class       class         // what it is for
 	doubt       bool          // nothing is asked for: see Request.doubt
 }

@@ -61,16 +61,20 @@ type server struct {
 	crowds  *crowds // who receives what at the same time; nil: nobody knows
 	uplink  *uplink // measured; nil: not
 	pacer   Pacer   // nil: nothing is held back
+	// split gives the sub-states of a unit, or none; nil: none ever.
+	split func(ctx context.Context, d digest.Digest, b store.Blob, unit int) []byte
 
 	buffers sync.Pool
 }
 
 func newServer(cfg Config, src source, m *metrics) *server {
-	return &server{
+	s := &server{
 		src: src, access: cfg.Access, known: cfg.KnownSigner, self: cfg.Host.ID(), signer: cfg.Signer,
 		log: cfg.Logger, metrics: m, pacer: cfg.Pacer,
 		buffers: sync.Pool{New: newBuffer},
 	}
+	s.split = newSplitter(s).of
+	return s
 }
 
 func newBuffer() any { b := make([]byte, copyBuffer); return &b }
@@ -207,6 +211,18 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 			}
 			s.metrics.unitsSpared.Inc()
 		default:
+			if i == int(req.FirstUnit) && req.WantSubStates && s.split != nil {
+				if list != nil { // it goes on its way while the unit is hashed
+					head.Unit, head.Last = 0, false
+					if err := s.send(st, head, list); err != nil {
+						return err
+					}
+					head = &Answer{Id: req.Id, Unit: uint32(i), Last: i == end-1}
+				}
+				// In the place of the list: before the unit's bytes.
+				list = s.split(ctx, d, open.blob, i)
+				head.SubBytes = uint32(len(list))
+			}
 			head.HasUnit, head.UnitBytes = true, uint32(n)
 			if err := s.sendUnit(ctx, st, from, sentAs(req.Class), head, list, open.blob, l, i); err != nil {
 				return err

@@ -12,7 +12,16 @@
 //   <- ...
 //   <- Answer{id: 1, unit: 3, unit_bytes, last: true}        and unit 3
 //
-// Room for later forms: further kinds of payload (sub-states of one unit).
+// Who waits for the first bytes of a unit asks for its sub-states, and then checks
+// 64 KiB at a time. They come before the unit's bytes, and the list before them in
+// an answer of its own: while the unit is hashed, the receiver can read it.
+//
+//   -> Request{id: 2, digest, want_record, want_sub_states, first_unit: 0, units: 4}
+//   <- Answer{id: 2, status: OK, size, record, list_bytes}   and the list
+//   <- Answer{id: 2, unit: 0, unit_bytes, sub_bytes}         its sub-states, and unit 0
+//   <- ...
+//
+// Room for later forms: further kinds of payload.
 //
 // The have protocol, "/portolan/have/1", tells what a node has of a blob that it
 // is receiving, and who else is. One stream per direction between two nodes: the
@@ -143,6 +152,9 @@ type Request struct {
 	// than is asked for: 1 a client waits, 2 manifests, 3 replication, 4 scrub.
 	// Anything else is replication.
 	Class uint32 `protobuf:"varint,8,opt,name=class,proto3" json:"class,omitempty"`
+	// Send the sub-states of unit first_unit with it. Who has none, or does not know
+	// this field, sends the unit without.
+	WantSubStates bool `protobuf:"varint,9,opt,name=want_sub_states,json=wantSubStates,proto3" json:"want_sub_states,omitempty"`
 	// The other side was sent a unit of the blob that is not the blob's: the holder
 	// reads the blob again. Comes with units = 0.
 	Doubt         bool `protobuf:"varint,15,opt,name=doubt,proto3" json:"doubt,omitempty"`
@@ -236,6 +248,13 @@ func (x *Request) GetClass() uint32 {
 	return 0
 }
 
+func (x *Request) GetWantSubStates() bool {
+	if x != nil {
+		return x.WantSubStates
+	}
+	return false
+}
+
 func (x *Request) GetDoubt() bool {
 	if x != nil {
 		return x.Doubt
@@ -266,7 +285,11 @@ type Answer struct {
 	HasUnit bool `protobuf:"varint,10,opt,name=has_unit,json=hasUnit,proto3" json:"has_unit,omitempty"`
 	// In place of unit `unit`: it was given to another receiver of the blob, see
 	// Request.unless_given_ms.
-	Taken         bool `protobuf:"varint,11,opt,name=taken,proto3" json:"taken,omitempty"`
+	Taken bool `protobuf:"varint,11,opt,name=taken,proto3" json:"taken,omitempty"`
+	// So many bytes of sub-states of unit `unit` follow this message, before the
+	// unit's: the hash's raw state at each 64 KiB inside of it, in order. They are the
+	// sender's word. Only with the first unit of a request that wants them.
+	SubBytes      uint32 `protobuf:"varint,12,opt,name=sub_bytes,json=subBytes,proto3" json:"sub_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -376,6 +399,13 @@ func (x *Answer) GetTaken() bool {
 		return x.Taken
 	}
 	return false
+}
+
+func (x *Answer) GetSubBytes() uint32 {
+	if x != nil {
+		return x.SubBytes
+	}
+	return 0
 }
 
 // Watch asks to be told what the other side has of a blob, and says that this
@@ -672,7 +702,7 @@ var File_transfer_swarm_swarm_proto protoreflect.FileDescriptor
 
 const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\n" +
-	"\x1atransfer/swarm/swarm.proto\x12\x11portolan.swarm.v1\"\xf5\x01\n" +
+	"\x1atransfer/swarm/swarm.proto\x12\x11portolan.swarm.v1\"\x9d\x02\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
@@ -683,8 +713,9 @@ const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"first_unit\x18\x05 \x01(\rR\tfirstUnit\x12\x14\n" +
 	"\x05units\x18\x06 \x01(\rR\x05units\x12&\n" +
 	"\x0funless_given_ms\x18\a \x01(\rR\runlessGivenMs\x12\x14\n" +
-	"\x05class\x18\b \x01(\rR\x05class\x12\x14\n" +
-	"\x05doubt\x18\x0f \x01(\bR\x05doubt\"\xa6\x02\n" +
+	"\x05class\x18\b \x01(\rR\x05class\x12&\n" +
+	"\x0fwant_sub_states\x18\t \x01(\bR\rwantSubStates\x12\x14\n" +
+	"\x05doubt\x18\x0f \x01(\bR\x05doubt\"\xc3\x02\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x19.portolan.swarm.v1.StatusR\x06status\x12\x12\n" +
@@ -699,7 +730,8 @@ const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"unit_bytes\x18\t \x01(\rR\tunitBytes\x12\x19\n" +
 	"\bhas_unit\x18\n" +
 	" \x01(\bR\ahasUnit\x12\x14\n" +
-	"\x05taken\x18\v \x01(\bR\x05taken\"s\n" +
+	"\x05taken\x18\v \x01(\bR\x05taken\x12\x1b\n" +
+	"\tsub_bytes\x18\f \x01(\rR\bsubBytes\"s\n" +
 	"\x05Watch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +

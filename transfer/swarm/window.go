@@ -28,8 +28,9 @@ type vessel interface {
 	Missing() int
 	// ReadAt reads units that are here.
 	ReadAt(p []byte, off int64) (int, error)
-	// Record is what the units are checked against.
+	// Record and List are what the units are checked against.
 	Record() units.Record
+	List() *units.List
 }
 
 // window is the vessel of a flight that passes through: it holds the units from
@@ -109,6 +110,8 @@ func (w *window) Missing() int {
 }
 
 func (w *window) Record() units.Record { return w.rec }
+
+func (w *window) List() *units.List { return w.list }
 
 // move lets go of what is behind the reader, and of what is too far ahead.
 func (w *window) move(pos int) {

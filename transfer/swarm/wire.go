@@ -66,6 +66,7 @@ type run struct {
 	alg     digest.Algorithm // of the digest: what states a list has
 	record  bool             // a record was asked for and has not come
 	sparing bool             // units may be left out
+	subs    bool             // sub-states may come with the next unit
 	opened  bool             // the first answer came
 }
 
@@ -80,6 +81,7 @@ type session struct {
 	giveUp func() bool              // says that others can go on with it; nil: nobody
 	heard  func()                   // told of every read; may be nil
 	came   func()                   // told of every piece of a list or unit; may be nil
+	splits splitsFunc               // told of sub-states; may be nil
 	timed  func(time.Duration)      // told how long the first answer took when none was outstanding; may be nil
 	limit  time.Time                // of the head or piece that is read now
 	lastID uint64                   // of the asking goroutine
@@ -117,11 +119,12 @@ func (s *session) ask(d digest.Digest, project identity.ProjectID, o order) erro
 		s.since = time.Now()
 	}
 	// Before it is written: the answer may come at once.
-	s.pending = append(s.pending, &run{id: s.lastID, next: o.first, end: o.first + o.n, alg: d.Algorithm(), record: o.record, sparing: o.unlessGiven > 0})
+	s.pending = append(s.pending, &run{id: s.lastID, next: o.first, end: o.first + o.n, alg: d.Algorithm(), record: o.record, sparing: o.unlessGiven > 0, subs: o.subs})
 	s.mu.Unlock()
 	return peer.WriteMsg(s.st, &Request{
 		Id: s.lastID, Digest: d.String(), Project: project[:], UnlessGivenMs: uint32(o.unlessGiven / time.Millisecond),
-		WantRecord: o.record, FirstUnit: uint32(o.first), Units: uint32(o.n), Class: uint32(o.class.onLink()) + 1, Doubt: o.doubt,
+		WantRecord: o.record, FirstUnit: uint32(o.first), Units: uint32(o.n), Class: uint32(o.class.onLink()) + 1,
+		WantSubStates: o.subs, Doubt: o.doubt,
 	}, maxMessage)
 }
 
@@ -265,7 +268,7 @@ func (s *session) receive(known *layout, buf []byte) (received, error) {
 		r.record = false
 		got.record = a.Record
 		got.list = make([]byte, a.ListBytes)
-		if err := s.readFull(got.list); err != nil {
+		if err := s.readFull(got.list, nil); err != nil {
 			return got, err
 		}
 	}
@@ -278,22 +281,27 @@ func (s *session) receive(known *layout, buf []byte) (received, error) {
 			return got, fmt.Errorf("%w: unit %d of %d bytes instead of %d", errProtocol, a.Unit, a.UnitBytes, n)
 		}
 		got.unit, got.data = r.next, buf[:n]
-		if err := s.readFull(got.data); err != nil {
+		told, err := s.subStates(r, a, got.data)
+		if err == nil {
+			err = s.readFull(got.data, told)
+		}
+		if err != nil {
 			return got, err
 		}
 		s.mu.Lock()
 		r.next++
 		s.mu.Unlock()
 	} else if a.Taken {
-		if !r.sparing || r.next >= r.end || int(a.Unit) != r.next || a.UnitBytes > 0 {
+		if !r.sparing || r.next >= r.end || int(a.Unit) != r.next || a.UnitBytes > 0 || a.SubBytes > 0 {
 			return got, fmt.Errorf("%w: unit %d is left out", errProtocol, a.Unit)
 		}
 		got.taken = r.next
+		r.subs = false
 		s.mu.Lock()
 		r.next++
 		s.mu.Unlock()
-	} else if a.UnitBytes > 0 {
-		return got, fmt.Errorf("%w: %d bytes of no unit", errProtocol, a.UnitBytes)
+	} else if a.UnitBytes > 0 || a.SubBytes > 0 {
+		return got, fmt.Errorf("%w: %d bytes of no unit", errProtocol, a.UnitBytes+a.SubBytes)
 	} else if got.list == nil && !a.Last {
 		// Each answer brings something: else a holder could answer for ever.
 		return got, fmt.Errorf("%w: an answer without content", errProtocol)
@@ -307,12 +315,13 @@ func (s *session) receive(known *layout, buf []byte) (received, error) {
 	return got, nil
 }
 
-// readFull gives each piece the stall time: a holder that dribbles is stalled.
-func (s *session) readFull(b []byte) error {
-	for len(b) > 0 {
-		n := min(len(b), piece)
+// readFull gives each piece the stall time: a holder that dribbles is stalled. told,
+// if not nil, hears after each how much of b is here.
+func (s *session) readFull(b []byte, told func(n int)) error {
+	for at := 0; at < len(b); {
+		n := min(len(b)-at, piece)
 		s.limit = time.Now().Add(s.stall)
-		if _, err := io.ReadFull(patient{s}, b[:n]); err != nil {
+		if _, err := io.ReadFull(patient{s}, b[at:at+n]); err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
@@ -321,7 +330,9 @@ func (s *session) readFull(b []byte) error {
 		if s.came != nil {
 			s.came()
 		}
-		b = b[n:]
+		if at += n; told != nil {
+			told(at)
+		}
 	}
 	return nil
 }

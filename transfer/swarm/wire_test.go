@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -228,6 +229,8 @@ func TestSession_AnswersThatAreRefused(t *testing.T) {
 		"bytes of no unit":         frame(t, &Answer{Id: 1, Size: 3 * mib, UnitBytes: 5}),
 		"the end before the units": frame(t, &Answer{Id: 1, Size: 3 * mib, Last: true}),
 		"a unit left out":          frame(t, &Answer{Id: 1, Size: 3 * mib, Taken: true}),
+		"sub-states not wanted":    append(frame(t, &Answer{Id: 1, Size: 3 * mib, HasUnit: true, UnitBytes: mib, SubBytes: 480}), make([]byte, mib+480)...),
+		"sub-states of no unit":    append(frame(t, &Answer{Id: 1, Size: 3 * mib, SubBytes: 480}), make([]byte, 480)...),
 		"a pause without end":      bytes.Repeat(frame(t, &Answer{Id: 1, Size: 3 * mib}), 1000),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -243,14 +246,46 @@ func TestSession_AnswersThatAreRefused(t *testing.T) {
 	}
 }
 
+func TestSession_SubStatesThatAreRefused(t *testing.T) {
+	list := units.ListBytes(digest.SHA256, 3*mib)
+	for name, c := range map[string][]byte{
+		"too few":         append(frame(t, &Answer{Id: 1, Size: 3 * mib, HasUnit: true, UnitBytes: mib, SubBytes: 479}), make([]byte, mib+480)...),
+		"too many":        append(frame(t, &Answer{Id: 1, Size: 3 * mib, HasUnit: true, UnitBytes: mib, SubBytes: 512}), make([]byte, mib+512)...),
+		"without end":     append(frame(t, &Answer{Id: 1, Size: 3 * mib, HasUnit: true, UnitBytes: mib, SubBytes: 1<<32 - 1}), make([]byte, mib)...),
+		"cut off":         append(frame(t, &Answer{Id: 1, Size: 3 * mib, HasUnit: true, UnitBytes: mib, SubBytes: 480}), make([]byte, 99)...),
+		"of a list":       append(frame(t, &Answer{Id: 1, Size: 3 * mib, ListBytes: uint32(list), SubBytes: 480}), make([]byte, list+480)...),
+		"of what is left": append(frame(t, &Answer{Id: 1, Size: 3 * mib, Taken: true, SubBytes: 480}), make([]byte, 480)...),
+		"of the second unit": slices.Concat(frame(t, &Answer{Id: 1, Size: 3 * mib, HasUnit: true, UnitBytes: mib}), make([]byte, mib),
+			frame(t, &Answer{Id: 1, HasUnit: true, Unit: 1, UnitBytes: mib, SubBytes: 480, Last: true}), make([]byte, mib+480)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			ss := &session{stall: time.Second, st: &script{in: bytes.NewReader(c)}}
+			ss.pending = []*run{{id: 1, end: 2, alg: digest.SHA256, record: true, sparing: true, subs: true}}
+			l := layoutOf(3 * mib)
+			var err error
+			for range 2 {
+				if _, err = ss.receive(&l, make([]byte, mib)); err != nil {
+					break
+				}
+			}
+			if !errors.Is(err, errProtocol) && !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Fatalf("got %v", err)
+			}
+		})
+	}
+}
+
 func FuzzServer(f *testing.F) {
 	o, _ := newOneBlob(f, 2*mib+77)
 	f.Add(frame(f, &Request{Id: 1, Digest: o.rec.Digest.String(), Project: project[:], WantRecord: true, Units: 2}))
 	f.Add(append(frame(f, &Request{Id: 1, Digest: o.rec.Digest.String(), Project: project[:], FirstUnit: 2, Units: 8}), 0, 0, 0, 9))
 	f.Add([]byte{255, 255, 255, 255})
+	f.Add(frame(f, &Request{Id: 1, Digest: o.rec.Digest.String(), Project: project[:], WantRecord: true, WantSubStates: true, FirstUnit: 1, Units: 2}))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		st := &script{in: bytes.NewReader(in)}
-		o.server().handle(t.Context(), identity.NodeID{}, st)
+		srv := o.server()
+		srv.split = newSplitter(srv).of
+		srv.handle(t.Context(), identity.NodeID{}, st)
 	})
 }
 
@@ -263,10 +298,28 @@ func FuzzSession(f *testing.F) {
 	o.server().handle(context.Background(), identity.NodeID{}, st)
 	f.Add(st.out.Bytes(), true)
 	f.Add(frame(f, &Answer{Id: 1, Status: Status_STATUS_UNREADABLE, Last: true}), false)
+	srv := o.server()
+	srv.split = newSplitter(srv).of
+	st = &script{in: bytes.NewReader(append(ask, frame(f, &Request{Id: 2, Digest: o.rec.Digest.String(), Project: project[:], WantSubStates: true, Units: 2})...))}
+	srv.handle(context.Background(), identity.NodeID{}, st)
+	f.Add(st.out.Bytes(), false)
 	buf := make([]byte, mib)
 	f.Fuzz(func(t *testing.T, in []byte, known bool) {
 		ss := &session{stall: time.Second, st: &script{in: bytes.NewReader(in)}}
-		ss.pending = []*run{{id: 1, next: 2, end: 3, alg: digest.SHA256, record: true}, {id: 2, next: 0, end: 2, alg: digest.SHA256}}
+		ss.pending = []*run{{id: 1, next: 2, end: 3, alg: digest.SHA256, record: true}, {id: 2, next: 0, end: 2, alg: digest.SHA256, subs: true}}
+		// What is told of is within the unit.
+		ss.splits = func(unit int, subs, data []byte) func(int) {
+			if len(subs) != units.SubStatesBytes(digest.SHA256, int64(len(data))) || unit != 0 {
+				t.Fatalf("%d bytes of sub-states for unit %d of %d", len(subs), unit, len(data))
+			}
+			at := 0
+			return func(n int) {
+				if n <= at || n > len(data) {
+					t.Fatalf("%d bytes of %d after %d", n, len(data), at)
+				}
+				at = n
+			}
+		}
 		var l *layout
 		if known {
 			k := layoutOf(o.rec.Size)

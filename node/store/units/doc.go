@@ -18,6 +18,11 @@
 // a marshaled hash state also carries a length and pending bytes that a liar
 // could choose.
 //
+// A [Checker] checks a unit while it comes, 64 KiB at a time, against sub-states
+// that the sender made with [List.SubStates]. They are the sender's word and in no
+// list: what fits them may be shown early by who can take it back, and is proven
+// when the unit links, not before.
+//
 // What it does not do: it does not say whether a record's signer is a member of
 // the mesh (the caller knows that), and a record does not prove that bytes with
 // this digest exist.
@@ -27,6 +32,6 @@
 // should a toolchain change one, the package answers [ErrUnavailable] for it and
 // callers go on with whole digests.
 //
-// Lists and records are immutable and safe for concurrent use; a Hasher has one
-// owner.
+// Lists and records are immutable and safe for concurrent use; a Hasher and a
+// Checker have one owner.
 package units

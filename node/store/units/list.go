@@ -28,8 +28,8 @@ const (
 	// memory (4 MiB for sha256, 8 MiB for sha512).
 	MaxSize int64 = 1 << 40
 
-	// SubUnit is the grain of the sub-states that any holder may send for one
-	// unit later; a divisor of every unit size. List form 1 has none.
+	// SubUnit is the grain of the sub-states that anybody who has a unit may send
+	// for it (see Checker); a divisor of every unit size. Lists have none.
 	SubUnit int64 = 64 << 10
 )
 
@@ -123,31 +123,43 @@ func (l *List) Span(i int) (off, length int64) {
 // that the blob has its digest. ErrUnavailable, in plain-digest mode, says
 // nothing about data.
 func (l *List) Verify(i int, data []byte) error {
-	if i < 0 || i >= l.Units() {
-		return fmt.Errorf("%w: unit %d of %s, which has %d", ErrBadUnit, i, l.Digest, l.Units())
+	h, err := l.before(i)
+	if err != nil {
+		return err
 	}
-	off, length := l.Span(i)
-	if int64(len(data)) != length {
+	if _, length := l.Span(i); int64(len(data)) != length {
 		return fmt.Errorf("%w: unit %d of %s has %d bytes, got %d", ErrBadUnit, i, l.Digest, length, len(data))
+	}
+	_, _ = h.Write(data)
+	return l.linked(i, h)
+}
+
+// before gives the chain at the first byte of unit i.
+func (l *List) before(i int) (*chain, error) {
+	if i < 0 || i >= l.Units() {
+		return nil, fmt.Errorf("%w: unit %d of %s, which has %d", ErrBadUnit, i, l.Digest, l.Units())
 	}
 	a := chainOf(l.Digest)
 	if a == nil {
-		return fmt.Errorf("%w: unit %d of %s: %w", ErrBadUnit, i, l.Digest, CheckDigest(l.Digest))
+		return nil, fmt.Errorf("%w: unit %d of %s: %w", ErrBadUnit, i, l.Digest, CheckDigest(l.Digest))
 	}
 	if err := a.tested(); err != nil {
-		return err
+		return nil, err
 	}
 	from := a.initial
 	if i > 0 {
 		from = l.states[(i-1)*a.size : i*a.size]
 	}
-	h, err := a.at(from, off)
-	if err != nil {
-		return err
-	}
-	_, _ = h.Write(data)
+	off, _ := l.Span(i)
+	return a.at(from, off)
+}
+
+// linked says whether h, which took unit i, stands at state i+1, or at the digest
+// behind the last one.
+func (l *List) linked(i int, h *chain) error {
+	n := h.alg.size
 	if i == l.Units()-1 {
-		if digest.NewDigestFromBytes(a.name, h.Sum(nil)) != l.Digest {
+		if digest.NewDigestFromBytes(h.alg.name, h.Sum(nil)) != l.Digest {
 			return fmt.Errorf("%w: last unit %d of %s", ErrBadUnit, i, l.Digest)
 		}
 		return nil
@@ -156,7 +168,7 @@ func (l *List) Verify(i int, data []byte) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(got, l.states[i*a.size:(i+1)*a.size]) {
+	if !bytes.Equal(got, l.states[i*n:(i+1)*n]) {
 		return fmt.Errorf("%w: unit %d of %s", ErrBadUnit, i, l.Digest)
 	}
 	return nil
@@ -198,7 +210,7 @@ func appendSubject(b []byte, d digest.Digest, size, unitSize int64) []byte {
 //	1: the raw states at the unit borders, in order (n-1 times 32 bytes for
 //	   sha256, 64 for sha512: the digest's algorithm says which)
 //
-// A form with the 64 KiB sub-states of some units would be 2.
+// Sub-states of units are in no list: see Checker.
 const formStates = 1
 
 // ListBytes is the exact length of the form that MarshalBinary gives for a blob
