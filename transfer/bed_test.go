@@ -82,6 +82,7 @@ type site struct {
 	door   *tags.Door
 	home   *transfer.Residency
 	counts *prometheus.Registry // of the reconciler
+	wire   *prometheus.Registry // of the swarm
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
 	up     bool
@@ -244,9 +245,11 @@ func (n *site) open() {
 		Announcer: hear{n}, Poll: n.poll, Truth: n.truth, Now: n.now, Logger: log,
 	})
 	must(n.t, err)
+	n.wire = prometheus.NewRegistry()
 	n.swarm, err = swarm.New(swarm.Config{
-		Store: n.store, Host: n.host, Holders: n.sync, Signer: n.id,
-		Access:      n.sync.Access,
+		Registerer: n.wire,
+		Store:      n.store, Host: n.host, Holders: n.sync, Signer: n.id,
+		Access: n.sync.Access, Prove: n.sync.Prove,
 		KnownSigner: func(id identity.NodeID) bool { _, ok := n.state.View().Node(id); return ok },
 		SiteOf:      func(id identity.NodeID) string { m, _ := n.state.View().Node(id); return m.Site },
 		Logger:      log,

@@ -93,7 +93,7 @@ func (r *Reconciler) measure(t *task) {
 	if err != nil {
 		return // its attempt says so
 	}
-	if fetch, _, err := r.lacking(c); err == nil {
+	if fetch, _, err := r.lacking(t.pid, c); err == nil {
 		r.queue.lacks(t, fetch)
 	}
 }

@@ -76,7 +76,7 @@ func (r *Reconciler) Claim(ctx context.Context, pid identity.ProjectID, repo str
 	return c, ctx.Err()
 }
 
-// claimHere takes what this store has: manifests of the repository, and blobs
+// claimHere takes what this store has of the project: manifests of the repository, and blobs
 // that the project refers to, which are leased to the repository.
 func (r *Reconciler) claimHere(ctx context.Context, pid identity.ProjectID, repo string, want []Descriptor, c *Claim) (left []Descriptor, err error) {
 	for _, d := range want {
@@ -93,7 +93,8 @@ func (r *Reconciler) claimHere(ctx context.Context, pid identity.ProjectID, repo
 			return nil, err
 		}
 		if linked {
-			err := r.cat.Lease(ctx, d.Digest, catalog.Lease{PID: pid, Repo: repo, Until: r.cfg.Now().Add(store.LeaseFor)})
+			// Not what is here for another project alone: a holder has to show it.
+			err := r.cat.Mount(ctx, d.Digest, pid, catalog.Lease{PID: pid, Repo: repo, Until: r.cfg.Now().Add(store.LeaseFor)})
 			if err == nil {
 				c.Claimed = append(c.Claimed, d.Digest)
 				continue

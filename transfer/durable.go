@@ -90,10 +90,9 @@ func (r *Reconciler) keep(ctx context.Context, from identity.NodeID, pid identit
 
 // keepHere promises and leases a blob that is here.
 func (r *Reconciler) keepHere(ctx context.Context, pid identity.ProjectID, repo string, p syncer.Piece) (bool, error) {
-	row, err := r.cat.Blob(p.Digest)
-	if err == nil && row.State != catalog.Present {
-		return false, nil
-	}
+	// What is here for another project alone is not kept for this one: the asker has
+	// to show it, see fetch.
+	_, err := r.cat.BlobIn(pid, p.Digest)
 	if err == nil {
 		// Durable when it returns, as the blob is. Before the promise: what has a lease
 		// is not let go of any more.

@@ -102,11 +102,12 @@ func (r *Reconciler) closure(pid identity.ProjectID, repo string, root digest.Di
 }
 
 // lacking gives what of a closure's content this store does not hold for good:
-// absent blobs, and cached ones that only have to be promised.
-func (r *Reconciler) lacking(c *closure) (fetch, promote []content, err error) {
+// absent blobs, those that are here for other projects alone (a fetch has them
+// proven, and moves no byte), and cached ones that only have to be promised.
+func (r *Reconciler) lacking(pid identity.ProjectID, c *closure) (fetch, promote []content, err error) {
 	for _, list := range [][]content{c.bytes, c.blobs} {
 		for _, b := range list {
-			row, err := r.cat.Blob(b.digest)
+			row, err := r.cat.BlobIn(pid, b.digest)
 			switch {
 			case errors.Is(err, catalog.ErrNotFound), err == nil && row.State != catalog.Present:
 				fetch = append(fetch, b)

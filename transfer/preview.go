@@ -178,7 +178,7 @@ func (p *preview) manifest(pr state.Project, rs previewRules, m catalog.Manifest
 		}
 	}
 	if rs.now.NeedLabels() || rs.then.NeedLabels() {
-		if a.Labels, err = p.r.annotations(m); err != nil {
+		if a.Labels, err = p.r.annotations(pr.PID, m); err != nil {
 			return err
 		}
 	}

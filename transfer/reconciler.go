@@ -326,7 +326,7 @@ func (r *Reconciler) want(k key, at time.Time, home string, d rules.Demand) {
 }
 
 func (r *Reconciler) wantBlob(k kind, pid identity.ProjectID, repo string, b content, at time.Time) error {
-	fetch, promote, err := r.lacking(&closure{blobs: []content{b}})
+	fetch, promote, err := r.lacking(pid, &closure{blobs: []content{b}})
 	if err != nil || len(fetch)+len(promote) == 0 {
 		return err
 	}

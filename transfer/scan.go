@@ -184,7 +184,7 @@ func (r *Reconciler) scanProject(ctx context.Context, pid identity.ProjectID) er
 	if !ok {
 		return nil
 	}
-	h := newHeld(r.cat)
+	h := newHeld(r.cat, pid)
 	repo, matches := "", false
 	return r.cat.EachManifestWithRefs(pid, func(m catalog.ManifestInfo, refs []catalog.Ref) error {
 		if err := ctx.Err(); err != nil {
@@ -244,20 +244,23 @@ func (r *Reconciler) scanManifest(p *rules.Project, m catalog.ManifestInfo, refs
 // a large one not a point read for each of its blobs.
 const pointReads = 20_000
 
-// held says which blobs this store holds for good. What comes or goes while a
+// held says which blobs of a project this store holds for good. What comes or goes while a
 // scan runs is noticed by those who bring it, and by the store's feed.
 type held struct {
 	cat   *catalog.Catalog
+	pid   identity.ProjectID
 	reads int
 	seed  maphash.Seed // random, so that nobody can make digests that collide
 	all   []uint64     // sorted hashes of digests, once there were pointReads
 }
 
-func newHeld(cat *catalog.Catalog) *held { return &held{cat: cat, seed: maphash.MakeSeed()} }
+func newHeld(cat *catalog.Catalog, pid identity.ProjectID) *held {
+	return &held{cat: cat, pid: pid, seed: maphash.MakeSeed()}
+}
 
 func (h *held) has(d digest.Digest) (bool, error) {
 	if h.reads++; h.reads <= pointReads {
-		row, err := h.cat.Blob(d)
+		row, err := h.cat.BlobIn(h.pid, d)
 		if errors.Is(err, catalog.ErrNotFound) {
 			return false, nil
 		}
@@ -275,10 +278,26 @@ func (h *held) has(d digest.Digest) (bool, error) {
 // readAll takes eight bytes for each blob.
 func (h *held) readAll() error {
 	h.all = []uint64{}
-	err := h.cat.EachBlob(func(row catalog.BlobRow) error {
-		if keeps(row) {
-			h.all = append(h.all, maphash.String(h.seed, string(row.Digest)))
+	var shared []uint64 // with other projects
+	err := h.cat.EachProof(h.pid, func(d digest.Digest) error {
+		shared = append(shared, maphash.String(h.seed, string(d)))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	slices.Sort(shared)
+	err = h.cat.EachBlob(func(row catalog.BlobRow) error {
+		if !keeps(row) {
+			return nil
 		}
+		hash := maphash.String(h.seed, string(row.Digest))
+		if row.For != h.pid {
+			if _, found := slices.BinarySearch(shared, hash); !found {
+				return nil
+			}
+		}
+		h.all = append(h.all, hash)
 		return nil
 	})
 	slices.Sort(h.all)

@@ -107,20 +107,20 @@ func (r *Reconciler) artifact(p *rules.Project, m catalog.ManifestInfo) (rules.A
 		}
 	}
 	if p.NeedLabels() {
-		a.Labels, err = r.annotations(m)
+		a.Labels, err = r.annotations(p.PID, m)
 	}
 	return a, err
 }
 
 // annotations gives those of a manifest. One whose bytes are not here yet has
 // none: it is looked at again when they come.
-func (r *Reconciler) annotations(m catalog.ManifestInfo) (map[string]string, error) {
+func (r *Reconciler) annotations(pid identity.ProjectID, m catalog.ManifestInfo) (map[string]string, error) {
 	if have, ok := r.labels.Get(m.Digest); ok {
 		return have, nil
 	}
-	body, here, err := r.cat.Content(m.Digest)
+	body, here, err := r.cat.ContentIn(pid, m.Digest)
 	if err == nil && !here && m.Size > catalog.MaxInlineManifest {
-		body, here, err = r.largeManifest(m.Digest)
+		body, here, err = r.largeManifest(pid, m.Digest)
 	}
 	if err != nil || !here {
 		return nil, err
@@ -134,7 +134,10 @@ func (r *Reconciler) annotations(m catalog.ManifestInfo) (map[string]string, err
 	return doc.Annotations, nil
 }
 
-func (r *Reconciler) largeManifest(d digest.Digest) ([]byte, bool, error) {
+func (r *Reconciler) largeManifest(pid identity.ProjectID, d digest.Digest) ([]byte, bool, error) {
+	if proven, err := r.cat.Proven(pid, d); err != nil || !proven {
+		return nil, false, err
+	}
 	f, err := r.cfg.Store.Open(context.Background(), d)
 	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrCorrupt) {
 		return nil, false, nil

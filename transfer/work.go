@@ -93,7 +93,7 @@ func (r *Reconciler) attempt(ctx context.Context, t *task, from lane) error {
 		return nil // the project went, or left this site
 	}
 	if t.kind == claimed || t.kind == large || t.kind == kept {
-		fetch, promote, err := r.lacking(&closure{blobs: []content{{digest: t.digest, size: t.size}}})
+		fetch, promote, err := r.lacking(t.pid, &closure{blobs: []content{{digest: t.digest, size: t.size}}})
 		if err != nil {
 			return err
 		}
@@ -133,7 +133,7 @@ func (r *Reconciler) attempt(ctx context.Context, t *task, from lane) error {
 	if err != nil {
 		return err
 	}
-	fetch, promote, err := r.lacking(c)
+	fetch, promote, err := r.lacking(t.pid, c)
 	if err != nil {
 		return err
 	}

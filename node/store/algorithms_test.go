@@ -12,6 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/units"
 )
 
@@ -149,7 +150,7 @@ func TestTwoDigestsOfOneContent_AreTwoBlobs(t *testing.T) {
 		b := content(byte(i), size)
 		long, short := digest.SHA512.FromBytes(b), digest.SHA256.FromBytes(b)
 		for _, d := range []digest.Digest{long, short} {
-			if err := s.PutFetched(t.Context(), d, b, Cached); err != nil {
+			if err := s.PutFetched(t.Context(), identity.ProjectID{}, d, b, Cached); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -172,7 +173,7 @@ func TestListAndChecks_OfEachAlgorithm(t *testing.T) {
 		b := content(9, int(3*units.Unit)+17)
 		d := alg.FromBytes(b)
 		s := openAt(t, dir, time.Now)
-		if err := s.PutFetched(t.Context(), d, b, Placed); err != nil {
+		if err := s.PutFetched(t.Context(), identity.ProjectID{}, d, b, Placed); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.Remove(fileOf(s, "units", d)); err != nil {

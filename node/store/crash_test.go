@@ -81,7 +81,7 @@ func crashStep(s *Store, seed uint64) error {
 	b := crashContent(seed, size)
 	d := crashAlgorithm(seed).FromBytes(b)
 	if r.IntN(3) == 0 {
-		if err := s.PutFetched(ctx, d, b, Placed); err != nil {
+		if err := s.PutFetched(ctx, identity.ProjectID{}, d, b, Placed); err != nil {
 			return err
 		}
 		fmt.Printf("blob %d %d\n", seed, size)

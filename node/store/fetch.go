@@ -7,6 +7,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/blobs"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
@@ -42,9 +43,9 @@ func (s *Store) FetchBegan(d digest.Digest) bool {
 	return units.CheckDigest(d) == nil && s.files.Began(d)
 }
 
-// Commit makes the complete partial a blob of this store. When it returns nil
-// the blob outlives a power cut. The record that it came under is kept and
-// served to others.
+// Commit makes the complete partial a blob of this store, and of the project that
+// all its units came for (Serve), if there is one. When it returns nil the blob
+// outlives a power cut. The record that it came under is kept and served to others.
 func (p *Partial) Commit(ctx context.Context, class Class) error {
 	if !p.Complete() {
 		return p.Install(ctx) // which says what is missing
@@ -54,7 +55,7 @@ func (p *Partial) Commit(ctx context.Context, class Class) error {
 	if err != nil {
 		return err
 	}
-	row := catalog.BlobRow{Digest: rec.Digest, Size: rec.Size, Class: class, Record: raw}
+	row := catalog.BlobRow{Digest: rec.Digest, Size: rec.Size, Class: class, Record: raw, For: p.Origin()}
 	unlock := p.s.locks.lock(rec.Digest)
 	defer unlock()
 	if rec.Size <= InlineMax {
@@ -96,8 +97,9 @@ func (p *Partial) Commit(ctx context.Context, class Class) error {
 	return nil
 }
 
-// PutFetched stores a small blob that came whole from a peer.
-func (s *Store) PutFetched(ctx context.Context, d digest.Digest, b []byte, class Class) error {
+// PutFetched stores a small blob that came whole from a peer, on behalf of a
+// project.
+func (s *Store) PutFetched(ctx context.Context, pid identity.ProjectID, d digest.Digest, b []byte, class Class) error {
 	if err := units.CheckDigest(d); err != nil {
 		return err
 	}
@@ -107,7 +109,7 @@ func (s *Store) PutFetched(ctx context.Context, d digest.Digest, b []byte, class
 	if len(b) <= InlineMax {
 		unlock := s.locks.lock(d)
 		defer unlock()
-		return s.putInline(ctx, catalog.BlobRow{Digest: d, Size: int64(len(b)), Class: class}, b, nil)
+		return s.putInline(ctx, catalog.BlobRow{Digest: d, Size: int64(len(b)), Class: class, For: pid}, b, nil)
 	}
 	h := units.NewHasher(d.Algorithm())
 	if _, err := h.Write(b); err != nil {
@@ -115,7 +117,9 @@ func (s *Store) PutFetched(ctx context.Context, d digest.Digest, b []byte, class
 	}
 	list, err := h.List()
 	if errors.Is(err, units.ErrUnavailable) {
-		_, err = s.putWhole(ctx, d, b, class, nil)
+		if _, err = s.putWhole(ctx, d, b, class, nil); err == nil && !pid.IsZero() {
+			err = s.cat.Prove(ctx, d, pid)
+		}
 		return err
 	}
 	if err != nil {
@@ -129,6 +133,7 @@ func (s *Store) PutFetched(ctx context.Context, d digest.Digest, b []byte, class
 	if err != nil {
 		return err
 	}
+	p.Serve(pid)
 	for i := range list.Units() {
 		off, n := list.Span(i)
 		if err := p.Put(i, b[off:off+n]); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/units"
 )
 
@@ -76,7 +77,7 @@ func TestPlainDigestMode(t *testing.T) {
 		}
 		for i, size := range []int{InlineMax, InlineMax + 1, 1 << 20} {
 			b := content(byte(10+i), size)
-			if err := s.PutFetched(t.Context(), alg.FromBytes(b), b, Cached); err != nil {
+			if err := s.PutFetched(t.Context(), identity.ProjectID{}, alg.FromBytes(b), b, Cached); err != nil {
 				t.Fatal(err)
 			}
 			got(b)

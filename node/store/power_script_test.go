@@ -249,7 +249,7 @@ func (p *powerNode) fetch(seed uint64, order ...int) (done bool, err error) {
 func scriptFetches(p *powerScript) error {
 	small := crashContent(11, sizeFile)
 	p.say(said{What: saysPutting, Seed: 11, Size: sizeFile})
-	if err := p.PutFetched(p.ctx, digest.FromBytes(small), small, Placed); err != nil {
+	if err := p.PutFetched(p.ctx, identity.ProjectID{}, digest.FromBytes(small), small, Placed); err != nil {
 		return err
 	}
 	p.say(said{What: saysPut, Seed: 11, Size: sizeFile})

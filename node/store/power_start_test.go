@@ -9,6 +9,8 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/test/faultfs"
+
+	"github.com/portolan/portolan/node/identity"
 )
 
 // fill pushes so many blobs that are files, and as many tags of one manifest.
@@ -16,7 +18,7 @@ func (p *powerScript) fill(n uint64) error {
 	tags := make([]string, n)
 	for i := range n {
 		b := crashContent(5000+i, sizeFile)
-		if err := p.PutFetched(p.ctx, digest.FromBytes(b), b, Placed); err != nil {
+		if err := p.PutFetched(p.ctx, identity.ProjectID{}, digest.FromBytes(b), b, Placed); err != nil {
 			return err
 		}
 		tags[i] = fmt.Sprint("v", i)

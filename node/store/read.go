@@ -11,6 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
 )
@@ -194,6 +195,7 @@ func (s *Store) relistFrom(ctx context.Context, row catalog.BlobRow, b Blob) (un
 	if err != nil || row.Inline {
 		return rec, list, err // small: made on demand, nothing to keep
 	}
+	row.For = identity.ProjectID{} // it may have been collected, and put again, meanwhile
 	unlock := s.locks.lock(row.Digest)
 	defer unlock()
 	if now, err := s.row(row.Digest); err != nil || now.Size != row.Size {

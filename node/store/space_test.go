@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/blobs"
 	"github.com/portolan/portolan/node/store/catalog"
 )
@@ -164,7 +165,7 @@ func TestFullDisk(t *testing.T) {
 	if _, err := s.PutBytes(t.Context(), content(2, 1<<20), link); !errors.Is(err, ErrNoSpace) {
 		t.Fatalf("a blob: %v", err)
 	}
-	if err := s.PutFetched(t.Context(), digest.FromBytes(content(3, 1<<20)), content(3, 1<<20), Placed); !errors.Is(err, ErrNoSpace) {
+	if err := s.PutFetched(t.Context(), identity.ProjectID{}, digest.FromBytes(content(3, 1<<20)), content(3, 1<<20), Placed); !errors.Is(err, ErrNoSpace) {
 		t.Fatalf("a fetched blob: %v", err)
 	}
 	n := 0

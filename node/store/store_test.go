@@ -317,10 +317,10 @@ func TestPutContent_And_PutFetched(t *testing.T) {
 					t.Fatal(err)
 				}
 			} else {
-				if err := s.PutFetched(t.Context(), alg.FromString("x"), b, Cached); !errors.Is(err, ErrDigestMismatch) {
+				if err := s.PutFetched(t.Context(), identity.ProjectID{}, alg.FromString("x"), b, Cached); !errors.Is(err, ErrDigestMismatch) {
 					t.Fatal(err)
 				}
-				if err := s.PutFetched(t.Context(), alg.FromBytes(b), b, Cached); err != nil {
+				if err := s.PutFetched(t.Context(), identity.ProjectID{}, alg.FromBytes(b), b, Cached); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -382,7 +382,7 @@ func testFetchFromAnotherStore(t *testing.T, alg digest.Algorithm) {
 			}
 		}
 		// A cached copy does not make a placed one evictable.
-		if err := to.PutFetched(t.Context(), d, b, Cached); err != nil {
+		if err := to.PutFetched(t.Context(), identity.ProjectID{}, d, b, Cached); err != nil {
 			t.Fatal(err)
 		}
 		if row, err := to.Catalog().Blob(d); err != nil || row.Class != Placed {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -72,14 +73,18 @@ func (h *Handler) getBlob(q *request) error {
 	if notModified(q.Request, d) {
 		return q.unchanged(d)
 	}
-	if h.cfg.Redirect {
+	proven, err := h.catalog.Proven(q.project.PID, d)
+	if err != nil {
+		return err
+	}
+	if h.cfg.Redirect && proven {
 		if u, err := h.cfg.Store.URL(q.Request, d); err != nil {
 			h.log.Warn("blob is served instead of redirected", slog.String("digest", d.String()), slog.Any("error", err))
 		} else if u != "" {
 			return h.redirect(q, d, u)
 		}
 	}
-	b, err := h.cfg.Store.Open(ctx, d)
+	b, err := h.openHere(ctx, q, d)
 	if err == nil {
 		defer func() { _ = b.Close() }()
 		mend := &mending{h: h, ctx: ctx, want: want, now: b}
@@ -121,6 +126,19 @@ func (h *Handler) redirect(q *request, d digest.Digest, to string) error {
 	return nil
 }
 
+// openHere opens what is here and the project's. What is here for another project is
+// not: the source brings it, or has it proven.
+func (h *Handler) openHere(ctx context.Context, q *request, d digest.Digest) (store.Blob, error) {
+	proven, err := h.catalog.Proven(q.project.PID, d)
+	if err != nil {
+		return nil, err
+	}
+	if !proven {
+		return nil, fmt.Errorf("blob %s: %w", d, store.ErrNotFound)
+	}
+	return h.cfg.Store.Open(ctx, d)
+}
+
 func (h *Handler) open(ctx context.Context, w Want) (Blob, error) {
 	if h.cfg.Source == nil {
 		return nil, store.ErrNotFound
@@ -132,7 +150,8 @@ func (h *Handler) open(ctx context.Context, w Want) (Blob, error) {
 // lease begins anew, or with a holder in reach.
 func (h *Handler) headBlob(q *request, want Want) error {
 	ctx := q.Context()
-	size, err := h.cfg.Store.Stat(ctx, want.Digest)
+	row, err := h.catalog.BlobIn(want.PID, want.Digest)
+	size := row.Size
 	switch {
 	case err == nil:
 		// Renewed, not given: a blob that was deleted in between stays deleted.
@@ -143,7 +162,7 @@ func (h *Handler) headBlob(q *request, want Want) error {
 			return err
 		}
 		fallthrough // collected or deleted in between
-	case errors.Is(err, store.ErrNotFound):
+	case absent(err):
 		if h.cfg.Source == nil {
 			return blobUnknown(want.Digest, q.name())
 		}
@@ -170,13 +189,8 @@ func (h *Handler) headBlob(q *request, want Want) error {
 	return nil
 }
 
-// lease keeps the blob for this repository for as long as a client may rely on
-// what it learned from a mount; an absent error says that the store does not have
-// it.
-func (h *Handler) lease(ctx context.Context, q *request, d digest.Digest) error {
-	return h.catalog.Lease(ctx, d, h.newLease(q))
-}
-
+// newLease keeps a blob for this repository for as long as a client may rely on what
+// it learned.
 func (h *Handler) newLease(q *request) catalog.Lease {
 	return catalog.Lease{PID: q.project.PID, Repo: q.repo, Until: h.cfg.Now().Add(store.LeaseFor)}
 }

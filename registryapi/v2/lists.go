@@ -222,7 +222,7 @@ func (h *Handler) referrer(q *request, r listed) ocispec.Descriptor {
 }
 
 func (h *Handler) manifestBytes(ctx context.Context, q *request, info catalog.ManifestInfo) ([]byte, error) {
-	if b, ok, err := h.catalog.Content(info.Digest); err == nil && ok {
+	if b, ok, err := h.catalog.ContentIn(q.project.PID, info.Digest); err == nil && ok {
 		return b, nil
 	}
 	content, err := h.openContent(ctx, q, info.Digest, info.Size)

@@ -116,7 +116,7 @@ func (h *Handler) getManifest(q *request) error {
 		q.w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	b, ok, err := h.catalog.Content(info.Digest)
+	b, ok, err := h.catalog.ContentIn(q.project.PID, info.Digest)
 	if err != nil && !absent(err) {
 		return err
 	}
@@ -146,7 +146,7 @@ func (h *Handler) serveStored(q *request, info catalog.ManifestInfo) error {
 
 // openContent opens what this repository is known to name, here or elsewhere.
 func (h *Handler) openContent(ctx context.Context, q *request, d digest.Digest, size int64) (io.ReadSeekCloser, error) {
-	b, err := h.cfg.Store.Open(ctx, d)
+	b, err := h.openHere(ctx, q, d)
 	if err == nil {
 		return b, nil
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/registryapi/access"
 )
@@ -107,7 +108,7 @@ func (h *Handler) mount(q *request, d digest.Digest) (bool, error) {
 		if _, _, ok, err := h.catalog.LinkedIn(q.project.PID, d); err != nil || !ok {
 			return false, err
 		}
-		return h.mounted(q, d)
+		return h.mounted(q, d, q.project.PID)
 	}
 	project, repo, err := h.cfg.Access.Canonical(q.Request, from)
 	if err != nil {
@@ -125,12 +126,13 @@ func (h *Handler) mount(q *request, d digest.Digest) (bool, error) {
 	if _, ok, err := h.catalog.Linked(src.PID, repo, d); err != nil || !ok {
 		return false, err
 	}
-	return h.mounted(q, d)
+	return h.mounted(q, d, src.PID)
 }
 
-// mounted gives the blob to this repository, if this store has it.
-func (h *Handler) mounted(q *request, d digest.Digest) (bool, error) {
-	err := h.lease(q.Context(), q, d)
+// mounted gives the blob to this repository, if this store has it and it is the
+// content of the project that it is mounted from.
+func (h *Handler) mounted(q *request, d digest.Digest, from identity.ProjectID) (bool, error) {
+	err := h.catalog.Mount(q.Context(), d, from, h.newLease(q))
 	if absent(err) {
 		return false, nil
 	}

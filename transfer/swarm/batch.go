@@ -144,11 +144,9 @@ func (f *flight) batched() (bool, error) {
 
 // best is the holder that is asked first.
 func (f *flight) best() (candidate, bool) {
-	for _, w := range f.wanted() {
-		for _, node := range f.s.cfg.Holders.Holders(f.ctx, f.digest, w.PID, w.Size) {
-			if node != f.s.cfg.Host.ID() {
-				return candidate{node: node, pid: w.PID}, true
-			}
+	for _, node := range f.s.cfg.Holders.Holders(f.ctx, f.digest, f.pid, f.size) {
+		if node != f.s.cfg.Host.ID() {
+			return candidate{node: node, pid: f.pid}, true
 		}
 	}
 	return candidate{}, false

@@ -53,6 +53,8 @@ func (e *stalledError) Unwrap() error     { return e.Unreachable }
 type flight struct {
 	s      *Swarm
 	digest digest.Digest
+	pid    identity.ProjectID // on whose behalf all is asked, see proof.go
+	size   int64              // as who began it says; 0: not known
 	since  time.Time
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -68,7 +70,6 @@ type flight struct {
 	readers, fetchers int
 	orphan, dropped   bool
 	hurried           bool // urgent is closed
-	wants             []Want
 	class             catalog.Class
 	sharing           map[*Limit]int // of fetchers, nil: without one
 
@@ -99,6 +100,7 @@ type flight struct {
 	complete  bool           // the whole chain holds
 	over      bool           // err is final: nothing more comes
 	poisoned  bool           // what came may be wrong although it fits the list
+	foreign   bool           // some of what is here came for another project
 	changed   chan struct{}
 	positions map[*reader]int         // the unit that each reader stands in
 	from      identity.NodeID         // whose unit came last
@@ -122,7 +124,7 @@ type flight struct {
 
 func newFlight(s *Swarm, w Want) *flight {
 	f := &flight{
-		s: s, digest: w.Digest, since: time.Now(),
+		s: s, digest: w.Digest, pid: w.PID, size: w.Size, since: time.Now(),
 		urgent: make(chan struct{}), opened: make(chan struct{}), done: make(chan struct{}),
 		changed: make(chan struct{}), positions: map[*reader]int{}, asked: map[identity.NodeID]int{},
 		strikes: map[identity.NodeID]int{}, failed: map[identity.NodeID]bool{}, good: map[identity.NodeID]bool{},
@@ -156,12 +158,6 @@ func (f *flight) joined(w Want, reader bool) {
 	if f.class == 0 || w.Class == catalog.Placed {
 		f.class = w.Class
 	}
-	for _, have := range f.wants {
-		if have.PID == w.PID {
-			return
-		}
-	}
-	f.wants = append(f.wants, w)
 }
 
 func (f *flight) ended() bool {
@@ -270,11 +266,14 @@ func (f *flight) fly() error {
 		class := f.class
 		f.s.mu.Unlock()
 		if here, err := f.s.here(f.ctx, f.digest, class); here || err != nil {
+			if err == nil {
+				err = f.prove()
+			}
 			return err
 		}
 	}
-	if size := f.wanted()[0].Size; size > 0 {
-		f.setSize(size)
+	if f.size > 0 {
+		f.setSize(f.size)
 	}
 	// Before its turn: what is held takes none from what is not.
 	if err := f.awaitOpening(); err != nil {
@@ -317,12 +316,6 @@ func (f *flight) fly() error {
 			return f.ctx.Err()
 		}
 	}
-}
-
-func (f *flight) wanted() []Want {
-	f.s.mu.Lock()
-	defer f.s.mu.Unlock()
-	return append([]Want(nil), f.wants...)
 }
 
 func (f *flight) units() int {

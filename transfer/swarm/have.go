@@ -243,7 +243,7 @@ func (s *Swarm) news(ctx context.Context, w *watched) (*Have, error) {
 	case f != nil:
 		f.tell(w, m) // if it keeps units yet
 	case !w.whole: // else nothing changes that was told, until it is asked for and not found
-		size, err := s.cfg.Store.Stat(ctx, w.d)
+		size, err := s.statIn(w.d, w.pid)
 		switch {
 		case err == nil:
 			w.whole, w.some, w.flight = true, true, nil
@@ -267,7 +267,7 @@ func (s *Swarm) news(ctx context.Context, w *watched) (*Have, error) {
 func (f *flight) tell(w *watched, m *Have) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.partial == nil || f.over || f.poisoned {
+	if f.partial == nil || f.over || f.poisoned || f.foreign || f.pid != w.pid {
 		return // it keeps no units that others could have
 	}
 	if w.flight != f || len(f.log)-w.told > maxDelta {

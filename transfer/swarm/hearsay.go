@@ -170,10 +170,8 @@ func (f *flight) regroup() <-chan time.Time {
 	}
 	self := f.sched.self.node
 	f.mu.Unlock()
-	for _, w := range f.wanted() {
-		for _, r := range f.s.crowds.receivers(f.digest, w.PID) {
-			group[r.node] = group[r.node].or(said{receiver: r, pid: w.PID, ours: true})
-		}
+	for _, r := range f.s.crowds.receivers(f.digest, f.pid) {
+		group[r.node] = group[r.node].or(said{receiver: r, pid: f.pid, ours: true})
 	}
 	delete(group, self)
 	for node, r := range group {

@@ -53,7 +53,7 @@ func (f *flight) open(node identity.NodeID, record, list []byte) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.vessel, f.partial = v, p
+	f.vessel, f.partial, f.foreign = v, p, p != nil && !p.Serve(f.pid)
 	for i := range l.Units() {
 		if v.Has(i) {
 			f.gain(i, identity.NodeID{})
@@ -162,10 +162,13 @@ func (f *flight) store() error {
 			}
 		}
 	case f.vessel == nil:
-		err = f.s.cfg.Store.PutFetched(ctx, f.digest, f.small, class)
+		err = f.s.cfg.Store.PutFetched(ctx, f.pid, f.digest, f.small, class)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", errLocal, err)
+	}
+	if f.partial != nil {
+		return f.prove()
 	}
 	return nil
 }

@@ -242,8 +242,8 @@ type faulty struct {
 	record func(units.Record, *units.List) (units.Record, *units.List, error)
 }
 
-func (s *faulty) Open(ctx context.Context, d digest.Digest) (store.Blob, error) {
-	b, err := s.source.Open(ctx, d)
+func (s *faulty) Open(ctx context.Context, d digest.Digest, pid identity.ProjectID) (store.Blob, error) {
+	b, err := s.source.Open(ctx, d, pid)
 	if err != nil {
 		return nil, err
 	}

@@ -61,22 +61,20 @@ type field struct {
 func (f *flight) enter(q *field) bool {
 	more := false
 	var nodes []identity.NodeID
-	for _, w := range f.wanted() {
-		// May take a while: not under the field's lock.
-		holders := f.s.cfg.Holders.Holders(f.ctx, f.digest, w.PID, w.Size)
-		q.mu.Lock()
-		for _, node := range holders {
-			c := candidate{node: node, pid: w.PID}
-			if node == f.s.cfg.Host.ID() || q.seen[c] {
-				continue
-			}
-			q.seen[c] = true
-			q.left = append(q.left, c)
-			nodes = append(nodes, node)
-			more = more || !q.out[node] && !q.busy[node] && !f.sends(node)
+	// May take a while: not under the field's lock.
+	holders := f.s.cfg.Holders.Holders(f.ctx, f.digest, f.pid, f.size)
+	q.mu.Lock()
+	for _, node := range holders {
+		c := candidate{node: node, pid: f.pid}
+		if node == f.s.cfg.Host.ID() || q.seen[c] {
+			continue
 		}
-		q.mu.Unlock()
+		q.seen[c] = true
+		q.left = append(q.left, c)
+		nodes = append(nodes, node)
+		more = more || !q.out[node] && !q.busy[node] && !f.sends(node)
 	}
+	q.mu.Unlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, n := range nodes {

@@ -51,7 +51,7 @@ func (s *Swarm) await(ctx context.Context, f *flight, w Want) (Blob, error) {
 			}
 			if err = f.err; err == nil {
 				s.leave(f, true)
-				return s.cfg.Store.Open(ctx, w.Digest)
+				return s.openIn(ctx, w.Digest, w.PID)
 			}
 		case <-look.C:
 			looks.Go(func() { signs <- f.alive(looking) })
@@ -133,7 +133,7 @@ func (r *reader) pause(changed <-chan struct{}) error {
 	if r.f.err != nil {
 		return r.f.err
 	}
-	b, err := r.f.s.cfg.Store.Open(r.ctx, r.f.digest)
+	b, err := r.f.s.openIn(r.ctx, r.f.digest, r.f.pid)
 	if err == nil {
 		r.local = b
 	}
@@ -180,7 +180,7 @@ func (r *reader) read(p []byte) (int, <-chan struct{}, error) {
 	off, n := l.span(i)
 	end := off + n
 	kept := f.complete && (f.small != nil || f.pass) // readable beyond the flight's end
-	ok := !f.poisoned && (!f.over || kept) && (i < lastUnit || f.complete)
+	ok := !f.poisoned && !f.foreign && (!f.over || kept) && (i < lastUnit || f.complete)
 	small, vessel, over := f.small, f.vessel, f.over
 	peeked := 0
 	if i < lastUnit {

@@ -32,7 +32,8 @@ const (
 
 // source is what the server reads: the store.
 type source interface {
-	Open(ctx context.Context, d digest.Digest) (store.Blob, error)
+	// Open opens what is a project's; what is here for others is not found.
+	Open(ctx context.Context, d digest.Digest, pid identity.ProjectID) (store.Blob, error)
 	// Damaged grows when a blob was found damaged and is here no longer, or anew.
 	Damaged() uint64
 	// Doubt has a blob that is here read and checked again.
@@ -83,6 +84,7 @@ func newBuffer() any { b := make([]byte, copyBuffer); return &b }
 // another.
 type openBlob struct {
 	d       digest.Digest
+	pid     identity.ProjectID
 	blob    store.Blob
 	damaged uint64 // source.Damaged before it was opened
 }
@@ -153,9 +155,9 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 	if damaged != open.damaged {
 		open.close() // the file may be the one that was put aside
 	}
-	if open.d != d || open.blob == nil {
+	if open.d != d || open.pid != project || open.blob == nil {
 		open.close()
-		b, err := s.src.Open(ctx, d)
+		b, err := s.src.Open(ctx, d, project)
 		if err != nil {
 			if errors.Is(err, store.ErrNotFound) {
 				return refuse(Status_STATUS_NOT_FOUND, "no such blob here")
@@ -163,7 +165,7 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 			s.log.Error("blob can't be read", "digest", d, "error", err)
 			return refuse(Status_STATUS_UNREADABLE, "the blob can't be read here")
 		}
-		*open = openBlob{d: d, blob: b, damaged: damaged}
+		*open = openBlob{d: d, pid: project, blob: b, damaged: damaged}
 	}
 	some, _ := open.blob.(part)
 	l := layoutOf(open.blob.Size())

@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/units"
 )
@@ -17,18 +18,18 @@ import (
 // units of blobs that are arriving.
 type supply struct{ s *Swarm }
 
-// Open opens a blob that is here, or as much of it as is (*arriving).
-func (u supply) Open(ctx context.Context, d digest.Digest) (store.Blob, error) {
-	b, err := u.s.cfg.Store.Open(ctx, d)
+// Open opens a project's blob that is here, or as much of it as is (*arriving).
+func (u supply) Open(ctx context.Context, d digest.Digest, pid identity.ProjectID) (store.Blob, error) {
+	b, err := u.s.openIn(ctx, d, pid)
 	if err == nil || !errors.Is(err, store.ErrNotFound) {
 		return b, err
 	}
-	if a := u.arriving(d); a != nil {
+	if a := u.arriving(d); a != nil && a.f.serves(pid) {
 		a.ctx = ctx
 		return a, nil
 	}
 	// It may have been stored between the two looks.
-	return u.s.cfg.Store.Open(ctx, d)
+	return u.s.openIn(ctx, d, pid)
 }
 
 // Damaged is the store's.

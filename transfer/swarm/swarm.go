@@ -94,8 +94,13 @@ type Config struct {
 	// Signer signs records anew whose signer is no longer known.
 	Signer units.Signer
 	// Access says whether a peer may have a blob of a project: the project may
-	// be held at the peer's site, and names the blob.
+	// be held at the peer's site, and names the blob. Whether what is here is the
+	// project's is asked besides (invariant T15).
 	Access func(ctx context.Context, from identity.NodeID, d digest.Digest, pid identity.ProjectID) bool
+	// Prove asks sites of a project to show that they have a blob, which is here for
+	// another one, and notes in the catalogue that they did. Its errors are those of
+	// Fetch. Nil: nobody can.
+	Prove func(ctx context.Context, d digest.Digest, pid identity.ProjectID) error
 	// KnownSigner says whether records signed by a node are accepted: members,
 	// and removed ones as long as the mesh remembers them as honest.
 	KnownSigner func(identity.NodeID) bool
@@ -244,10 +249,21 @@ func (s *Swarm) Run(ctx context.Context) error {
 // those that should have it can't be reached, store.ErrNoSpace, ErrBadHolders.
 // The caller retries: a flight that has been under way keeps its units.
 func (s *Swarm) Fetch(ctx context.Context, w Want) error {
-	f, err := s.join(ctx, w, false)
-	if err != nil {
-		return err
+	for {
+		f, err := s.join(ctx, w, false)
+		if err != nil {
+			return err
+		}
+		err = s.fetched(ctx, f, w)
+		if f.pid == w.PID || ctx.Err() != nil {
+			return err
+		}
+		// It came, or not, for another project.
 	}
+}
+
+// fetched waits for a flight that the caller joined for.
+func (s *Swarm) fetched(ctx context.Context, f *flight, w Want) error {
 	defer s.leave(f, false)
 	defer func() {
 		s.mu.Lock()
@@ -256,7 +272,7 @@ func (s *Swarm) Fetch(ctx context.Context, w Want) error {
 	}()
 	select {
 	case <-f.done:
-		if f.err == nil && w.Class == catalog.Placed {
+		if f.err == nil && w.Class == catalog.Placed && f.pid == w.PID {
 			// The flight may have begun for a client.
 			kept, err := s.here(ctx, w.Digest, w.Class)
 			if err == nil && !kept { // a cached copy, evicted in between
@@ -300,22 +316,30 @@ func (s *Swarm) here(ctx context.Context, d digest.Digest, class catalog.Class) 
 // or if more than a quarter is here: then it goes on in the background, at most
 // maxOrphans at a time. Otherwise what came is dropped.
 func (s *Swarm) OpenBlob(ctx context.Context, w Want) (Blob, error) {
-	b, err := s.cfg.Store.Open(ctx, w.Digest)
-	if err == nil {
-		return b, nil
+	for {
+		b, err := s.openIn(ctx, w.Digest, w.PID)
+		if err == nil {
+			return b, nil
+		}
+		if !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrCorrupt) {
+			return nil, err
+		}
+		f, err := s.join(ctx, w, true)
+		if err != nil {
+			return nil, err
+		}
+		if f.pid != w.PID {
+			if err := s.outlast(ctx, f); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		r, err := s.await(ctx, f, w)
+		if errors.Is(err, store.ErrNoSpace) {
+			return s.passThrough(ctx, w)
+		}
+		return r, err
 	}
-	if !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrCorrupt) {
-		return nil, err
-	}
-	f, err := s.join(ctx, w, true)
-	if err != nil {
-		return nil, err
-	}
-	r, err := s.await(ctx, f, w)
-	if errors.Is(err, store.ErrNoSpace) {
-		return s.passThrough(ctx, w)
-	}
-	return r, err
 }
 
 func (s *Swarm) unreachable(nodes []identity.NodeID) *store.Unreachable {

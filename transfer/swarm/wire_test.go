@@ -51,7 +51,7 @@ type memory struct{ *bytes.Reader }
 func (memory) Close() error   { return nil }
 func (memory) File() *os.File { return nil }
 
-func (o *oneBlob) Open(_ context.Context, d digest.Digest) (store.Blob, error) {
+func (o *oneBlob) Open(_ context.Context, d digest.Digest, _ identity.ProjectID) (store.Blob, error) {
 	if d != o.rec.Digest {
 		return nil, store.ErrNotFound
 	}

@@ -192,6 +192,8 @@ func (s *Sync) reply(ctx context.Context, from identity.NodeID, q *AskRequest) (
 		return s.replyHas(pid, q.Has)
 	case *AskRequest_Pin:
 		return s.replyPin(ctx, view, pid, from, q.Pin)
+	case *AskRequest_Prove:
+		return s.replyProve(ctx, view, pid, from, q.Prove)
 	case *AskRequest_Ready:
 		return s.replyReady(ctx, pid, q.Ready)
 	case *AskRequest_Keep:
@@ -314,34 +316,32 @@ func (s *Sync) manifestHolding(pid identity.ProjectID, repository string, d dige
 		return Absent, err
 	}
 	if info.Size <= catalog.MaxInlineManifest {
-		_, ok, err := s.cat.Content(d)
+		_, ok, err := s.cat.ContentIn(pid, d)
 		if ok || err != nil {
 			return Placed, err
 		}
 	}
-	return s.rowHolding(d)
+	return s.rowHolding(pid, d)
 }
 
 // blobHolding: a blob is here for a project when a repository of the project
-// refers to it, by a manifest or a lease. Blobs of other projects are absent: a
-// digest alone opens nothing.
+// refers to it, by a manifest or a lease, and it is the project's content. Blobs of
+// other projects are absent: a digest alone opens nothing, nor does an entry.
 func (s *Sync) blobHolding(pid identity.ProjectID, d digest.Digest) (Holding, error) {
 	_, _, linked, err := s.cat.LinkedIn(pid, d)
 	if err != nil || !linked {
 		return Absent, err
 	}
-	return s.rowHolding(d)
+	return s.rowHolding(pid, d)
 }
 
-func (s *Sync) rowHolding(d digest.Digest) (Holding, error) {
-	row, err := s.cat.Blob(d)
+func (s *Sync) rowHolding(pid identity.ProjectID, d digest.Digest) (Holding, error) {
+	row, err := s.cat.BlobIn(pid, d)
 	switch {
 	case errors.Is(err, catalog.ErrNotFound):
 		return Absent, nil
 	case err != nil:
 		return Absent, err
-	case row.State != catalog.Present:
-		return Absent, nil
 	case row.Class == catalog.Cached:
 		return Cached, nil
 	}

@@ -181,7 +181,8 @@ func (s *Sync) sortByNearness(ids []identity.NodeID) {
 }
 
 // Access says whether a peer may have a blob on behalf of a project: the project
-// may rest at both sites, and a repository of it names the blob here.
+// may rest at both sites, and a repository of it names the blob here. That what is
+// here is the project's is asked of the store besides.
 func (s *Sync) Access(_ context.Context, from identity.NodeID, d digest.Digest, pid identity.ProjectID) bool {
 	if s.takes(s.cfg.State.View(), pid, from) != nil {
 		return false

@@ -18,6 +18,8 @@ type metrics struct {
 	hints     prometheus.Counter
 	mismatch  prometheus.Counter
 	repaired  prometheus.Counter
+
+	falseProofs *prometheus.CounterVec
 }
 
 func newMetrics(s *Sync, reg prometheus.Registerer) (*metrics, error) {
@@ -51,7 +53,10 @@ func newMetrics(s *Sync, reg prometheus.Registerer) (*metrics, error) {
 	m.repaired = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "portolan_transfer_hints_repaired_total", Help: "Hints about what other stores hold that the hourly comparison found wrong.",
 	})
-	m.all = []prometheus.Collector{m.repaired, m.exchanges, m.pulls, m.pages, m.bytes, m.feed, m.asks, m.hints, m.mismatch, peerCollector{s}}
+	m.falseProofs = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "portolan_transfer_false_proofs_total", Help: "Proofs of content by which a node showed something else.",
+	}, []string{"node"})
+	m.all = []prometheus.Collector{m.falseProofs, m.repaired, m.exchanges, m.pulls, m.pages, m.bytes, m.feed, m.asks, m.hints, m.mismatch, peerCollector{s}}
 	if reg == nil {
 		return m, nil
 	}

@@ -118,6 +118,7 @@ type Sync struct {
 	hints    hints
 	expected *expectations
 	asking   sharedAsks
+	provers  *provers
 	sums     ownSums
 	clock    clock
 }
@@ -144,7 +145,7 @@ func New(cfg Config) (*Sync, error) {
 		anew:     map[identity.ProjectID]time.Time{},
 		dropping: map[identity.ProjectID]bool{},
 		first:    make(chan struct{}),
-		expected: newExpectations(),
+		expected: newExpectations(), provers: newProvers(),
 	}
 	s.hints.init()
 	s.clock.init(cfg.Now())

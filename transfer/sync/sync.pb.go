@@ -1062,6 +1062,7 @@ type AskRequest struct {
 	//	*AskRequest_Dominate
 	//	*AskRequest_Residence
 	//	*AskRequest_Seen
+	//	*AskRequest_Prove
 	Question      isAskRequest_Question `protobuf_oneof:"question"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1208,6 +1209,15 @@ func (x *AskRequest) GetSeen() *SeenRequest {
 	return nil
 }
 
+func (x *AskRequest) GetProve() *ProveRequest {
+	if x != nil {
+		if x, ok := x.Question.(*AskRequest_Prove); ok {
+			return x.Prove
+		}
+	}
+	return nil
+}
+
 type isAskRequest_Question interface {
 	isAskRequest_Question()
 }
@@ -1252,6 +1262,10 @@ type AskRequest_Seen struct {
 	Seen *SeenRequest `protobuf:"bytes,52,opt,name=seen,proto3,oneof"`
 }
 
+type AskRequest_Prove struct {
+	Prove *ProveRequest `protobuf:"bytes,61,opt,name=prove,proto3,oneof"`
+}
+
 func (*AskRequest_Has) isAskRequest_Question() {}
 
 func (*AskRequest_Pin) isAskRequest_Question() {}
@@ -1272,6 +1286,8 @@ func (*AskRequest_Residence) isAskRequest_Question() {}
 
 func (*AskRequest_Seen) isAskRequest_Question() {}
 
+func (*AskRequest_Prove) isAskRequest_Question() {}
+
 type AskResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Hello *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
@@ -1288,6 +1304,7 @@ type AskResponse struct {
 	//	*AskResponse_Dominate
 	//	*AskResponse_Residence
 	//	*AskResponse_Seen
+	//	*AskResponse_Prove
 	Answer        isAskResponse_Answer `protobuf_oneof:"answer"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1436,6 +1453,15 @@ func (x *AskResponse) GetSeen() *SeenResponse {
 	return nil
 }
 
+func (x *AskResponse) GetProve() *ProveResponse {
+	if x != nil {
+		if x, ok := x.Answer.(*AskResponse_Prove); ok {
+			return x.Prove
+		}
+	}
+	return nil
+}
+
 type isAskResponse_Answer interface {
 	isAskResponse_Answer()
 }
@@ -1484,6 +1510,10 @@ type AskResponse_Seen struct {
 	Seen *SeenResponse `protobuf:"bytes,52,opt,name=seen,proto3,oneof"`
 }
 
+type AskResponse_Prove struct {
+	Prove *ProveResponse `protobuf:"bytes,61,opt,name=prove,proto3,oneof"`
+}
+
 func (*AskResponse_Refusal) isAskResponse_Answer() {}
 
 func (*AskResponse_Has) isAskResponse_Answer() {}
@@ -1505,6 +1535,8 @@ func (*AskResponse_Dominate) isAskResponse_Answer() {}
 func (*AskResponse_Residence) isAskResponse_Answer() {}
 
 func (*AskResponse_Seen) isAskResponse_Answer() {}
+
+func (*AskResponse_Prove) isAskResponse_Answer() {}
 
 // HasRequest asks which manifests (by entry and by content) and which blobs are
 // stored, durably, at the asked node.
@@ -2571,6 +2603,120 @@ func (x *SeenResponse) GetVector() []byte {
 	return nil
 }
 
+// ProveRequest asks a node to show that it has content of the project: a digest of
+// the bytes under a nonce that it could not know before.
+type ProveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"` // 32 random bytes
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	Length        int64                  `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"` // 64 MiB at most
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveRequest) Reset() {
+	*x = ProveRequest{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveRequest) ProtoMessage() {}
+
+func (x *ProveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveRequest.ProtoReflect.Descriptor instead.
+func (*ProveRequest) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ProveRequest) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *ProveRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ProveRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ProveRequest) GetLength() int64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+type ProveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mac           []byte                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"` // see proofMAC; empty: it has no such content of the project
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveResponse) Reset() {
+	*x = ProveResponse{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveResponse) ProtoMessage() {}
+
+func (x *ProveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveResponse.ProtoReflect.Descriptor instead.
+func (*ProveResponse) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ProveResponse) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
 var File_transfer_sync_sync_proto protoreflect.FileDescriptor
 
 const file_transfer_sync_sync_proto_rawDesc = "" +
@@ -2648,7 +2794,7 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x04last\x18\x05 \x01(\bR\x04last\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x06R\x05epoch\x12\x10\n" +
 	"\x03end\x18\a \x01(\x04R\x03end\x12\x12\n" +
-	"\x04sums\x18\b \x01(\fR\x04sums\"\x90\x05\n" +
+	"\x04sums\x18\b \x01(\fR\x04sums\"\xc8\x05\n" +
 	"\n" +
 	"AskRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x12\x1d\n" +
@@ -2663,9 +2809,10 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x04hold\x18/ \x01(\v2\x1d.portolan.sync.v1.HoldRequestH\x00R\x04hold\x12?\n" +
 	"\bdominate\x182 \x01(\v2!.portolan.sync.v1.DominateRequestH\x00R\bdominate\x12B\n" +
 	"\tresidence\x183 \x01(\v2\".portolan.sync.v1.ResidenceRequestH\x00R\tresidence\x123\n" +
-	"\x04seen\x184 \x01(\v2\x1d.portolan.sync.v1.SeenRequestH\x00R\x04seenB\n" +
+	"\x04seen\x184 \x01(\v2\x1d.portolan.sync.v1.SeenRequestH\x00R\x04seen\x126\n" +
+	"\x05prove\x18= \x01(\v2\x1e.portolan.sync.v1.ProveRequestH\x00R\x05proveB\n" +
 	"\n" +
-	"\bquestion\"\xb1\x05\n" +
+	"\bquestion\"\xea\x05\n" +
 	"\vAskResponse\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x125\n" +
 	"\arefusal\x18\x02 \x01(\v2\x19.portolan.sync.v1.RefusalH\x00R\arefusal\x121\n" +
@@ -2678,7 +2825,8 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x04hold\x18/ \x01(\v2\x1e.portolan.sync.v1.HoldResponseH\x00R\x04hold\x12@\n" +
 	"\bdominate\x182 \x01(\v2\".portolan.sync.v1.DominateResponseH\x00R\bdominate\x12C\n" +
 	"\tresidence\x183 \x01(\v2#.portolan.sync.v1.ResidenceResponseH\x00R\tresidence\x124\n" +
-	"\x04seen\x184 \x01(\v2\x1e.portolan.sync.v1.SeenResponseH\x00R\x04seenB\b\n" +
+	"\x04seen\x184 \x01(\v2\x1e.portolan.sync.v1.SeenResponseH\x00R\x04seen\x127\n" +
+	"\x05prove\x18= \x01(\v2\x1f.portolan.sync.v1.ProveResponseH\x00R\x05proveB\b\n" +
 	"\x06answer\"t\n" +
 	"\n" +
 	"HasRequest\x12\x1e\n" +
@@ -2745,7 +2893,14 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\vSeenRequest\x12\x16\n" +
 	"\x06vector\x18\x01 \x01(\fR\x06vector\"&\n" +
 	"\fSeenResponse\x12\x16\n" +
-	"\x06vector\x18\x01 \x01(\fR\x06vector*E\n" +
+	"\x06vector\x18\x01 \x01(\fR\x06vector\"l\n" +
+	"\fProveRequest\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x16\n" +
+	"\x06length\x18\x04 \x01(\x03R\x06length\"!\n" +
+	"\rProveResponse\x12\x10\n" +
+	"\x03mac\x18\x01 \x01(\fR\x03mac*E\n" +
 	"\aHolding\x12\x12\n" +
 	"\x0eHOLDING_ABSENT\x10\x00\x12\x12\n" +
 	"\x0eHOLDING_CACHED\x10\x01\x12\x12\n" +
@@ -2764,7 +2919,7 @@ func file_transfer_sync_sync_proto_rawDescGZIP() []byte {
 }
 
 var file_transfer_sync_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_transfer_sync_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_transfer_sync_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_transfer_sync_sync_proto_goTypes = []any{
 	(Holding)(0),              // 0: portolan.sync.v1.Holding
 	(Refusal_Code)(0),         // 1: portolan.sync.v1.Refusal.Code
@@ -2804,6 +2959,8 @@ var file_transfer_sync_sync_proto_goTypes = []any{
 	(*ResidenceResponse)(nil), // 35: portolan.sync.v1.ResidenceResponse
 	(*SeenRequest)(nil),       // 36: portolan.sync.v1.SeenRequest
 	(*SeenResponse)(nil),      // 37: portolan.sync.v1.SeenResponse
+	(*ProveRequest)(nil),      // 38: portolan.sync.v1.ProveRequest
+	(*ProveResponse)(nil),     // 39: portolan.sync.v1.ProveResponse
 }
 var file_transfer_sync_sync_proto_depIdxs = []int32{
 	1,  // 0: portolan.sync.v1.Refusal.code:type_name -> portolan.sync.v1.Refusal.Code
@@ -2831,26 +2988,28 @@ var file_transfer_sync_sync_proto_depIdxs = []int32{
 	32, // 22: portolan.sync.v1.AskRequest.dominate:type_name -> portolan.sync.v1.DominateRequest
 	34, // 23: portolan.sync.v1.AskRequest.residence:type_name -> portolan.sync.v1.ResidenceRequest
 	36, // 24: portolan.sync.v1.AskRequest.seen:type_name -> portolan.sync.v1.SeenRequest
-	2,  // 25: portolan.sync.v1.AskResponse.hello:type_name -> portolan.sync.v1.Hello
-	3,  // 26: portolan.sync.v1.AskResponse.refusal:type_name -> portolan.sync.v1.Refusal
-	18, // 27: portolan.sync.v1.AskResponse.has:type_name -> portolan.sync.v1.HasResponse
-	20, // 28: portolan.sync.v1.AskResponse.pin:type_name -> portolan.sync.v1.PinResponse
-	22, // 29: portolan.sync.v1.AskResponse.tag:type_name -> portolan.sync.v1.TagResponse
-	24, // 30: portolan.sync.v1.AskResponse.ready:type_name -> portolan.sync.v1.ReadyResponse
-	26, // 31: portolan.sync.v1.AskResponse.keep:type_name -> portolan.sync.v1.KeepResponse
-	28, // 32: portolan.sync.v1.AskResponse.cover:type_name -> portolan.sync.v1.CoverResponse
-	31, // 33: portolan.sync.v1.AskResponse.hold:type_name -> portolan.sync.v1.HoldResponse
-	33, // 34: portolan.sync.v1.AskResponse.dominate:type_name -> portolan.sync.v1.DominateResponse
-	35, // 35: portolan.sync.v1.AskResponse.residence:type_name -> portolan.sync.v1.ResidenceResponse
-	37, // 36: portolan.sync.v1.AskResponse.seen:type_name -> portolan.sync.v1.SeenResponse
-	0,  // 37: portolan.sync.v1.HasResponse.manifests:type_name -> portolan.sync.v1.Holding
-	0,  // 38: portolan.sync.v1.HasResponse.blobs:type_name -> portolan.sync.v1.Holding
-	7,  // 39: portolan.sync.v1.Announcement.heads:type_name -> portolan.sync.v1.Head
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	38, // 25: portolan.sync.v1.AskRequest.prove:type_name -> portolan.sync.v1.ProveRequest
+	2,  // 26: portolan.sync.v1.AskResponse.hello:type_name -> portolan.sync.v1.Hello
+	3,  // 27: portolan.sync.v1.AskResponse.refusal:type_name -> portolan.sync.v1.Refusal
+	18, // 28: portolan.sync.v1.AskResponse.has:type_name -> portolan.sync.v1.HasResponse
+	20, // 29: portolan.sync.v1.AskResponse.pin:type_name -> portolan.sync.v1.PinResponse
+	22, // 30: portolan.sync.v1.AskResponse.tag:type_name -> portolan.sync.v1.TagResponse
+	24, // 31: portolan.sync.v1.AskResponse.ready:type_name -> portolan.sync.v1.ReadyResponse
+	26, // 32: portolan.sync.v1.AskResponse.keep:type_name -> portolan.sync.v1.KeepResponse
+	28, // 33: portolan.sync.v1.AskResponse.cover:type_name -> portolan.sync.v1.CoverResponse
+	31, // 34: portolan.sync.v1.AskResponse.hold:type_name -> portolan.sync.v1.HoldResponse
+	33, // 35: portolan.sync.v1.AskResponse.dominate:type_name -> portolan.sync.v1.DominateResponse
+	35, // 36: portolan.sync.v1.AskResponse.residence:type_name -> portolan.sync.v1.ResidenceResponse
+	37, // 37: portolan.sync.v1.AskResponse.seen:type_name -> portolan.sync.v1.SeenResponse
+	39, // 38: portolan.sync.v1.AskResponse.prove:type_name -> portolan.sync.v1.ProveResponse
+	0,  // 39: portolan.sync.v1.HasResponse.manifests:type_name -> portolan.sync.v1.Holding
+	0,  // 40: portolan.sync.v1.HasResponse.blobs:type_name -> portolan.sync.v1.Holding
+	7,  // 41: portolan.sync.v1.Announcement.heads:type_name -> portolan.sync.v1.Head
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_transfer_sync_sync_proto_init() }
@@ -2879,6 +3038,7 @@ func file_transfer_sync_sync_proto_init() {
 		(*AskRequest_Dominate)(nil),
 		(*AskRequest_Residence)(nil),
 		(*AskRequest_Seen)(nil),
+		(*AskRequest_Prove)(nil),
 	}
 	file_transfer_sync_sync_proto_msgTypes[14].OneofWrappers = []any{
 		(*AskResponse_Refusal)(nil),
@@ -2892,6 +3052,7 @@ func file_transfer_sync_sync_proto_init() {
 		(*AskResponse_Dominate)(nil),
 		(*AskResponse_Residence)(nil),
 		(*AskResponse_Seen)(nil),
+		(*AskResponse_Prove)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2899,7 +3060,7 @@ func file_transfer_sync_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transfer_sync_sync_proto_rawDesc), len(file_transfer_sync_sync_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   36,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

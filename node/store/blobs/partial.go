@@ -46,6 +46,7 @@ type Partial struct {
 	f        *os.File     // nil once closed
 	have     []uint64     // bit i: unit i is verified and written
 	missing  int          // units not in have
+	origin   [16]byte     // of all units here, see Serve; zero: of several, or not known
 	unsynced int64        // bytes written since the last checkpoint
 	moved    bool         // Install has renamed the file
 	useless  bool         // nothing here is worth keeping, see Drop
@@ -168,17 +169,22 @@ func (p *Partial) remove() error {
 	return errors.Join(errs...)
 }
 
-// The map file: version byte 1, the bits as little-endian words, crc32c.
-const mapVersion = 1
+// The map file: version byte, the units' origin, the bits as little-endian words,
+// crc32c. Version 1 had no origin: its units are fetched again.
+const (
+	mapVersion = 2
+	mapHead    = 1 + 16
+)
 
 func (p *Partial) loadMap() {
 	b, err := os.ReadFile(p.path(extMap))
-	if err != nil || len(b) != 1+8*len(p.have)+4 || b[0] != mapVersion ||
+	if err != nil || len(b) != mapHead+8*len(p.have)+4 || b[0] != mapVersion ||
 		crc32.Checksum(b[:len(b)-4], castagnoli) != binary.BigEndian.Uint32(b[len(b)-4:]) {
 		return // no map, or a torn one: the units are fetched again
 	}
+	copy(p.origin[:], b[1:])
 	for i := range p.have {
-		p.have[i] = binary.LittleEndian.Uint64(b[1+8*i:])
+		p.have[i] = binary.LittleEndian.Uint64(b[mapHead+8*i:])
 		p.missing -= bits.OnesCount64(p.have[i])
 	}
 	if extra := p.list.Units() % 64; p.missing < 0 || (extra != 0 && p.have[len(p.have)-1]>>extra != 0) {
@@ -214,8 +220,8 @@ func (p *Partial) save() error {
 	if p.f == nil || p.moved || p.useless {
 		return nil
 	}
-	b := make([]byte, 0, 1+8*len(p.have)+4)
-	b = append(b, mapVersion)
+	b := make([]byte, 0, mapHead+8*len(p.have)+4)
+	b = append(append(b, mapVersion), p.origin[:]...)
 	for _, w := range p.have {
 		b = binary.LittleEndian.AppendUint64(b, w)
 	}
@@ -273,6 +279,29 @@ func (p *Partial) write(i int, data []byte, off int64) (due bool, err error) {
 		return true, nil
 	}
 	return false, nil
+}
+
+// Serve says on whose behalf units come from now on, before the first of them: a
+// project's id. It reports whether all units that are here came for the same; if
+// not the partial has no origin any more, and a resume of it neither.
+func (p *Partial) Serve(origin [16]byte) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.missing == p.list.Units() {
+		p.origin = origin
+	} else if p.origin != origin {
+		// What the map on the disk names keeps the origin that it has there.
+		p.origin = [16]byte{}
+	}
+	return p.origin == origin
+}
+
+// Origin is what all units here came for; zero: they came for several, or nobody
+// said.
+func (p *Partial) Origin() [16]byte {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.origin
 }
 
 // Record is the record that the blob arrives under.

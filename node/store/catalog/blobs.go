@@ -52,6 +52,18 @@ func (c *Catalog) PutBlob(ctx context.Context, row BlobRow, inline []byte, lease
 		new := row
 		// The content of one that is being deleted is gone.
 		new.State, new.Inline = Present, inline != nil || old.Inline && old.State == Present
+		new.For = identity.ProjectID{}
+		if found && old.State == Present {
+			new.For = old.For
+		}
+		if _, err := b.prove(raw, &new, row.For); err != nil {
+			return err
+		}
+		if lease != nil { // who gave the bytes
+			if _, err := b.prove(raw, &new, lease.PID); err != nil {
+				return err
+			}
+		}
 		changed := !found || old.State != Present
 		if found && old.State == Deleting {
 			b.del(prefixDigest(tabDeleting, raw))
@@ -86,15 +98,25 @@ func (c *Catalog) PutBlob(ctx context.Context, row BlobRow, inline []byte, lease
 	return nil
 }
 
-// putContent keeps a small manifest's bytes. No feed names them: they go
-// wherever their entry goes.
-func (b *batch) putContent(raw, bytes []byte, class Class) error {
+// putContent keeps a small manifest's bytes, which came for a project. No feed
+// names them: they go wherever their entry goes.
+func (b *batch) putContent(raw, bytes []byte, class Class, pid identity.ProjectID) error {
 	old, found, err := b.blob(raw)
 	if err != nil {
 		return err
 	}
+	if !found || old.State != Present {
+		old.For = identity.ProjectID{}
+	}
+	changed, err := b.prove(raw, &old, pid)
+	if err != nil {
+		return err
+	}
 	if found && old.State == Present && old.Inline && old.Class <= class {
-		return nil
+		if changed {
+			err = b.setBlob(raw, old)
+		}
+		return err
 	}
 	if found && old.State == Present {
 		class = min(class, old.Class)
@@ -103,7 +125,7 @@ func (b *batch) putContent(raw, bytes []byte, class Class) error {
 		b.del(prefixDigest(tabDeleting, raw))
 	}
 	b.set(prefixDigest(tabContent, raw), bytes)
-	return b.setBlob(raw, BlobRow{Size: int64(len(bytes)), State: Present, Class: class, Record: old.Record, Inline: true})
+	return b.setBlob(raw, BlobRow{Size: int64(len(bytes)), State: Present, Class: class, Record: old.Record, Inline: true, For: old.For})
 }
 
 // SetClass changes why the store holds a blob.
@@ -401,7 +423,11 @@ func (c *Catalog) MarkDeleting(ctx context.Context, d digest.Digest) error {
 			}
 			return err
 		}
-		row.State = Deleting
+		// Nobody names it: who does so from now on has to show it anew.
+		row.State, row.For = Deleting, identity.ProjectID{}
+		if err := b.dropProofs(raw); err != nil {
+			return err
+		}
 		b.set(prefixDigest(tabDeleting, raw), []byte{})
 		if row.Inline {
 			b.del(prefixDigest(tabContent, raw))
@@ -494,7 +520,8 @@ func (c *Catalog) RemoveBlob(ctx context.Context, d digest.Digest) error {
 // LostBlob removes the row of a blob whose bytes turned out to be gone or bad,
 // whoever uses it: it has to be fetched again.
 func (c *Catalog) LostBlob(ctx context.Context, d digest.Digest) error {
-	return c.onBlob(ctx, jobFreeing, "forget", d, func(b *batch, raw []byte, _ BlobRow) error {
+	return c.onBlob(ctx, jobFreeing, "forget", d, func(b *batch, raw []byte, row BlobRow) error {
+		b.keepProofs(raw, row)
 		b.removeBlob(raw)
 		return b.addFeed(raw, Gone)
 	})
@@ -513,10 +540,10 @@ func (b *batch) blob(raw []byte) (BlobRow, bool, error) {
 
 func (b *batch) setBlob(raw []byte, row BlobRow) error {
 	return b.setMessage(prefixDigest(tabBlob, raw), &rowpb.Blob{
-		Size: row.Size, State: uint32(row.State), Class: uint32(row.Class), Record: row.Record, Inline: row.Inline,
+		Size: row.Size, State: uint32(row.State), Class: uint32(row.Class), Record: row.Record, Inline: row.Inline, ProvenFor: forPB(row.For),
 	})
 }
 
 func blobFromPB(d digest.Digest, pb *rowpb.Blob) BlobRow {
-	return BlobRow{Digest: d, Size: pb.Size, State: BlobState(pb.State), Class: Class(pb.Class), Record: pb.Record, Inline: pb.Inline}
+	return BlobRow{Digest: d, Size: pb.Size, State: BlobState(pb.State), Class: Class(pb.Class), Record: pb.Record, Inline: pb.Inline, For: projectFromPB(pb.ProvenFor)}
 }

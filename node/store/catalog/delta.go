@@ -262,7 +262,7 @@ func (p *pageBuilder) take(k entryKey, e *entry) error {
 		}
 	}
 	if k.kind == kindManifest && e.live() {
-		content, err := p.r.content([]byte(k.name))
+		content, err := p.r.contentIn(p.pid, []byte(k.name))
 		if err != nil {
 			return err
 		}

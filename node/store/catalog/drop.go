@@ -53,7 +53,7 @@ func (c *Catalog) dropEntries(ctx context.Context, pid identity.ProjectID) error
 				e, err := b.entry(pid, k)
 				if err == nil && e != nil {
 					// With the entry, so that a crash forgets none of them.
-					if err = b.noteLetGo(k, e); err == nil {
+					if err = b.noteLetGo(pid, k, e); err == nil {
 						err = b.remove(pid, k, e)
 					}
 				}
@@ -78,7 +78,7 @@ func (c *Catalog) dropRest(ctx context.Context, pid identity.ProjectID) error {
 			for _, key := range keys {
 				b.del(key)
 				if d, _, _, ok := parseLease(key); key[0] == tabLease && ok {
-					if err := b.letGo(d); err != nil {
+					if err := b.letGo(pid, d); err != nil {
 						return err
 					}
 				}

@@ -228,17 +228,23 @@ func (b *batch) applyPage(pid identity.ProjectID, p *page) (Applied, error) {
 	return out, nil
 }
 
-// arrived keeps the bytes of a live manifest that came along.
+// arrived keeps the bytes of a live manifest that came along. Bytes that are here
+// for other projects alone are missing: the entry's writer may not have them.
 func (b *batch) arrived(pid identity.ProjectID, k entryKey, here, merged *entry, p *page, out *Applied) error {
 	ref := ManifestRef{k.repo, k.digest()}
 	if !here.live() {
 		out.NewManifests = append(out.NewManifests, ref)
 	}
 	if content, ok := p.contents[k.name]; ok {
-		return b.putContent([]byte(k.name), bytes.Clone(content), Placed)
+		return b.putContent([]byte(k.name), bytes.Clone(content), Placed, pid)
 	}
 	row, found, err := b.blob([]byte(k.name))
-	if err != nil || (found && row.State == Present) {
+	if err == nil && found && row.State == Present {
+		found, err = b.proven(pid, []byte(k.name), row)
+	} else {
+		found = false
+	}
+	if err != nil || found {
 		return err
 	}
 	info, err := infoFromEntry(k, merged)

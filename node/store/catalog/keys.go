@@ -37,6 +37,7 @@ const (
 	tabPin      = 0x13 // digest store pid inc seq
 	tabDeleting = 0x14 // digest
 	tabLetGo    = 0x15 // digest
+	tabProof    = 0x16 // digest pid
 	tabFeed     = 0x18 // n
 	tabFeedPos  = 0x19 // digest
 	tabHint     = 0x1a // digest

@@ -18,7 +18,7 @@ type LetGo struct {
 }
 
 // noteLetGo notes what an entry refers to that is dropped with its project.
-func (b *batch) noteLetGo(k entryKey, e *entry) error {
+func (b *batch) noteLetGo(pid identity.ProjectID, k entryKey, e *entry) error {
 	if k.kind != kindManifest || !e.live() {
 		return nil
 	}
@@ -28,16 +28,19 @@ func (b *batch) noteLetGo(k entryKey, e *entry) error {
 			return err
 		}
 		for _, r := range refsOf(v) {
-			if err := b.letGo(r.Digest); err != nil {
+			if err := b.letGo(pid, r.Digest); err != nil {
 				return err
 			}
 		}
 	}
-	return b.letGo(k.digest())
+	return b.letGo(pid, k.digest())
 }
 
-func (b *batch) letGo(d digest.Digest) error {
+func (b *batch) letGo(pid identity.ProjectID, d digest.Digest) error {
 	raw, err := rawDigest(d)
+	if err == nil {
+		err = b.unprove(raw, pid)
+	}
 	if err != nil {
 		return err
 	}

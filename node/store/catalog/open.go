@@ -22,7 +22,9 @@ import (
 // schemaVersion is raised when an older program would misread the rows.
 //
 //	1: first version
-const schemaVersion = 1
+//	2: rows of blobs say whose content they are (proof.go); an older program would
+//	   give it to whoever names it
+const schemaVersion = 2
 
 const (
 	// memTableBytes bounds one transaction to 15 % of it (4.8 MiB: tens of thousands
@@ -259,22 +261,40 @@ func (c *Catalog) load(dir string) error {
 	if err != nil {
 		return err
 	}
+	if len(schema.DatabaseId) == 16 && schema.Version == 1 {
+		c.log.Info("the catalogue is brought to schema 2: what projects name here is noted as theirs")
+		if err := c.proveLinks(); err != nil {
+			return err
+		}
+		// Last: what was cut short before begins anew.
+		schema.Version = 2
+		if err := c.writeSchema(schema, dir); err != nil {
+			return err
+		}
+	}
 	if schema.Version == 0 {
 		schema = &rowpb.Schema{Version: schemaVersion, DatabaseId: make([]byte, 16), CreatedUnixMs: c.now().UnixMilli()}
 		_, _ = rand.Read(schema.DatabaseId) // never fails
-		value, err := proto.Marshal(schema)
-		if err != nil {
+		if err := c.writeSchema(schema, dir); err != nil {
 			return err
-		}
-		err = c.db.Update(func(txn *badger.Txn) error { return txn.Set(keyMeta(metaSchema), value) })
-		if err != nil {
-			return fmt.Errorf("catalog: write the schema of %s: %w", dir, err)
 		}
 	}
 	if len(schema.DatabaseId) != 16 {
 		return damaged(keyMeta(metaSchema))
 	}
 	c.id = [16]byte(schema.DatabaseId)
+	return nil
+}
+
+func (c *Catalog) writeSchema(schema *rowpb.Schema, dir string) error {
+	value, err := proto.Marshal(schema)
+	if err != nil {
+		return err
+	}
+	err = c.db.Update(func(txn *badger.Txn) error { return txn.Set(keyMeta(metaSchema), value) })
+	if err != nil {
+		return fmt.Errorf("catalog: write the schema of %s: %w", dir, err)
+	}
 	return nil
 }
 

@@ -225,6 +225,9 @@ type BlobRow struct {
 	Class  Class
 	Record []byte // signed unit record in its own encoding; nil if there is none
 	Inline bool   // the bytes are in the catalogue, see Content; PutBlob sets it
+	// For is the project that the bytes came for, if they came for one: PutBlob takes
+	// it as a proof (see Proven). In a row that is read: the first with a proof.
+	For identity.ProjectID
 }
 
 // Lease keeps a blob from collection and visible in a repository until then.

@@ -122,7 +122,7 @@ func (w *putWork) run(b *batch, dot Dot) error {
 		}
 	}
 	if w.Bytes != nil {
-		if err := b.putContent([]byte(w.key.name), w.Bytes, Home); err != nil {
+		if err := b.putContent([]byte(w.key.name), w.Bytes, Home, w.PID); err != nil {
 			return err
 		}
 	}

@@ -688,6 +688,7 @@ type Blob struct {
 	Class         uint32                 `protobuf:"varint,3,opt,name=class,proto3" json:"class,omitempty"`
 	Record        []byte                 `protobuf:"bytes,4,opt,name=record,proto3" json:"record,omitempty"`
 	Inline        bool                   `protobuf:"varint,5,opt,name=inline,proto3" json:"inline,omitempty"`
+	ProvenFor     []byte                 `protobuf:"bytes,6,opt,name=proven_for,json=provenFor,proto3" json:"proven_for,omitempty"` // project whose content it is; further ones have rows of their own; since schema 2
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -755,6 +756,13 @@ func (x *Blob) GetInline() bool {
 		return x.Inline
 	}
 	return false
+}
+
+func (x *Blob) GetProvenFor() []byte {
+	if x != nil {
+		return x.ProvenFor
+	}
+	return nil
 }
 
 type Lease struct {
@@ -1468,13 +1476,15 @@ const file_node_store_catalog_internal_rowpb_row_proto_rawDesc = "" +
 	"\n" +
 	"Repository\x12\x12\n" +
 	"\x04tags\x18\x01 \x01(\x04R\x04tags\x12\x1c\n" +
-	"\tmanifests\x18\x02 \x01(\x04R\tmanifests\"v\n" +
+	"\tmanifests\x18\x02 \x01(\x04R\tmanifests\"\x95\x01\n" +
 	"\x04Blob\x12\x12\n" +
 	"\x04size\x18\x01 \x01(\x03R\x04size\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\rR\x05state\x12\x14\n" +
 	"\x05class\x18\x03 \x01(\rR\x05class\x12\x16\n" +
 	"\x06record\x18\x04 \x01(\fR\x06record\x12\x16\n" +
-	"\x06inline\x18\x05 \x01(\bR\x06inline\"?\n" +
+	"\x06inline\x18\x05 \x01(\bR\x06inline\x12\x1d\n" +
+	"\n" +
+	"proven_for\x18\x06 \x01(\fR\tprovenFor\"?\n" +
 	"\x05Lease\x12\"\n" +
 	"\runtil_unix_ms\x18\x01 \x01(\x03R\vuntilUnixMs\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\")\n" +
