@@ -17,7 +17,8 @@ func TestBlob_NamedByAnEntryAlone(t *testing.T) {
 	s := newSite(t)
 	secret := bytes.Repeat([]byte("secret "), 20_000)
 	d := digest.FromBytes(secret)
-	s.push("closed/app", []byte("{}"), secret)
+	s.push("closed/app", []byte("{}"))
+	s.push("closed/app", secret)
 	m := image([]byte("{}"), secret)
 	s.do("dev", "PUT", "/v2/closed/app/manifests/1", bytes.NewReader(m), "Content-Type", imageType).want(t, 201)
 
