@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime/pprof"
 	"slices"
 	"strconv"
 	"strings"
@@ -87,6 +88,8 @@ type site struct {
 	up     bool
 	stuck  atomic.Pointer[stuck]
 	held   atomic.Int32 // fetches of such that wait
+
+	relayed *traffic // of the link to it, if it is far; else nil
 }
 
 // stuck are blobs that do not come here until it is over.
@@ -157,7 +160,7 @@ func (b *bed) addSite(name string) *site {
 	b.mu.Lock()
 	b.nodes = append(b.nodes, n)
 	b.mu.Unlock()
-	n.open()
+	n.labelled(n.open)
 	record := n.record()
 	if len(b.nodes) == 1 {
 		gen := make([]byte, 16)
@@ -168,8 +171,13 @@ func (b *bed) addSite(name string) *site {
 		token := b.propose(&command.TokenCreate{Site: name, SecretHash: hash[:], ExpiresUnixNs: time.Now().Add(time.Hour).UnixNano()})
 		b.propose(&command.NodeJoin{TokenId: token, SecretHash: hash[:], Site: name, Node: record})
 	}
-	n.start()
+	n.labelled(n.start)
 	return n
+}
+
+// labelled has the goroutines that fn starts carry the site's name in profiles.
+func (n *site) labelled(fn func()) {
+	pprof.Do(context.Background(), pprof.Labels("site", n.name), func(context.Context) { fn() })
 }
 
 func (n *site) record() *command.Node {
@@ -237,7 +245,10 @@ func (n *site) open() {
 	must(n.t, err)
 	n.port = n.host.Addr().(*net.TCPAddr).Port
 	if n.far > 0 {
-		n.port = farFrom(n.t, n.host.Addr().String(), n.far)
+		n.relayed = newTraffic()
+		pprof.Do(context.Background(), pprof.Labels("site", "links"), func(context.Context) {
+			n.port = farFrom(n.t, n.host.Addr().String(), n.far, n.relayed)
+		})
 	}
 	n.sync, err = syncer.New(syncer.Config{
 		Self: n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.host,
