@@ -235,6 +235,7 @@ func (n *node) startContent() error {
 	if n.swarm, err = swarm.New(swarm.Config{
 		Store: n.store, Host: n.host, Holders: n.sync, Pacer: n.budgets, Signer: n.id, Logger: log, Registerer: reg,
 		Access:      n.sync.Access,
+		Small:       n.sync.Small,
 		KnownSigner: func(id identity.NodeID) bool { m, ok := n.view().Node(id); return ok && !m.Witness },
 		SiteOf:      n.siteOf,
 	}); err != nil {

@@ -258,6 +258,7 @@ func (n *site) open() {
 	n.swarm, err = swarm.New(swarm.Config{
 		Store: n.store, Host: n.host, Holders: n.sync, Signer: n.id,
 		Access:      n.sync.Access,
+		Small:       n.sync.Small,
 		KnownSigner: func(id identity.NodeID) bool { _, ok := n.state.View().Node(id); return ok },
 		SiteOf:      func(id identity.NodeID) string { m, _ := n.state.View().Node(id); return m.Site },
 		Logger:      log,

@@ -96,6 +96,9 @@ type Config struct {
 	// Access says whether a peer may have a blob of a project: the project may
 	// be held at the peer's site, and names the blob.
 	Access func(ctx context.Context, from identity.NodeID, d digest.Digest, pid identity.ProjectID) bool
+	// Small gives a small blob to a peer that Access lets have it, in one look where
+	// Access and the store take several. false, or nil: they are asked.
+	Small func(from identity.NodeID, d digest.Digest, pid identity.ProjectID) ([]byte, bool)
 	// KnownSigner says whether records signed by a node are accepted: members,
 	// and removed ones as long as the mesh remembers them as honest.
 	KnownSigner func(identity.NodeID) bool
@@ -255,7 +258,7 @@ func (s *Swarm) Fetch(ctx context.Context, w Want) error {
 	}()
 	select {
 	case <-f.done:
-		if f.err == nil && w.Class == catalog.Placed {
+		if f.err == nil && w.Class == catalog.Placed && f.stored != catalog.Placed {
 			// The flight may have begun for a client.
 			kept, err := s.here(ctx, w.Digest, w.Class)
 			if err == nil && !kept { // a cached copy, evicted in between
