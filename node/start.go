@@ -234,7 +234,7 @@ func (n *node) startContent() error {
 	n.budgets.Apply(n.view())
 	if n.swarm, err = swarm.New(swarm.Config{
 		Store: n.store, Host: n.host, Holders: n.sync, Pacer: n.budgets, Signer: n.id, Logger: log, Registerer: reg,
-		Access: n.sync.Access, Prove: n.sync.Prove,
+		Access: n.sync.Access, Small: n.sync.Small, Prove: n.sync.Prove,
 		KnownSigner: func(id identity.NodeID) bool { m, ok := n.view().Node(id); return ok && !m.Witness },
 		SiteOf:      n.siteOf,
 	}); err != nil {

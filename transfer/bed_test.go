@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime/pprof"
 	"slices"
 	"strconv"
 	"strings"
@@ -88,6 +89,8 @@ type site struct {
 	up     bool
 	stuck  atomic.Pointer[stuck]
 	held   atomic.Int32 // fetches of such that wait
+
+	relayed *traffic // of the link to it, if it is far; else nil
 }
 
 // stuck are blobs that do not come here until it is over.
@@ -158,7 +161,7 @@ func (b *bed) addSite(name string) *site {
 	b.mu.Lock()
 	b.nodes = append(b.nodes, n)
 	b.mu.Unlock()
-	n.open()
+	n.labelled(n.open)
 	record := n.record()
 	if len(b.nodes) == 1 {
 		gen := make([]byte, 16)
@@ -169,8 +172,13 @@ func (b *bed) addSite(name string) *site {
 		token := b.propose(&command.TokenCreate{Site: name, SecretHash: hash[:], ExpiresUnixNs: time.Now().Add(time.Hour).UnixNano()})
 		b.propose(&command.NodeJoin{TokenId: token, SecretHash: hash[:], Site: name, Node: record})
 	}
-	n.start()
+	n.labelled(n.start)
 	return n
+}
+
+// labelled has the goroutines that fn starts carry the site's name in profiles.
+func (n *site) labelled(fn func()) {
+	pprof.Do(context.Background(), pprof.Labels("site", n.name), func(context.Context) { fn() })
 }
 
 func (n *site) record() *command.Node {
@@ -238,7 +246,10 @@ func (n *site) open() {
 	must(n.t, err)
 	n.port = n.host.Addr().(*net.TCPAddr).Port
 	if n.far > 0 {
-		n.port = farFrom(n.t, n.host.Addr().String(), n.far)
+		n.relayed = newTraffic()
+		pprof.Do(context.Background(), pprof.Labels("site", "links"), func(context.Context) {
+			n.port = farFrom(n.t, n.host.Addr().String(), n.far, n.relayed)
+		})
 	}
 	n.sync, err = syncer.New(syncer.Config{
 		Self: n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.host,
@@ -249,7 +260,7 @@ func (n *site) open() {
 	n.swarm, err = swarm.New(swarm.Config{
 		Registerer: n.wire,
 		Store:      n.store, Host: n.host, Holders: n.sync, Signer: n.id,
-		Access: n.sync.Access, Prove: n.sync.Prove,
+		Access: n.sync.Access, Small: n.sync.Small, Prove: n.sync.Prove,
 		KnownSigner: func(id identity.NodeID) bool { _, ok := n.state.View().Node(id); return ok },
 		SiteOf:      func(id identity.NodeID) string { m, _ := n.state.View().Node(id); return m.Site },
 		Logger:      log,

@@ -3,6 +3,7 @@ package transfer
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -16,6 +17,8 @@ const (
 	maxClosure = 50_000
 	// referrerPage is how many referrers are read at a time.
 	referrerPage = 256
+	// lookChunk is how many blobs are looked up in one snapshot.
+	lookChunk = 256
 )
 
 // content is one blob that belongs to an artifact, or the bytes of a manifest.
@@ -44,7 +47,7 @@ func (r *Reconciler) closure(pid identity.ProjectID, repo string, root digest.Di
 	for len(todo) > 0 {
 		d := todo[0]
 		todo = todo[1:]
-		info, err := r.cat.Manifest(pid, repo, d)
+		info, refs, err := r.cat.ManifestWithRefs(pid, repo, d)
 		if errors.Is(err, catalog.ErrNotFound) && d != root {
 			c.absent = append(c.absent, d)
 			continue
@@ -64,10 +67,6 @@ func (r *Reconciler) closure(pid identity.ProjectID, repo string, root digest.Di
 			seen[d] = true
 			todo = append(todo, d)
 			return nil
-		}
-		refs, err := r.cat.Refs(pid, repo, d)
-		if err != nil {
-			return nil, fmt.Errorf("manifest %s: %w", d, err)
 		}
 		for _, ref := range refs {
 			if ref.Kind == catalog.RefManifest {
@@ -105,16 +104,22 @@ func (r *Reconciler) closure(pid identity.ProjectID, repo string, root digest.Di
 // absent blobs, those that are here for other projects alone (a fetch has them
 // proven, and moves no byte), and cached ones that only have to be promised.
 func (r *Reconciler) lacking(pid identity.ProjectID, c *closure) (fetch, promote []content, err error) {
-	for _, list := range [][]content{c.bytes, c.blobs} {
-		for _, b := range list {
-			row, err := r.cat.BlobIn(pid, b.digest)
+	all := slices.Concat(c.bytes, c.blobs)
+	for part := range slices.Chunk(all, lookChunk) {
+		ds := make([]digest.Digest, len(part))
+		for i, b := range part {
+			ds[i] = b.digest
+		}
+		rows, err := r.cat.BlobsIn(pid, ds)
+		if err != nil {
+			return nil, nil, err
+		}
+		for i, row := range rows {
 			switch {
-			case errors.Is(err, catalog.ErrNotFound), err == nil && row.State != catalog.Present:
-				fetch = append(fetch, b)
-			case err != nil:
-				return nil, nil, err
+			case row.State != catalog.Present:
+				fetch = append(fetch, part[i])
 			case row.Class == catalog.Cached:
-				promote = append(promote, b)
+				promote = append(promote, part[i])
 			}
 		}
 	}

@@ -32,10 +32,13 @@ const (
 	artifactsAtOnce = 16
 	// workers bounds the others in work, and maxSmall the small blobs that are on
 	// their way, 32 MiB at most: they come in batches, of which the swarm asks for
-	// as many ahead as a round trip needs. An artifact of 5 of them that is far away
-	// takes 100 ms: 600 a second. They also find out which artifacts are bulk.
-	workers  = 64
-	maxSmall = 1024
+	// as many ahead as a round trip needs. An artifact of 5 of them takes a round trip
+	// and two commits, here and in front of it: with 250 ms of it, 640 a second. They
+	// also find out which artifacts are bulk: looksAtOnce of them at a time, as that
+	// takes a processor and holds lists of all that belongs to an artifact.
+	workers     = 160
+	maxSmall    = 1024
+	looksAtOnce = 16
 	// blobsAtOnce bounds the claimed blobs and large manifests on their way, and
 	// keptAtOnce the blobs of pushes elsewhere that wait for this site. They have
 	// workers and places of their own: a backfill may take hours.
@@ -107,6 +110,7 @@ type Reconciler struct {
 	running running
 	active  *semaphore.Weighted // places for blobs, and
 	small   *semaphore.Weighted // for small ones
+	looks   *semaphore.Weighted // for finding out what an artifact lacks
 	metrics *metrics
 	unhook  []func()
 
@@ -136,7 +140,7 @@ func New(cfg Config) (*Reconciler, error) {
 	r := &Reconciler{
 		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(),
 		queue: newQueue(cfg.Now), gate: newGate(), active: semaphore.NewWeighted(maxActive),
-		small: semaphore.NewWeighted(maxSmall),
+		small: semaphore.NewWeighted(maxSmall), looks: semaphore.NewWeighted(looksAtOnce),
 		inbox: newInbox(), scans: newScans(cfg.Now),
 		hurried: make(chan struct{}, 1), feedNews: make(chan struct{}, 1), goneNews: make(chan struct{}, 1),
 		waiting: map[key]map[key]bool{},

@@ -3,12 +3,9 @@ package transfer
 import (
 	"context"
 	"errors"
-	"hash/maphash"
-	"slices"
+	"runtime"
 	"sync"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
@@ -22,6 +19,10 @@ const (
 	scanShare = 10
 	// scanGather lets the changes of one push come together.
 	scanGather = 50 * time.Millisecond
+	// scanWorkers bounds the processors that look at what a whole scan reads, beside
+	// the one that reads: nobody waits for it for longer than seconds, and others have
+	// work for the rest. A scan that follows a small change takes one.
+	scanWorkers = 4
 	// scanPage is how many entries are read at a time by those who list.
 	scanPage = 256
 )
@@ -107,21 +108,21 @@ func (s *scans) everything(view *state.View, site string) {
 
 // take gives a project whose time has come, or how long to wait for one; 0:
 // there is none.
-func (s *scans) take() (pid identity.ProjectID, ok bool, wait time.Duration) {
+func (s *scans) take() (pid identity.ProjectID, how depth, ok bool, wait time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
-	for pid := range s.due {
+	for pid, how := range s.due {
 		left := s.rest[pid].Sub(now)
 		if left <= 0 {
 			delete(s.due, pid)
-			return pid, true, 0
+			return pid, how, true, 0
 		}
 		if wait == 0 || left < wait {
 			wait = left
 		}
 	}
-	return identity.ProjectID{}, false, wait
+	return identity.ProjectID{}, patient, false, wait
 }
 
 // done notes what a scan took.
@@ -137,7 +138,7 @@ func (s *scans) done(pid identity.ProjectID, took time.Duration) {
 // scan scans projects, one at a time, until ctx ends.
 func (r *Reconciler) scan(ctx context.Context) {
 	for {
-		pid, ok, wait := r.scans.take()
+		pid, how, ok, wait := r.scans.take()
 		if !ok {
 			var due <-chan time.Time
 			var t *time.Timer
@@ -158,8 +159,12 @@ func (r *Reconciler) scan(ctx context.Context) {
 			}
 			continue
 		}
+		workers := 1
+		if how == whole {
+			workers = min(runtime.GOMAXPROCS(0), scanWorkers)
+		}
 		begun := time.Now()
-		err := r.scanProject(ctx, pid)
+		err := r.scanProject(ctx, pid, workers)
 		took := time.Since(begun)
 		r.metrics.scans.Observe(took.Seconds())
 		switch {
@@ -171,7 +176,7 @@ func (r *Reconciler) scan(ctx context.Context) {
 			r.scans.ask(pid, patient)
 			took = max(took, time.Second)
 		}
-		r.scans.done(pid, took)
+		r.scans.done(pid, took*time.Duration(1+workers)) // one more reads
 	}
 }
 
@@ -179,132 +184,63 @@ func (r *Reconciler) scan(ctx context.Context) {
 // what manifests lack and not by what rules want: of most, nothing is missing,
 // and then nobody needs to know who wants them. It reads pages, so that nothing
 // is held up by it.
-func (r *Reconciler) scanProject(ctx context.Context, pid identity.ProjectID) error {
+func (r *Reconciler) scanProject(ctx context.Context, pid identity.ProjectID, workers int) error {
 	p, ok := r.relevant(pid)
 	if !ok {
 		return nil
 	}
-	h := newHeld(r.cat, pid)
-	repo, matches := "", false
-	return r.cat.EachManifestWithRefs(pid, func(m catalog.ManifestInfo, refs []catalog.Ref) error {
-		if err := ctx.Err(); err != nil {
-			return err
+	h := newHeld(r.cat, pid, workers)
+	return r.cat.PassManifests(ctx, pid, workers, func() func(*catalog.Sighting) error {
+		repo, matches := "", false
+		return func(m *catalog.Sighting) error {
+			if repo != string(m.Repo()) {
+				// All that an artifact takes with it is of its repository.
+				repo = string(m.Repo())
+				matches = p.Matches(repo)
+			}
+			return r.scanManifest(ctx, p, m, h, matches)
 		}
-		if repo != m.Repo {
-			// All that an artifact takes with it is of its repository.
-			repo, matches = m.Repo, p.Matches(m.Repo)
-		}
-		return r.scanManifest(p, m, refs, h, matches)
 	})
 }
 
 // scanManifest queues what wants a manifest, if something of it lacks here.
 // matches: a rule may want something of its repository.
-func (r *Reconciler) scanManifest(p *rules.Project, m catalog.ManifestInfo, refs []catalog.Ref, h *held, matches bool) error {
-	whole, err := h.has(m.Digest)
+func (r *Reconciler) scanManifest(ctx context.Context, p *rules.Project, m *catalog.Sighting, h *held, matches bool) error {
+	whole, err := h.has(ctx, m.Raw())
 	if err != nil {
 		return err
 	}
 	if !whole {
 		// Small manifests come with their entries. A large one is a blob, and nobody
 		// can pull by it until it is here.
-		if err := r.wantBlob(large, p.PID, m.Repo, content{m.Digest, m.Size, m.Home}, m.At); err != nil {
-			return err
-		}
-	}
-	if !matches && m.Home != r.cfg.Site {
-		return nil
-	}
-	for _, ref := range refs {
-		if !whole {
-			break
-		}
-		if ref.Kind == catalog.RefManifest {
-			// A child that is known is looked at in its turn.
-			_, err = r.cat.Manifest(p.PID, m.Repo, ref.Digest)
-			whole = err == nil
-			if errors.Is(err, catalog.ErrNotFound) {
-				err = nil
-			}
-		} else {
-			whole, err = h.has(ref.Digest)
-		}
+		info, err := m.Info()
 		if err != nil {
 			return err
 		}
+		if err := r.wantBlob(large, p.PID, info.Repo, content{info.Digest, info.Size, info.Home}, info.At); err != nil {
+			return err
+		}
+	}
+	if !matches && string(m.Home()) != r.cfg.Site {
+		return nil
 	}
 	if whole {
-		return nil
+		err = m.EachRef(func(raw []byte, kind catalog.RefKind) (more bool, err error) {
+			if kind == catalog.RefManifest {
+				// A child that is known is looked at in its turn.
+				whole, err = r.cat.HasChild(p.PID, m, raw)
+			} else {
+				whole, err = h.has(ctx, raw)
+			}
+			return whole, err
+		})
 	}
-	return r.wantAbove(p, m)
-}
-
-// pointReads is how many blobs a scan looks up one by one before it reads all
-// rows of blobs at once: a small project must not cost what the store holds, and
-// a large one not a point read for each of its blobs.
-const pointReads = 20_000
-
-// held says which blobs of a project this store holds for good. What comes or goes while a
-// scan runs is noticed by those who bring it, and by the store's feed.
-type held struct {
-	cat   *catalog.Catalog
-	pid   identity.ProjectID
-	reads int
-	seed  maphash.Seed // random, so that nobody can make digests that collide
-	all   []uint64     // sorted hashes of digests, once there were pointReads
-}
-
-func newHeld(cat *catalog.Catalog, pid identity.ProjectID) *held {
-	return &held{cat: cat, pid: pid, seed: maphash.MakeSeed()}
-}
-
-func (h *held) has(d digest.Digest) (bool, error) {
-	if h.reads++; h.reads <= pointReads {
-		row, err := h.cat.BlobIn(h.pid, d)
-		if errors.Is(err, catalog.ErrNotFound) {
-			return false, nil
-		}
-		return err == nil && keeps(row), err
+	if err != nil || whole {
+		return err
 	}
-	if h.all == nil {
-		if err := h.readAll(); err != nil {
-			return false, err
-		}
-	}
-	_, found := slices.BinarySearch(h.all, maphash.String(h.seed, string(d)))
-	return found, nil
-}
-
-// readAll takes eight bytes for each blob.
-func (h *held) readAll() error {
-	h.all = []uint64{}
-	var shared []uint64 // with other projects
-	err := h.cat.EachProof(h.pid, func(d digest.Digest) error {
-		shared = append(shared, maphash.String(h.seed, string(d)))
-		return nil
-	})
+	info, err := m.Info()
 	if err != nil {
 		return err
 	}
-	slices.Sort(shared)
-	err = h.cat.EachBlob(func(row catalog.BlobRow) error {
-		if !keeps(row) {
-			return nil
-		}
-		hash := maphash.String(h.seed, string(row.Digest))
-		if row.For != h.pid {
-			if _, found := slices.BinarySearch(shared, hash); !found {
-				return nil
-			}
-		}
-		h.all = append(h.all, hash)
-		return nil
-	})
-	slices.Sort(h.all)
-	return err
-}
-
-// keeps: a cached copy has to be promised before it counts.
-func keeps(row catalog.BlobRow) bool {
-	return row.State == catalog.Present && (row.Class == catalog.Home || row.Class == catalog.Placed)
+	return r.wantAbove(p, info)
 }

@@ -34,6 +34,7 @@ func (alone) OnExplain(func(identity.ProjectID, string, digest.Digest) string) {
 func (alone) OnKeep(func(context.Context, identity.NodeID, identity.ProjectID, string, []syncer.Piece) (syncer.Kept, error)) {
 }
 func (alone) OnHold(func(context.Context, identity.NodeID) (int, uint64, error)) {}
+func (alone) OnPin(func() (func(), time.Duration))                               {}
 func (alone) Expect(digest.Digest, string)                                       {}
 func (alone) Peers() []syncer.PeerStatus                                         { return nil }
 func (alone) PullProject(context.Context, identity.ProjectID) ([]string, error)  { return nil, nil }
@@ -69,7 +70,7 @@ func BenchmarkFullPass(b *testing.B) {
 	b.ResetTimer()
 	for b.Loop() {
 		r.queue = newQueue(time.Now)
-		if err := r.scanProject(ctx, pid); err != nil {
+		if err := r.scanProject(ctx, pid, min(runtime.GOMAXPROCS(0), scanWorkers)); err != nil {
 			b.Fatal(err)
 		}
 		if ready, _, _ := r.queue.lengths(); ready != lacking {

@@ -9,8 +9,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
@@ -118,7 +120,8 @@ func (r *Reconciler) attempt(ctx context.Context, t *task, from lane) error {
 		if _, err := r.unheld(t.key, demand); err != nil {
 			return err
 		}
-		open = func() (*swarm.Limit, error) { return r.isOpen(t.key) }
+		terms := &opening{r: r, k: t.key}
+		open = terms.ask
 		within, stop, err := r.gate.pass(ctx)
 		if err != nil {
 			return err
@@ -126,14 +129,10 @@ func (r *Reconciler) attempt(ctx context.Context, t *task, from lane) error {
 		defer stop()
 		ctx = within
 	}
-	c, err := r.closure(t.pid, t.repo, t.digest, t.kind == own)
+	fetch, promote, absent, err := r.look(ctx, t.key)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil // deleted: nothing is wanted any more
 	}
-	if err != nil {
-		return err
-	}
-	fetch, promote, err := r.lacking(t.pid, c)
 	if err != nil {
 		return err
 	}
@@ -151,15 +150,30 @@ func (r *Reconciler) attempt(ctx context.Context, t *task, from lane) error {
 		}
 		return err
 	}
-	if len(c.absent) > 0 {
-		r.waitFor(t.key, c.absent)
-		return fmt.Errorf("%d manifests that it names, %s first, are not known at this site yet", len(c.absent), c.absent[0])
+	if len(absent) > 0 {
+		r.waitFor(t.key, absent)
+		return fmt.Errorf("%d manifests that it names, %s first, are not known at this site yet", len(absent), absent[0])
 	}
 	if len(fetch)+len(promote) > 0 {
 		r.metrics.artifacts.Inc()
 		r.log.Info("brought here", "repository", r.fullName(t.key), "digest", t.digest, "blobs", len(fetch), "took", r.cfg.Now().Sub(begun).Round(time.Millisecond))
 	}
 	return nil
+}
+
+// look finds what of an artifact lacks here: blobs to be fetched, cached copies to be
+// promised, and manifests that are not known. catalog.ErrNotFound: it is none any more.
+func (r *Reconciler) look(ctx context.Context, k key) (fetch, promote []content, absent []digest.Digest, err error) {
+	if err := r.looks.Acquire(ctx, 1); err != nil {
+		return nil, nil, nil, err
+	}
+	defer r.looks.Release(1)
+	c, err := r.closure(k.pid, k.repo, k.digest, k.kind == own)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	fetch, promote, err = r.lacking(k.pid, c)
+	return fetch, promote, c.absent, err
 }
 
 // shutError says that rules want something, and that bytes may not move for them
@@ -196,25 +210,45 @@ func (r *Reconciler) demandNow(k key) (rules.Demand, error) {
 	return r.demand(p, m)
 }
 
-// isOpen says whether bytes may move for an artifact now: *shutError outside of
-// its rules' windows, errUnwanted if nobody wants it any more.
-// The limit is that of the rule whose bandwidth counts.
-func (r *Reconciler) isOpen(k key) (*swarm.Limit, error) {
-	d, err := r.demandNow(k)
-	if err != nil {
-		return nil, err
+// demandFor is for how long an answer of the rules holds while neither the control
+// state nor the time changes it: what changes then is the artifact's entry. It is
+// asked for each of its blobs, which may be thousands.
+const demandFor = time.Second
+
+// opening says whether bytes may move for one artifact. It is for one goroutine.
+type opening struct {
+	r    *Reconciler
+	k    key
+	view *state.View // of which demand is; nil: of none yet
+	at   time.Time   // when it was found
+	// demand is what people let go on of what rules want.
+	demand rules.Demand
+}
+
+// ask answers for now: *shutError outside of the rules' windows, errUnwanted if
+// nobody wants the artifact any more. The limit is that of the rule whose bandwidth
+// counts.
+func (o *opening) ask() (*swarm.Limit, error) {
+	now := o.r.cfg.Now()
+	view := o.r.cfg.State.View()
+	if age := now.Sub(o.at); o.view != view || age < 0 || age >= demandFor {
+		d, err := o.r.demandNow(o.k)
+		if err != nil {
+			return nil, err
+		}
+		if d.None() {
+			return nil, errUnwanted
+		}
+		if o.demand, err = o.r.unheld(o.k, d); err != nil {
+			return nil, err
+		}
+		o.view, o.at = view, now
 	}
-	if d.None() {
-		return nil, errUnwanted
-	}
-	if d, err = r.unheld(k, d); err != nil {
-		return nil, err
-	}
-	terms, open, until := d.At(r.cfg.Now())
+	terms, open, until := o.demand.At(now)
 	if !open {
-		return nil, &shutError{rules: d.Rules(), opens: until}
+		return nil, &shutError{rules: o.demand.Rules(), opens: until}
 	}
-	return r.limits.of(terms, r.cfg.State), nil
+	return o.r.limits.of(terms, o.r.cfg.State), nil
 }
 
 func always() (*swarm.Limit, error) { return nil, nil }
@@ -290,7 +324,9 @@ func (r *Reconciler) fetch(ctx context.Context, pid identity.ProjectID, b conten
 	if err != nil {
 		return fmt.Errorf("blob %s: %w", b.digest, err)
 	}
-	// A fetch for a pull that was under way already made a cached copy.
+	if k != own && k != claimed {
+		return nil // Fetch has made it a placed copy, whoever began
+	}
 	return r.promise(ctx, b, k)
 }
 

@@ -67,6 +67,8 @@ func TestBenchWAN(t *testing.T) {
 		{"kill -9 of the receiver midway, 100 Mbit/s, 80 ms", (*bench).killReceiver},
 		{"kill -9 of the source midway, 100 Mbit/s, 80 ms", (*bench).killSource},
 		{"4 holders, one lies and one stalls, 100 Mbit/s, 80 ms", (*bench).liar},
+		{"small images to 3 sites, 400 Mbit/s, 80 ms", small(400)},
+		{"small images to 3 sites, 100 Mbit/s, 80 ms", small(100)},
 		{"loopback", (*bench).loopback},
 	} {
 		if !only.MatchString(c.name) {

@@ -350,14 +350,6 @@ func listenError(listen string, err error) error {
 	return fmt.Errorf("data port: %w (choose another with --data-port)", again)
 }
 
-func peerID(id identity.NodeID) (corepeer.ID, error) {
-	pub, err := crypto.UnmarshalEd25519PublicKey(id.PublicKey())
-	if err != nil {
-		return "", fmt.Errorf("node ID %s: %w", id, err)
-	}
-	return corepeer.IDFromPublicKey(pub)
-}
-
 func nodeID(p corepeer.ID) (identity.NodeID, error) {
 	pub, err := p.ExtractPublicKey()
 	if err != nil {

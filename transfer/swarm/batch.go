@@ -130,7 +130,8 @@ func (f *flight) batched() (bool, error) {
 		return false, nil
 	}
 	defer got.free()
-	if err := f.put(0, got.data, c.node); err != nil {
+	// The data was read for this flight alone: it need not be copied.
+	if err := f.take(0, got.data, c.node, func(b []byte) []byte { return b }); err != nil {
 		f.mu.Lock()
 		f.strikes[c.node]++
 		f.mu.Unlock()

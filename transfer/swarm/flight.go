@@ -63,8 +63,9 @@ type flight struct {
 	urgent chan struct{} // closed when the first reader, or fetcher in a hurry, joins
 	begin  chan struct{} // closed when its turn in the queue comes; made by turn
 	opened chan struct{} // closed when the first unit is here
-	done   chan struct{} // closed at the end; err is set before
+	done   chan struct{} // closed at the end; err and stored are set before
 	err    error
+	stored catalog.Class // as what the store was told to hold it; 0: not known
 
 	// Guarded by Swarm.mu.
 	readers, fetchers int
@@ -266,6 +267,7 @@ func (f *flight) fly() error {
 		class := f.class
 		f.s.mu.Unlock()
 		if here, err := f.s.here(f.ctx, f.digest, class); here || err != nil {
+			f.stored = class
 			if err == nil {
 				err = f.prove()
 			}

@@ -71,6 +71,11 @@ func (f *flight) open(node identity.NodeID, record, list []byte) error {
 
 // put keeps one unit of a peer's if it holds.
 func (f *flight) put(i int, data []byte, from identity.NodeID) error {
+	return f.take(i, data, from, func(b []byte) []byte { return append([]byte{}, b...) })
+}
+
+// take is put with what makes data the flight's own.
+func (f *flight) take(i int, data []byte, from identity.NodeID, own func([]byte) []byte) error {
 	f.mu.Lock()
 	v, n := f.vessel, f.layout.units()
 	f.mu.Unlock()
@@ -88,7 +93,7 @@ func (f *flight) put(i int, data []byte, from identity.NodeID) error {
 	}
 	f.mu.Lock()
 	if n == 1 {
-		f.small = append([]byte{}, data...)
+		f.small = own(data)
 	}
 	f.last = time.Now()
 	f.from = from
@@ -167,6 +172,7 @@ func (f *flight) store() error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errLocal, err)
 	}
+	f.stored = class
 	if f.partial != nil {
 		return f.prove()
 	}

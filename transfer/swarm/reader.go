@@ -183,7 +183,7 @@ func (r *reader) read(p []byte) (int, <-chan struct{}, error) {
 	ok := !f.poisoned && !f.foreign && (!f.over || kept) && (i < lastUnit || f.complete)
 	small, vessel, over := f.small, f.vessel, f.over
 	peeked := 0
-	if i < lastUnit {
+	if i < lastUnit && !f.foreign {
 		peeked = r.peeked(p, i)
 	}
 	f.mu.Unlock()

@@ -54,7 +54,8 @@ type part interface {
 type server struct {
 	src     source
 	access  func(ctx context.Context, from identity.NodeID, d digest.Digest, project identity.ProjectID) bool
-	known   func(identity.NodeID) bool // signers that other nodes accept
+	small   func(from identity.NodeID, d digest.Digest, project identity.ProjectID) ([]byte, bool) // nil: there is none
+	known   func(identity.NodeID) bool                                                             // signers that other nodes accept
 	self    identity.NodeID
 	signer  units.Signer
 	log     *slog.Logger
@@ -70,7 +71,7 @@ type server struct {
 
 func newServer(cfg Config, src source, m *metrics) *server {
 	s := &server{
-		src: src, access: cfg.Access, known: cfg.KnownSigner, self: cfg.Host.ID(), signer: cfg.Signer,
+		src: src, access: cfg.Access, small: cfg.Small, known: cfg.KnownSigner, self: cfg.Host.ID(), signer: cfg.Signer,
 		log: cfg.Logger, metrics: m, pacer: cfg.Pacer,
 		buffers: sync.Pool{New: newBuffer},
 	}
@@ -138,6 +139,9 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 			return werr
 		}
 		return fmt.Errorf("malformed request: %d units, %w", req.Units, err)
+	}
+	if sent, err := s.answerSmall(ctx, from, st, req, d, project); sent || err != nil {
+		return err
 	}
 	// Access before existence: a refusal tells nothing of the blob.
 	if !s.access(ctx, from, d, project) {

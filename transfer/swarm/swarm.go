@@ -101,6 +101,9 @@ type Config struct {
 	// another one, and notes in the catalogue that they did. Its errors are those of
 	// Fetch. Nil: nobody can.
 	Prove func(ctx context.Context, d digest.Digest, pid identity.ProjectID) error
+	// Small gives a small blob to a peer that Access lets have it, in one look where
+	// Access and the store take several. false, or nil: they are asked.
+	Small func(from identity.NodeID, d digest.Digest, pid identity.ProjectID) ([]byte, bool)
 	// KnownSigner says whether records signed by a node are accepted: members,
 	// and removed ones as long as the mesh remembers them as honest.
 	KnownSigner func(identity.NodeID) bool
@@ -272,7 +275,7 @@ func (s *Swarm) fetched(ctx context.Context, f *flight, w Want) error {
 	}()
 	select {
 	case <-f.done:
-		if f.err == nil && w.Class == catalog.Placed && f.pid == w.PID {
+		if f.err == nil && w.Class == catalog.Placed && f.pid == w.PID && f.stored != catalog.Placed {
 			// The flight may have begun for a client.
 			kept, err := s.here(ctx, w.Digest, w.Class)
 			if err == nil && !kept { // a cached copy, evicted in between

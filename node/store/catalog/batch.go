@@ -144,6 +144,7 @@ type batch struct {
 	projects map[identity.ProjectID]change
 	feed     bool // the store's own feed grew
 	conflict bool // a conflict row was added
+	stores   bool // a store got a number, or was dropped
 	dropped  []Dropped
 }
 

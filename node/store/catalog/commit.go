@@ -222,6 +222,9 @@ func (c *Catalog) commit(g *group) {
 		c.fail(g, err)
 		return
 	}
+	if slices.ContainsFunc(g.batches, func(b *batch) bool { return b.stores }) {
+		c.storesGen.Add(1) // before anybody hears of it
+	}
 	c.settle()
 	for _, j := range g.waiting {
 		j.done <- nil

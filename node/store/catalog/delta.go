@@ -250,7 +250,7 @@ func (p *pageBuilder) take(k entryKey, e *entry) error {
 		case kindTag:
 			needs = append(needs, string(tagDigest(&e.sibs[i])))
 		case kindManifest:
-			v, err := decodeManifest(e.sibs[i].value)
+			v, err := e.sibs[i].manifestValue()
 			if err != nil {
 				return err
 			}

@@ -37,7 +37,7 @@ func (b *batch) noteDropped(pid identity.ProjectID, k entryKey, old, new *entry)
 			b.dropped = append(b.dropped, Dropped{PID: pid, ManifestRef: ManifestRef{k.repo, before}})
 		}
 	case k.kind == kindManifest && !new.live():
-		v, err := decodeManifest(old.winner().value)
+		v, err := old.winner().manifestValue()
 		if err != nil {
 			return err
 		}
@@ -90,57 +90,6 @@ func (c *Catalog) parents(prefix []byte, n int) ([]Parent, error) {
 		})
 	})
 	return out, err
-}
-
-// refsChunk is how many entries EachManifestWithRefs reads before it lets its
-// snapshot go.
-const refsChunk = 1024
-
-// EachManifestWithRefs is EachManifest with what each manifest refers to, in the
-// order of repositories and digests. It reads entries one after the other and
-// none twice: this is how to go through all of a large project.
-func (c *Catalog) EachManifestWithRefs(pid identity.ProjectID, fn func(ManifestInfo, []Ref) error) error {
-	prefix := append(prefixPID(tabEntry, pid), byte(kindManifest))
-	type found struct {
-		info ManifestInfo
-		refs []Ref
-	}
-	chunk := make([]found, 0, refsChunk)
-	for start := prefix; start != nil; {
-		from := start
-		start, chunk = nil, chunk[:0]
-		err := c.view(func(r reader) error {
-			return r.scan(prefix, from, true, func(key, value []byte) (bool, error) {
-				if len(chunk) == refsChunk {
-					start = key
-					return false, nil
-				}
-				_, k, ok := parsePIDEntry(key)
-				if !ok {
-					return false, damaged(key)
-				}
-				e, err := decodeEntry(k, value)
-				if err != nil || !e.live() {
-					return true, err
-				}
-				info, v, err := readManifest(k, e)
-				if err != nil {
-					return false, err
-				}
-				chunk = append(chunk, found{info, refsOf(v)})
-				return true, nil
-			})
-		})
-		if err != nil {
-			return err
-		}
-		for _, f := range chunk {
-			if err := fn(f.info, f.refs); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 func refsOf(v *rowpb.ManifestValue) []Ref {

@@ -184,7 +184,7 @@ func (a arrival) rank() int {
 		return 2
 	}
 	for i := range a.e.sibs {
-		v, err := decodeManifest(a.e.sibs[i].value)
+		v, err := a.e.sibs[i].manifestValue()
 		if err == nil && slices.ContainsFunc(v.Refs, func(r *rowpb.Ref) bool { return RefKind(r.Kind) == RefManifest }) {
 			return 1
 		}

@@ -116,6 +116,7 @@ func (b *batch) applyFeed(store identity.StoreID, entries []FeedEntry, raws [][]
 		if row.Number, err = b.newStoreNumber(); err != nil {
 			return err
 		}
+		b.stores = true
 	}
 	for i, e := range entries {
 		if err := b.setHint(raws[i], row.Number, e.State); err != nil {
@@ -202,30 +203,27 @@ func (c *Catalog) Holders(d digest.Digest) ([]identity.StoreID, error) {
 		return nil, err
 	}
 	var placed, cached []identity.StoreID
+	gen := c.storesGen.Load() // before the snapshot
 	err = c.view(func(r reader) error {
 		hint := &rowpb.Hint{}
 		if ok, err := r.message(prefixDigest(tabHint, raw), hint); err != nil || !ok {
 			return err
 		}
-		return r.scan([]byte{tabStore}, nil, true, func(key, value []byte) (bool, error) {
-			id, ok := parseStore(key)
-			row := &rowpb.StoreRow{}
-			if err := proto.Unmarshal(value, row); err != nil || !ok {
-				return false, damaged(key)
-			}
+		stores, err := c.stores(r, gen)
+		for _, s := range stores {
 			switch {
-			case hasBit(hint.Placed, row.Number):
-				placed = append(placed, id)
-			case hasBit(hint.Cached, row.Number):
-				cached = append(cached, id)
+			case hasBit(hint.Placed, s.number):
+				placed = append(placed, s.id)
+			case hasBit(hint.Cached, s.number):
+				cached = append(cached, s.id)
 			}
-			return true, nil
-		})
+		}
+		return err
 	})
 	return append(placed, cached...), err
 }
 
 // DropStore forgets all that a store said it holds.
 func (c *Catalog) DropStore(ctx context.Context, store identity.StoreID) error {
-	return c.submitAs(ctx, jobFreeing, func(b *batch) error { b.del(keyStore(store)); return nil })
+	return c.submitAs(ctx, jobFreeing, func(b *batch) error { b.stores = true; b.del(keyStore(store)); return nil })
 }

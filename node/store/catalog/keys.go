@@ -93,32 +93,73 @@ func rawDigest(d digest.Digest) ([]byte, error) {
 	default:
 		return nil, fmt.Errorf("%w: digest %q", ErrInvalid, string(d))
 	}
-	out := make([]byte, 1, 1+want)
+	out := make([]byte, 1+want)
 	out[0] = alg
-	out, err := hex.AppendDecode(out, []byte(enc))
-	if err != nil || len(out) != 1+want || strings.ToLower(enc) != enc {
+	if len(enc) != 2*want || !decodeLower(out[1:], enc) {
 		return nil, fmt.Errorf("%w: digest %q", ErrInvalid, string(d))
 	}
 	return out, nil
 }
 
-// cutDigest reads a raw digest from the front of b.
-func cutDigest(b []byte) (d digest.Digest, rest []byte, ok bool) {
-	if len(b) == 0 {
-		return "", nil, false
+// decodeLower reads hexadecimal digits in lower case into to, which they fill.
+func decodeLower(to []byte, digits string) bool {
+	for i := range to {
+		high, low := nibble(digits[2*i]), nibble(digits[2*i+1])
+		if high|low > 0xf {
+			return false
+		}
+		to[i] = high<<4 | low
 	}
-	alg, n := digest.SHA256, 33
-	switch b[0] {
-	case algSHA256:
-	case algSHA512:
-		alg, n = digest.SHA512, 65
-	default:
-		return "", nil, false
+	return true
+}
+
+func nibble(c byte) byte {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0'
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10
+	}
+	return 0xff
+}
+
+// rawLen gives how many bytes at the front of b are a raw digest; 0: none.
+func rawLen(b []byte) int {
+	n := 0
+	if len(b) > 0 {
+		switch b[0] {
+		case algSHA256:
+			n = 1 + 32
+		case algSHA512:
+			n = 1 + 64
+		}
 	}
 	if len(b) < n {
+		return 0
+	}
+	return n
+}
+
+// isDigest reports whether b is a raw digest.
+func isDigest(b []byte) bool { return len(b) > 0 && rawLen(b) == len(b) }
+
+// cutDigest reads a raw digest from the front of b.
+func cutDigest(b []byte) (d digest.Digest, rest []byte, ok bool) {
+	n := rawLen(b)
+	if n == 0 {
 		return "", nil, false
 	}
-	return digest.NewDigestFromEncoded(alg, hex.EncodeToString(b[1:n])), b[n:], true
+	alg := digest.SHA256
+	if b[0] == algSHA512 {
+		alg = digest.SHA512
+	}
+	// This is done for each blob of each manifest that is looked at: one allocation.
+	var text [len(digest.SHA512) + 1 + 2*64]byte
+	at := copy(text[:], alg)
+	text[at] = ':'
+	at++
+	at += hex.Encode(text[at:], b[1:n])
+	return digest.Digest(text[:at]), b[n:], true
 }
 
 // parseDigest reads a raw digest that is all of b.
@@ -178,7 +219,7 @@ func parseEntrySuffix(b []byte) (entryKey, bool) {
 	case kindTag:
 		ok = checkName("tag", k.name) == nil
 	case kindManifest:
-		_, ok = parseDigest(rest)
+		ok = isDigest(rest)
 	default:
 		ok = false
 	}

@@ -23,7 +23,7 @@ func (b *batch) noteLetGo(pid identity.ProjectID, k entryKey, e *entry) error {
 		return nil
 	}
 	for _, s := range e.sibs {
-		v, err := decodeManifest(s.value)
+		v, err := s.manifestValue()
 		if err != nil {
 			return err
 		}

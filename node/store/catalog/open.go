@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -120,6 +121,9 @@ type Catalog struct {
 	sound   func(want, sum Check) bool // whether a full list adds up
 	seenAll func(seen, ctx Vector) bool
 	listing chan struct{} // one slot: a full list is being made
+
+	storesGen atomic.Uint64 // grows when a store gets a number, or is dropped
+	known     atomic.Pointer[storesKnown]
 
 	mu       sync.Mutex
 	watchers map[*watcher]bool

@@ -188,9 +188,9 @@ func (c *Catalog) Mount(ctx context.Context, d digest.Digest, from identity.Proj
 	})
 }
 
-// EachProof calls fn for every blob that is a project's besides another one's:
-// those whose row says so (BlobRow.For) are not among them.
-func (c *Catalog) EachProof(pid identity.ProjectID, fn func(digest.Digest) error) error {
+// EachProof calls fn with the raw digest of every blob that is a project's besides
+// another one's: those whose row says so (BlobRow.For) are not among them.
+func (c *Catalog) EachProof(pid identity.ProjectID, fn func(raw []byte) error) error {
 	return c.walk([]byte{tabProof}, false, func(_ reader, key, _ []byte) (func() error, error) {
 		d, of, ok := parseProof(key)
 		if !ok {
@@ -200,7 +200,11 @@ func (c *Catalog) EachProof(pid identity.ProjectID, fn func(digest.Digest) error
 			if of != pid {
 				return nil
 			}
-			return fn(d)
+			raw, err := rawDigest(d)
+			if err != nil {
+				return err
+			}
+			return fn(raw)
 		}, nil
 	})
 }

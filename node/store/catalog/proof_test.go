@@ -69,8 +69,8 @@ func TestProof_BytesMakeIt_NamesDoNot(t *testing.T) {
 	}
 	var also []identity.ProjectID
 	for _, pid := range []identity.ProjectID{a, b, third, fourth} {
-		nilOr(t, c.EachProof(pid, func(got digest.Digest) error {
-			if got == d {
+		nilOr(t, c.EachProof(pid, func(raw []byte) error {
+			if got, ok := parseDigest(raw); ok && got == d {
 				also = append(also, pid)
 			}
 			return nil

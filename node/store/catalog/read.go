@@ -55,22 +55,23 @@ func (c *Catalog) Manifest(pid identity.ProjectID, repo string, d digest.Digest)
 
 // Refs gives what a live manifest refers to.
 func (c *Catalog) Refs(pid identity.ProjectID, repo string, d digest.Digest) ([]Ref, error) {
+	_, refs, err := c.ManifestWithRefs(pid, repo, d)
+	return refs, err
+}
+
+// ManifestWithRefs gives a manifest's entry and what it refers to: one point read.
+func (c *Catalog) ManifestWithRefs(pid identity.ProjectID, repo string, d digest.Digest) (ManifestInfo, []Ref, error) {
+	var info ManifestInfo
 	var refs []Ref
-	err := c.manifestEntry(pid, repo, d, func(_ entryKey, e *entry) error {
-		w := e.winner()
-		if w == nil {
-			return ErrNotFound
-		}
-		v, err := decodeManifest(w.value)
+	err := c.manifestEntry(pid, repo, d, func(k entryKey, e *entry) error {
+		i, v, err := readManifest(k, e)
 		if err != nil {
 			return err
 		}
-		for _, r := range v.Refs {
-			refs = append(refs, Ref{Digest: digestOrEmpty(r.Digest), Size: r.Size, Kind: RefKind(r.Kind)})
-		}
+		info, refs = i, refsOf(v)
 		return nil
 	})
-	return refs, err
+	return info, refs, err
 }
 
 func (c *Catalog) manifestEntry(pid identity.ProjectID, repo string, d digest.Digest, fn func(entryKey, *entry) error) error {
@@ -350,19 +351,25 @@ func (c *Catalog) LinkedIn(pid identity.ProjectID, d digest.Digest) (repo string
 		return "", 0, false, err
 	}
 	err = c.view(func(r reader) error {
-		size, ok, err = r.firstRef(prefixRefPID(raw, pid), &repo)
-		if err != nil || ok {
-			return err
+		repo, size, ok, err = c.linkedIn(r, raw, pid)
+		return err
+	})
+	return repo, size, ok, err
+}
+
+func (c *Catalog) linkedIn(r reader, raw []byte, pid identity.ProjectID) (repo string, size int64, ok bool, err error) {
+	size, ok, err = r.firstRef(prefixRefPID(raw, pid), &repo)
+	if err != nil || ok {
+		return repo, size, ok, err
+	}
+	err = r.scan(prefixLease(raw, pid), nil, true, func(key, value []byte) (bool, error) {
+		_, _, name, good := parseLease(key)
+		if !good {
+			return false, damaged(key)
 		}
-		return r.scan(prefixLease(raw, pid), nil, true, func(key, value []byte) (bool, error) {
-			_, _, name, good := parseLease(key)
-			if !good {
-				return false, damaged(key)
-			}
-			size, ok, err = c.leaseHolds(value)
-			repo = name
-			return !ok, err
-		})
+		size, ok, err = c.leaseHolds(value)
+		repo = name
+		return !ok, err
 	})
 	if !ok {
 		repo = ""
