@@ -221,7 +221,7 @@ func newFar(t testing.TB, by *node) *far {
 	return o
 }
 
-func (o *far) Open(_ context.Context, d digest.Digest) (store.Blob, error) {
+func (o *far) Open(_ context.Context, d digest.Digest, _ identity.ProjectID) (store.Blob, error) {
 	if d != o.rec.Digest {
 		return nil, store.ErrNotFound
 	}

@@ -84,6 +84,7 @@ func (p *splitter) of(ctx context.Context, d digest.Digest, b store.Blob, unit i
 	subs, err := list.SubStates(unit, b)
 	if errors.Is(err, units.ErrBadUnit) {
 		// The receiver finds out as well, and asks another.
+		p.s.src.Doubt(d)
 		p.s.log.Error("a unit of a blob here is not the blob's", "digest", d, "unit", unit, "error", err)
 	}
 	if err != nil {
