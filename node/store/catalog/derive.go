@@ -82,7 +82,7 @@ func deriveManifest(pid identity.ProjectID, k entryKey, e *entry) ([]row, error)
 	if w == nil {
 		return nil, nil
 	}
-	v, err := decodeManifest(w.value)
+	v, err := w.says()
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func readManifest(k entryKey, e *entry) (ManifestInfo, *rowpb.ManifestValue, err
 	if w == nil {
 		return ManifestInfo{}, nil, ErrNotFound
 	}
-	v, err := decodeManifest(w.value)
+	v, err := w.says()
 	if err != nil {
 		return ManifestInfo{}, nil, err
 	}

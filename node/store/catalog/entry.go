@@ -33,6 +33,10 @@ type sibling struct {
 	flags    uint32
 	actor    string
 	aclIndex uint64
+
+	// What value says, once it was read (entryFromPB); nobody changes it.
+	tag      []byte // raw digest
+	manifest *rowpb.ManifestValue
 }
 
 // loser is a sibling that a later write ended as the loser of a conflict.
@@ -233,8 +237,7 @@ func (e *entry) hash(suffix []byte) [16]byte { return e.digest(suffix, true) }
 func (e *entry) liveHash(suffix []byte) [16]byte { return e.digest(suffix, false) }
 
 func (e *entry) digest(suffix []byte, contexts bool) [16]byte {
-	h := sha256.New()
-	var buf []byte
+	buf := make([]byte, 0, 1024) // of most entries
 	num := func(n uint64) { buf = binary.BigEndian.AppendUint64(buf, n) }
 	text := func(b []byte) { num(uint64(len(b))); buf = append(buf, b...) }
 	text(suffix)
@@ -255,8 +258,8 @@ func (e *entry) digest(suffix []byte, contexts bool) [16]byte {
 		text([]byte(s.actor))
 		num(s.aclIndex)
 	}
-	h.Write(buf)
-	return [16]byte(h.Sum(nil)[:16])
+	sum := sha256.Sum256(buf)
+	return [16]byte(sum[:16])
 }
 
 // sums are the two checks of a project: over all that this store should have,
@@ -345,20 +348,24 @@ func entryFromPB(k entryKey, pb *rowpb.Entry) (*entry, error) {
 		if len(pb.Tail) > 0 {
 			value = slices.Concat(s.Value, pb.Tail)
 		}
+		sib := sibling{dot: d, stamp: s.Stamp, value: value, flags: s.Flags, actor: s.Actor, aclIndex: s.AclIndex}
 		var err error
 		switch k.kind {
 		case kindTag:
-			_, err = decodeTag(value)
+			var v *rowpb.TagValue
+			if v, err = decodeTag(value); err == nil {
+				sib.tag = v.Digest
+			}
 		case kindManifest:
-			_, err = decodeManifest(value)
+			sib.manifest, err = decodeManifest(value)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("sibling %s of %q: %w", d, k.repo, err)
 		}
-		e.sibs = append(e.sibs, sibling{dot: d, stamp: s.Stamp, value: value, flags: s.Flags, actor: s.Actor, aclIndex: s.AclIndex})
+		e.sibs = append(e.sibs, sib)
 	}
 	for _, l := range pb.Losers {
-		if _, ok := parseDigest(l.Digest); !ok {
+		if !isDigest(l.Digest) {
 			return nil, fmt.Errorf("%w: digest of a loser of %q", ErrInvalid, k.repo)
 		}
 		e.losers = append(e.losers, loser{dot: Dot{identity.Incarnation(l.Inc), l.Seq}, digest: string(l.Digest), keepUntilMs: l.KeepUntilUnixMs})
@@ -384,7 +391,7 @@ func decodeTag(value []byte) (*rowpb.TagValue, error) {
 	if err := proto.Unmarshal(value, v); err != nil {
 		return nil, fmt.Errorf("%w: tag value: %w", ErrInvalid, err)
 	}
-	if _, ok := parseDigest(v.Digest); !ok {
+	if !isDigest(v.Digest) {
 		return nil, fmt.Errorf("%w: tag value without a digest", ErrInvalid)
 	}
 	return v, nil
@@ -392,6 +399,9 @@ func decodeTag(value []byte) (*rowpb.TagValue, error) {
 
 // tagDigest gives the raw digest of a tag's sibling; entryFromPB has checked it.
 func tagDigest(s *sibling) []byte {
+	if s.tag != nil {
+		return s.tag
+	}
 	v, err := decodeTag(s.value)
 	if err != nil {
 		return nil
@@ -407,12 +417,20 @@ func (e *entry) says() []byte {
 	return nil
 }
 
+// says gives what a manifest's sibling says.
+func (s *sibling) says() (*rowpb.ManifestValue, error) {
+	if s.manifest != nil {
+		return s.manifest, nil
+	}
+	return decodeManifest(s.value)
+}
+
 func decodeManifest(value []byte) (*rowpb.ManifestValue, error) {
 	v := &rowpb.ManifestValue{}
 	if err := proto.Unmarshal(value, v); err != nil {
 		return nil, fmt.Errorf("%w: manifest value: %w", ErrInvalid, err)
 	}
-	if _, ok := parseDigest(v.Subject); len(v.Subject) > 0 && !ok {
+	if len(v.Subject) > 0 && !isDigest(v.Subject) {
 		return nil, fmt.Errorf("%w: manifest value: subject", ErrInvalid)
 	}
 	if v.ArtifactType != "" {
@@ -421,7 +439,7 @@ func decodeManifest(value []byte) (*rowpb.ManifestValue, error) {
 		}
 	}
 	for _, r := range v.Refs {
-		if _, ok := parseDigest(r.Digest); !ok || r.Size < 0 {
+		if !isDigest(r.Digest) || r.Size < 0 {
 			return nil, fmt.Errorf("%w: manifest value: reference", ErrInvalid)
 		}
 	}
