@@ -146,6 +146,7 @@ type Swarm struct {
 	watching *watching
 	batches  *batches
 	uplink   uplink
+	arrivals arrivals
 	suspects suspects
 	buffers  *semaphore.Weighted
 	unitPool sync.Pool     // *[]byte of units.Unit
