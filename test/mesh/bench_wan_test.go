@@ -67,6 +67,7 @@ func TestBenchWAN(t *testing.T) {
 		{"kill -9 of the source midway, 100 Mbit/s, 80 ms", (*bench).killSource},
 		{"4 holders, one lies and one stalls, 100 Mbit/s, 80 ms", (*bench).liar},
 		{"a cap of 20 Mbit/s, 80 ms", (*bench).budget},
+		{"a push is listed elsewhere, 80 ms", (*bench).hints},
 		{"loopback", (*bench).loopback},
 	} {
 		if !only.MatchString(c.name) {
