@@ -27,10 +27,13 @@ func (q *queue) makeRoom(first *queueLane) {
 		}
 	}
 	slices.SortFunc(out, func(a, b *task) int {
-		if before(b, a) {
+		switch {
+		case before(b, a):
 			return -1
+		case before(a, b):
+			return 1
 		}
-		return 1
+		return 0
 	})
 	for _, t := range out[:min(len(out), max(1, first.most/asideShare))] {
 		heap.Remove(t.in, t.place)
