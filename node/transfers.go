@@ -10,7 +10,7 @@ import (
 
 // transfers says what this node moves, and has to.
 func (n *node) transfers() mesh.Transfers {
-	t := mesh.Transfers{Artifacts: []mesh.Transfer{}, Blobs: []mesh.Progress{}, Suspects: []mesh.Suspect{}}
+	t := mesh.Transfers{Artifacts: []mesh.Transfer{}, Blobs: []mesh.Progress{}, Links: []mesh.Link{}, Suspects: []mesh.Suspect{}}
 	list, ready, running, failed := n.reconciler.Pending(mesh.MaxTransfers)
 	t.Ready, t.Running, t.Failed = ready, running, failed
 	for _, p := range list {
@@ -33,6 +33,9 @@ func (n *node) transfers() mesh.Transfers {
 			x.ETA = float64(p.Total-p.Done) * took / float64(p.Done)
 		}
 		t.Blobs = append(t.Blobs, x)
+	}
+	for _, l := range n.swarm.Links() {
+		t.Links = append(t.Links, mesh.Link{From: l.Site, Rate: l.Rate, Left: l.Left, ETA: l.ETA().Seconds(), Received: l.Received})
 	}
 	t.Behind, t.Suspects = n.standingOfSites()
 	return t

@@ -196,6 +196,9 @@ func (r *Reconciler) followHolds() {
 		}
 	}
 	r.queue.resume()
+	if r.queue.missed(true) {
+		r.scans.everything(v, r.cfg.Site)
+	}
 	for h := range v.Holds() { // so that it is said why they wait, or that they do not
 		r.queue.again(key{artifact, h.PID, h.Repository, digest.Digest(h.Digest)})
 	}

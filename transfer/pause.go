@@ -137,6 +137,9 @@ func (q *queue) list(limit int) []task {
 	}
 	for i := range q.lanes {
 		heaps = append(heaps, &q.lanes[i].ready)
+		for _, turn := range q.lanes[i].turns {
+			heaps = append(heaps, &turn.ready)
+		}
 	}
 	for _, h := range heaps {
 		from := len(out)

@@ -58,6 +58,7 @@ const (
 	laneBlobs                 // claimed, large
 	laneArtifacts             // what rules want, and what this site accepted
 	laneBulk                  // of those, artifacts that lack more than small blobs
+	laneSlow                  // of those, what comes for rules with a bandwidth
 	lanes
 )
 
@@ -70,6 +71,14 @@ func (k kind) lane() lane {
 		return laneBlobs
 	}
 	return laneArtifacts
+}
+
+// laneOf is where a task goes for which rules give these terms.
+func laneOf(k kind, terms rules.Terms) lane {
+	if k == artifact && terms.Bandwidth > 0 {
+		return laneSlow
+	}
+	return k.lane()
 }
 
 // wantedFor is for how long a blob that a push asked for is tried for: as long as
@@ -109,8 +118,10 @@ type task struct {
 	until    time.Time // it is given up then; zero: never
 	fixed    bool      // next is when a window opens: news do not make it earlier
 	paused   bool      // people hold it back
-	place    int       // in its heap; -1: in none
-	lane     lane      // as its kind's, until it turns out to be bulk
+	in       *taskHeap // nil: it runs
+	place    int       // there
+	lane     lane      // as its kind and terms say, until it turns out to be bulk
+	slow     int64     // rule whose turn it takes in laneSlow
 
 	home     string // site that accepted it
 	measured bool   // total and missing are known
@@ -135,7 +146,9 @@ type queueLane struct {
 	most         int // tasks that begin here
 	count        int // of them, wherever they are now
 	ready, later taskHeap
+	turns        turns         // of laneSlow, in the place of ready
 	overflow     bool          // something was refused since the last call of refill
+	aside        aside         // what went to make room
 	wake         chan struct{} // capacity 1: there may be something to take
 }
 
@@ -144,7 +157,7 @@ func newQueue(now func() time.Time) *queue {
 	for i := range q.lanes {
 		q.lanes[i] = queueLane{
 			most: maxBlobTasks, wake: make(chan struct{}, 1),
-			ready: taskHeap{less: before},
+			ready: taskHeap{less: before}, turns: turns{},
 			later: taskHeap{less: func(a, b *task) bool { return a.next.Before(b.next) }},
 		}
 	}
@@ -160,7 +173,10 @@ func (q *queue) add(k key, size int64, at time.Time, terms rules.Terms) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t, known := q.tasks[k]
-	l := &q.lanes[k.kind.lane()]
+	first := &q.lanes[k.kind.lane()] // which counts it
+	if !known && first.count >= first.most {
+		q.makeRoom(first)
+	}
 	var until time.Time
 	if d := k.kind.wantedFor(); d > 0 {
 		until = q.now().Add(d)
@@ -170,22 +186,35 @@ func (q *queue) add(k key, size int64, at time.Time, terms rules.Terms) bool {
 		t.again, t.terms, t.until = true, terms, until
 		return true
 	case known:
+		heap.Remove(t.in, t.place)
 		t.terms, t.until = terms, until
-		l = q.of(t)
-		if !q.moveToReady(t) {
-			heap.Fix(&l.ready, t.place)
-		}
-	case l.count >= l.most:
-		l.overflow = true
+		q.makeReady(t)
+	case first.count >= first.most:
+		first.overflow = true
 		return false
 	default:
-		t = &task{key: k, size: size, at: at, terms: terms, until: until, place: -1, lane: k.kind.lane()}
+		t = &task{key: k, size: size, at: at, terms: terms, until: until, lane: k.kind.lane()}
 		q.tasks[k] = t
-		l.count++
+		first.count++
+		q.makeReady(t)
+	}
+	return true
+}
+
+// makeReady puts a task that is in no heap where its terms say, to be taken. mu is
+// held.
+func (q *queue) makeReady(t *task) {
+	t.next, t.fixed, t.paused = time.Time{}, false, false
+	if l := laneOf(t.kind, t.terms); l == laneSlow || t.lane == laneSlow {
+		t.lane, t.slow = l, t.terms.RuleID
+	}
+	l := q.of(t)
+	if t.lane == laneSlow {
+		l.turns.push(t)
+	} else {
 		heap.Push(&l.ready, t)
 	}
 	l.signal()
-	return true
 }
 
 // before orders tasks that are ready.
@@ -207,7 +236,6 @@ func (q *queue) again(k key) {
 		t.again = true
 	default:
 		q.moveToReady(t)
-		q.of(t).signal()
 	}
 }
 
@@ -222,18 +250,29 @@ func (q *queue) take(from lane) (*task, time.Duration) {
 	for len(l.later.tasks) > 0 && !l.later.tasks[0].next.After(now) {
 		q.moveToReady(l.later.tasks[0])
 	}
-	if len(l.ready.tasks) > 0 {
-		t := heap.Pop(&l.ready).(*task)
+	ready, more := &l.ready, len(l.ready.tasks) > 1
+	if from == laneSlow {
+		ready, more = l.turns.next()
+	}
+	if len(ready.tasks) > 0 {
+		t := heap.Pop(ready).(*task)
 		t.running = true
-		if len(l.ready.tasks) > 0 {
+		if from == laneSlow {
+			l.turns.begin(t)
+		}
+		if more {
 			l.signal() // for the next worker
 		}
 		return t, 0
 	}
-	if len(l.later.tasks) > 0 {
-		return nil, max(time.Millisecond, l.later.tasks[0].next.Sub(now))
+	next := l.aside.opens // then a scan is due: see missed
+	if len(l.later.tasks) > 0 && (next.IsZero() || l.later.tasks[0].next.Before(next)) {
+		next = l.later.tasks[0].next
 	}
-	return nil, 0
+	if next.IsZero() {
+		return nil, 0
+	}
+	return nil, max(time.Millisecond, next.Sub(now))
 }
 
 // finish ends an attempt: an empty reason means that all is here. A time, if it
@@ -241,14 +280,12 @@ func (q *queue) take(from lane) (*task, time.Duration) {
 func (q *queue) finish(t *task, reason string, notBefore time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	t.running = false
-	again := t.again
-	t.again = false
+	again := q.stop(t)
 	l := q.of(t)
 	switch {
 	case again:
 		t.reason = reason
-		heap.Push(&l.ready, t)
+		q.makeReady(t)
 	case reason == "", !t.until.IsZero() && !q.now().Before(t.until):
 		delete(q.tasks, t.key)
 		q.lanes[t.kind.lane()].count--
@@ -265,26 +302,35 @@ func (q *queue) finish(t *task, reason string, notBefore time.Time) {
 	l.signal()
 }
 
+// stop ends an attempt, and says whether the task was asked for while it ran. mu
+// is held.
+func (q *queue) stop(t *task) (again bool) {
+	again, t.running, t.again = t.again, false, false
+	if t.lane == laneSlow {
+		q.of(t).turns.end(t)
+	}
+	return again
+}
+
 // toBulk ends an attempt at an artifact that lacks more than small blobs: it goes
 // on in the lane for those, in its turn.
 func (q *queue) toBulk(t *task) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	t.running, t.again, t.lane = false, false, laneBulk
-	l := q.of(t)
-	heap.Push(&l.ready, t)
-	l.signal()
+	q.stop(t)
+	t.lane = laneBulk
+	q.makeReady(t)
 }
 
 // hold ends an attempt at what people hold back.
 func (q *queue) hold(t *task, reason string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	again := t.again
-	t.running, t.again, t.reason = false, false, reason
+	again := q.stop(t)
+	t.reason = reason
 	l := q.of(t)
 	if again { // they may have let it go on meanwhile
-		heap.Push(&l.ready, t)
+		q.makeReady(t)
 	} else {
 		t.next, t.fixed, t.paused = q.now().Add(heldFor), true, true
 		heap.Push(&l.later, t)
@@ -330,7 +376,6 @@ func (q *queue) readyNow(which func(*task) bool) (n int) {
 			q.moveToReady(t)
 		}
 		n += len(due)
-		l.signal()
 	}
 	return n
 }
@@ -373,23 +418,20 @@ func (q *queue) lengths() (ready, running, failed int) {
 // count is called with mu held.
 func (q *queue) count() (ready, running, failed int) {
 	for i := range q.lanes {
-		ready += len(q.lanes[i].ready.tasks)
+		ready += len(q.lanes[i].ready.tasks) + q.lanes[i].turns.waiting()
 		failed += len(q.lanes[i].later.tasks)
 	}
 	return ready, len(q.tasks) - ready - failed, failed
 }
 
-// moveToReady is called with mu held, for a task that does not run. It reports
-// whether it was not there already.
-func (q *queue) moveToReady(t *task) bool {
+// moveToReady makes a task that waits for its next attempt ready. It is called
+// with mu held, for a task that does not run.
+func (q *queue) moveToReady(t *task) {
 	if t.next.IsZero() {
-		return false
+		return
 	}
-	l := q.of(t)
-	heap.Remove(&l.later, t.place)
-	t.next, t.fixed, t.paused = time.Time{}, false, false
-	heap.Push(&l.ready, t)
-	return true
+	heap.Remove(t.in, t.place)
+	q.makeReady(t)
 }
 
 func (l *queueLane) signal() {
@@ -413,7 +455,7 @@ func (h *taskHeap) Swap(i, j int) {
 }
 func (h *taskHeap) Push(x any) {
 	t := x.(*task)
-	t.place = len(h.tasks)
+	t.in, t.place = h, len(h.tasks)
 	h.tasks = append(h.tasks, t)
 }
 func (h *taskHeap) Pop() any {
@@ -421,6 +463,6 @@ func (h *taskHeap) Pop() any {
 	t := h.tasks[last]
 	h.tasks[last] = nil
 	h.tasks = h.tasks[:last]
-	t.place = -1
+	t.in = nil
 	return t
 }

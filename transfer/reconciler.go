@@ -23,9 +23,10 @@ import (
 )
 
 const (
-	// maxActive bounds the blobs on their way to this store at a time: few enough
-	// that artifacts complete one after the other, oldest first.
-	maxActive = 64
+	// maxActive bounds the blobs on their way to this store at a time, with those of
+	// slow rules 64: few enough that artifacts complete one after the other, oldest
+	// first.
+	maxActive = 64 - slowAtOnce
 	// artifactsAtOnce bounds the artifacts in work of which something larger than
 	// a small blob is missing. One with few blobs must not leave the link idle; each
 	// holds its list of blobs in memory.
@@ -183,7 +184,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	wg.Go(func() { r.hurryNowAndThen(ctx) })
 	wg.Go(func() { r.watchLosses(ctx) })
 	wg.Go(func() { r.letGo(ctx) })
-	for l, n := range [lanes]int{laneArtifacts: workers, laneBulk: artifactsAtOnce, laneBlobs: blobsAtOnce, laneKept: keptAtOnce} {
+	for l, n := range [lanes]int{laneArtifacts: workers, laneBulk: artifactsAtOnce, laneSlow: slowAtOnce, laneBlobs: blobsAtOnce, laneKept: keptAtOnce} {
 		for range n {
 			wg.Go(func() { r.work(ctx, lane(l)) })
 		}

@@ -25,6 +25,9 @@ func (r *Reconciler) work(ctx context.Context, from lane) {
 	for ctx.Err() == nil {
 		t, wait := r.queue.take(from)
 		if t == nil {
+			if r.queue.missed(false) {
+				r.scans.everything(r.cfg.State.View(), r.cfg.Site)
+			}
 			if !r.idle(ctx, from, wait) {
 				return
 			}
@@ -61,7 +64,7 @@ func (r *Reconciler) work(ctx context.Context, from lane) {
 			}
 		}
 		r.queue.finish(t, reason, notBefore)
-		if r.queue.refill() {
+		if r.queue.refill() || r.queue.missed(false) {
 			r.scans.everything(r.cfg.State.View(), r.cfg.Site)
 		}
 	}
@@ -276,16 +279,19 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 			note(err)
 		}
 	}
-	rule := t.kind.lane() == laneArtifacts
+	larger, small := r.active, r.small
+	switch {
+	case t.kind.lane() != laneArtifacts: // one blob: its worker is its place
+		larger, small = semaphore.NewWeighted(1), semaphore.NewWeighted(1)
+	case t.lane == laneSlow:
+		larger, small = semaphore.NewWeighted(1), semaphore.NewWeighted(slowSmall)
+	}
 	for _, b := range fetch {
 		r.cfg.Sync.Expect(b.digest, b.home)
 		// First come, first served: blobs of older artifacts asked earlier.
-		places := r.active
-		switch {
-		case !rule:
-			places = semaphore.NewWeighted(1) // one blob: its worker is its place
-		case isSmall(b):
-			places = r.small
+		places := larger
+		if isSmall(b) {
+			places = small
 		}
 		if err := places.Acquire(ctx, 1); err != nil {
 			note(err)

@@ -108,7 +108,8 @@ func newTransfersCommand(a *app) *cobra.Command {
 		Use:   "transfers",
 		Short: "Show what comes to a site, and what has to",
 		Long: `Show what comes to the site of the node that is asked (see --server), what has
-to, why the last attempt of each failed, and which nodes sent wrong bytes.`,
+to, why the last attempt of each failed, how fast it comes from each other site
+and how long that will take, and which nodes sent wrong bytes.`,
 		Args: args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client()
@@ -170,6 +171,15 @@ func showTransfers(w io.Writer, t mesh.Transfers) {
 		rows = append(rows, []string{short(b.Digest.String()), progress(b.Done, b.Total), strconv.FormatInt(b.Total, 10), cmp.Or(b.From, "-"), strconv.Itoa(b.Clients), left(b.ETA)})
 	}
 	section([]string{"BLOB", "DONE", "BYTES", "FROM", "CLIENTS", "LEFT"}, rows)
+	rows = nil
+	for _, l := range t.Links {
+		most := "-"
+		if l.Mbit > 0 {
+			most = strconv.FormatUint(uint64(l.Mbit), 10)
+		}
+		rows = append(rows, []string{l.From, fmt.Sprintf("%.1f", l.Rate*8/1e6), most, strconv.FormatInt(l.Received, 10), strconv.FormatInt(l.Left, 10), left(l.ETA)})
+	}
+	section([]string{"LINK FROM", "MBIT/S", "CAP", "RECEIVED", "TO COME", "LEFT"}, rows)
 	showStanding(w, t.Behind, t.Suspects)
 }
 

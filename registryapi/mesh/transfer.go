@@ -42,6 +42,7 @@ type Transfers struct {
 	Failed      int         `json:"failed" doc:"Artifacts that are tried again later, or wait for people"`
 	Artifacts   []Transfer  `json:"artifacts" doc:"At most 1000 of them: those under way, then those that failed, then the next ones"`
 	Blobs       []Progress  `json:"blobs" doc:"At most 1000 blobs on their way, oldest first"`
+	Links       []Link      `json:"links" doc:"What comes from each other site that sent something since the node started, by name"`
 	Behind      []Behind    `json:"behind" doc:"How far the site is behind each other one, by name"`
 	Suspects    []Suspect   `json:"suspects" doc:"Nodes that sent wrong bytes since this one started, the last first"`
 }
@@ -100,6 +101,16 @@ type Behind struct {
 	Catalogue  float64 `json:"catalogue_seconds" doc:"How long ago all that the site then knew was here; -1: never"`
 }
 
+// Link is what comes to the answering node from another site.
+type Link struct {
+	From     string  `json:"from" doc:"Site that sends"`
+	Rate     float64 `json:"bytes_per_second" doc:"Bytes of blobs, over the last ten seconds"`
+	Left     int64   `json:"left_bytes" doc:"What is missing of the blobs that come from there now; of one that several sites send, the part to be expected at their rates"`
+	ETA      float64 `json:"eta_seconds,omitempty" doc:"Until what is left is here, at the rate; 0: not known, or nothing is left"`
+	Received int64   `json:"received_bytes" doc:"Since the node started"`
+	Mbit     uint32  `json:"mbit,omitempty" doc:"The cap on the link, 1,000,000 bits a second; 0: it has none of its own"`
+}
+
 type listBudgets struct{ Body []Budget }
 
 type budgetDeleteIn struct {
@@ -148,6 +159,11 @@ func (a *API) registerTransfers() {
 			out.Paused = append(out.Paused, Pause{Site: p.Site, At: p.At, By: p.By})
 		}
 		out.Held, out.PausedRules = held(a.cfg.View())
+		for i := range out.Links {
+			if b, ok := a.cfg.View().Budget(out.Links[i].From, a.cfg.Site); ok {
+				out.Links[i].Mbit = b.Mbit
+			}
+		}
 		return &showTransfers{Body: out}, nil
 	})
 }

@@ -69,6 +69,8 @@ func TestBenchWAN(t *testing.T) {
 		{"4 holders, one lies and one stalls, 100 Mbit/s, 80 ms", (*bench).liar},
 		{"small images to 3 sites, 400 Mbit/s, 80 ms", small(400)},
 		{"small images to 3 sites, 100 Mbit/s, 80 ms", small(100)},
+		{"a cap of 20 Mbit/s, 80 ms", (*bench).budget},
+		{"a push is listed elsewhere, 80 ms", (*bench).hints},
 		{"loopback", (*bench).loopback},
 	} {
 		if !only.MatchString(c.name) {

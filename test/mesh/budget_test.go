@@ -73,5 +73,26 @@ func TestBudget_KeepsALinkAndPauseHoldsIt(t *testing.T) {
 	if rate > mbit*1.05 {
 		t.Errorf("%.1f Mbit/s came over a link of %d", rate, mbit)
 	}
+	var links struct {
+		Links []struct {
+			From     string
+			Received int64  `json:"received_bytes"`
+			Left     int64  `json:"left_bytes"`
+			Mbit     uint32 `json:"mbit"`
+		}
+	}
+	out := m.Must(t, 1, "transfers", "--json")
+	if err := json.Unmarshal([]byte(out), &links); err != nil {
+		t.Fatal(err)
+	}
+	sum := int64(0)
+	for _, l := range links.Links {
+		if sum += l.Received; l.Left != 0 || l.From == from && l.Mbit != mbit || l.From == capped {
+			t.Errorf("when all is here, the link from %s has %d bytes to come and a cap of %d Mbit/s", l.From, l.Left, l.Mbit)
+		}
+	}
+	if sum < size {
+		t.Errorf("the links brought %d bytes, of an image of %d: %s", sum, size, out)
+	}
 	m.Must(t, 0, "budget", "delete", "--from", from, "--to", capped)
 }

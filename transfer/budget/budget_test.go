@@ -162,6 +162,28 @@ func TestLink_AClientNeverWaitsForABackfill(t *testing.T) {
 	})
 }
 
+// TestLink_ALateTimerIsMadeUpFor: a machine that is busy wakes nobody in time; what
+// waits gets its due all the same, up to what no second would notice.
+func TestLink_ALateTimerIsMadeUpFor(t *testing.T) {
+	const rate = 20 * bytesPerMbit
+	for _, c := range []struct {
+		late time.Duration
+		want float64 // seconds' worth that may go at once
+	}{
+		{10 * time.Millisecond, 0.01},
+		{35 * time.Millisecond, 0.035},
+		{time.Second, lateBurst.Seconds()},
+	} {
+		l := &link{rate: rate, at: time.Now()}
+		l.waiting[Replication] = []*turn{{n: 1}}
+		l.refill(l.at.Add(c.late))
+		near(t, "after "+c.late.String(), l.tokens, c.want*rate, 0.001)
+		idle := &link{rate: rate, at: l.at}
+		idle.refill(idle.at.Add(c.late))
+		near(t, "and nobody waits", idle.tokens, min(c.want, burst.Seconds())*rate, 0.001)
+	}
+}
+
 func TestLink_AWaiterThatLeavesTakesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := new(link)

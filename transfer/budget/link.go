@@ -23,6 +23,10 @@ const (
 	// burst is how much time's worth of bytes may go at once after a pause: so
 	// little that no second ever holds 5 % more than its share.
 	burst = 20 * time.Millisecond
+	// lateBurst is how much may go at once after a timer that came late: what waited
+	// meanwhile had a right to it. A busy machine is often 30 ms late, and would keep
+	// a link below its cap. No second holds 5 % more for it either.
+	lateBurst = 40 * time.Millisecond
 	// creditShare: of each so many bytes that go for other classes while a class
 	// waits, it is owed one: 1/17 of the link, 5.9 %.
 	creditShare = 16
@@ -72,7 +76,13 @@ func (l *link) set(rate float64) {
 	l.grant()
 }
 
-func (l *link) most() float64 { return l.rate * burst.Seconds() }
+// most is what the bucket holds: more while somebody waits for what is in it.
+func (l *link) most() float64 {
+	if _, waits := l.next(); waits {
+		return l.rate * lateBurst.Seconds()
+	}
+	return l.rate * burst.Seconds()
+}
 
 func (l *link) piece() int {
 	return int(min(max(l.rate/pieces, minPiece), maxPiece))
@@ -103,6 +113,7 @@ func (l *link) wait(ctx context.Context, c Class, n int) error {
 		l.mu.Unlock()
 		return ctx.Err()
 	}
+	l.refill(time.Now()) // before anybody waits: see most
 	t := &turn{n: float64(n + n/overhead), granted: make(chan struct{})}
 	l.waiting[c] = append(l.waiting[c], t)
 	l.grant()

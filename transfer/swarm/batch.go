@@ -402,7 +402,7 @@ func (b *batch) receive(ctx context.Context, in *bufio.Reader, p *parcel) error 
 		return err
 	}
 	b.shift(p, false)
-	b.s.metrics.bytesReceived.WithLabelValues(b.node.String()).Add(float64(len(data)))
+	b.s.received(b.node, len(data))
 	b.deliver(p, delivery{data: data, free: free})
 	return nil
 }

@@ -411,7 +411,7 @@ func (l *lane) take(got received) error {
 		return nil
 	}
 	l.landed(got.unit, false)
-	f.s.metrics.bytesReceived.WithLabelValues(l.node.String()).Add(float64(len(got.data)))
+	f.s.received(l.node, len(got.data))
 	here := f.ownTime()
 	err := f.put(got.unit, got.data, l.node)
 	here()

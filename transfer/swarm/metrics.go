@@ -16,6 +16,7 @@ type metrics struct {
 	failovers     *prometheus.CounterVec
 	flights       *prometheus.CounterVec
 	active        prometheus.GaugeFunc
+	links         linkCollector
 }
 
 func newMetrics(s *Swarm) *metrics {
@@ -27,6 +28,7 @@ func newMetrics(s *Swarm) *metrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name(n), Help: help}, labels)
 	}
 	return &metrics{
+		links:         linkCollector{s},
 		unitsSent:     counter("sent_units_total", "Units of blobs sent to peers."),
 		bytesSent:     counter("sent_bytes_total", "Bytes of blobs sent to peers, without protocol."),
 		unitsSpared:   counter("spared_units_total", "Units not sent to a peer because another one that receives the blob was given them."),
@@ -50,7 +52,7 @@ func newMetrics(s *Swarm) *metrics {
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.unitsSent, m.bytesSent, m.unitsSpared, m.refused, m.bytesReceived, m.unitsReceived,
-		m.badUnits, m.badLists, m.badHaves, m.inflight, m.failovers, m.flights, m.active,
+		m.badUnits, m.badLists, m.badHaves, m.inflight, m.failovers, m.flights, m.active, m.links,
 	}
 }
 

@@ -18,9 +18,9 @@ type opened struct {
 	n atomic.Int64
 }
 
-func (o *opened) Open(ctx context.Context, d digest.Digest) (store.Blob, error) {
+func (o *opened) Open(ctx context.Context, d digest.Digest, pid identity.ProjectID) (store.Blob, error) {
 	o.n.Add(1)
-	return o.supply.Open(ctx, d)
+	return o.supply.Open(ctx, d, pid)
 }
 
 // A small blob that Small gives is sent without Access and the store being asked, one

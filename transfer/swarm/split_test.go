@@ -140,7 +140,7 @@ func TestSplitter_IsBounded(t *testing.T) {
 	o, _ := newOneBlob(t, 3*mib+1)
 	srv := o.server()
 	p := newSplitter(srv)
-	b, err := o.Open(t.Context(), o.rec.Digest)
+	b, err := o.Open(t.Context(), o.rec.Digest, project)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -154,6 +154,7 @@ type Swarm struct {
 	watching *watching
 	batches  *batches
 	uplink   uplink
+	arrivals arrivals
 	suspects suspects
 	doubting doubting
 	buffers  *semaphore.Weighted

@@ -8,6 +8,8 @@ import (
 	"hash/fnv"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/transfer/peer"
@@ -208,30 +210,85 @@ func (l *link) pull(ctx context.Context, t *talk, pid identity.ProjectID) (err e
 		ProjectId: pid[:], Vector: encoded, PageBytes: pageBytes,
 	}}}
 	err = t.ask(ctx, q, func(st *peer.Stream) error {
-		for {
-			a := new(CatalogueResponse)
-			if err := peer.ReadMsg(st, a, maxAnswer); err != nil {
-				return err
-			}
-			switch a := a.GetAnswer().(type) {
-			case *CatalogueResponse_Refusal:
-				return refused(a.Refusal)
-			case *CatalogueResponse_Page:
-				if err := l.take(ctx, pid, x, a.Page.GetData()); err != nil {
-					return &localError{err}
-				}
-			case *CatalogueResponse_End:
-				return l.adopt(ctx, pid, x, a.End)
-			default:
-				return errors.New("the peer answered something else than pages")
-			}
+		end, err := l.takeAll(ctx, st, pid, x)
+		if err != nil {
+			return err
 		}
+		return l.adopt(ctx, pid, x, end)
 	})
 	if err != nil {
 		return fmt.Errorf("pull project %s from site %s: %w", pid, l.site(), err)
 	}
 	return nil
 }
+
+// takeAll takes in all pages of an answer and gives its end. While one page
+// becomes durable the next one comes and is checked: more is not read ahead, so
+// that no more than three pages of a pull are in memory.
+func (l *link) takeAll(ctx context.Context, st *peer.Stream, pid identity.ProjectID, x *catalog.Receiving) (*PullEnd, error) {
+	ahead := make(chan readPage)
+	var taking errgroup.Group
+	failed := make(chan struct{})
+	taking.Go(func() error {
+		for p := range ahead {
+			if err := l.take(ctx, pid, x, p); err != nil {
+				close(failed)
+				_ = st.Reset() // whoever reads has to hear of it
+				return &localError{err}
+			}
+		}
+		return nil
+	})
+	end, err := readPages(st, func(p readPage) bool {
+		select {
+		case ahead <- p:
+			return true
+		case <-failed:
+			return false
+		}
+	})
+	close(ahead)
+	// A page that could not be taken in is why nothing could be read any more.
+	if failure := taking.Wait(); failure != nil {
+		return nil, failure
+	}
+	return end, err
+}
+
+// readPage is a page that came and was checked, and its length.
+type readPage struct {
+	page  catalog.Checked
+	bytes int
+}
+
+// readPages reads an answer to a pull until its end, or until a page is not taken.
+func readPages(st *peer.Stream, taken func(readPage) bool) (*PullEnd, error) {
+	for {
+		a := new(CatalogueResponse)
+		if err := peer.ReadMsg(st, a, maxAnswer); err != nil {
+			return nil, err
+		}
+		switch a := a.GetAnswer().(type) {
+		case *CatalogueResponse_Refusal:
+			return nil, refused(a.Refusal)
+		case *CatalogueResponse_Page:
+			p, err := catalog.CheckPage(a.Page.GetData())
+			if err != nil {
+				return nil, &localError{err}
+			}
+			if !taken(readPage{p, len(a.Page.GetData())}) {
+				return nil, errNotTaken
+			}
+		case *CatalogueResponse_End:
+			return a.End, nil
+		default:
+			return nil, errors.New("the peer answered something else than pages")
+		}
+	}
+}
+
+// errNotTaken ends the reading of an answer of which a page failed.
+var errNotTaken = errors.New("a page could not be taken in")
 
 // takesFrom says whether this site may be sent what a node has of a project.
 func (s *Sync) takesFrom(pid identity.ProjectID, node identity.NodeID) *Refusal {
@@ -250,14 +307,14 @@ func (s *Sync) takesFrom(pid identity.ProjectID, node identity.NodeID) *Refusal 
 
 // take applies one page. Rights to hold the project are checked again for each:
 // a long pull may outlive them.
-func (l *link) take(ctx context.Context, pid identity.ProjectID, x *catalog.Receiving, page catalog.Page) error {
+func (l *link) take(ctx context.Context, pid identity.ProjectID, x *catalog.Receiving, p readPage) error {
 	s := l.s
 	if r := s.takesFrom(pid, l.node); r != nil {
 		return refused(r)
 	}
 	s.metrics.pages.WithLabelValues("in").Inc()
-	s.metrics.bytes.WithLabelValues("in").Add(float64(len(page)))
-	applied, err := x.Page(ctx, page)
+	s.metrics.bytes.WithLabelValues("in").Add(float64(p.bytes))
+	applied, err := x.Take(ctx, p.page)
 	if err != nil {
 		return err
 	}

@@ -141,6 +141,10 @@ type batch struct {
 	size int64
 	inc  identity.Incarnation // of the dot it took: its row has to be durable with it
 
+	// Rows that nearly every entry changes: read once, written once (settle).
+	sum  map[identity.ProjectID]sums
+	repo map[string]*rowpb.Repository // by key
+
 	projects map[identity.ProjectID]change
 	feed     bool // the store's own feed grew
 	conflict bool // a conflict row was added
@@ -157,7 +161,10 @@ type change struct {
 func (c change) and(o change) change { return change{c.local || o.local, c.overruled || o.overruled} }
 
 func (c *Catalog) newBatch(txn *badger.Txn) *batch {
-	return &batch{reader: reader{txn}, c: c, at: map[string]int{}, projects: map[identity.ProjectID]change{}}
+	return &batch{
+		reader: reader{txn}, c: c, at: map[string]int{}, projects: map[identity.ProjectID]change{},
+		sum: map[identity.ProjectID]sums{}, repo: map[string]*rowpb.Repository{},
+	}
 }
 
 // get sees the batch's own writes; scan does not.
@@ -217,16 +224,43 @@ func (b *batch) entry(pid identity.ProjectID, k entryKey) (*entry, error) {
 }
 
 func (b *batch) sums(pid identity.ProjectID) (sums, error) {
-	pb := &rowpb.Check{}
-	ok, err := b.message(keyCheck(pid), pb)
-	if err != nil || !ok {
-		return sums{}, err
+	if s, ok := b.sum[pid]; ok {
+		return s, nil
 	}
-	return sumsFromPB(pid, pb)
+	return b.reader.sums(pid)
 }
 
-func (b *batch) setSums(pid identity.ProjectID, s sums) error {
-	return b.setMessage(keyCheck(pid), &rowpb.Check{Count: s.all.Count, Xor: s.all.Xor[:], LiveCount: s.live.Count, LiveXor: s.live.Xor[:]})
+func (b *batch) setSums(pid identity.ProjectID, s sums) { b.sum[pid] = s }
+
+// repository gives a repository's row, empty if there is none, to be changed.
+func (b *batch) repository(pid identity.ProjectID, repo string) (*rowpb.Repository, error) {
+	key := keyRepo(pid, repo)
+	if pb := b.repo[string(key)]; pb != nil {
+		return pb, nil
+	}
+	pb := &rowpb.Repository{}
+	if _, err := b.reader.message(key, pb); err != nil {
+		return nil, err
+	}
+	b.repo[string(key)] = pb
+	return pb, nil
+}
+
+// settle writes what was gathered for the end of the batch.
+func (b *batch) settle() error {
+	for pid, s := range b.sum {
+		if err := b.setMessage(keyCheck(pid), &rowpb.Check{Count: s.all.Count, Xor: s.all.Xor[:], LiveCount: s.live.Count, LiveXor: s.live.Xor[:]}); err != nil {
+			return err
+		}
+	}
+	for key, pb := range b.repo {
+		if pb.Tags == 0 && pb.Manifests == 0 {
+			b.del([]byte(key))
+		} else if err := b.setMessage([]byte(key), pb); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dot gives the request its dot and notes it in the project's vector.
@@ -289,9 +323,7 @@ func (b *batch) save(pid identity.ProjectID, k entryKey, old, new *entry) error 
 		sum.take(old, suffix)
 	}
 	sum.put(new, suffix)
-	if err := b.setSums(pid, sum); err != nil {
-		return err
-	}
+	b.setSums(pid, sum)
 
 	if err := b.rederive(pid, k, old, new); err != nil {
 		return err
@@ -315,17 +347,20 @@ func (b *batch) rederive(pid identity.ProjectID, k entryKey, old, new *entry) er
 	if err != nil {
 		return err
 	}
-	keep := make(map[string][]byte, len(after))
-	for _, r := range after {
-		keep[string(r.key)] = r.value
-	}
-	same := make(map[string]bool, len(before))
-	for _, r := range before {
-		v, ok := keep[string(r.key)]
-		if !ok {
-			b.del(r.key)
-		} else if slices.Equal(v, r.value) {
-			same[string(r.key)] = true
+	var same map[string]bool
+	if len(before) > 0 { // else all of it is new
+		keep := make(map[string][]byte, len(after))
+		for _, r := range after {
+			keep[string(r.key)] = r.value
+		}
+		same = make(map[string]bool, len(before))
+		for _, r := range before {
+			v, ok := keep[string(r.key)]
+			if !ok {
+				b.del(r.key)
+			} else if slices.Equal(v, r.value) {
+				same[string(r.key)] = true
+			}
 		}
 	}
 	for _, r := range after {
@@ -341,8 +376,8 @@ func (b *batch) rederive(pid identity.ProjectID, k entryKey, old, new *entry) er
 
 // count keeps the repository's row, which is there while it has live entries.
 func (b *batch) count(pid identity.ProjectID, k entryKey, up bool) error {
-	key, pb := keyRepo(pid, k.repo), &rowpb.Repository{}
-	if _, err := b.message(key, pb); err != nil {
+	pb, err := b.repository(pid, k.repo)
+	if err != nil {
 		return err
 	}
 	n := &pb.Tags
@@ -353,21 +388,20 @@ func (b *batch) count(pid identity.ProjectID, k entryKey, up bool) error {
 	case up:
 		*n++
 	case *n == 0:
-		return damaged(key)
+		return damaged(keyRepo(pid, k.repo))
 	default:
 		*n--
 	}
-	if pb.Tags == 0 && pb.Manifests == 0 {
-		b.del(key)
-		return nil
-	}
-	return b.setMessage(key, pb)
+	return nil
 }
 
 // noteConflicts adds a row for each write of this store that is now known to
 // have lost (invariant 8). The row stays when the conflict has been reported, so
 // that it is reported once.
 func (b *batch) noteConflicts(pid identity.ProjectID, k entryKey, e *entry) error {
+	if len(e.sibs) < 2 && len(e.losers) == 0 {
+		return nil
+	}
 	var winner []byte
 	if w := e.winner(); w != nil {
 		winner = tagDigest(w)

@@ -176,7 +176,10 @@ func (c *Catalog) newGroup() *group { return &group{txn: c.db.NewTransaction(tru
 
 func (g *group) run(c *Catalog, j *job) (*batch, error) {
 	b := c.newBatch(g.txn)
-	return b, j.run(b)
+	if err := j.run(b); err != nil {
+		return b, err
+	}
+	return b, b.settle()
 }
 
 func (c *Catalog) fits(g *group, b *batch) bool {

@@ -219,6 +219,9 @@ type pageBuilder struct {
 
 // add takes an entry found at an index row of inc.
 func (p *pageBuilder) add(k entryKey, inc identity.Incarnation) error {
+	if p.has(k) {
+		return nil // a tag took it along
+	}
 	e, err := p.r.entry(p.pid, k)
 	if err != nil {
 		return err
@@ -230,6 +233,12 @@ func (p *pageBuilder) add(k entryKey, inc identity.Incarnation) error {
 		return nil
 	}
 	return p.take(k, e)
+}
+
+// has says whether an entry is in the page, or was sent just now.
+func (p *pageBuilder) has(k entryKey) bool {
+	id := string(k.suffix())
+	return p.in[id] || p.sent[id]
 }
 
 // take puts an entry into the page unless it was sent just now, and with it what
@@ -276,6 +285,9 @@ func (p *pageBuilder) take(k entryKey, e *entry) error {
 			break // its own row is still to come
 		}
 		nk := entryKey{kindManifest, k.repo, name}
+		if p.has(nk) {
+			continue
+		}
 		ne, err := p.r.entry(p.pid, nk)
 		if err != nil {
 			return err

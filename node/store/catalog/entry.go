@@ -34,8 +34,9 @@ type sibling struct {
 	actor    string
 	aclIndex uint64
 
-	// What value says, if it was read when the entry was: see tagDigest and manifestValue.
-	tagged   *rowpb.TagValue
+	// What value says, once it was read (entryFromPB): see tagDigest and manifestValue.
+	// Nobody changes it.
+	tag      []byte // raw digest
 	manifest *rowpb.ManifestValue
 }
 
@@ -237,8 +238,7 @@ func (e *entry) hash(suffix []byte) [16]byte { return e.digest(suffix, true) }
 func (e *entry) liveHash(suffix []byte) [16]byte { return e.digest(suffix, false) }
 
 func (e *entry) digest(suffix []byte, contexts bool) [16]byte {
-	h := sha256.New()
-	var buf []byte
+	buf := make([]byte, 0, 1024) // of most entries
 	num := func(n uint64) { buf = binary.BigEndian.AppendUint64(buf, n) }
 	text := func(b []byte) { num(uint64(len(b))); buf = append(buf, b...) }
 	text(suffix)
@@ -259,8 +259,8 @@ func (e *entry) digest(suffix []byte, contexts bool) [16]byte {
 		text([]byte(s.actor))
 		num(s.aclIndex)
 	}
-	h.Write(buf)
-	return [16]byte(h.Sum(nil)[:16])
+	sum := sha256.Sum256(buf)
+	return [16]byte(sum[:16])
 }
 
 // sums are the two checks of a project: over all that this store should have,
@@ -353,7 +353,10 @@ func entryFromPB(k entryKey, pb *rowpb.Entry) (*entry, error) {
 		var err error
 		switch k.kind {
 		case kindTag:
-			sib.tagged, err = decodeTag(value)
+			var v *rowpb.TagValue
+			if v, err = decodeTag(value); err == nil {
+				sib.tag = v.Digest
+			}
 		case kindManifest:
 			sib.manifest, err = decodeManifest(value)
 		}
@@ -397,8 +400,8 @@ func decodeTag(value []byte) (*rowpb.TagValue, error) {
 
 // tagDigest gives the raw digest of a tag's sibling; entryFromPB has checked it.
 func tagDigest(s *sibling) []byte {
-	if s.tagged != nil {
-		return s.tagged.Digest
+	if s.tag != nil {
+		return s.tag
 	}
 	v, err := decodeTag(s.value)
 	if err != nil {

@@ -84,6 +84,16 @@ func (r reader) recount(ctx context.Context, pid identity.ProjectID) (sums, erro
 	return sum, err
 }
 
+// Checked is a page whose every part was checked, for Receiving.Take.
+type Checked struct{ page *page }
+
+// CheckPage checks a page. It needs no catalogue: the next page of an exchange
+// may be checked while the one before is taken in.
+func CheckPage(p Page) (Checked, error) {
+	checked, err := parsePage(p)
+	return Checked{checked}, err
+}
+
 // arrival is one checked entry of a page.
 type arrival struct {
 	key entryKey
@@ -178,6 +188,10 @@ func (c *Catalog) applyPage(ctx context.Context, pid identity.ProjectID, p *page
 	return out, nil
 }
 
+// rowsPerEntry is about how many rows an entry makes: a tag four, a manifest of
+// three blobs ten. It is room, and no bound.
+const rowsPerEntry = 8
+
 // rank orders entries by who points at whom.
 func (a arrival) rank() int {
 	if a.key.kind == kindTag {
@@ -197,6 +211,9 @@ func (b *batch) applyPage(pid identity.ProjectID, p *page) (Applied, error) {
 	purged, err := b.vector(tabPurged, pid)
 	if err != nil {
 		return out, err
+	}
+	if len(b.ops) == 0 {
+		b.ops, b.at = make([]op, 0, rowsPerEntry*len(p.entries)), make(map[string]int, rowsPerEntry*len(p.entries))
 	}
 	for _, a := range p.entries {
 		here, err := b.entry(pid, a.key)

@@ -255,7 +255,8 @@ func (m *model) loseRows(n int) error {
 		if err := b.remove(m.pid, lost, e); err != nil {
 			return err
 		}
-		return b.setSums(m.pid, sum) // the sum still speaks of it
+		b.setSums(m.pid, sum) // it still speaks of it
+		return nil
 	})
 	if err != nil {
 		return err

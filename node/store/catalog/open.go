@@ -36,6 +36,11 @@ const (
 	// further level doubles it. A compaction builds up to a dozen at a time on the
 	// heap (DESIGN.md, Memory).
 	tableBytes = 2 << 20
+	// baseLevelBytes is how large the first level below the memtables' tables may
+	// grow: with Badger's 10 MiB a million entries that come in at once are written
+	// through one level more. A compaction into it writes as much and three tables of
+	// 32 MiB, which Space keeps room for.
+	baseLevelBytes = 64 << 20
 	// upkeepEvery is how often expired leases, pins and reports go and the value
 	// log is collected.
 	upkeepEvery = time.Hour
@@ -222,6 +227,7 @@ func badgerOptions(dir string, opts Options) badger.Options {
 		WithBlockCacheSize(0).         // only packed or encrypted tables need one
 		WithIndexCacheSize(0).         // only encrypted tables have one: others' are mapped
 		WithBaseTableSize(tableBytes).
+		WithBaseLevelSize(baseLevelBytes).
 		WithValueLogFileSize(valueLogBytes).
 		WithNumCompactors(2).
 		WithNumLevelZeroTables(3). // bounds what one compaction writes, see Space

@@ -130,9 +130,7 @@ func (b *batch) remove(pid identity.ProjectID, k entryKey, e *entry) error {
 		return err
 	}
 	sum.take(e, k.suffix())
-	if err := b.setSums(pid, sum); err != nil {
-		return err
-	}
+	b.setSums(pid, sum)
 	rows, err := derive(pid, k, e)
 	if err != nil {
 		return err

@@ -41,8 +41,9 @@ var (
 	ErrAgain = errors.New("the exchange has to be repeated")
 )
 
-// Receiving is one exchange at the receiver: Page for each page in the order in
-// which they were sent, then Adopt. It is for one goroutine. End it in any case.
+// Receiving is one exchange at the receiver: Page, or CheckPage and Take, for each
+// page in the order in which they were sent, then Adopt. It is for one goroutine
+// at a time. End it in any case.
 type Receiving struct {
 	c       *Catalog
 	pid     identity.ProjectID
@@ -97,12 +98,18 @@ func (c *Catalog) Receive(pid identity.ProjectID) (*Receiving, error) {
 // Since is what this store had seen when the exchange began.
 func (r *Receiving) Since() Vector { return r.since }
 
-// Page takes in one page.
+// Page checks and takes in one page.
 func (r *Receiving) Page(ctx context.Context, p Page) (Applied, error) {
-	checked, err := parsePage(p)
+	checked, err := CheckPage(p)
 	if err != nil {
 		return Applied{}, err
 	}
+	return r.Take(ctx, checked)
+}
+
+// Take takes in one page that was checked. When it returns the page is durable.
+func (r *Receiving) Take(ctx context.Context, p Checked) (Applied, error) {
+	checked := p.page
 	if checked.list != nil {
 		if err := r.takeList(ctx, checked.list); err != nil {
 			return Applied{}, fmt.Errorf("catalog: take a full list of project %s: %w", r.pid, err)
