@@ -97,3 +97,29 @@ func TestPipes_Wanted(t *testing.T) {
 		t.Error("one that is gone wants the room")
 	}
 }
+
+// TestFlight_PeerBusyWithOtherBlobs: a stream may be silent for as long as other
+// streams of its peer are not.
+func TestFlight_PeerBusyWithOtherBlobs(t *testing.T) {
+	busy, other := identity.NodeID{1}, identity.NodeID{2}
+	ps := &peerSessions{}
+	f := &flight{
+		s: &Swarm{
+			cfg:      Config{Stall: time.Minute},
+			sessions: &sessions{peers: map[identity.NodeID]*peerSessions{busy: ps}},
+		},
+		sched: newSchedule(digest.FromString("blob"), receiver{node: identity.NodeID{9}}, 1),
+		lanes: map[identity.NodeID]*lane{busy: {asked: map[int]inRoom{0: {}}}, other: {}},
+	}
+	f.sched.holder(busy)
+	f.sched.holder(other)
+	giveUp := f.patience(candidate{node: busy}, nil)
+	ps.heard.Store(time.Now().UnixNano())
+	if giveUp() {
+		t.Error("a peer is given up that sends other blobs")
+	}
+	ps.heard.Store(time.Now().Add(-quietFor - time.Second).UnixNano())
+	if !giveUp() {
+		t.Error("a peer is not given up that sends nothing at all")
+	}
+}
