@@ -129,7 +129,7 @@ func New(cfg Config) (*Host, error) {
 		// does not take half of the connections.
 		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport(), tcp.WithConnectionTimeout(dialTimeout)),
 		libp2p.Security(libp2ptls.ID, libp2ptls.New),
-		libp2p.Muxer(muxerID, muxer()),
+		libp2p.Muxer(muxerID, crediting{muxer()}),
 		libp2p.ConnectionGater(gater{h}),
 		libp2p.ConnectionManager(connmgr.NullConnMgr{}),
 		libp2p.ResourceManager(limits),

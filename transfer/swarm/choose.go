@@ -15,7 +15,7 @@ func (s *schedule) choose(p *supplier, room int, now time.Time, readers []int) (
 		if i, ok := s.rarest(p); ok {
 			return order{first: i, n: 1}, true
 		}
-		return s.endgame(p, now)
+		return s.endgame(p, now, readers)
 	}
 	if i, ok := s.waited(p, readers); ok {
 		return order{first: i, n: s.run(p, i, room)}, true
@@ -32,7 +32,7 @@ func (s *schedule) choose(p *supplier, room int, now time.Time, readers []int) (
 	if o, ok := s.stripe(now); ok {
 		return o, true
 	}
-	return s.endgame(p, now)
+	return s.endgame(p, now, readers)
 }
 
 func (s *schedule) missing(p *supplier, i int) bool {
@@ -153,9 +153,10 @@ func (s *schedule) stripe(now time.Time) (order, bool) {
 }
 
 // endgame asks for a unit a second time that has been on its way for long, when
-// there is nothing else that a peer could send.
-func (s *schedule) endgame(p *supplier, now time.Time) (order, bool) {
-	if s.double >= maxDoubles {
+// there is nothing else that a peer could send, of this blob, or, if no client waits,
+// of others: both will come, as nobody can take back what is in a sender's queue.
+func (s *schedule) endgame(p *supplier, now time.Time, readers []int) (order, bool) {
+	if s.double >= maxDoubles || p.busy && len(readers) == 0 {
 		return order{}, false
 	}
 	best, at := -1, now

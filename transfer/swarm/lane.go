@@ -172,6 +172,8 @@ func (l *lane) plan() (order, bool) {
 		f.s.pipes.forget(l.node, &l.waiter)
 		return order{}, false
 	}
+	c := classOf(f.reading.Load() > 0)
+	f.sched.wanted(l.node, f.s.pipes.wanted(l.node, &l.waiter, c, f.sched.fresh(l.node)))
 	now := time.Now()
 	limit := f.limit()
 	if limit != nil {
@@ -190,7 +192,6 @@ func (l *lane) plan() (order, bool) {
 		}
 		most = min(most, int(granted/piece))
 	}
-	c := classOf(f.reading.Load() > 0)
 	room := f.s.pipes.reserve(l.node, &l.waiter, c, unit, most)
 	if room == 0 {
 		// It waits for other blobs: as long as those come, that is no silence.

@@ -75,6 +75,7 @@ type pipe struct {
 // waiter is a lane that has something to ask for, and no room.
 type waiter struct {
 	since time.Time // of its flight: older ones go first
+	fresh bool      // it would ask for what nobody was asked for; guarded by pipes.mu
 	wake  chan struct{}
 }
 
@@ -234,6 +235,20 @@ func (ps *pipes) reserve(node identity.NodeID, w *waiter, c class, unit int64, n
 	ps.add(c, got*unit)
 	p.ask(c, got*unit, time.Now())
 	return int(got)
+}
+
+// wanted says whether another flight of class c, or above, waits for room to ask a
+// peer for what was asked of nobody. fresh says whether w itself has such.
+func (ps *pipes) wanted(node identity.NodeID, w *waiter, c class, fresh bool) bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	w.fresh = fresh
+	for o, oc := range ps.of(node).waiting {
+		if o != w && oc <= c && o.fresh {
+			return true
+		}
+	}
+	return false
 }
 
 // age says how old what a waiter asks for is.

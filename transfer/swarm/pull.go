@@ -111,7 +111,14 @@ func (f *flight) patience(c candidate, q *field) func() bool {
 	if c.again {
 		return nil
 	}
-	return func() bool { return f.elsewhere(c.node) || f.others(q) }
+	return func() bool { return f.silent(c.node) && (f.elsewhere(c.node) || f.others(q)) }
+}
+
+// silent says whether nothing came from a peer on any stream. On a slow link what
+// other blobs asked for takes longer than silence may last; what was asked for
+// behind it would come all the same, after a stream was given up for it.
+func (f *flight) silent(node identity.NodeID) bool {
+	return !f.s.sessions.heardWithin(node, min(quietFor, f.s.cfg.Stall))
 }
 
 // elsewhere says whether all that was asked of a peer can be had from others, and
@@ -235,7 +242,7 @@ func (f *flight) recruit() <-chan time.Time {
 	}
 	f.mu.Unlock()
 	for _, c := range asked {
-		f.start(c, false, nil, func() bool { return f.elsewhere(c.node) })
+		f.start(c, false, nil, func() bool { return f.silent(c.node) && f.elsewhere(c.node) })
 	}
 	return again
 }

@@ -40,6 +40,7 @@ type supplier struct {
 	whole bool          // a holder; otherwise it is receiving the blob itself
 	has   bitmap        // of a receiver
 	pace  time.Duration // that its units take from the request on; 0: not known
+	busy  bool          // other blobs wait for its room
 }
 
 // flown is a unit that was asked for.
@@ -201,6 +202,38 @@ func (s *schedule) useful(node identity.NodeID) bool {
 		}
 	}
 	return false
+}
+
+// fresh says whether a peer has something that is missing here and was asked of
+// nobody, nor given to another receiver.
+func (s *schedule) fresh(node identity.NodeID) bool {
+	p := s.peers[node]
+	if p == nil {
+		return false
+	}
+	for w := range s.have {
+		left := ^(s.have[w] | s.air[w])
+		if p.whole {
+			left &^= s.taken[w]
+		} else {
+			left &= p.has[w]
+		}
+		if last := s.n - 64*w; last < 64 {
+			left &= 1<<last - 1
+		}
+		if left != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// wanted says whether other blobs wait for a peer's room, to ask for what was asked
+// of nobody.
+func (s *schedule) wanted(node identity.NodeID, busy bool) {
+	if p := s.peers[node]; p != nil {
+		p.busy = busy
+	}
 }
 
 // paced says how long units of a peer take now, of whatever blob.
