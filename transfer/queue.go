@@ -376,6 +376,7 @@ func (q *queue) readyNow(which func(*task) bool) (n int) {
 			q.moveToReady(t)
 		}
 		n += len(due)
+		l.signal() // also for what waits for a time that has come, by a clock that was set
 	}
 	return n
 }

@@ -58,6 +58,9 @@ func (c *Catalog) pass(ctx context.Context, prefix []byte, workers int, newLook 
 	g.Go(func() error {
 		defer close(full)
 		for start := prefix; start != nil; {
+			if err := ctx.Err(); err != nil {
+				return err // a choice between two that are ready is by chance
+			}
 			var chunk *rowChunk
 			select {
 			case chunk = <-free:
