@@ -17,7 +17,8 @@ import (
 // Stream.sendWindowUpdate: the first GrowTo's delta is dropped.)
 //
 // The frames are what can be got at from outside: an update that doubles a window
-// is told by its length, and what was lost is put on top.
+// is told by its length, and what was lost is put on top. A yamux that loses nothing
+// gives more than the old window then, and is left alone.
 
 const (
 	// Of a frame: version, type, flags, stream, length. Sessions write each in one
