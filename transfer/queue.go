@@ -376,6 +376,7 @@ func (q *queue) readyNow(which func(*task) bool) (n int) {
 			q.moveToReady(t)
 		}
 		n += len(due)
+		l.signal() // somebody looks at the clock, which may have been set
 	}
 	return n
 }
