@@ -237,8 +237,8 @@ func (p *pageBuilder) add(k entryKey, inc identity.Incarnation) error {
 
 // has says whether an entry is in the page, or was sent just now.
 func (p *pageBuilder) has(k entryKey) bool {
-	id := string(k.suffix())
-	return p.in[id] || p.sent[id]
+	id := k.suffix()
+	return p.in[string(id)] || p.sent[string(id)]
 }
 
 // take puts an entry into the page unless it was sent just now, and with it what
