@@ -1,7 +1,6 @@
 package transfer
 
 import (
-	"container/heap"
 	"slices"
 	"time"
 )
@@ -20,6 +19,9 @@ type aside struct {
 // makeRoom takes tasks of a lane's out that may not move now, the last ones first:
 // what people hold back, or what waits for a window. mu is held.
 func (q *queue) makeRoom(first *queueLane) {
+	if first.fixed == 0 {
+		return // each task that a full queue refuses comes here
+	}
 	var out []*task
 	for _, t := range q.tasks {
 		if t.fixed && !t.running && &q.lanes[t.kind.lane()] == first {
@@ -36,9 +38,10 @@ func (q *queue) makeRoom(first *queueLane) {
 		return 0
 	})
 	for _, t := range out[:min(len(out), max(1, first.most/asideShare))] {
-		heap.Remove(t.in, t.place)
+		q.takeOut(t)
 		delete(q.tasks, t.key)
 		first.count--
+		first.fixed--
 		switch a := &first.aside; {
 		case t.paused:
 			a.paused = true

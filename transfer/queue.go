@@ -145,6 +145,7 @@ type queue struct {
 type queueLane struct {
 	most         int // tasks that begin here
 	count        int // of them, wherever they are now
+	fixed        int // of them, those that are
 	ready, later taskHeap
 	turns        turns         // of laneSlow, in the place of ready
 	overflow     bool          // something was refused since the last call of refill
@@ -186,7 +187,7 @@ func (q *queue) add(k key, size int64, at time.Time, terms rules.Terms) bool {
 		t.again, t.terms, t.until = true, terms, until
 		return true
 	case known:
-		heap.Remove(t.in, t.place)
+		q.takeOut(t)
 		t.terms, t.until = terms, until
 		q.makeReady(t)
 	case first.count >= first.most:
@@ -201,9 +202,27 @@ func (q *queue) add(k key, size int64, at time.Time, terms rules.Terms) bool {
 	return true
 }
 
+// takeOut takes a task that does not run out of its heap. mu is held.
+func (q *queue) takeOut(t *task) {
+	heap.Remove(t.in, t.place)
+	if t.lane == laneSlow {
+		q.of(t).turns.prune(t.slow)
+	}
+}
+
+// fix has a task wait until a time that no news make earlier. mu is held.
+func (q *queue) fix(t *task, until time.Time) {
+	t.next, t.fixed = until, true
+	q.lanes[t.kind.lane()].fixed++
+	heap.Push(&q.of(t).later, t)
+}
+
 // makeReady puts a task that is in no heap where its terms say, to be taken. mu is
 // held.
 func (q *queue) makeReady(t *task) {
+	if t.fixed {
+		q.lanes[t.kind.lane()].fixed--
+	}
 	t.next, t.fixed, t.paused = time.Time{}, false, false
 	if l := laneOf(t.kind, t.terms); l == laneSlow || t.lane == laneSlow {
 		t.lane, t.slow = l, t.terms.RuleID
@@ -290,8 +309,8 @@ func (q *queue) finish(t *task, reason string, notBefore time.Time) {
 		delete(q.tasks, t.key)
 		q.lanes[t.kind.lane()].count--
 	case !notBefore.IsZero():
-		t.reason, t.next, t.fixed = reason, notBefore, true
-		heap.Push(&l.later, t)
+		t.reason = reason
+		q.fix(t, notBefore)
 	default:
 		t.reason = reason
 		wait := min(retryFirst<<min(t.attempts, 10), retryMost)
@@ -332,8 +351,8 @@ func (q *queue) hold(t *task, reason string) {
 	if again { // they may have let it go on meanwhile
 		q.makeReady(t)
 	} else {
-		t.next, t.fixed, t.paused = q.now().Add(heldFor), true, true
-		heap.Push(&l.later, t)
+		t.paused = true
+		q.fix(t, q.now().Add(heldFor))
 	}
 	l.signal()
 }
@@ -431,7 +450,7 @@ func (q *queue) moveToReady(t *task) {
 	if t.next.IsZero() {
 		return
 	}
-	heap.Remove(t.in, t.place)
+	q.takeOut(t)
 	q.makeReady(t)
 }
 

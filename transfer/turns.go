@@ -53,9 +53,14 @@ func (ts turns) next() (ready *taskHeap, more bool) {
 func (ts turns) begin(t *task) { ts[t.slow].running++ }
 
 func (ts turns) end(t *task) {
-	r := ts[t.slow]
-	if r.running--; r.running == 0 && len(r.ready.tasks) == 0 {
-		delete(ts, t.slow)
+	ts[t.slow].running--
+	ts.prune(t.slow)
+}
+
+// prune forgets a rule that has nothing to bring: the others may then begin more.
+func (ts turns) prune(rule int64) {
+	if r := ts[rule]; r != nil && r.running == 0 && len(r.ready.tasks) == 0 {
+		delete(ts, rule)
 	}
 }
 

@@ -90,6 +90,27 @@ func TestQueue_ManySlowRulesShareTheWorkers(t *testing.T) {
 	}
 }
 
+// A rule that has nothing to bring any more leaves its share of the workers to the
+// others.
+func TestQueue_RulesThatAreSlowNoMoreAreForgotten(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	q := newQueue(func() time.Time { return now })
+	for rule := range int64(slowAtOnce) {
+		k := named(fmt.Sprint("of ", rule))
+		q.add(k, 0, now, slow(rule+10))
+		q.add(k, 0, now, slow(1)) // another rule's now
+	}
+	for i := range slowEach {
+		q.add(named(fmt.Sprint(i)), 0, now, slow(2))
+	}
+	if n := len(q.lanes[laneSlow].turns); n != 2 {
+		t.Errorf("%d rules have turns, want 2", n)
+	}
+	if n := len(takeAll(q, laneSlow)); n != 2*slowEach {
+		t.Errorf("%d artifacts are in work, want %d of each rule", n, slowEach)
+	}
+}
+
 // TestQueue_WhatMayNotMoveMakesRoom: 100,000 artifacts that are paused, or wait for
 // a window, keep nothing else out, and are looked for when they may move.
 func TestQueue_WhatMayNotMoveMakesRoom(t *testing.T) {
@@ -110,6 +131,10 @@ func TestQueue_WhatMayNotMoveMakesRoom(t *testing.T) {
 			q.finish(task, "it waits for a window", opens)
 		}
 	}
+	first := &q.lanes[laneArtifacts]
+	if first.fixed != maxTasks-1 {
+		t.Fatalf("%d tasks count as fixed", first.fixed)
+	}
 	if q.missed(true) {
 		t.Error("nothing was put aside yet")
 	}
@@ -122,6 +147,9 @@ func TestQueue_WhatMayNotMoveMakesRoom(t *testing.T) {
 	}
 	if q.tasks[key{kind: artifact, repo: "0"}] == nil {
 		t.Error("what may move made room for others")
+	}
+	if first.fixed != 0 {
+		t.Errorf("%d tasks count as fixed, of none", first.fixed)
 	}
 	if q.add(named("one more"), 0, now, rules.Terms{}) {
 		t.Error("the queue has no bound")

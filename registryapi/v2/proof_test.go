@@ -2,6 +2,7 @@ package v2
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -42,6 +43,14 @@ func TestBlob_NamedByAnEntryAlone(t *testing.T) {
 		s.do("dev", "POST", "/v2/prod/web/blobs/uploads/?mount="+d.String()+from, nil).want(t, 202)
 	}
 	s.do("guest", "GET", "/v2/prod/web/blobs/"+d.String(), nil).want(t, 404)
+	// A manifest that relies on it is not accepted, and its size is not told.
+	s.push("prod/app", []byte("{}"))
+	for _, layer := range []string{descriptor("application/vnd.oci.image.layer.v1.tar", secret), strings.Replace(descriptor("application/vnd.oci.image.layer.v1.tar", secret), fmt.Sprint(len(secret)), "5", 1)} {
+		m := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":%s,"layers":[%s]}`, imageType, descriptor("application/vnd.oci.image.config.v1+json", []byte("{}")), layer)
+		if e := s.do("dev", "PUT", "/v2/prod/app/manifests/2", bytes.NewReader(m), "Content-Type", imageType).want(t, 400); strings.Contains(string(e.body), fmt.Sprint(len(secret))) {
+			t.Errorf("its size is told: %s", e.body)
+		}
+	}
 	// Its own project reads it, and who may read both mounts it.
 	s.do("guest", "GET", "/v2/closed/app/blobs/"+d.String(), nil).want(t, 200)
 	s.do("dev", "POST", "/v2/prod/app/blobs/uploads/?mount="+d.String()+"&from=closed/app", nil).want(t, 201)

@@ -260,12 +260,12 @@ func (h *Handler) holds(q *request, desc manifest.Descriptor) (bool, error) {
 	if _, ok, err := h.catalog.Linked(q.project.PID, q.repo, desc.Digest); err != nil || !ok {
 		return false, err
 	}
-	size, err := h.cfg.Store.Stat(q.Context(), desc.Digest)
+	row, err := h.catalog.BlobIn(q.project.PID, desc.Digest)
 	if absent(err) {
 		return false, nil
 	}
-	if err == nil && size != desc.Size {
-		return false, wrongSize(desc, size)
+	if err == nil && row.Size != desc.Size {
+		return false, wrongSize(desc, row.Size)
 	}
 	return err == nil, err
 }
@@ -274,9 +274,9 @@ func (h *Handler) holds(q *request, desc manifest.Descriptor) (bool, error) {
 // repository of the project has.
 func (h *Handler) checkSizes(q *request, claimed []Want) error {
 	for _, w := range claimed {
-		size, err := h.cfg.Store.Stat(q.Context(), w.Digest)
-		if err == nil && size != w.Size {
-			return wrongSize(manifest.Descriptor{Digest: w.Digest, Size: w.Size}, size)
+		row, err := h.catalog.BlobIn(q.project.PID, w.Digest)
+		if err == nil && row.Size != w.Size {
+			return wrongSize(manifest.Descriptor{Digest: w.Digest, Size: w.Size}, row.Size)
 		}
 		if err != nil && !absent(err) {
 			return err

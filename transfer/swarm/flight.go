@@ -102,6 +102,7 @@ type flight struct {
 	over      bool           // err is final: nothing more comes
 	poisoned  bool           // what came may be wrong although it fits the list
 	foreign   bool           // some of what is here came for another project
+	proving   atomic.Bool    // it is here, and being shown
 	changed   chan struct{}
 	positions map[*reader]int         // the unit that each reader stands in
 	from      identity.NodeID         // whose unit came last
@@ -266,12 +267,19 @@ func (f *flight) fly() error {
 		f.s.mu.Lock()
 		class := f.class
 		f.s.mu.Unlock()
-		if here, err := f.s.here(f.ctx, f.digest, class); here || err != nil {
-			f.stored = class
-			if err == nil {
-				err = f.prove()
+		here, err := f.s.here(f.ctx, f.digest, catalog.Cached)
+		if here && err == nil {
+			// First: what is not the project's is not kept for it.
+			if err = f.prove(); err == nil {
+				here, err = f.s.here(f.ctx, f.digest, class)
 			}
+		}
+		if err != nil {
 			return err
+		}
+		if here {
+			f.stored = class
+			return nil
 		}
 	}
 	if f.size > 0 {

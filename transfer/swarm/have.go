@@ -240,7 +240,7 @@ func (s *Swarm) news(ctx context.Context, w *watched) (*Have, error) {
 	f := s.flights[w.d]
 	s.mu.Unlock()
 	switch {
-	case f != nil:
+	case f != nil && f.pid == w.pid:
 		f.tell(w, m) // if it keeps units yet
 	case !w.whole: // else nothing changes that was told, until it is asked for and not found
 		size, err := s.statIn(w.d, w.pid)

@@ -59,6 +59,9 @@ func (f *flight) prove() error {
 	if f.s.cfg.Prove == nil {
 		return &unproven{fmt.Errorf("blob %s: it is here for another project: %w", f.digest, store.ErrNotFound)}
 	}
+	// Who waits for it may give up before a large blob is shown: that is not lost.
+	f.proving.Store(true)
+	defer f.proving.Store(false)
 	if err := f.s.cfg.Prove(f.ctx, f.digest, f.pid); err != nil {
 		return &unproven{err}
 	}

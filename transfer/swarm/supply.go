@@ -123,7 +123,7 @@ func (a *arriving) ReadAt(p []byte, off int64) (int, error) {
 			return n, err
 		}
 		// The flight let go of it: it is in the store now, unless it was given up.
-		if a.whole, err = a.s.cfg.Store.Open(a.ctx, a.f.digest); err != nil {
+		if a.whole, err = a.s.openIn(a.ctx, a.f.digest, a.f.pid); err != nil {
 			a.whole = nil
 			return 0, err
 		}

@@ -417,7 +417,7 @@ func (s *Swarm) leave(f *flight, reader bool) {
 	if f.readers+f.fetchers > 0 || f.ended() {
 		return
 	}
-	if !f.pass && f.share() > 1.0/orphanShare && s.orphans < maxOrphans && !s.closed {
+	if !f.pass && (f.proving.Load() || f.share() > 1.0/orphanShare) && s.orphans < maxOrphans && !s.closed {
 		f.orphan = true
 		s.orphans++
 		return

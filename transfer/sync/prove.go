@@ -33,21 +33,27 @@ const (
 	nonceBytes   = 32
 	// proveRetry is when a client may find a site that can show a blob.
 	proveRetry = 5 * time.Second
+	// provesEach bounds the proofs that this node asks one peer for at a time, so that
+	// other questions to it have room, and provesAtOnce those of all: each reads and
+	// hashes here as well.
+	provesEach   = 2
+	provesAtOnce = 8
 )
 
 // errNotShown: a node does not show content, or can't.
 var errNotShown = errors.New("it has no such content of the project")
 
-// provers are the proofs that this node makes for others.
+// provers bounds the proofs that this node makes for others, or has others make.
 type provers struct {
-	all chan struct{}
+	all   chan struct{}
+	apart int // at a time with one peer
 
 	mu   sync.Mutex
 	each map[identity.NodeID]chan struct{}
 }
 
-func newProvers() *provers {
-	return &provers{all: make(chan struct{}, proofsAtOnce), each: map[identity.NodeID]chan struct{}{}}
+func newProvers(all, each int) *provers {
+	return &provers{all: make(chan struct{}, all), apart: each, each: map[identity.NodeID]chan struct{}{}}
 }
 
 // enter waits for a peer's turn.
@@ -55,7 +61,7 @@ func (p *provers) enter(ctx context.Context, from identity.NodeID) (leave func()
 	p.mu.Lock()
 	own := p.each[from]
 	if own == nil {
-		own = make(chan struct{}, 1) // for each member that ever asked
+		own = make(chan struct{}, p.apart) // for each member there ever was
 		p.each[from] = own
 	}
 	p.mu.Unlock()
@@ -123,6 +129,11 @@ var errFalseProof = errors.New("what it shows is not the blob")
 
 // shown asks one node for all of a blob, span by span.
 func (s *Sync) shown(ctx context.Context, node identity.NodeID, d digest.Digest, size int64, pid identity.ProjectID) error {
+	leave, err := s.proving.enter(ctx, node)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	b, err := s.cfg.Store.Open(ctx, d)
 	if err != nil {
 		return err
@@ -204,6 +215,9 @@ func (s *Sync) replyProve(ctx context.Context, view *state.View, pid identity.Pr
 	if err != nil || h == Absent {
 		return nothing, err
 	}
+	// Who asked has given up by then.
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
 	leave, err := s.provers.enter(ctx, from)
 	if err != nil {
 		return nil, err

@@ -118,7 +118,8 @@ type Sync struct {
 	hints    hints
 	expected *expectations
 	asking   sharedAsks
-	provers  *provers
+	provers  *provers // for others
+	proving  *provers // by others
 	sums     ownSums
 	clock    clock
 }
@@ -145,7 +146,7 @@ func New(cfg Config) (*Sync, error) {
 		anew:     map[identity.ProjectID]time.Time{},
 		dropping: map[identity.ProjectID]bool{},
 		first:    make(chan struct{}),
-		expected: newExpectations(), provers: newProvers(),
+		expected: newExpectations(), provers: newProvers(proofsAtOnce, 1), proving: newProvers(provesAtOnce, provesEach),
 	}
 	s.hints.init()
 	s.clock.init(cfg.Now())
