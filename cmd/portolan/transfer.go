@@ -208,7 +208,7 @@ func showStanding(w io.Writer, behind []mesh.Behind, suspects []mesh.Suspect) {
 	if len(rows) > 0 {
 		fmt.Fprintln(w)
 		table(w, []string{"SUSPECT", "NODE", "BLOBS", "SINCE", "LAST", "SENT"}, rows)
-		fmt.Fprintln(w, "A suspect is not asked again for those blobs. It is listed until this node restarts: have its disk and memory checked.")
+		fmt.Fprintln(w, "A suspect that sends wrong bytes twice is not asked again for that blob. It is listed until this node restarts: have its disk and memory checked.")
 	}
 }
 

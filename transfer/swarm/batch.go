@@ -133,8 +133,10 @@ func (f *flight) batched() (bool, error) {
 	// The data was read for this flight alone: it need not be copied.
 	if err := f.take(0, got.data, c.node, func(b []byte) []byte { return b }); err != nil {
 		f.mu.Lock()
-		f.strikes[c.node]++
+		f.strikes[c.node]++ // the first one: a batch is how a flight begins
 		f.mu.Unlock()
+		f.s.suspects.add(c.node, f.digest, "bytes that are not the blob's")
+		f.s.doubt(c, f.digest)
 		f.s.metrics.badUnits.WithLabelValues(c.node.String()).Inc()
 		f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", 0, "holder", true, "error", err)
 		return false, nil

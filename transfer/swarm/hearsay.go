@@ -267,7 +267,7 @@ func (f *flight) unheard(node identity.NodeID) {
 // maxSuspects bounds the peers that are remembered to have sent what is wrong.
 const maxSuspects = 256
 
-// Suspect is a peer that was dropped for blobs because it sent what is wrong.
+// Suspect is a peer that sent what is not a blob's: a liar, or one with a bad disk.
 type Suspect struct {
 	Node   identity.NodeID
 	Blobs  int           // so often
@@ -277,7 +277,7 @@ type Suspect struct {
 	Why    string        // what it sent the last time
 }
 
-// suspects are the peers that were dropped for a blob since the start.
+// suspects are the peers that sent what is not a blob's since the start.
 type suspects struct {
 	mu sync.Mutex
 	m  map[identity.NodeID]Suspect
@@ -300,7 +300,7 @@ func (s *suspects) add(node identity.NodeID, d digest.Digest, why string) {
 	s.m[node] = Suspect{Node: node, Blobs: x.Blobs + 1, Digest: d, Since: x.Since, At: now, Why: why}
 }
 
-// Suspects lists the peers that were dropped for blobs, the last first.
+// Suspects lists the peers that sent what is not a blob's, the last first.
 func (s *Swarm) Suspects() []Suspect {
 	s.suspects.mu.Lock()
 	defer s.suspects.mu.Unlock()

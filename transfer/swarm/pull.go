@@ -355,6 +355,7 @@ func (f *flight) blame(l *lane, unit int, err error) error {
 	f.mu.Lock()
 	c, holder := l.candidate, l.whole()
 	f.strikes[c.node]++
+	first := f.strikes[c.node] == 1
 	out := f.strikes[c.node] >= maxStrikes
 	if out && holder {
 		f.failed[c.node] = true
@@ -368,11 +369,13 @@ func (f *flight) blame(l *lane, unit int, err error) error {
 	f.mu.Unlock()
 	f.s.metrics.badUnits.WithLabelValues(c.node.String()).Inc()
 	f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", unit, "holder", holder, "error", err)
+	if first { // and named at once: one that finds its disk at fault sends no second
+		f.s.suspects.add(c.node, f.digest, "bytes that are not the blob's")
+	}
 	f.s.doubt(c, f.digest)
 	if !out {
 		return nil
 	}
-	f.s.suspects.add(c.node, f.digest, "bytes that are not the blob's")
 	if falseList {
 		rec := v.Record()
 		f.s.addBadRoot(rec.Root)
