@@ -228,7 +228,7 @@ type opening struct {
 	demand rules.Demand
 }
 
-// ask answers for now: *shutError outside of the rules' windows, errUnwanted if
+// ask gives what holds at this moment: *shutError outside of the rules' windows, errUnwanted if
 // nobody wants the artifact any more. The limit is that of the rule whose bandwidth
 // counts.
 func (o *opening) ask() (*swarm.Limit, error) {

@@ -162,7 +162,10 @@ func (m *farMesh) metric(t *testing.T, i int, name string) float64 {
 }
 
 // memory is the most that any node has had in memory, in MiB.
-func (m *farMesh) memory(t *testing.T) float64 {
+func (m *farMesh) memory(t *testing.T) float64 { t.Helper(); return m.most(t, "VmHWM:") }
+
+// most is the largest value of a field of the nodes' /proc/PID/status, in MiB.
+func (m *farMesh) most(t *testing.T, field string) float64 {
 	t.Helper()
 	most := 0.0
 	for _, s := range m.sites {
@@ -170,7 +173,7 @@ func (m *farMesh) memory(t *testing.T) float64 {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, rest, ok := strings.Cut(string(b), "VmHWM:")
+		_, rest, ok := strings.Cut(string(b), field)
 		kib, err := strconv.ParseFloat(strings.Fields(rest + " 0")[0], 64)
 		if !ok || err != nil {
 			t.Fatalf("the status of %s's process: %v: %s", s.site, err, b)

@@ -12,10 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -180,23 +177,7 @@ func (m *farMesh) knowsSmall(t *testing.T, i, n int) {
 // ownMemory is the most that any node has in memory now, without files that it maps:
 // small blobs are rows of the catalogue, whose files lie in memory as far as the
 // machine has it to spare.
-func (m *farMesh) ownMemory(t *testing.T) float64 {
-	t.Helper()
-	most := 0.0
-	for _, s := range m.sites {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.process.Cmd.Process.Pid))
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, rest, ok := strings.Cut(string(b), "RssAnon:")
-		kib, err := strconv.ParseFloat(strings.Fields(rest + " 0")[0], 64)
-		if !ok || err != nil {
-			t.Fatalf("the status of %s's process: %v: %s", s.site, err, b)
-		}
-		most = max(most, kib/1024)
-	}
-	return most
-}
+func (m *farMesh) ownMemory(t *testing.T) float64 { t.Helper(); return m.most(t, "RssAnon:") }
 
 // awaitSmall waits until each site but the first has brought so many artifacts here,
 // and says when it had. It asks more often towards the end: to answer takes a node

@@ -19,8 +19,7 @@ func TestFetch_AHolderIsRemovedWhileItSends(t *testing.T) {
 	l.held(a)
 	g := newGate(5 * mib)
 	a.bend(&faulty{read: g.read})
-	done := make(chan error, 1)
-	go func() { done <- b.swarm.Fetch(t.Context(), w) }()
+	done := b.fetching(w)
 	<-g.reached
 	c.put(data)
 	l.held(a, c)
@@ -56,8 +55,7 @@ func TestFetch_AStaleBitmapHoldsUpNothing(t *testing.T) {
 	l.held(a)
 	g := newGate(2 * mib)
 	a.bend(&faulty{read: g.read})
-	done := make(chan error, 1)
-	go func() { done <- b.swarm.Fetch(t.Context(), w) }()
+	done := b.fetching(w)
 	<-g.reached
 	b.swarm.mu.Lock()
 	f := b.swarm.flights[w.Digest]

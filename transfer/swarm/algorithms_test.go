@@ -48,8 +48,7 @@ func TestSHA512_ResumesAfterARestart_FromAnotherHolder(t *testing.T) {
 	l.held(a)
 	g := newGate(6 * mib)
 	a.bend(&faulty{read: g.read})
-	done := make(chan error, 1)
-	go func() { done <- b.swarm.Fetch(t.Context(), w) }()
+	done := b.fetching(w)
 	<-g.reached
 	eventually(t, "six units are here", func() bool { return b.got() == 6 })
 	b.stop()

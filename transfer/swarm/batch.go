@@ -60,7 +60,7 @@ type batch struct {
 
 	mu      sync.Mutex
 	running bool
-	ss      *session  // on which blobs are asked for now; nil: on none
+	ss      *session  // on which blobs are asked for; nil: on none
 	rest    time.Time // it failed: nothing comes this way until then
 	queue   []*parcel // not asked for, oldest first
 	asked   []*parcel // in the order of their requests

@@ -383,8 +383,7 @@ func TestFetch_ResumesAfterARestart(t *testing.T) {
 	l.held(a)
 	g := newGate(6 * mib)
 	a.bend(&faulty{read: g.read})
-	done := make(chan error, 1)
-	go func() { done <- b.swarm.Fetch(t.Context(), w) }()
+	done := b.fetching(w)
 	<-g.reached
 	eventually(t, "six units are here", func() bool { return b.got() == 6 })
 	b.stop()
@@ -415,8 +414,7 @@ func TestFetch_RemovedMemberIsCutOffMidway(t *testing.T) {
 	l.held(a)
 	g := newGate(5 * mib)
 	a.bend(&faulty{read: g.read})
-	done := make(chan error, 1)
-	go func() { done <- b.swarm.Fetch(t.Context(), w) }()
+	done := b.fetching(w)
 	<-g.reached
 	l.remove(b)
 	a.host.CutOff(b.id.ID)

@@ -202,6 +202,13 @@ func (n *node) putAs(alg digest.Algorithm, b []byte) Want {
 	return Want{Digest: d.Digest, Size: d.Size, PID: project, Class: catalog.Cached}
 }
 
+// fetching fetches a blob in the background, and gives what became of it.
+func (n *node) fetching(w Want) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- n.swarm.Fetch(n.lab.t.Context(), w) }()
+	return done
+}
+
 func (n *node) sent() int { return int(testutil.ToFloat64(n.swarm.metrics.unitsSent)) }
 func (n *node) got() int  { return int(testutil.ToFloat64(n.swarm.metrics.unitsReceived)) }
 func (n *node) failovers(reason string) int {

@@ -154,7 +154,7 @@ func (s *Sync) shown(ctx context.Context, node identity.NodeID, d digest.Digest,
 			return errNotShown
 		}
 		// Only now: who shows nothing costs no reading here.
-		want, err := p.mac(ctx, b)
+		want, err := p.mac(b)
 		if err != nil {
 			return err
 		}
@@ -180,7 +180,7 @@ type proof struct {
 // mac is what shows a span: HMAC-SHA256 under the nonce, over who shows what to
 // whom and the bytes. It begins with the nonce, so that nothing of it can be made
 // before; and it names both nodes, so that one can't have another one answer.
-func (p proof) mac(ctx context.Context, b io.ReadSeeker) ([]byte, error) {
+func (p proof) mac(b io.ReadSeeker) ([]byte, error) {
 	h := hmac.New(sha256.New, p.nonce)
 	head := append([]byte(proofContext), 0)
 	head = append(append(append(head, p.asker[:]...), p.prover[:]...), p.pid[:]...)
@@ -190,7 +190,7 @@ func (p proof) mac(ctx context.Context, b io.ReadSeeker) ([]byte, error) {
 	if _, err := b.Seek(p.offset, io.SeekStart); err != nil {
 		return nil, err
 	}
-	n, err := io.CopyN(h, contextReader{ctx, b}, p.length)
+	n, err := io.CopyN(h, b, p.length)
 	if err != nil {
 		return nil, fmt.Errorf("read %d of %d bytes: %w", n, p.length, err)
 	}
@@ -234,21 +234,9 @@ func (s *Sync) replyProve(ctx context.Context, view *state.View, pid identity.Pr
 	if q.GetOffset() > b.Size() || q.GetLength() > b.Size()-q.GetOffset() {
 		return nothing, nil // of another size than is thought there
 	}
-	mac, err := proof{nonce: q.GetNonce(), asker: from, prover: s.cfg.Self, pid: pid, digest: d, offset: q.GetOffset(), length: q.GetLength()}.mac(ctx, b)
+	mac, err := proof{nonce: q.GetNonce(), asker: from, prover: s.cfg.Self, pid: pid, digest: d, offset: q.GetOffset(), length: q.GetLength()}.mac(b)
 	if err != nil {
 		return nil, fmt.Errorf("show blob %s: %w", d, err)
 	}
 	return &AskResponse{Answer: &AskResponse_Prove{Prove: &ProveResponse{Mac: mac}}}, nil
-}
-
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r contextReader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.r.Read(p)
 }
