@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+
+	"github.com/portolan/portolan/node/durable"
 )
 
 // recoveredTwice gives a mesh of which ams is away with what it had at first,
@@ -55,7 +57,7 @@ func outdate(t *testing.T, s *site, generation [16]byte, voters ...*site) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := writeFile(filepath.Join(s.dir, outdatedFile), b); err != nil {
+	if err := durable.WriteFile(filepath.Join(s.dir, outdatedFile), b); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/durable"
 )
 
 const (
@@ -187,7 +188,7 @@ func swap(dir, next, mark string, now time.Time) (kept string, err error) {
 	if err := syncTree(next); err != nil {
 		return "", err
 	}
-	if err := syncDirs(parent); err != nil {
+	if err := durable.SyncDirs(parent); err != nil {
 		return "", err
 	}
 	kept = dir + mark + now.UTC().Format(keptTime)
@@ -195,7 +196,7 @@ func swap(dir, next, mark string, now time.Time) (kept string, err error) {
 		return "", err
 	}
 	// The new one is not seen before the old one is safe under its new name.
-	if err := syncDirs(parent); err != nil {
+	if err := durable.SyncDirs(parent); err != nil {
 		return "", err
 	}
 	return kept, finishSwap(dir)
@@ -215,7 +216,7 @@ func finishSwap(dir string) error {
 	if err := os.Rename(next, dir); err != nil {
 		return fmt.Errorf("consensus: %w", err)
 	}
-	return syncDirs(filepath.Dir(dir))
+	return durable.SyncDirs(filepath.Dir(dir))
 }
 
 // syncTree makes all files below dir durable.
@@ -224,7 +225,7 @@ func syncTree(dir string) error {
 		if err != nil {
 			return err
 		}
-		return syncDirs(path) // a file's fsync is the same call
+		return durable.SyncDirs(path) // a file's fsync is the same call
 	})
 }
 
@@ -255,7 +256,7 @@ func SetAside(dir string, now time.Time) (kept string, err error) {
 	}
 	b, err := proto.Marshal(&Returning{Follow: o.GetFollow(), Before: before(view, o.GetVoters())})
 	if err == nil {
-		err = writeFile(filepath.Join(next, returningFile), b)
+		err = durable.WriteFile(filepath.Join(next, returningFile), b)
 	}
 	if err == nil {
 		err = copyMemory(dir, next)
@@ -288,7 +289,7 @@ func copyMemory(from, to string) error {
 	} else if err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(to, memoryFile), b)
+	return durable.WriteFile(filepath.Join(to, memoryFile), b)
 }
 
 // copyTree copies a directory of files for this process alone: it has password

@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/portolan/portolan/node/durable"
 	"github.com/portolan/portolan/node/identity"
 )
 
@@ -180,7 +181,7 @@ func (m *memory) keep() error {
 	ids := slices.Collect(maps.Keys(m.all()))
 	b, err := proto.Marshal(&Memory{Generation: m.gen(), Acknowledged: m.list(ids)})
 	if err == nil {
-		err = writeFile(m.path, b)
+		err = durable.WriteFile(m.path, b)
 	}
 	if err != nil {
 		m.mu.Lock()

@@ -19,6 +19,7 @@ import (
 
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/durable"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/telemetry"
 	"github.com/portolan/portolan/node/wire"
@@ -149,8 +150,9 @@ func (n *Node) open() error {
 	if err := os.MkdirAll(walDir, 0o700); err != nil {
 		return fmt.Errorf("consensus: make directory: %w", err)
 	}
-	if err := removeUnfinished(n.cfg.Dir); err != nil {
-		return err
+	// The directory is this process's alone while the node is open.
+	if err := durable.RemoveUnfinished(n.cfg.Dir); err != nil {
+		return fmt.Errorf("consensus: %w", err)
 	}
 	var err error
 	if n.mark, err = openMarker(n.cfg.Dir); err != nil {
@@ -170,7 +172,7 @@ func (n *Node) open() error {
 		return fmt.Errorf("consensus: open snapshots in %s: %w", n.cfg.Dir, err)
 	}
 	// An entry that was answered is in a file with a name that stays.
-	if err := syncDirs(walDir, n.cfg.Dir, filepath.Dir(n.cfg.Dir)); err != nil {
+	if err := durable.SyncDirs(walDir, n.cfg.Dir, filepath.Dir(n.cfg.Dir)); err != nil {
 		return fmt.Errorf("consensus: %w", err)
 	}
 	n.fsm = newFSM(n.state, n.mark)

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/durable"
 	"github.com/portolan/portolan/node/identity"
 )
 
@@ -51,7 +52,7 @@ func (n *Node) beOutdated(reason string, generation []byte) {
 func (n *Node) keepOutdated(o *Outdated) {
 	b, err := proto.Marshal(o)
 	if err == nil {
-		err = writeFile(filepath.Join(n.cfg.Dir, outdatedFile), b)
+		err = durable.WriteFile(filepath.Join(n.cfg.Dir, outdatedFile), b)
 	}
 	if err != nil {
 		n.stop(fmt.Errorf("consensus: %s, and this cannot be kept: %w", o.GetReason(), err))
@@ -273,7 +274,7 @@ func (n *Node) comeBack(ctx context.Context) {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	if err = errors.Join(err, syncDirs(n.cfg.Dir)); err != nil {
+	if err = errors.Join(err, durable.SyncDirs(n.cfg.Dir)); err != nil {
 		n.stop(fmt.Errorf("consensus: this node is back, and that cannot be kept: %w", err))
 		return
 	}

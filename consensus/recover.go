@@ -22,6 +22,7 @@ import (
 
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/durable"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/wire"
 )
@@ -370,7 +371,7 @@ func Follow(dir string, self identity.NodeID, site string) error {
 		return fmt.Errorf("consensus: follow: %w", err)
 	}
 	// It must not vote again from the moment on that this is promised.
-	if err := writeFile(filepath.Join(dir, outdatedFile), b); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, outdatedFile), b); err != nil {
 		return fmt.Errorf("consensus: follow: %w", err)
 	}
 	return nil
@@ -404,7 +405,7 @@ func followAnother(dir string, self identity.NodeID, site string) (done bool, er
 	}
 	b, err := proto.Marshal(&r)
 	if err == nil {
-		err = writeFile(filepath.Join(dir, returningFile), b)
+		err = durable.WriteFile(filepath.Join(dir, returningFile), b)
 	}
 	if err == nil { // whoever is followed says of which generation it is
 		err = KeepSeeds(dir, seeds.GetProfile(), nil, seeds.GetNodes())

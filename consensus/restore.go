@@ -13,6 +13,7 @@ import (
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/consensus/secrets"
 	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/durable"
 	"github.com/portolan/portolan/node/identity"
 )
 
@@ -74,7 +75,7 @@ func Restore(dir string, b *backup.Backup, id *identity.Identity, site string, n
 	if err := syncTree(dir); err != nil {
 		return mesh, fmt.Errorf("consensus: %w", err)
 	}
-	if err := syncDirs(filepath.Dir(dir)); err != nil {
+	if err := durable.SyncDirs(filepath.Dir(dir)); err != nil {
 		return mesh, fmt.Errorf("consensus: %w", err)
 	}
 	return r.Mesh, nil

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/durable"
 	"github.com/portolan/portolan/node/identity"
 )
 
@@ -21,7 +22,7 @@ func KeepSeeds(dir, profile string, generation []byte, nodes []*command.Node) er
 	if err := identity.MakeDir(dir); err != nil {
 		return fmt.Errorf("consensus: keep seeds: %w", err)
 	}
-	if err := writeFile(filepath.Join(dir, seedsFile), b); err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, seedsFile), b); err != nil {
 		return fmt.Errorf("consensus: keep seeds: %w", err)
 	}
 	return nil

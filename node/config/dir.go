@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/portolan/portolan/node/durable"
 	"github.com/portolan/portolan/node/identity"
 )
 
@@ -106,67 +107,17 @@ func Lock(dir string) (io.Closer, error) {
 		}
 		return nil, fmt.Errorf("lock data directory %s: %w", dir, err)
 	}
-	if err := removeUnfinished(dir); err != nil {
-		return nil, errors.Join(err, f.Close())
+	// The node key's may be a whole key, the password's a password.
+	if err := durable.RemoveUnfinished(dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("data directory: %w", err), f.Close())
 	}
 	return f, nil
 }
 
-// unfinished are the files of writes whose process was killed before it gave
-// them their name; the node key's may be a whole key, the password's a password.
-const unfinished = "*.tmp-*"
-
-// removeUnfinished deletes them. Whoever writes in dir holds its lock.
-func removeUnfinished(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return fmt.Errorf("data directory: %w", err)
-	}
-	for _, e := range entries {
-		if is, _ := filepath.Match(unfinished, e.Name()); !is || !e.Type().IsRegular() {
-			continue
-		}
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
-			return fmt.Errorf("data directory: what a write left behind cannot be removed: %w", err)
-		}
-	}
-	return nil
-}
-
-// WriteFile replaces path by rename, 0600, durable before it returns.
-func WriteFile(path string, b []byte) (err error) {
-	dir := filepath.Dir(path)
-	if err := identity.MakeDir(dir); err != nil {
+// WriteFile is durable.WriteFile; it makes the directory if it is not there.
+func WriteFile(path string, b []byte) error {
+	if err := identity.MakeDir(filepath.Dir(path)); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, filepath.Base(path)+".tmp-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			_ = os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(b); err != nil {
-		return err
-	}
-	// Promise: what the name shows is the whole content, or what was there before.
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	// Promise: a power cut does not bring the old content back.
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return durable.WriteFile(path, b)
 }

@@ -94,11 +94,12 @@ var may = []struct {
 	why     string
 }{
 	{"node/identity", nil, "a leaf: names and keys"},
-	{"node/config", []string{"node/identity", "node/wire"}, "settings know no subsystem but how ports are named"},
+	{"node/durable", nil, "a leaf: small files that are wholly there or not"},
+	{"node/config", []string{"node/identity", "node/durable", "node/wire"}, "settings know no subsystem but how ports are named"},
 	{"node/telemetry", nil, "a leaf: logs and metrics"},
 	{"node/wire", []string{"node/identity"}, "the control listener knows keys, not what is said over it"},
 	{"node/store", []string{"node/identity"}, "content stands alone: it is rebuilt without a control plane"},
-	{"consensus", []string{"node/identity", "node/wire", "node/telemetry"}, "the control plane knows no content"},
+	{"consensus", []string{"node/identity", "node/durable", "node/wire", "node/telemetry"}, "the control plane knows no content"},
 	{"gossip", []string{"node/identity", "node/wire", "node/telemetry"}, "hints know nothing"},
 	{"transfer", []string{"node/identity", "node/store", "node/wire", "consensus/state", "consensus/command"}, "content moves by read views; it does not speak raft"},
 	{"registryapi", []string{"node/identity", "node/store", "node/wire/door", "consensus/state", "consensus/command"}, "HTTP reads views and proposes commands through interfaces that it declares"},
