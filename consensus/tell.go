@@ -35,6 +35,13 @@ func tell(log *slog.Logger, before *state.View, env *command.Envelope) {
 	case *command.SiteRemove:
 		s, _ := before.SiteByID(m.GetId())
 		log.Info("a site without nodes was removed from the mesh", actor, "of_site", s.Name)
+	case *command.SiteLeave:
+		s, _ := before.SiteByID(m.GetId())
+		if m.GetWithdraw() {
+			log.Info("a site's removal was called off", actor, "of_site", s.Name)
+		} else {
+			log.Info("a site's removal was announced: it may take no pushes from now on", actor, "of_site", s.Name)
+		}
 	case *command.SiteDrain:
 		s, _ := before.SiteByID(m.GetId())
 		if m.GetDrain() {

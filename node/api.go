@@ -40,7 +40,7 @@ func (n *node) api() (registryapi.Config, error) {
 		return none, err
 	}
 	management, err := harbor.New(harbor.Config{
-		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: guarded{n.store.Catalog(), n.tags}, Closed: n.closed, Version: n.cfg.Version, Logger: log,
+		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: guarded{n.store.Catalog(), n.tags}, Refresh: n.sync.PullProject, Site: s.Site, Closed: n.closed, Version: n.cfg.Version, Logger: log,
 	})
 	if err != nil {
 		return none, err
@@ -220,6 +220,9 @@ func (n *node) lastCopies(ctx context.Context, q mesh.LastCopyQuestion) (mesh.La
 		return mesh.LastCopies{}, err
 	}
 	out := mesh.LastCopies{Manifests: a.Manifests, Next: a.Next, Anew: a.Anew}
+	if a.NeverLeft != nil {
+		out.NeverLeft = (*mesh.NeverLeft)(a.NeverLeft)
+	}
 	for _, c := range a.Copies {
 		out.Copies = append(out.Copies, mesh.LastCopy(c))
 	}

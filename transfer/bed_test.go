@@ -1,26 +1,19 @@
 package transfer_test
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/json"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"runtime/pprof"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
@@ -30,7 +23,6 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
-	"github.com/portolan/portolan/node/store/manifest"
 	"github.com/portolan/portolan/transfer"
 	"github.com/portolan/portolan/transfer/peer"
 	"github.com/portolan/portolan/transfer/swarm"
@@ -58,8 +50,9 @@ type bed struct {
 
 	raft sync.Mutex // one command after the other
 
-	mu  sync.Mutex
-	cut map[[2]string]bool
+	mu   sync.Mutex
+	cut  map[[2]string]bool
+	mute map[[2]string]bool // no streams between them, and hints
 }
 
 // site is one node of it.
@@ -91,40 +84,9 @@ type site struct {
 	held   atomic.Int32 // fetches of such that wait
 
 	relayed *traffic // of the link to it, if it is far; else nil
-}
 
-// stuck are blobs that do not come here until it is over.
-type stuck struct {
-	which func(swarm.Want) bool
-	over  chan struct{}
-}
-
-// slowly fetches as the swarm does, but for what is stuck.
-type slowly struct {
-	*swarm.Swarm
-	n *site
-}
-
-// Fetch implements transfer.Fetcher.
-func (s slowly) Fetch(ctx context.Context, w swarm.Want) error {
-	if stuck := s.n.stuck.Load(); stuck != nil && stuck.which(w) {
-		s.n.held.Add(1)
-		defer s.n.held.Add(-1)
-		select {
-		case <-stuck.over:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return s.Swarm.Fetch(ctx, w)
-}
-
-// sticks makes some blobs not come here, as over a link that is full, until the
-// function it returns is called.
-func (n *site) sticks(which func(swarm.Want) bool) (end func()) {
-	s := &stuck{which, make(chan struct{})}
-	n.stuck.Store(s)
-	return sync.OnceFunc(func() { n.stuck.CompareAndSwap(s, nil); close(s.over) })
+	lostMu sync.Mutex
+	lost   []catalog.Conflict // what was reported here
 }
 
 type option func(*bed)
@@ -231,7 +193,8 @@ func (n *site) open() {
 	if os.Getenv("BED_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("at", n.name)
 	}
-	n.store, err = store.Open(context.Background(), store.Config{Dir: n.dir + "/store", Identity: n.id, Logger: log, Now: n.now})
+	n.store, err = store.Open(context.Background(), store.Config{Dir: n.dir + "/store", Identity: n.id, Logger: log, Now: n.now,
+		Catalog: catalog.Options{OnConflict: n.hasLost}})
 	must(n.t, err)
 	n.host, err = peer.New(peer.Config{
 		Identity: n.id, Listen: net.JoinHostPort("127.0.0.1", strconv.Itoa(n.port)), Logger: log,
@@ -328,7 +291,8 @@ func (n *site) restart() {
 func (b *bed) isCut(x, y string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.cut[[2]string{min(x, y), max(x, y)}]
+	pair := [2]string{min(x, y), max(x, y)}
+	return b.cut[pair] || b.mute[pair]
 }
 
 // part cuts the links between two sites, both ways; join mends them.
@@ -386,200 +350,4 @@ func (b *bed) site(name string) *site {
 	}
 	b.t.Fatalf("no site %s", name)
 	return nil
-}
-
-// project makes a project and gives its id.
-func (b *bed) project(name string, sites ...string) identity.ProjectID {
-	b.t.Helper()
-	pid := identity.NewProjectID()
-	b.propose(&command.ProjectCreate{ProjectId: pid[:], Name: name, Sites: sites})
-	return pid
-}
-
-func (b *bed) rule(r *command.Rule) int64 {
-	b.t.Helper()
-	return b.propose(&command.RuleCreate{Rule: r})
-}
-
-// image is what was pushed.
-type image struct {
-	digest digest.Digest
-	body   []byte
-	blobs  []digest.Digest
-}
-
-// push does what registryapi does for an image with a config, a small layer and
-// one of several units.
-func (n *site) push(pid identity.ProjectID, repo string, tags ...string) image {
-	n.t.Helper()
-	layer := make([]byte, 2<<20+12345)
-	_, _ = rand.Read(layer)
-	return n.pushLayers(pid, repo, "", tags, []byte("small layer "+repo+strings.Join(tags, ",")+rand.Text()), layer)
-}
-
-func (n *site) pushLayers(pid identity.ProjectID, repo string, subject digest.Digest, tags []string, layers ...[]byte) image {
-	n.t.Helper()
-	m := n.manifestOf(pid, repo, v1.MediaTypeImageConfig, layers...)
-	if subject != "" {
-		m.Subject = &v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: subject, Size: 1}
-		m.ArtifactType = "application/vnd.test.signature"
-	}
-	return n.put(pid, repo, m, tags)
-}
-
-// manifestOf uploads a config and layers.
-func (n *site) manifestOf(pid identity.ProjectID, repo, configType string, layers ...[]byte) v1.Manifest {
-	n.t.Helper()
-	ctx := context.Background()
-	put := func(mediaType string, b []byte) v1.Descriptor {
-		d, err := n.store.PutBytes(ctx, b, store.Link{PID: pid, Repo: repo})
-		must(n.t, err)
-		return v1.Descriptor{MediaType: mediaType, Digest: d.Digest, Size: d.Size}
-	}
-	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: put(configType, []byte(`{"os":"linux","r":"`+rand.Text()+`"}`))}
-	m.SchemaVersion = 2
-	for _, l := range layers {
-		m.Layers = append(m.Layers, put(v1.MediaTypeImageLayer, l))
-	}
-	return m
-}
-
-// index pushes an index of manifests.
-func (n *site) pushIndex(pid identity.ProjectID, repo, tag string, children ...image) image {
-	n.t.Helper()
-	m := v1.Index{MediaType: v1.MediaTypeImageIndex}
-	m.SchemaVersion = 2
-	for _, c := range children {
-		m.Manifests = append(m.Manifests, v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: c.digest, Size: int64(len(c.body))})
-	}
-	return n.put(pid, repo, m, []string{tag})
-}
-
-// put writes a manifest's entry as registryapi does.
-func (n *site) put(pid identity.ProjectID, repo string, body any, tags []string) image {
-	n.t.Helper()
-	raw, err := json.Marshal(body)
-	must(n.t, err)
-	m, err := manifest.Parse("", raw)
-	must(n.t, err)
-	out := image{digest: digest.FromBytes(raw), body: raw}
-	p := catalog.Put{PID: pid, Repo: repo, Digest: out.digest, MediaType: m.MediaType, Size: int64(len(raw)), Bytes: raw,
-		ArtifactType: m.ArtifactType, Tags: tags, Home: n.name, Actor: "user:admin"}
-	if m.Subject != nil {
-		p.Subject = m.Subject.Digest
-	}
-	for _, b := range m.Blobs() {
-		p.Refs = append(p.Refs, catalog.Ref{Digest: b.Digest, Size: b.Size, Kind: catalog.RefBlob})
-		out.blobs = append(out.blobs, b.Digest)
-	}
-	for _, c := range m.Manifests {
-		p.Refs = append(p.Refs, catalog.Ref{Digest: c.Digest, Size: c.Size, Kind: catalog.RefManifest})
-	}
-	if len(raw) > catalog.MaxInlineManifest {
-		_, err := n.store.PutBytes(context.Background(), raw, store.Link{PID: pid, Repo: repo})
-		must(n.t, err)
-		p.Bytes = nil
-	}
-	_, err = n.store.Catalog().PutManifest(context.Background(), p)
-	must(n.t, err)
-	n.rec.Pushed(pid, repo, out.digest)
-	return out
-}
-
-// tag gives where a tag points; empty: nowhere.
-func (n *site) tag(pid identity.ProjectID, repo, tag string) digest.Digest {
-	info, err := n.store.Catalog().Tag(pid, repo, tag)
-	if err != nil {
-		return ""
-	}
-	return info.Digest
-}
-
-// class gives how a blob is held; 0: it is not.
-func (n *site) class(d digest.Digest) catalog.Class {
-	row, err := n.store.Catalog().Blob(d)
-	if err != nil || row.State != catalog.Present {
-		return 0
-	}
-	return row.Class
-}
-
-// holds: all blobs of the image are here for good, and readable.
-func (n *site) holds(img image) bool {
-	for _, d := range img.blobs {
-		if c := n.class(d); c != catalog.Placed && c != catalog.Home {
-			return false
-		}
-		b, err := n.store.Open(context.Background(), d)
-		if err != nil {
-			return false
-		}
-		v := d.Verifier()
-		buf := new(bytes.Buffer)
-		_, err = buf.ReadFrom(b)
-		_ = b.Close()
-		_, _ = v.Write(buf.Bytes())
-		if err != nil || !v.Verified() {
-			return false
-		}
-	}
-	return true
-}
-
-// eventually waits for a condition; what says what was hoped for.
-func eventually(t testing.TB, what string, cond func() bool) time.Duration {
-	t.Helper()
-	begun := time.Now()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !cond() {
-		if time.Since(begun) > within {
-			t.Fatalf("not within %s: %s", within, what)
-		}
-		<-tick.C
-	}
-	return time.Since(begun)
-}
-
-// scanned is how many scans of projects there were here.
-func (n *site) scanned() (count uint64) {
-	n.t.Helper()
-	families, err := n.counts.Gather()
-	must(n.t, err)
-	for _, f := range families {
-		if f.GetName() == "portolan_transfer_scan_seconds" {
-			count = f.GetMetric()[0].GetHistogram().GetSampleCount()
-		}
-	}
-	return count
-}
-
-// equal: the catalogues of all these sites agree on the project.
-func equal(pid identity.ProjectID, sites ...*site) bool {
-	var want string
-	for i, n := range sites {
-		v, err := n.store.Catalog().Vector(pid)
-		if err != nil {
-			return false
-		}
-		c, err := n.store.Catalog().Check(pid)
-		if err != nil {
-			return false
-		}
-		raw, _ := v.MarshalBinary()
-		got := fmt.Sprintf("%x %v", raw, c)
-		if i == 0 {
-			want = got
-		} else if got != want {
-			return false
-		}
-	}
-	return true
-}
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }

@@ -44,16 +44,17 @@ const (
 type pushExchange interface {
 	OnKeep(fn func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []syncer.Piece) (syncer.Kept, error))
 	Keep(ctx context.Context, node identity.NodeID, pid identity.ProjectID, repository string, want []syncer.Piece) (syncer.Kept, error)
-	OnHold(fn func(ctx context.Context, from identity.NodeID) (underWay int, epoch uint64, err error))
+	OnHold(fn func(ctx context.Context, from identity.NodeID, announced uint64) (underWay int, epoch uint64, err error))
 	OnPin(fn func() (end func(), wait time.Duration))
-	Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID) (underWay int, epoch uint64, err error)
+	Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID, announced uint64) (underWay int, epoch uint64, err error)
+	Unseen(node identity.NodeID) (requests uint64, projects int, heard bool, err error)
 	Covers(ctx context.Context, node identity.NodeID, pid identity.ProjectID, dot catalog.Dot) (bool, error)
 }
 
 // keep answers another node that wants what is pushed there to be here too. What
 // is not here yet is queued where only pushes are: a client waits for it.
 func (r *Reconciler) keep(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repo string, want []syncer.Piece) (syncer.Kept, error) {
-	if from != r.cfg.Self && r.pushes.held(r.cfg.Now()) {
+	if from != r.cfg.Self && r.takesNone() {
 		return syncer.Kept{}, errors.New("the site is about to be removed and takes no pushes at the moment")
 	}
 	out := syncer.Kept{Kept: make([]bool, len(want))}

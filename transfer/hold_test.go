@@ -32,6 +32,7 @@ func TestLastCopies_PushedBetweenTwoParts(t *testing.T) {
 				nyc.push(pid, fmt.Sprint("app", i), "1")
 			}
 			eventually(t, "entries at fra", func() bool { return equal(pid, fra, nyc) })
+			b.announce("nyc")
 			first, err := fra.rec.LastCopies(t.Context(), transfer.LeaveQuestion{Site: "nyc"}) // one page
 			if err != nil || len(first.Copies) != 1 || first.Next == "" || first.Anew {
 				t.Fatalf("first part: %+v, %v", first, err)

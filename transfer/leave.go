@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -13,9 +14,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/consensus/state"
-	"github.com/portolan/portolan/node/identity"
-	"github.com/portolan/portolan/node/store/catalog"
-	syncer "github.com/portolan/portolan/transfer/sync"
 )
 
 const (
@@ -53,6 +51,8 @@ type LastCopy struct {
 	// Cached are other sites that hold some of it, only because it was pulled
 	// there; Silent are sites that may hold some of it and did not answer.
 	Cached, Silent []string
+	// Deleted: its project is, and can be restored until its content goes.
+	Deleted bool
 }
 
 // Unseen is a project that may not rest at this site: what the leaving site
@@ -62,10 +62,20 @@ type Unseen struct {
 	Sites   []string
 }
 
+// NeverLeft is what a lost site said that it wrote and that no other site has, as far
+// as the asked one could ask them: pushes and deletes, of content that is unknown.
+type NeverLeft struct {
+	Requests uint64 // at most
+	Projects int
+}
+
 // LeaveAnswer is one part of the answer.
 type LeaveAnswer struct {
 	Copies    []LastCopy
 	Manifests int // looked at for this part
+	// NeverLeft is with the last part about a lost site; nil: this node has heard
+	// nothing of what it wrote since this node or that one started.
+	NeverLeft *NeverLeft
 	Unseen    []Unseen
 	// Next continues; empty: this was the last part.
 	Next string
@@ -118,6 +128,11 @@ func (c leaveCursor) String() string {
 // ErrCursor is returned for a LeaveQuestion.After that was not answered before.
 var ErrCursor = errors.New("this is not where an answer ended: begin anew")
 
+// ErrNotAnnounced is returned for a question about a whole site whose removal the
+// control state does not announce: it goes on taking pushes, and no answer would
+// stay true.
+var ErrNotAnnounced = errors.New("the removal of the site is not announced, or was called off: begin anew")
+
 func parseLeaveCursor(s string) (c leaveCursor, err error) {
 	if s == "" {
 		return c, nil
@@ -167,6 +182,16 @@ func (r *Reconciler) LastCopies(ctx context.Context, q LeaveQuestion) (LeaveAnsw
 		l.out = LeaveAnswer{Anew: true}
 		_, err = l.walk(ctx, leaveCursor{})
 	}
+	if err == nil && q.Lost && l.out.Next == "" {
+		// All projects were pulled from the others, so what is not here is nowhere.
+		requests, projects, heard, err := r.cfg.Sync.Unseen(l.node.ID)
+		if err != nil {
+			return l.out, fmt.Errorf("what never left site %s: %w", q.Site, err)
+		}
+		if heard {
+			l.out.NeverLeft = &NeverLeft{requests, projects}
+		}
+	}
 	return l.out, err
 }
 
@@ -174,7 +199,7 @@ func (r *Reconciler) LastCopies(ctx context.Context, q LeaveQuestion) (LeaveAnsw
 // pushes meanwhile, of anything.
 func (l *leaving) walk(ctx context.Context, at leaveCursor) (again bool, err error) {
 	r, q := l.r, l.q
-	for p := range l.view.Projects() {
+	for _, p := range l.projects() {
 		if p.Name < at.Project || !p.Residence(q.Site).Holds() || q.Project != "" && p.Name != q.Project {
 			continue
 		}
@@ -207,6 +232,16 @@ func (l *leaving) walk(ctx context.Context, at leaveCursor) (again bool, err err
 	return at.Epoch != 0 && !l.held, nil
 }
 
+// projects lists all whose content is there, by name: also those that are deleted
+// and can be restored still. Of images that were deleted nothing can come back, so
+// nobody looks for what they alone referred to.
+func (l *leaving) projects() []state.Project {
+	all := slices.Collect(l.view.Projects())
+	all = slices.AppendSeq(all, l.view.DeletedProjects())
+	slices.SortFunc(all, func(a, b state.Project) int { return cmp.Compare(a.Name, b.Name) })
+	return all
+}
+
 // hold has the leaving site take no pushes from now on, so that what is found
 // here is still true when the site is removed.
 func (l *leaving) hold(ctx context.Context, p state.Project) error {
@@ -215,7 +250,12 @@ func (l *leaving) hold(ctx context.Context, p state.Project) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askSiteWithin)
 	defer cancel()
-	n, epoch, err := l.r.cfg.Sync.Hold(ctx, l.node.ID, p.PID)
+	site, _ := l.view.Site(l.q.Site)
+	announced, ok := site.Leaving(l.r.cfg.Now())
+	if !ok {
+		return ErrNotAnnounced
+	}
+	n, epoch, err := l.r.cfg.Sync.Hold(ctx, l.node.ID, p.PID, announced)
 	switch {
 	case err != nil:
 		return &SilentError{l.q.Site, err}
@@ -287,200 +327,4 @@ func (l *leaving) repositories(p state.Project, from string) ([]string, error) {
 		}
 		after = part[len(part)-1]
 	}
-}
-
-// copyOf is what is known of one digest.
-type copyOf struct {
-	size           int64
-	manifest       bool
-	cached, silent []string
-	elsewhere      bool
-}
-
-// look finds what of some manifests and their blobs is held at the leaving site
-// alone.
-func (l *leaving) look(ctx context.Context, p state.Project, repo string, page []catalog.ManifestInfo) error {
-	l.out.Manifests += len(page)
-	all := map[digest.Digest]*copyOf{}
-	of := make([][]digest.Digest, len(page))
-	accepted := map[digest.Digest]bool{} // named by a manifest whose home leaves
-	for i, m := range page {
-		refs, err := l.r.cat.Refs(p.PID, repo, m.Digest)
-		if errors.Is(err, catalog.ErrNotFound) {
-			continue // deleted meanwhile
-		}
-		if err != nil {
-			return fmt.Errorf("manifest %s: %w", m.Digest, err)
-		}
-		all[m.Digest] = &copyOf{size: m.Size, manifest: true}
-		of[i] = append(of[i], m.Digest)
-		for _, ref := range refs {
-			if ref.Kind == catalog.RefManifest {
-				continue // it has a row of its own
-			}
-			if all[ref.Digest] == nil {
-				all[ref.Digest] = &copyOf{size: ref.Size}
-			}
-			of[i] = append(of[i], ref.Digest)
-		}
-		for _, d := range of[i] {
-			accepted[d] = accepted[d] || m.Home == l.q.Site
-		}
-	}
-	if err := l.keepHeld(ctx, p, repo, all, accepted); err != nil {
-		return err
-	}
-	if err := l.askOthers(ctx, p, repo, all); err != nil {
-		return err
-	}
-	for i, m := range page {
-		c := LastCopy{Repository: p.Name + "/" + repo, Digest: m.Digest}
-		for _, d := range of[i] {
-			x := all[d]
-			if x == nil || x.elsewhere {
-				continue
-			}
-			c.Content = append(c.Content, d)
-			c.Bytes += x.size
-			c.Cached = append(c.Cached, x.cached...)
-			c.Silent = append(c.Silent, x.silent...)
-		}
-		if len(c.Content) == 0 {
-			continue
-		}
-		for _, list := range []*[]string{&c.Cached, &c.Silent} {
-			slices.Sort(*list)
-			*list = slices.Compact(*list)
-		}
-		var err error
-		if c.Tags, err = l.r.cat.TagsOf(p.PID, repo, m.Digest, maxCopyTags); err != nil {
-			return err
-		}
-		l.out.Copies = append(l.out.Copies, c)
-	}
-	return nil
-}
-
-// maxCopyTags is how many tags of an image are named.
-const maxCopyTags = 3
-
-// keepHeld drops what the leaving site does not hold.
-func (l *leaving) keepHeld(ctx context.Context, p state.Project, repo string, all map[digest.Digest]*copyOf, accepted map[digest.Digest]bool) error {
-	if !l.q.Lost {
-		held, err := l.has(ctx, l.node.ID, p, repo, all)
-		if err != nil {
-			return &SilentError{l.q.Site, err}
-		}
-		for d := range all {
-			if held[d] == syncer.Absent {
-				delete(all, d)
-			}
-		}
-		return nil
-	}
-	for d := range all {
-		stores, err := l.r.cat.Holders(d)
-		if err != nil {
-			return fmt.Errorf("holders of %s: %w", d, err)
-		}
-		if !accepted[d] && !slices.Contains(stores, l.node.Store) {
-			delete(all, d)
-		}
-	}
-	return nil
-}
-
-// askOthers notes what is held elsewhere: this node first, which costs nothing,
-// then all other sites at once for what is left.
-func (l *leaving) askOthers(ctx context.Context, p state.Project, repo string, all map[digest.Digest]*copyOf) error {
-	if l.q.Site != l.r.cfg.Site {
-		if err := l.askOther(ctx, l.r.cfg.Self, l.r.cfg.Site, p, repo, all); err != nil {
-			return err
-		}
-	}
-	left := map[digest.Digest]*copyOf{}
-	for d, x := range all {
-		if !x.elsewhere {
-			left[d] = x
-		}
-	}
-	if len(left) == 0 {
-		return nil
-	}
-	var wg sync.WaitGroup
-	for _, n := range l.view.Nodes() {
-		if n.Witness || n.Site == l.q.Site || n.ID == l.r.cfg.Self || !l.view.MayRest(p, n.Site) {
-			continue
-		}
-		wg.Go(func() {
-			if l.isQuiet(n.Site) || l.askOther(ctx, n.ID, n.Site, p, repo, left) != nil {
-				l.silent(n, left)
-			}
-		})
-	}
-	wg.Wait()
-	return ctx.Err()
-}
-
-// askOther notes what one node holds.
-func (l *leaving) askOther(ctx context.Context, node identity.NodeID, site string, p state.Project, repo string, of map[digest.Digest]*copyOf) error {
-	held, err := l.has(ctx, node, p, repo, of)
-	if err != nil {
-		return err
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for d, h := range held {
-		switch h {
-		case syncer.Placed:
-			of[d].elsewhere = true
-		case syncer.Cached:
-			of[d].cached = append(of[d].cached, site)
-		}
-	}
-	return nil
-}
-
-func (l *leaving) isQuiet(site string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.quiet[site]
-}
-
-// silent notes a site that did not answer at what its feed says that it has.
-func (l *leaving) silent(n state.Node, of map[digest.Digest]*copyOf) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.quiet[n.Site] = true
-	for d, x := range of {
-		if stores, err := l.r.cat.Holders(d); err == nil && slices.Contains(stores, n.Store) {
-			x.silent = append(x.silent, n.Site)
-		}
-	}
-}
-
-// has asks one node within the bounds of Status.
-func (l *leaving) has(ctx context.Context, node identity.NodeID, p state.Project, repo string, of map[digest.Digest]*copyOf) (map[digest.Digest]syncer.Holding, error) {
-	ctx, cancel := context.WithTimeout(ctx, askSiteWithin)
-	defer cancel()
-	ask := syncer.Question{PID: p.PID, Repository: repo}
-	for d, x := range of {
-		if x.manifest {
-			ask.Manifests = append(ask.Manifests, d)
-		} else {
-			ask.Blobs = append(ask.Blobs, d)
-		}
-	}
-	a, err := l.r.cfg.Sync.Has(ctx, node, ask)
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[digest.Digest]syncer.Holding, len(of))
-	for i, d := range ask.Manifests {
-		out[d] = a.Manifests[i]
-	}
-	for i, d := range ask.Blobs {
-		out[d] = a.Blobs[i]
-	}
-	return out, nil
 }

@@ -20,6 +20,9 @@ import (
 // lastCopies goes through all parts of the answer.
 func (n *site) lastCopies(q transfer.LeaveQuestion) (all transfer.LeaveAnswer, err error) {
 	n.t.Helper()
+	if !q.Lost && q.Project == "" {
+		n.announce(q.Site)
+	}
 	for range 1000 {
 		part, err := n.rec.LastCopies(context.Background(), q)
 		if err != nil {
@@ -137,6 +140,7 @@ func TestLastCopies_InParts(t *testing.T) {
 	if len(got.Copies) != repos || got.Manifests != repos {
 		t.Errorf("%d copies of %d manifests", len(got.Copies), got.Manifests)
 	}
+	b.announce("fra")
 	part, err := nyc.rec.LastCopies(context.Background(), transfer.LeaveQuestion{Site: "fra"})
 	if err != nil || len(part.Copies) != 1 || part.Next == "" {
 		t.Errorf("one part is %+v %v", part, err)
@@ -256,4 +260,29 @@ func TestLastCopies_HoldsPushes(t *testing.T) {
 		t.Error(err)
 	}
 	begin(nyc)()
+}
+
+// TestLastCopies_WhatWasDeleted: a deleted project can be restored for a week, and its
+// content is nobody's to lose until then; of a deleted image nothing can come back.
+func TestLastCopies_WhatWasDeleted(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc"})
+	fra, nyc := b.site("fra"), b.site("nyc")
+	gone, prod := b.project("gone"), b.project("prod")
+	img, untagged := nyc.push(gone, "app", "1"), nyc.push(prod, "app", "1")
+	must(t, nyc.store.Catalog().DeleteManifest(t.Context(), prod, "app", untagged.digest, "user:admin", 1))
+	p, _ := fra.state.View().ProjectByPID(gone)
+	b.propose(&command.ProjectDelete{Id: p.ID})
+	for _, at := range []*site{fra, nyc} {
+		got, err := at.lastCopies(transfer.LeaveQuestion{Site: "nyc", For: time.Minute})
+		if err != nil || len(got.Copies) != 1 || got.Copies[0].Digest != img.digest || !got.Copies[0].Deleted {
+			t.Errorf("at %s only nyc holds %+v, %v", at.name, got.Copies, err)
+		}
+	}
+	b.propose(&command.ProjectRestore{Id: p.ID})
+	b.rule(&command.Rule{Name: "all", Projects: []string{"*"}, AllSites: true})
+	eventually(t, "the restored image at fra", func() bool { return fra.holds(img) })
+	b.propose(&command.ProjectDelete{Id: p.ID})
+	if got, err := fra.lastCopies(transfer.LeaveQuestion{Site: "nyc", For: time.Minute}); err != nil || len(got.Copies) != 0 {
+		t.Errorf("only nyc holds %+v, %v", got.Copies, err)
+	}
 }

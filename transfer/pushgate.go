@@ -18,6 +18,9 @@ const (
 	holdPushes = 2 * time.Minute
 	// endPushes bounds the wait for those under way: it is within one question.
 	endPushes = 2 * time.Second
+	// announcedWithin is how long a question waits for the control state to say what
+	// it relies on. It is within one question, with endPushes.
+	announcedWithin = 3 * time.Second / 2
 )
 
 // pushGate is the gate that what makes content of a site passes: manifests that
@@ -84,6 +87,13 @@ func (p *pushGate) hold(ctx context.Context, now time.Time) (underWay int, epoch
 	return p.underWay, p.epoch
 }
 
+// open lets pushes through again.
+func (p *pushGate) open() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.until = time.Time{}
+}
+
 // held reports whether nothing is let through.
 func (p *pushGate) held(now time.Time) bool {
 	p.mu.Lock()
@@ -94,12 +104,62 @@ func (p *pushGate) held(now time.Time) bool {
 // BeginPush lets a push of a manifest through; end must be called after it. With
 // a wait the site takes none for so long: it is being found out what only it
 // holds.
-func (r *Reconciler) BeginPush() (end func(), wait time.Duration) { return r.pushes.begin(r.cfg.Now()) }
+func (r *Reconciler) BeginPush() (end func(), wait time.Duration) {
+	r.takesNone()
+	return r.pushes.begin(r.cfg.Now())
+}
+
+// takesNone reports whether this site takes no pushes. If its removal was called
+// off meanwhile, it takes them again.
+func (r *Reconciler) takesNone() bool {
+	now := r.cfg.Now()
+	if !r.pushes.held(now) {
+		return false
+	}
+	// A site that is not there any more was removed, and this node has just heard.
+	site, member := r.cfg.State.View().Site(r.cfg.Site)
+	if _, announced := site.Leaving(now); announced || !member {
+		return true
+	}
+	r.pushes.open()
+	return false
+}
+
+// leaving says whether the control state announces the removal of this site.
+func (r *Reconciler) leaving(now time.Time) (index uint64, announced bool) {
+	s, _ := r.cfg.State.View().Site(r.cfg.Site)
+	return s.Leaving(now)
+}
+
+// awaitAnnounced returns once the control state here announces the removal by
+// which pushes are to be held. A question alone, whoever asks it, holds none.
+func (r *Reconciler) awaitAnnounced(ctx context.Context, announced uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, announcedWithin)
+	defer cancel()
+	for {
+		changed := r.cfg.State.Changed()
+		if index, ok := r.leaving(r.cfg.Now()); ok && announced != 0 && index == announced {
+			return nil
+		}
+		if r.cfg.State.View().Index() >= announced {
+			return fmt.Errorf("the removal of site %s is not announced, so it goes on taking pushes", r.cfg.Site)
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("site %s has not heard yet that its removal is announced", r.cfg.Site)
+		}
+	}
+}
 
 // hold answers another node that finds out what only this one holds. Blobs that
 // stores elsewhere rely on and do not have yet count as pushes under way: they were
 // answered, and would go with this site.
-func (r *Reconciler) hold(ctx context.Context, from identity.NodeID) (underWay int, epoch uint64, err error) {
+func (r *Reconciler) hold(ctx context.Context, from identity.NodeID, announced uint64) (underWay int, epoch uint64, err error) {
+	if err := r.awaitAnnounced(ctx, announced); err != nil {
+		r.log.Warn("a node asks that this site take no pushes, and it takes them", "asked_by", from, "because", err)
+		return 0, 0, err
+	}
 	now := r.cfg.Now()
 	fresh := !r.pushes.held(now)
 	underWay, epoch = r.pushes.hold(ctx, now)

@@ -189,13 +189,13 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			wg.Go(func() { r.work(ctx, lane(l)) })
 		}
 	}
-	known := map[identity.ProjectID]*rules.Project{}
+	followed := followed{here: map[identity.ProjectID]*rules.Project{}}
 	for {
 		changed := r.cfg.State.Changed()
 		r.followPause()
 		r.limits.follow(r.cfg.State)
 		r.followHolds()
-		known = r.followRules(known)
+		r.followRules(&followed)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -204,28 +204,40 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	}
 }
 
+// followed is what followRules knows.
+type followed struct {
+	book  *book
+	index uint64                                // of the control state
+	here  map[identity.ProjectID]*rules.Project // what holds here
+}
+
 // followRules asks for a scan of each project for which other rules hold here
-// than before; at the start that is every project that may rest here.
-func (r *Reconciler) followRules(known map[identity.ProjectID]*rules.Project) map[identity.ProjectID]*rules.Project {
+// than before; at the start that is every project that may rest here. Unless rules
+// or sites changed it looks only at projects that did.
+func (r *Reconciler) followRules(f *followed) {
 	view := r.cfg.State.View()
 	book := r.book(view)
-	now := make(map[identity.ProjectID]*rules.Project, len(known))
+	if book != f.book {
+		f.book, f.index = book, 0
+	}
 	changed := map[identity.ProjectID]bool{}
-	for p := range view.Projects() {
-		if !view.MayRest(p, r.cfg.Site) {
+	for p := range view.ProjectsChangedSince(f.index) {
+		if p.Deleted() || !view.MayRest(p, r.cfg.Site) {
+			delete(f.here, p.PID)
 			continue
 		}
 		here := book.here(p)
-		now[p.PID] = here
-		if before, seen := known[p.PID]; !seen || before != here && !before.Equal(here) {
+		before, seen := f.here[p.PID]
+		f.here[p.PID] = here
+		if !seen || before != here && !before.Equal(here) {
 			changed[p.PID] = true
 			r.scans.ask(p.PID, whole)
 		}
 	}
+	f.index = view.Index()
 	if len(changed) > 0 {
 		r.queue.reconsider(changed) // some may not be wanted any more
 	}
-	return now
 }
 
 // Pushed tells of a manifest that this site just accepted: an index may name

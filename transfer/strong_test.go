@@ -372,7 +372,7 @@ func TestStrong_RecoveryDeclaresAllAnew(t *testing.T) {
 	lost := catalog.StrongTag{Repo: "app", Name: "1", Digest: digest.FromString("lost"), Seq: nyc.index + 5, Stamp: 1 << 60}
 	other := lost
 	other.Name = "2"
-	_, err = nyc.store.Catalog().PutStrong(t.Context(), pid, []catalog.StrongTag{lost, other}, 0, 0, nyc.index+5)
+	_, err = nyc.store.Catalog().PutStrong(t.Context(), pid, []catalog.StrongTag{lost, other}, catalog.Ordered{}, 0, nyc.index+5)
 	must(t, err)
 	eventually(t, "fra heard of it", func() bool { return fra.tag(pid, "app", "2") != "" })
 	b.propose(&command.MeshRecovered{Generation: []byte("another one here"), NodeId: fra.id.ID[:]})

@@ -88,5 +88,8 @@ func (l *leaving) answer(_ context.Context, q mesh.LastCopyQuestion) (mesh.LastC
 	} else if unseen && from == 0 {
 		out.Unseen = []mesh.Unseen{{Project: "secret", Sites: []string{"nyc"}}, {Project: "own"}}
 	}
+	if q.Lost && out.Next == "" && strings.Contains(l.words[q.Site], "unsent") {
+		out.NeverLeft = &mesh.NeverLeft{Requests: 7, Projects: 2}
+	}
 	return out, nil
 }

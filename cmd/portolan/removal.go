@@ -18,7 +18,8 @@ func newSiteRemoveCommand(a *app) *cobra.Command {
 		`Remove a site from the mesh for good. The others cut its connections at once, its
 registry tokens die, its key never comes back, and its name is free.
 
-First it is asked, with all other sites, for what only it holds. If there is
+First the removal is announced and the site, which takes no pushes from then on, is
+asked with all other sites for what only it holds; "portolan site keep" calls it off. If there is
 something the removal is refused and the images are listed: bring them elsewhere
 by a rule ("portolan rule create", "portolan wait"), or lose them by --force.
 Ask a node of the site itself if projects may not rest at the site that you ask.
@@ -31,6 +32,26 @@ serves what it has, and takes no pushes. Stop it before its data is deleted.`,
 		func(ctx context.Context, c *client.Client, name string, r mesh.RemovalRequest) (mesh.Removal, error) {
 			return c.RemoveSite(ctx, name, r)
 		})
+}
+
+func newSiteKeepCommand(a *app) *cobra.Command {
+	return a.withJSON(&cobra.Command{
+		Use: "keep SITE", Short: "Call off the removal of a site", Args: args("SITE"),
+		Long: `Call off the removal of a site that was begun and not ended: the site takes pushes
+again at once. Without it the announcement of a removal ends by itself.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			s, err := c.KeepSite(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			a.say("the site %s stays", s.Name)
+			return a.show(s, func(io.Writer) {})
+		},
+	})
 }
 
 func newNodeRemoveCommand(a *app) *cobra.Command {
@@ -105,6 +126,11 @@ func (a *app) remove(ctx context.Context, r mesh.RemovalRequest, call func(conte
 // showRemoval says what a removal leaves to people.
 func showRemoval(w io.Writer, r mesh.Removal) {
 	showLastCopies(w, r)
+	if n := r.NeverLeft; n != nil && n.Requests > 0 {
+		fmt.Fprintf(w, "What never left it, and is lost: at most %d pushes and deletes, in %d projects.\n", n.Requests, n.Projects)
+	} else if n != nil {
+		fmt.Fprintln(w, "All that it told others of is at other sites.")
+	}
 	for _, part := range []struct {
 		head string
 		rows []string
@@ -143,6 +169,9 @@ func showLastCopies(w io.Writer, r mesh.Removal) {
 			}
 			if len(c.Silent) > 0 {
 				notes = append(notes, "perhaps at "+strings.Join(c.Silent, ", ")+", which did not answer")
+			}
+			if c.Deleted {
+				notes = append(notes, "its project is deleted, and could not be restored whole")
 			}
 			rows = append(rows, []string{c.Repository, list(c.Tags, "-"), short(c.Digest.String()), fmt.Sprint(len(c.Content)), size(c.Bytes), strings.Join(notes, "; ")})
 		}

@@ -114,6 +114,7 @@ func newSiteCommand(a *app) *cobra.Command {
 		newSiteCheckCommand(a),
 		newSiteLabelCommand(a),
 		newSiteRemoveCommand(a),
+		newSiteKeepCommand(a),
 		newSiteDrainCommand(a, "drain SITE", "Ask for a site to be left in peace", `Ask for a site to be left in peace, before work on it: its node hands leadership
 over, gets no vote anew, and other sites fetch from it last. It goes on serving
 pulls and pushes.`, true),

@@ -73,6 +73,7 @@ var kinds = []kind{
 	{Type_TYPE_TAGS_MODE, 1, func() proto.Message { return new(TagsMode) }},
 	{Type_TYPE_PROJECT_RESTORE, 1, func() proto.Message { return new(ProjectRestore) }},
 	{Type_TYPE_PROJECT_PURGE, 1, func() proto.Message { return new(ProjectPurge) }},
+	{Type_TYPE_SITE_LEAVE, 1, func() proto.Message { return new(SiteLeave) }},
 }
 
 // index finds kinds by type and by message name. Made at first use: generated

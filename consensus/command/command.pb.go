@@ -52,6 +52,7 @@ const (
 	Type_TYPE_SITE_DRAIN        Type = 21
 	Type_TYPE_PROJECT_RESTORE   Type = 22
 	Type_TYPE_PROJECT_PURGE     Type = 23
+	Type_TYPE_SITE_LEAVE        Type = 24
 	Type_TYPE_VOTERS_SET        Type = 25
 	Type_TYPE_SITE_REMOVE       Type = 26
 	Type_TYPE_MESH_RECOVERED    Type = 32
@@ -99,6 +100,7 @@ var (
 		21: "TYPE_SITE_DRAIN",
 		22: "TYPE_PROJECT_RESTORE",
 		23: "TYPE_PROJECT_PURGE",
+		24: "TYPE_SITE_LEAVE",
 		25: "TYPE_VOTERS_SET",
 		26: "TYPE_SITE_REMOVE",
 		32: "TYPE_MESH_RECOVERED",
@@ -143,6 +145,7 @@ var (
 		"TYPE_SITE_DRAIN":        21,
 		"TYPE_PROJECT_RESTORE":   22,
 		"TYPE_PROJECT_PURGE":     23,
+		"TYPE_SITE_LEAVE":        24,
 		"TYPE_VOTERS_SET":        25,
 		"TYPE_SITE_REMOVE":       26,
 		"TYPE_MESH_RECOVERED":    32,
@@ -340,7 +343,7 @@ func (x KeyStep_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyStep_Step.Descriptor instead.
 func (KeyStep_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{37, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{38, 0}
 }
 
 type TagsMode_Step int32
@@ -395,7 +398,7 @@ func (x TagsMode_Step) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TagsMode_Step.Descriptor instead.
 func (TagsMode_Step) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{43, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{44, 0}
 }
 
 type ArtifactHold_Hold int32
@@ -444,7 +447,7 @@ func (x ArtifactHold_Hold) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ArtifactHold_Hold.Descriptor instead.
 func (ArtifactHold_Hold) EnumDescriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{48, 0}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{49, 0}
 }
 
 // Envelope is one raft log entry.
@@ -1269,6 +1272,7 @@ type NodeRemove struct {
 	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	Lost          bool                   `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`                            // it does not answer any more; for the record
 	IfVersion     uint64                 `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // of its site's record; 0: any
+	Announced     uint64                 `protobuf:"varint,4,opt,name=announced,proto3" json:"announced,omitempty"`                  // raft index at which the removal of its site was; 0: any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1320,6 +1324,13 @@ func (x *NodeRemove) GetLost() bool {
 func (x *NodeRemove) GetIfVersion() uint64 {
 	if x != nil {
 		return x.IfVersion
+	}
+	return 0
+}
+
+func (x *NodeRemove) GetAnnounced() uint64 {
+	if x != nil {
+		return x.Announced
 	}
 	return 0
 }
@@ -1378,6 +1389,68 @@ func (x *SiteRemove) GetIfVersion() uint64 {
 	return 0
 }
 
+// SiteLeave announces that a site is about to be removed, or takes that back. Only
+// while it is announced may other sites have it take no pushes.
+type SiteLeave struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Withdraw      bool                   `protobuf:"varint,2,opt,name=withdraw,proto3" json:"withdraw,omitempty"`
+	IfVersion     uint64                 `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // of its record, which this does not change; 0: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SiteLeave) Reset() {
+	*x = SiteLeave{}
+	mi := &file_consensus_command_command_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SiteLeave) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SiteLeave) ProtoMessage() {}
+
+func (x *SiteLeave) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_command_command_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SiteLeave.ProtoReflect.Descriptor instead.
+func (*SiteLeave) Descriptor() ([]byte, []int) {
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SiteLeave) GetId() int64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SiteLeave) GetWithdraw() bool {
+	if x != nil {
+		return x.Withdraw
+	}
+	return false
+}
+
+func (x *SiteLeave) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
 // SiteDrain asks a site to be left in peace, or no longer: no leadership, no
 // vote, no first choice as a source.
 type SiteDrain struct {
@@ -1391,7 +1464,7 @@ type SiteDrain struct {
 
 func (x *SiteDrain) Reset() {
 	*x = SiteDrain{}
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1476,7 @@ func (x *SiteDrain) String() string {
 func (*SiteDrain) ProtoMessage() {}
 
 func (x *SiteDrain) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[14]
+	mi := &file_consensus_command_command_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1489,7 @@ func (x *SiteDrain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteDrain.ProtoReflect.Descriptor instead.
 func (*SiteDrain) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{14}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SiteDrain) GetId() int64 {
@@ -1453,7 +1526,7 @@ type SiteLabel struct {
 
 func (x *SiteLabel) Reset() {
 	*x = SiteLabel{}
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1538,7 @@ func (x *SiteLabel) String() string {
 func (*SiteLabel) ProtoMessage() {}
 
 func (x *SiteLabel) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[15]
+	mi := &file_consensus_command_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,7 +1551,7 @@ func (x *SiteLabel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteLabel.ProtoReflect.Descriptor instead.
 func (*SiteLabel) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{15}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SiteLabel) GetId() int64 {
@@ -1519,7 +1592,7 @@ type Label struct {
 
 func (x *Label) Reset() {
 	*x = Label{}
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1604,7 @@ func (x *Label) String() string {
 func (*Label) ProtoMessage() {}
 
 func (x *Label) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[16]
+	mi := &file_consensus_command_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1617,7 @@ func (x *Label) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Label.ProtoReflect.Descriptor instead.
 func (*Label) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{16}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Label) GetKey() string {
@@ -1574,7 +1647,7 @@ type SiteAway struct {
 
 func (x *SiteAway) Reset() {
 	*x = SiteAway{}
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +1659,7 @@ func (x *SiteAway) String() string {
 func (*SiteAway) ProtoMessage() {}
 
 func (x *SiteAway) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[17]
+	mi := &file_consensus_command_command_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +1672,7 @@ func (x *SiteAway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteAway.ProtoReflect.Descriptor instead.
 func (*SiteAway) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{17}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SiteAway) GetId() int64 {
@@ -1631,7 +1704,7 @@ type ProjectCreate struct {
 
 func (x *ProjectCreate) Reset() {
 	*x = ProjectCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1716,7 @@ func (x *ProjectCreate) String() string {
 func (*ProjectCreate) ProtoMessage() {}
 
 func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[18]
+	mi := &file_consensus_command_command_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1729,7 @@ func (x *ProjectCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectCreate.ProtoReflect.Descriptor instead.
 func (*ProjectCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{18}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ProjectCreate) GetProjectId() []byte {
@@ -1720,7 +1793,7 @@ type ProjectUpdate struct {
 
 func (x *ProjectUpdate) Reset() {
 	*x = ProjectUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1805,7 @@ func (x *ProjectUpdate) String() string {
 func (*ProjectUpdate) ProtoMessage() {}
 
 func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[19]
+	mi := &file_consensus_command_command_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1818,7 @@ func (x *ProjectUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectUpdate.ProtoReflect.Descriptor instead.
 func (*ProjectUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{19}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ProjectUpdate) GetId() int64 {
@@ -1786,7 +1859,7 @@ type ProjectDelete struct {
 
 func (x *ProjectDelete) Reset() {
 	*x = ProjectDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +1871,7 @@ func (x *ProjectDelete) String() string {
 func (*ProjectDelete) ProtoMessage() {}
 
 func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[20]
+	mi := &file_consensus_command_command_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +1884,7 @@ func (x *ProjectDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectDelete.ProtoReflect.Descriptor instead.
 func (*ProjectDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{20}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ProjectDelete) GetId() int64 {
@@ -1839,7 +1912,7 @@ type ProjectRestore struct {
 
 func (x *ProjectRestore) Reset() {
 	*x = ProjectRestore{}
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +1924,7 @@ func (x *ProjectRestore) String() string {
 func (*ProjectRestore) ProtoMessage() {}
 
 func (x *ProjectRestore) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[21]
+	mi := &file_consensus_command_command_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +1937,7 @@ func (x *ProjectRestore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectRestore.ProtoReflect.Descriptor instead.
 func (*ProjectRestore) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{21}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ProjectRestore) GetId() int64 {
@@ -1892,7 +1965,7 @@ type ProjectPurge struct {
 
 func (x *ProjectPurge) Reset() {
 	*x = ProjectPurge{}
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1904,7 +1977,7 @@ func (x *ProjectPurge) String() string {
 func (*ProjectPurge) ProtoMessage() {}
 
 func (x *ProjectPurge) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[22]
+	mi := &file_consensus_command_command_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1917,7 +1990,7 @@ func (x *ProjectPurge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectPurge.ProtoReflect.Descriptor instead.
 func (*ProjectPurge) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{22}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ProjectPurge) GetId() int64 {
@@ -1941,7 +2014,7 @@ type ProjectSites struct {
 
 func (x *ProjectSites) Reset() {
 	*x = ProjectSites{}
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2026,7 @@ func (x *ProjectSites) String() string {
 func (*ProjectSites) ProtoMessage() {}
 
 func (x *ProjectSites) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[23]
+	mi := &file_consensus_command_command_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2039,7 @@ func (x *ProjectSites) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectSites.ProtoReflect.Descriptor instead.
 func (*ProjectSites) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{23}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ProjectSites) GetId() int64 {
@@ -2011,7 +2084,7 @@ type ProjectSiteDone struct {
 
 func (x *ProjectSiteDone) Reset() {
 	*x = ProjectSiteDone{}
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2023,7 +2096,7 @@ func (x *ProjectSiteDone) String() string {
 func (*ProjectSiteDone) ProtoMessage() {}
 
 func (x *ProjectSiteDone) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[24]
+	mi := &file_consensus_command_command_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2036,7 +2109,7 @@ func (x *ProjectSiteDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectSiteDone.ProtoReflect.Descriptor instead.
 func (*ProjectSiteDone) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{24}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProjectSiteDone) GetId() int64 {
@@ -2081,7 +2154,7 @@ type UserCreate struct {
 
 func (x *UserCreate) Reset() {
 	*x = UserCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2093,7 +2166,7 @@ func (x *UserCreate) String() string {
 func (*UserCreate) ProtoMessage() {}
 
 func (x *UserCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[25]
+	mi := &file_consensus_command_command_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2106,7 +2179,7 @@ func (x *UserCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserCreate.ProtoReflect.Descriptor instead.
 func (*UserCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{25}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UserCreate) GetName() string {
@@ -2166,7 +2239,7 @@ type UserUpdate struct {
 
 func (x *UserUpdate) Reset() {
 	*x = UserUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2251,7 @@ func (x *UserUpdate) String() string {
 func (*UserUpdate) ProtoMessage() {}
 
 func (x *UserUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[26]
+	mi := &file_consensus_command_command_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2264,7 @@ func (x *UserUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserUpdate.ProtoReflect.Descriptor instead.
 func (*UserUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{26}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UserUpdate) GetId() int64 {
@@ -2253,7 +2326,7 @@ type UserDelete struct {
 
 func (x *UserDelete) Reset() {
 	*x = UserDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2265,7 +2338,7 @@ func (x *UserDelete) String() string {
 func (*UserDelete) ProtoMessage() {}
 
 func (x *UserDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[27]
+	mi := &file_consensus_command_command_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2278,7 +2351,7 @@ func (x *UserDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserDelete.ProtoReflect.Descriptor instead.
 func (*UserDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{27}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UserDelete) GetId() int64 {
@@ -2310,7 +2383,7 @@ type MemberSet struct {
 
 func (x *MemberSet) Reset() {
 	*x = MemberSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +2395,7 @@ func (x *MemberSet) String() string {
 func (*MemberSet) ProtoMessage() {}
 
 func (x *MemberSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[28]
+	mi := &file_consensus_command_command_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +2408,7 @@ func (x *MemberSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberSet.ProtoReflect.Descriptor instead.
 func (*MemberSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{28}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MemberSet) GetProjectId() int64 {
@@ -2384,7 +2457,7 @@ type MemberDelete struct {
 
 func (x *MemberDelete) Reset() {
 	*x = MemberDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2469,7 @@ func (x *MemberDelete) String() string {
 func (*MemberDelete) ProtoMessage() {}
 
 func (x *MemberDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[29]
+	mi := &file_consensus_command_command_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2482,7 @@ func (x *MemberDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberDelete.ProtoReflect.Descriptor instead.
 func (*MemberDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{29}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MemberDelete) GetProjectId() int64 {
@@ -2456,7 +2529,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2468,7 +2541,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[30]
+	mi := &file_consensus_command_command_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2481,7 +2554,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{30}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Rule) GetName() string {
@@ -2598,7 +2671,7 @@ type RuleCreate struct {
 
 func (x *RuleCreate) Reset() {
 	*x = RuleCreate{}
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2610,7 +2683,7 @@ func (x *RuleCreate) String() string {
 func (*RuleCreate) ProtoMessage() {}
 
 func (x *RuleCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[31]
+	mi := &file_consensus_command_command_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2623,7 +2696,7 @@ func (x *RuleCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleCreate.ProtoReflect.Descriptor instead.
 func (*RuleCreate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{31}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RuleCreate) GetRule() *Rule {
@@ -2644,7 +2717,7 @@ type RuleUpdate struct {
 
 func (x *RuleUpdate) Reset() {
 	*x = RuleUpdate{}
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +2729,7 @@ func (x *RuleUpdate) String() string {
 func (*RuleUpdate) ProtoMessage() {}
 
 func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[32]
+	mi := &file_consensus_command_command_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +2742,7 @@ func (x *RuleUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleUpdate.ProtoReflect.Descriptor instead.
 func (*RuleUpdate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{32}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RuleUpdate) GetId() int64 {
@@ -2703,7 +2776,7 @@ type RuleDelete struct {
 
 func (x *RuleDelete) Reset() {
 	*x = RuleDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[33]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2715,7 +2788,7 @@ func (x *RuleDelete) String() string {
 func (*RuleDelete) ProtoMessage() {}
 
 func (x *RuleDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[33]
+	mi := &file_consensus_command_command_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2728,7 +2801,7 @@ func (x *RuleDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleDelete.ProtoReflect.Descriptor instead.
 func (*RuleDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{33}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RuleDelete) GetId() int64 {
@@ -2756,7 +2829,7 @@ type KeyBox struct {
 
 func (x *KeyBox) Reset() {
 	*x = KeyBox{}
-	mi := &file_consensus_command_command_proto_msgTypes[34]
+	mi := &file_consensus_command_command_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +2841,7 @@ func (x *KeyBox) String() string {
 func (*KeyBox) ProtoMessage() {}
 
 func (x *KeyBox) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[34]
+	mi := &file_consensus_command_command_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +2854,7 @@ func (x *KeyBox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyBox.ProtoReflect.Descriptor instead.
 func (*KeyBox) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{34}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *KeyBox) GetNodeId() []byte {
@@ -2810,7 +2883,7 @@ type NodeKey struct {
 
 func (x *NodeKey) Reset() {
 	*x = NodeKey{}
-	mi := &file_consensus_command_command_proto_msgTypes[35]
+	mi := &file_consensus_command_command_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2822,7 +2895,7 @@ func (x *NodeKey) String() string {
 func (*NodeKey) ProtoMessage() {}
 
 func (x *NodeKey) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[35]
+	mi := &file_consensus_command_command_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2835,7 +2908,7 @@ func (x *NodeKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeKey.ProtoReflect.Descriptor instead.
 func (*NodeKey) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{35}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *NodeKey) GetKind() KeyKind {
@@ -2870,7 +2943,7 @@ type KeysRotate struct {
 
 func (x *KeysRotate) Reset() {
 	*x = KeysRotate{}
-	mi := &file_consensus_command_command_proto_msgTypes[36]
+	mi := &file_consensus_command_command_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2882,7 +2955,7 @@ func (x *KeysRotate) String() string {
 func (*KeysRotate) ProtoMessage() {}
 
 func (x *KeysRotate) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[36]
+	mi := &file_consensus_command_command_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2895,7 +2968,7 @@ func (x *KeysRotate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeysRotate.ProtoReflect.Descriptor instead.
 func (*KeysRotate) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{36}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *KeysRotate) GetGossip() bool {
@@ -2925,7 +2998,7 @@ type KeyStep struct {
 
 func (x *KeyStep) Reset() {
 	*x = KeyStep{}
-	mi := &file_consensus_command_command_proto_msgTypes[37]
+	mi := &file_consensus_command_command_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2937,7 +3010,7 @@ func (x *KeyStep) String() string {
 func (*KeyStep) ProtoMessage() {}
 
 func (x *KeyStep) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[37]
+	mi := &file_consensus_command_command_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2950,7 +3023,7 @@ func (x *KeyStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyStep.ProtoReflect.Descriptor instead.
 func (*KeyStep) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{37}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *KeyStep) GetKind() KeyKind {
@@ -2995,7 +3068,7 @@ type SecretSet struct {
 
 func (x *SecretSet) Reset() {
 	*x = SecretSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[38]
+	mi := &file_consensus_command_command_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3007,7 +3080,7 @@ func (x *SecretSet) String() string {
 func (*SecretSet) ProtoMessage() {}
 
 func (x *SecretSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[38]
+	mi := &file_consensus_command_command_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3020,7 +3093,7 @@ func (x *SecretSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretSet.ProtoReflect.Descriptor instead.
 func (*SecretSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{38}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SecretSet) GetObject() string {
@@ -3062,7 +3135,7 @@ type RecoverySet struct {
 
 func (x *RecoverySet) Reset() {
 	*x = RecoverySet{}
-	mi := &file_consensus_command_command_proto_msgTypes[39]
+	mi := &file_consensus_command_command_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3074,7 +3147,7 @@ func (x *RecoverySet) String() string {
 func (*RecoverySet) ProtoMessage() {}
 
 func (x *RecoverySet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[39]
+	mi := &file_consensus_command_command_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3087,7 +3160,7 @@ func (x *RecoverySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverySet.ProtoReflect.Descriptor instead.
 func (*RecoverySet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{39}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RecoverySet) GetRecipient() string {
@@ -3119,7 +3192,7 @@ type TagsSet struct {
 
 func (x *TagsSet) Reset() {
 	*x = TagsSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[40]
+	mi := &file_consensus_command_command_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3131,7 +3204,7 @@ func (x *TagsSet) String() string {
 func (*TagsSet) ProtoMessage() {}
 
 func (x *TagsSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[40]
+	mi := &file_consensus_command_command_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3144,7 +3217,7 @@ func (x *TagsSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsSet.ProtoReflect.Descriptor instead.
 func (*TagsSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{40}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TagsSet) GetProjectId() []byte {
@@ -3200,7 +3273,7 @@ type TagSaid struct {
 
 func (x *TagSaid) Reset() {
 	*x = TagSaid{}
-	mi := &file_consensus_command_command_proto_msgTypes[41]
+	mi := &file_consensus_command_command_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3212,7 +3285,7 @@ func (x *TagSaid) String() string {
 func (*TagSaid) ProtoMessage() {}
 
 func (x *TagSaid) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[41]
+	mi := &file_consensus_command_command_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3225,7 +3298,7 @@ func (x *TagSaid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagSaid.ProtoReflect.Descriptor instead.
 func (*TagSaid) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{41}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TagSaid) GetName() string {
@@ -3256,7 +3329,7 @@ type TagsDelete struct {
 
 func (x *TagsDelete) Reset() {
 	*x = TagsDelete{}
-	mi := &file_consensus_command_command_proto_msgTypes[42]
+	mi := &file_consensus_command_command_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3268,7 +3341,7 @@ func (x *TagsDelete) String() string {
 func (*TagsDelete) ProtoMessage() {}
 
 func (x *TagsDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[42]
+	mi := &file_consensus_command_command_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3281,7 +3354,7 @@ func (x *TagsDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsDelete.ProtoReflect.Descriptor instead.
 func (*TagsDelete) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{42}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TagsDelete) GetProjectId() []byte {
@@ -3324,16 +3397,18 @@ type TagsMode struct {
 	NodeId        []byte                 `protobuf:"bytes,7,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`             // import, end: who imports
 	First         bool                   `protobuf:"varint,8,opt,name=first,proto3" json:"first,omitempty"`                            // import: what was imported before is dropped
 	Tags          []*ImportedTag         `protobuf:"bytes,9,rep,name=tags,proto3" json:"tags,omitempty"`
-	Count         uint32                 `protobuf:"varint,10,opt,name=count,proto3" json:"count,omitempty"`  // end: tags that were imported in all
-	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"` // cancel: why, for people
-	Late          []string               `protobuf:"bytes,12,rep,name=late,proto3" json:"late,omitempty"`     // end: sites that were not waited for
+	Count         uint32                 `protobuf:"varint,10,opt,name=count,proto3" json:"count,omitempty"`                    // end: tags that were imported in all
+	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`                   // cancel: why, for people
+	Late          []string               `protobuf:"bytes,12,rep,name=late,proto3" json:"late,omitempty"`                       // end: sites that were not waited for
+	Seen          []byte                 `protobuf:"bytes,13,opt,name=seen,proto3" json:"seen,omitempty"`                       // end, to strong: what the importer had seen of the project, pairs of 8 byte incarnation and sequence number
+	AllSeen       bool                   `protobuf:"varint,14,opt,name=all_seen,json=allSeen,proto3" json:"all_seen,omitempty"` // end, to strong: it is too long to say; nobody was late
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TagsMode) Reset() {
 	*x = TagsMode{}
-	mi := &file_consensus_command_command_proto_msgTypes[43]
+	mi := &file_consensus_command_command_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3345,7 +3420,7 @@ func (x *TagsMode) String() string {
 func (*TagsMode) ProtoMessage() {}
 
 func (x *TagsMode) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[43]
+	mi := &file_consensus_command_command_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3358,7 +3433,7 @@ func (x *TagsMode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagsMode.ProtoReflect.Descriptor instead.
 func (*TagsMode) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{43}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TagsMode) GetId() int64 {
@@ -3445,6 +3520,20 @@ func (x *TagsMode) GetLate() []string {
 	return nil
 }
 
+func (x *TagsMode) GetSeen() []byte {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
+func (x *TagsMode) GetAllSeen() bool {
+	if x != nil {
+		return x.AllSeen
+	}
+	return false
+}
+
 type ImportedTag struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Repository    string                 `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"`
@@ -3459,7 +3548,7 @@ type ImportedTag struct {
 
 func (x *ImportedTag) Reset() {
 	*x = ImportedTag{}
-	mi := &file_consensus_command_command_proto_msgTypes[44]
+	mi := &file_consensus_command_command_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +3560,7 @@ func (x *ImportedTag) String() string {
 func (*ImportedTag) ProtoMessage() {}
 
 func (x *ImportedTag) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[44]
+	mi := &file_consensus_command_command_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +3573,7 @@ func (x *ImportedTag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportedTag.ProtoReflect.Descriptor instead.
 func (*ImportedTag) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{44}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ImportedTag) GetRepository() string {
@@ -3542,7 +3631,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_consensus_command_command_proto_msgTypes[45]
+	mi := &file_consensus_command_command_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3554,7 +3643,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[45]
+	mi := &file_consensus_command_command_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3567,7 +3656,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{45}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3605,7 +3694,7 @@ type BudgetSet struct {
 
 func (x *BudgetSet) Reset() {
 	*x = BudgetSet{}
-	mi := &file_consensus_command_command_proto_msgTypes[46]
+	mi := &file_consensus_command_command_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3617,7 +3706,7 @@ func (x *BudgetSet) String() string {
 func (*BudgetSet) ProtoMessage() {}
 
 func (x *BudgetSet) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[46]
+	mi := &file_consensus_command_command_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3630,7 +3719,7 @@ func (x *BudgetSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BudgetSet.ProtoReflect.Descriptor instead.
 func (*BudgetSet) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{46}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *BudgetSet) GetFrom() string {
@@ -3673,7 +3762,7 @@ type SitePause struct {
 
 func (x *SitePause) Reset() {
 	*x = SitePause{}
-	mi := &file_consensus_command_command_proto_msgTypes[47]
+	mi := &file_consensus_command_command_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3685,7 +3774,7 @@ func (x *SitePause) String() string {
 func (*SitePause) ProtoMessage() {}
 
 func (x *SitePause) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[47]
+	mi := &file_consensus_command_command_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3698,7 +3787,7 @@ func (x *SitePause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SitePause.ProtoReflect.Descriptor instead.
 func (*SitePause) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{47}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SitePause) GetSite() string {
@@ -3730,7 +3819,7 @@ type ArtifactHold struct {
 
 func (x *ArtifactHold) Reset() {
 	*x = ArtifactHold{}
-	mi := &file_consensus_command_command_proto_msgTypes[48]
+	mi := &file_consensus_command_command_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3742,7 +3831,7 @@ func (x *ArtifactHold) String() string {
 func (*ArtifactHold) ProtoMessage() {}
 
 func (x *ArtifactHold) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[48]
+	mi := &file_consensus_command_command_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3755,7 +3844,7 @@ func (x *ArtifactHold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArtifactHold.ProtoReflect.Descriptor instead.
 func (*ArtifactHold) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{48}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ArtifactHold) GetProjectId() []byte {
@@ -3805,7 +3894,7 @@ type RulePause struct {
 
 func (x *RulePause) Reset() {
 	*x = RulePause{}
-	mi := &file_consensus_command_command_proto_msgTypes[49]
+	mi := &file_consensus_command_command_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3817,7 +3906,7 @@ func (x *RulePause) String() string {
 func (*RulePause) ProtoMessage() {}
 
 func (x *RulePause) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_command_command_proto_msgTypes[49]
+	mi := &file_consensus_command_command_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3830,7 +3919,7 @@ func (x *RulePause) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RulePause.ProtoReflect.Descriptor instead.
 func (*RulePause) Descriptor() ([]byte, []int) {
-	return file_consensus_command_command_proto_rawDescGZIP(), []int{49}
+	return file_consensus_command_command_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RulePause) GetRuleId() int64 {
@@ -3931,18 +4020,24 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x04keys\x18\x1b \x03(\v2\x1c.portolan.command.v1.NodeKeyR\x04keys\";\n" +
 	"\n" +
 	"NodeUpdate\x12-\n" +
-	"\x04node\x18\x01 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\"X\n" +
+	"\x04node\x18\x01 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\"v\n" +
 	"\n" +
 	"NodeRemove\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x12\n" +
 	"\x04lost\x18\x02 \x01(\bR\x04lost\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x04R\tifVersion\";\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\x12\x1c\n" +
+	"\tannounced\x18\x04 \x01(\x04R\tannounced\";\n" +
 	"\n" +
 	"SiteRemove\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x02 \x01(\x04R\tifVersion\"P\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"V\n" +
+	"\tSiteLeave\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1a\n" +
+	"\bwithdraw\x18\x02 \x01(\bR\bwithdraw\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\"P\n" +
 	"\tSiteDrain\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
 	"\x05drain\x18\x02 \x01(\bR\x05drain\x12\x1d\n" +
@@ -4131,7 +4226,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"repository\x18\x02 \x01(\tR\n" +
 	"repository\x12\x10\n" +
 	"\x03tag\x18\x03 \x01(\tR\x03tag\x12\x16\n" +
-	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xd0\x03\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xff\x03\n" +
 	"\bTagsMode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x126\n" +
 	"\x04step\x18\x02 \x01(\x0e2\".portolan.command.v1.TagsMode.StepR\x04step\x12,\n" +
@@ -4146,7 +4241,9 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x05count\x18\n" +
 	" \x01(\rR\x05count\x12\x16\n" +
 	"\x06reason\x18\v \x01(\tR\x06reason\x12\x12\n" +
-	"\x04late\x18\f \x03(\tR\x04late\"\\\n" +
+	"\x04late\x18\f \x03(\tR\x04late\x12\x12\n" +
+	"\x04seen\x18\r \x01(\fR\x04seen\x12\x19\n" +
+	"\ball_seen\x18\x0e \x01(\bR\aallSeen\"\\\n" +
 	"\x04Step\x12\x14\n" +
 	"\x10STEP_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -4193,7 +4290,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\tRulePause\x12\x17\n" +
 	"\arule_id\x18\x01 \x01(\x03R\x06ruleId\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x16\n" +
-	"\x06paused\x18\x03 \x01(\bR\x06paused*\xae\a\n" +
+	"\x06paused\x18\x03 \x01(\bR\x06paused*\xc3\a\n" +
 	"\x04Type\x12\x14\n" +
 	"\x10TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10TYPE_MESH_CREATE\x10\x01\x12\x12\n" +
@@ -4220,6 +4317,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x0fTYPE_SITE_DRAIN\x10\x15\x12\x18\n" +
 	"\x14TYPE_PROJECT_RESTORE\x10\x16\x12\x16\n" +
 	"\x12TYPE_PROJECT_PURGE\x10\x17\x12\x13\n" +
+	"\x0fTYPE_SITE_LEAVE\x10\x18\x12\x13\n" +
 	"\x0fTYPE_VOTERS_SET\x10\x19\x12\x14\n" +
 	"\x10TYPE_SITE_REMOVE\x10\x1a\x12\x17\n" +
 	"\x13TYPE_MESH_RECOVERED\x10 \x12\x14\n" +
@@ -4259,7 +4357,7 @@ func file_consensus_command_command_proto_rawDescGZIP() []byte {
 }
 
 var file_consensus_command_command_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_consensus_command_command_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_consensus_command_command_proto_goTypes = []any{
 	(Type)(0),               // 0: portolan.command.v1.Type
 	(KeyKind)(0),            // 1: portolan.command.v1.KeyKind
@@ -4281,62 +4379,63 @@ var file_consensus_command_command_proto_goTypes = []any{
 	(*NodeUpdate)(nil),      // 17: portolan.command.v1.NodeUpdate
 	(*NodeRemove)(nil),      // 18: portolan.command.v1.NodeRemove
 	(*SiteRemove)(nil),      // 19: portolan.command.v1.SiteRemove
-	(*SiteDrain)(nil),       // 20: portolan.command.v1.SiteDrain
-	(*SiteLabel)(nil),       // 21: portolan.command.v1.SiteLabel
-	(*Label)(nil),           // 22: portolan.command.v1.Label
-	(*SiteAway)(nil),        // 23: portolan.command.v1.SiteAway
-	(*ProjectCreate)(nil),   // 24: portolan.command.v1.ProjectCreate
-	(*ProjectUpdate)(nil),   // 25: portolan.command.v1.ProjectUpdate
-	(*ProjectDelete)(nil),   // 26: portolan.command.v1.ProjectDelete
-	(*ProjectRestore)(nil),  // 27: portolan.command.v1.ProjectRestore
-	(*ProjectPurge)(nil),    // 28: portolan.command.v1.ProjectPurge
-	(*ProjectSites)(nil),    // 29: portolan.command.v1.ProjectSites
-	(*ProjectSiteDone)(nil), // 30: portolan.command.v1.ProjectSiteDone
-	(*UserCreate)(nil),      // 31: portolan.command.v1.UserCreate
-	(*UserUpdate)(nil),      // 32: portolan.command.v1.UserUpdate
-	(*UserDelete)(nil),      // 33: portolan.command.v1.UserDelete
-	(*MemberSet)(nil),       // 34: portolan.command.v1.MemberSet
-	(*MemberDelete)(nil),    // 35: portolan.command.v1.MemberDelete
-	(*Rule)(nil),            // 36: portolan.command.v1.Rule
-	(*RuleCreate)(nil),      // 37: portolan.command.v1.RuleCreate
-	(*RuleUpdate)(nil),      // 38: portolan.command.v1.RuleUpdate
-	(*RuleDelete)(nil),      // 39: portolan.command.v1.RuleDelete
-	(*KeyBox)(nil),          // 40: portolan.command.v1.KeyBox
-	(*NodeKey)(nil),         // 41: portolan.command.v1.NodeKey
-	(*KeysRotate)(nil),      // 42: portolan.command.v1.KeysRotate
-	(*KeyStep)(nil),         // 43: portolan.command.v1.KeyStep
-	(*SecretSet)(nil),       // 44: portolan.command.v1.SecretSet
-	(*RecoverySet)(nil),     // 45: portolan.command.v1.RecoverySet
-	(*TagsSet)(nil),         // 46: portolan.command.v1.TagsSet
-	(*TagSaid)(nil),         // 47: portolan.command.v1.TagSaid
-	(*TagsDelete)(nil),      // 48: portolan.command.v1.TagsDelete
-	(*TagsMode)(nil),        // 49: portolan.command.v1.TagsMode
-	(*ImportedTag)(nil),     // 50: portolan.command.v1.ImportedTag
-	(*SnapshotHeader)(nil),  // 51: portolan.command.v1.SnapshotHeader
-	(*BudgetSet)(nil),       // 52: portolan.command.v1.BudgetSet
-	(*SitePause)(nil),       // 53: portolan.command.v1.SitePause
-	(*ArtifactHold)(nil),    // 54: portolan.command.v1.ArtifactHold
-	(*RulePause)(nil),       // 55: portolan.command.v1.RulePause
+	(*SiteLeave)(nil),       // 20: portolan.command.v1.SiteLeave
+	(*SiteDrain)(nil),       // 21: portolan.command.v1.SiteDrain
+	(*SiteLabel)(nil),       // 22: portolan.command.v1.SiteLabel
+	(*Label)(nil),           // 23: portolan.command.v1.Label
+	(*SiteAway)(nil),        // 24: portolan.command.v1.SiteAway
+	(*ProjectCreate)(nil),   // 25: portolan.command.v1.ProjectCreate
+	(*ProjectUpdate)(nil),   // 26: portolan.command.v1.ProjectUpdate
+	(*ProjectDelete)(nil),   // 27: portolan.command.v1.ProjectDelete
+	(*ProjectRestore)(nil),  // 28: portolan.command.v1.ProjectRestore
+	(*ProjectPurge)(nil),    // 29: portolan.command.v1.ProjectPurge
+	(*ProjectSites)(nil),    // 30: portolan.command.v1.ProjectSites
+	(*ProjectSiteDone)(nil), // 31: portolan.command.v1.ProjectSiteDone
+	(*UserCreate)(nil),      // 32: portolan.command.v1.UserCreate
+	(*UserUpdate)(nil),      // 33: portolan.command.v1.UserUpdate
+	(*UserDelete)(nil),      // 34: portolan.command.v1.UserDelete
+	(*MemberSet)(nil),       // 35: portolan.command.v1.MemberSet
+	(*MemberDelete)(nil),    // 36: portolan.command.v1.MemberDelete
+	(*Rule)(nil),            // 37: portolan.command.v1.Rule
+	(*RuleCreate)(nil),      // 38: portolan.command.v1.RuleCreate
+	(*RuleUpdate)(nil),      // 39: portolan.command.v1.RuleUpdate
+	(*RuleDelete)(nil),      // 40: portolan.command.v1.RuleDelete
+	(*KeyBox)(nil),          // 41: portolan.command.v1.KeyBox
+	(*NodeKey)(nil),         // 42: portolan.command.v1.NodeKey
+	(*KeysRotate)(nil),      // 43: portolan.command.v1.KeysRotate
+	(*KeyStep)(nil),         // 44: portolan.command.v1.KeyStep
+	(*SecretSet)(nil),       // 45: portolan.command.v1.SecretSet
+	(*RecoverySet)(nil),     // 46: portolan.command.v1.RecoverySet
+	(*TagsSet)(nil),         // 47: portolan.command.v1.TagsSet
+	(*TagSaid)(nil),         // 48: portolan.command.v1.TagSaid
+	(*TagsDelete)(nil),      // 49: portolan.command.v1.TagsDelete
+	(*TagsMode)(nil),        // 50: portolan.command.v1.TagsMode
+	(*ImportedTag)(nil),     // 51: portolan.command.v1.ImportedTag
+	(*SnapshotHeader)(nil),  // 52: portolan.command.v1.SnapshotHeader
+	(*BudgetSet)(nil),       // 53: portolan.command.v1.BudgetSet
+	(*SitePause)(nil),       // 54: portolan.command.v1.SitePause
+	(*ArtifactHold)(nil),    // 55: portolan.command.v1.ArtifactHold
+	(*RulePause)(nil),       // 56: portolan.command.v1.RulePause
 }
 var file_consensus_command_command_proto_depIdxs = []int32{
 	0,  // 0: portolan.command.v1.Envelope.type:type_name -> portolan.command.v1.Type
 	7,  // 1: portolan.command.v1.MeshCreate.node:type_name -> portolan.command.v1.Node
-	41, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
+	42, // 2: portolan.command.v1.MeshCreate.keys:type_name -> portolan.command.v1.NodeKey
 	7,  // 3: portolan.command.v1.NodeJoin.node:type_name -> portolan.command.v1.Node
-	41, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
+	42, // 4: portolan.command.v1.NodeJoin.keys:type_name -> portolan.command.v1.NodeKey
 	7,  // 5: portolan.command.v1.NodeUpdate.node:type_name -> portolan.command.v1.Node
-	22, // 6: portolan.command.v1.SiteLabel.set:type_name -> portolan.command.v1.Label
+	23, // 6: portolan.command.v1.SiteLabel.set:type_name -> portolan.command.v1.Label
 	2,  // 7: portolan.command.v1.ProjectCreate.tags:type_name -> portolan.command.v1.TagMode
-	36, // 8: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
-	36, // 9: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
+	37, // 8: portolan.command.v1.RuleCreate.rule:type_name -> portolan.command.v1.Rule
+	37, // 9: portolan.command.v1.RuleUpdate.rule:type_name -> portolan.command.v1.Rule
 	1,  // 10: portolan.command.v1.NodeKey.kind:type_name -> portolan.command.v1.KeyKind
 	1,  // 11: portolan.command.v1.KeyStep.kind:type_name -> portolan.command.v1.KeyKind
 	3,  // 12: portolan.command.v1.KeyStep.step:type_name -> portolan.command.v1.KeyStep.Step
-	40, // 13: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
-	47, // 14: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
+	41, // 13: portolan.command.v1.KeyStep.boxes:type_name -> portolan.command.v1.KeyBox
+	48, // 14: portolan.command.v1.TagsSet.tags:type_name -> portolan.command.v1.TagSaid
 	4,  // 15: portolan.command.v1.TagsMode.step:type_name -> portolan.command.v1.TagsMode.Step
 	2,  // 16: portolan.command.v1.TagsMode.to:type_name -> portolan.command.v1.TagMode
-	50, // 17: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
+	51, // 17: portolan.command.v1.TagsMode.tags:type_name -> portolan.command.v1.ImportedTag
 	5,  // 18: portolan.command.v1.ArtifactHold.hold:type_name -> portolan.command.v1.ArtifactHold.Hold
 	19, // [19:19] is the sub-list for method output_type
 	19, // [19:19] is the sub-list for method input_type
@@ -4350,15 +4449,15 @@ func file_consensus_command_command_proto_init() {
 	if File_consensus_command_command_proto != nil {
 		return
 	}
-	file_consensus_command_command_proto_msgTypes[19].OneofWrappers = []any{}
-	file_consensus_command_command_proto_msgTypes[26].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[20].OneofWrappers = []any{}
+	file_consensus_command_command_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_command_command_proto_rawDesc), len(file_consensus_command_command_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   50,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -226,6 +226,7 @@ func (v *View) ruleDelete(m *command.RuleDelete) (int64, error) {
 }
 
 func (v *View) putProject(p Project) {
+	v.noteChange(p)
 	v.projects, _, _ = v.projects.Insert(idKey(p.ID), p)
 	v.pids, _, _ = v.pids.Insert(p.PID[:], p.ID)
 	if p.Purged() {

@@ -72,6 +72,10 @@ func (v *View) nodeRemove(actor string, m *command.NodeRemove) (int64, error) {
 	if err := checkVersion("site "+s.Name, s.Version, m.GetIfVersion()); err != nil {
 		return 0, err
 	}
+	// What was found out of the site is true as long as it took no pushes.
+	if m.GetAnnounced() != 0 && s.LeavingIndex != m.GetAnnounced() {
+		return 0, refuse(command.CodeConflict, "the removal of site %s was called off meanwhile, and it may have taken pushes since: begin anew", s.Name)
+	}
 	v.nodes, _, _ = v.nodes.Delete(id[:])
 	v.discloseKeys(id) // it knows those of now
 	if !n.Store.IsZero() {
@@ -144,6 +148,29 @@ func (v *View) siteDrain(actor string, m *command.SiteDrain) (int64, error) {
 		s.DrainedAt, s.DrainedBy = v.now(), clip(actor)
 	}
 	s.Version++
+	v.putSite(s)
+	return s.ID, nil
+}
+
+// siteLeave announces a removal, or takes that back. The record's version stays: who
+// removes the site may name the one that they saw.
+func (v *View) siteLeave(actor string, m *command.SiteLeave) (int64, error) {
+	s, ok := v.SiteByID(m.GetId())
+	if !ok {
+		return 0, refuse(command.CodeNotFound, "there is no site %d: see the sites with: portolan site list", m.GetId())
+	}
+	if err := checkVersion("site "+s.Name, s.Version, m.GetIfVersion()); err != nil {
+		return 0, err
+	}
+	if m.GetWithdraw() {
+		s.LeavingAt, s.LeavingBy, s.LeavingIndex = time.Time{}, "", 0
+		v.putSite(s)
+		return s.ID, nil
+	}
+	if _, announced := s.Leaving(v.now()); !announced {
+		s.LeavingIndex = v.index
+	}
+	s.LeavingAt, s.LeavingBy = v.now(), clip(actor)
 	v.putSite(s)
 	return s.ID, nil
 }

@@ -202,6 +202,8 @@ func (v *View) apply(env *command.Envelope, body proto.Message) (int64, error) {
 		return v.nodeRemove(actor, m)
 	case *command.SiteRemove:
 		return v.siteRemove(actor, m)
+	case *command.SiteLeave:
+		return v.siteLeave(actor, m)
 	case *command.SiteDrain:
 		return v.siteDrain(actor, m)
 	case *command.SiteLabel:

@@ -850,8 +850,11 @@ type SiteRow struct {
 	Version       uint64                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
 	DrainedUnixNs int64                  `protobuf:"varint,20,opt,name=drained_unix_ns,json=drainedUnixNs,proto3" json:"drained_unix_ns,omitempty"` // since when it drains; 0: it does not
 	DrainedBy     string                 `protobuf:"bytes,21,opt,name=drained_by,json=drainedBy,proto3" json:"drained_by,omitempty"`
-	Labels        []*command.Label       `protobuf:"bytes,33,rep,name=labels,proto3" json:"labels,omitempty"`                              // by key
-	AwayUnixNs    int64                  `protobuf:"varint,34,opt,name=away_unix_ns,json=awayUnixNs,proto3" json:"away_unix_ns,omitempty"` // since when rules do not count on it; 0: they do
+	LeavingUnixNs int64                  `protobuf:"varint,24,opt,name=leaving_unix_ns,json=leavingUnixNs,proto3" json:"leaving_unix_ns,omitempty"` // when its removal was last announced; 0: it is not
+	LeavingBy     string                 `protobuf:"bytes,25,opt,name=leaving_by,json=leavingBy,proto3" json:"leaving_by,omitempty"`
+	LeavingIndex  uint64                 `protobuf:"varint,26,opt,name=leaving_index,json=leavingIndex,proto3" json:"leaving_index,omitempty"` // raft index of the command that first did
+	Labels        []*command.Label       `protobuf:"bytes,33,rep,name=labels,proto3" json:"labels,omitempty"`                                  // by key
+	AwayUnixNs    int64                  `protobuf:"varint,34,opt,name=away_unix_ns,json=awayUnixNs,proto3" json:"away_unix_ns,omitempty"`     // since when rules do not count on it; 0: they do
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -926,6 +929,27 @@ func (x *SiteRow) GetDrainedBy() string {
 		return x.DrainedBy
 	}
 	return ""
+}
+
+func (x *SiteRow) GetLeavingUnixNs() int64 {
+	if x != nil {
+		return x.LeavingUnixNs
+	}
+	return 0
+}
+
+func (x *SiteRow) GetLeavingBy() string {
+	if x != nil {
+		return x.LeavingBy
+	}
+	return ""
+}
+
+func (x *SiteRow) GetLeavingIndex() uint64 {
+	if x != nil {
+		return x.LeavingIndex
+	}
+	return 0
 }
 
 func (x *SiteRow) GetLabels() []*command.Label {
@@ -1190,6 +1214,8 @@ type TagStateRow struct {
 	Seq           uint64                 `protobuf:"varint,11,opt,name=seq,proto3" json:"seq,omitempty"`
 	Note          string                 `protobuf:"bytes,12,opt,name=note,proto3" json:"note,omitempty"`                                // why the last switch was called off
 	LateBefore    uint64                 `protobuf:"varint,13,opt,name=late_before,json=lateBefore,proto3" json:"late_before,omitempty"` // raft index of the end of a switch to strong, or of one that did not wait for all
+	Seen          []byte                 `protobuf:"bytes,14,opt,name=seen,proto3" json:"seen,omitempty"`                                // by the importer of the last switch to strong, as in TagsMode
+	AllSeen       bool                   `protobuf:"varint,15,opt,name=all_seen,json=allSeen,proto3" json:"all_seen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1313,6 +1339,20 @@ func (x *TagStateRow) GetLateBefore() uint64 {
 		return x.LateBefore
 	}
 	return 0
+}
+
+func (x *TagStateRow) GetSeen() []byte {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
+func (x *TagStateRow) GetAllSeen() bool {
+	if x != nil {
+		return x.AllSeen
+	}
+	return false
 }
 
 // StrongTagRow is what a tag says; without a digest it was deleted.
@@ -2452,7 +2492,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
 	"\x06sealed\x18\x03 \x01(\fR\x06sealed\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\x04R\aversion\x12&\n" +
-	"\x0fupdated_unix_ns\x18\x05 \x01(\x03R\rupdatedUnixNs\"\x8c\x02\n" +
+	"\x0fupdated_unix_ns\x18\x05 \x01(\x03R\rupdatedUnixNs\"\xf8\x02\n" +
 	"\aSiteRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -2460,7 +2500,11 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\aversion\x18\x04 \x01(\x04R\aversion\x12&\n" +
 	"\x0fdrained_unix_ns\x18\x14 \x01(\x03R\rdrainedUnixNs\x12\x1d\n" +
 	"\n" +
-	"drained_by\x18\x15 \x01(\tR\tdrainedBy\x122\n" +
+	"drained_by\x18\x15 \x01(\tR\tdrainedBy\x12&\n" +
+	"\x0fleaving_unix_ns\x18\x18 \x01(\x03R\rleavingUnixNs\x12\x1d\n" +
+	"\n" +
+	"leaving_by\x18\x19 \x01(\tR\tleavingBy\x12#\n" +
+	"\rleaving_index\x18\x1a \x01(\x04R\fleavingIndex\x122\n" +
 	"\x06labels\x18! \x03(\v2\x1a.portolan.command.v1.LabelR\x06labels\x12 \n" +
 	"\faway_unix_ns\x18\" \x01(\x03R\n" +
 	"awayUnixNs\"\x91\x01\n" +
@@ -2490,7 +2534,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x04tags\x18\x1e \x01(\v2\x1e.portolan.state.v1.TagStateRowR\x04tags\x12\x1e\n" +
 	"\n" +
 	"durability\x18\x1f \x01(\rR\n" +
-	"durability\"\x8c\x03\n" +
+	"durability\"\xbb\x03\n" +
 	"\vTagStateRow\x120\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x1c.portolan.command.v1.TagModeR\x04mode\x12,\n" +
 	"\x02to\x18\x02 \x01(\x0e2\x1c.portolan.command.v1.TagModeR\x02to\x12!\n" +
@@ -2506,7 +2550,9 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x03seq\x18\v \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04note\x18\f \x01(\tR\x04note\x12\x1f\n" +
 	"\vlate_before\x18\r \x01(\x04R\n" +
-	"lateBefore\"\xd4\x01\n" +
+	"lateBefore\x12\x12\n" +
+	"\x04seen\x18\x0e \x01(\fR\x04seen\x12\x19\n" +
+	"\ball_seen\x18\x0f \x01(\bR\aallSeen\"\xd4\x01\n" +
 	"\fStrongTagRow\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x1e\n" +

@@ -13,6 +13,15 @@ import (
 // time, and more than five copies are a rule's business.
 const maxDurability = 5
 
+const (
+	// MaxSeen bounds the incarnations of TagState.Seen: they go into one command of
+	// 64 KiB, and stay with the project. A project gets one with each restart of each
+	// of its sites that is pushed to.
+	MaxSeen = 3000
+	// seenPair is an incarnation and a sequence number.
+	seenPair = 16
+)
+
 // TagMode says who decides what a project's tags say. Numbers are the command's.
 type TagMode uint8
 
@@ -58,9 +67,15 @@ type TagState struct {
 	// Late are the sites that the last switch did not wait for: what they wrote may
 	// turn up at any time.
 	Late []string
-	// LateBefore: what sites wrote before the last switch was allowed under rights of
-	// an earlier raft index; 0: there was none that needs it.
+	// LateBefore: what sites wrote before the last switch to strong was allowed under
+	// rights of an earlier raft index; 0: there was none.
 	LateBefore uint64
+	// Seen is what the importer of the last switch to strong had seen of the project, in
+	// pairs of 8 byte incarnation and sequence number: what sites wrote of it was
+	// ordered before the switch, however old it is where it turns up. AllSeen: it was
+	// too much to be kept, and nobody was late.
+	Seen    []byte
+	AllSeen bool
 	// Base: tags of the project without a row were gone at this seq.
 	Base uint64
 	// Seq is that of the last change of a strong tag, also after the project left
@@ -228,6 +243,12 @@ func (v *View) endSwitch(p Project, m *command.TagsMode) error {
 		if err != nil {
 			return refuse(command.CodeInvalid, "%s", err)
 		}
+		if n := len(m.GetSeen()); n%seenPair != 0 || n > MaxSeen*seenPair {
+			return refuse(command.CodeInvalid, "%d bytes are not what a site has seen of project %s", n, p.Name)
+		}
+		if m.GetAllSeen() && len(m.GetLate()) > 0 {
+			return refuse(command.CodeInvalid, "not all is seen of project %s while sites are not waited for", p.Name)
+		}
 		if count := int(m.GetCount()); p.Tags.Importer != node && count > 0 || p.Tags.Staged != count {
 			return refuse(command.CodeConflict, "the tags of project %s are not all imported: %d of %d", p.Name, p.Tags.Staged, count)
 		}
@@ -241,12 +262,13 @@ func (v *View) endSwitch(p Project, m *command.TagsMode) error {
 			v.putTag(t)
 		}
 		p.Tags.Base, p.Tags.Seq = v.seq(), v.seq()
+		p.Tags.Seen, p.Tags.AllSeen = m.GetSeen(), m.GetAllSeen()
 	} else {
 		v.dropTags(p.PID)
 	}
 	p.Tags.Mode = p.Tags.To
-	p.Tags.Late, p.Tags.LateBefore = set(m.GetLate()), 0
-	if len(p.Tags.Late) > 0 || p.Tags.Mode == StrongTags {
+	p.Tags.Late = set(m.GetLate())
+	if p.Tags.Mode == StrongTags {
 		// Also if all were waited for: a site may write the tags down before it has all
 		// that the importer had.
 		p.Tags.LateBefore = v.index
@@ -288,7 +310,7 @@ func (v *View) deletedTags(p *Project) {
 
 func (t TagState) row() *TagStateRow {
 	r := &TagStateRow{Mode: command.TagMode(t.Mode), To: command.TagMode(t.To), SwitchIndex: t.Index, SwitchUnixNs: toNanos(t.SwitchAt), SwitchBy: t.SwitchBy, Force: t.Force,
-		Staged: uint64(t.Staged), Late: t.Late, Base: t.Base, Seq: t.Seq, Note: t.Note, LateBefore: t.LateBefore}
+		Staged: uint64(t.Staged), Late: t.Late, Base: t.Base, Seq: t.Seq, Note: t.Note, LateBefore: t.LateBefore, Seen: t.Seen, AllSeen: t.AllSeen}
 	if !t.Importer.IsZero() {
 		r.Importer = t.Importer[:]
 	}
@@ -307,7 +329,8 @@ func loadTagState(r *TagStateRow) (TagState, error) {
 		return TagState{}, nil
 	}
 	t := TagState{Mode: TagMode(r.GetMode()), To: TagMode(r.GetTo()), Index: r.GetSwitchIndex(), SwitchAt: fromNanos(r.GetSwitchUnixNs()), SwitchBy: r.GetSwitchBy(),
-		Force: r.GetForce(), Staged: int(r.GetStaged()), Late: slices.Clone(r.GetLate()), Base: r.GetBase(), Seq: r.GetSeq(), Note: r.GetNote(), LateBefore: r.GetLateBefore()}
+		Force: r.GetForce(), Staged: int(r.GetStaged()), Late: slices.Clone(r.GetLate()), Base: r.GetBase(), Seq: r.GetSeq(), Note: r.GetNote(), LateBefore: r.GetLateBefore(),
+		Seen: slices.Clone(r.GetSeen()), AllSeen: r.GetAllSeen()}
 	if len(r.GetImporter()) > 0 {
 		id, err := identity.NodeIDFromBytes(r.GetImporter())
 		if err != nil {

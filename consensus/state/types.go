@@ -38,6 +38,12 @@ type Site struct {
 	DrainedBy string    // actor
 	// Labels choose sites for rules. Never changed in place.
 	Labels map[string]string
+	// LeavingAt is when people last announced that they are about to remove the site;
+	// zero: they did not. LeavingIndex is the raft index of the command that began it.
+	LeavingAt    time.Time
+	LeavingBy    string // actor
+	LeavingIndex uint64
+
 	AwayAt time.Time // since when rules that want a number of copies do not count on it; zero: they do
 }
 
@@ -47,6 +53,18 @@ func (s Site) Away() bool { return !s.AwayAt.IsZero() }
 
 // Draining reports whether the site asks to be left in peace.
 func (s Site) Draining() bool { return !s.DrainedAt.IsZero() }
+
+// Leaving reports whether the site's removal is announced at a time; the index
+// tells one announcement from the next. It ends by itself: who gave up need not
+// remember to take it back.
+func (s Site) Leaving(now time.Time) (index uint64, announced bool) {
+	return s.LeavingIndex, s.LeavingIndex != 0 && now.Sub(s.LeavingAt).Abs() < LeavingFor
+}
+
+// LeavingFor is how long a removal that was announced, and not announced again, may
+// still come: a call looks for seconds at what only the site holds, and each may
+// announce it again.
+const LeavingFor = 15 * time.Minute
 
 // Node is one member process.
 type Node struct {

@@ -58,6 +58,7 @@ type View struct {
 	tagRows
 	traffic
 	holds
+	changes
 }
 
 func newView() *View {
@@ -70,7 +71,7 @@ func newView() *View {
 		paths: table.New[int64](), publicPaths: table.New[int64](), memberPaths: table.New[int64](),
 		rules: table.New[Rule](), ruleNames: table.New[int64](),
 		tokens: table.New[Token](), secrets: table.New[Secret](),
-		removals: newRemovals(), tagRows: newTagRows(), traffic: newTraffic(), holds: newHolds(),
+		removals: newRemovals(), tagRows: newTagRows(), traffic: newTraffic(), holds: newHolds(), changes: newChanges(),
 	}
 }
 
@@ -81,7 +82,7 @@ type building interface{ Build(on bool) }
 func (v *View) trees() []building {
 	rows := append([]building{v.secrets, v.sites, v.siteNames, v.nodes, v.stores, v.projects, v.projNames, v.pids, v.users, v.userNames,
 		v.members, v.memberIDs, v.paths, v.publicPaths, v.memberPaths, v.rules, v.ruleNames, v.tokens, v.removed}, v.tagRows.trees()...)
-	return append(append(rows, v.traffic.trees()...), v.holds.trees()...)
+	return slices.Concat(rows, v.traffic.trees(), v.holds.trees(), v.changes.trees())
 }
 
 // build lets a view that nobody has yet be filled without a copy for each row.

@@ -66,6 +66,11 @@ type Config struct {
 	Proposer Proposer
 	Access   Access
 	Catalog  Catalog
+	// Refresh brings a project's entries of other sites here, within seconds, and names
+	// those that did not answer; nil: there are no others.
+	Refresh func(ctx context.Context, pid identity.ProjectID) (unreachable []string, err error)
+	// Site is where this node is.
+	Site string
 	// Closed says why this node makes no changes any more; empty, or nil: it does.
 	Closed func() string
 	// Version of the binary, for /systeminfo.

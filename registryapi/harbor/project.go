@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/portolan/portolan/consensus/command"
@@ -216,6 +217,9 @@ func (a *API) deleteProject(ctx context.Context, in *deleteProjectIn) (*rest.Emp
 		return nil, err
 	}
 	if !in.Force {
+		if err := a.seeAll(ctx, p); err != nil {
+			return nil, err
+		}
 		repos, err := a.cfg.Catalog.Repositories(p.PID, "", 1)
 		if err != nil {
 			return nil, err
@@ -230,6 +234,38 @@ func (a *API) deleteProject(ctx context.Context, in *deleteProjectIn) (*rest.Emp
 	}
 	return a.edit(ctx, want, &command.ProjectDelete{Id: p.ID, IfVersion: want.Version})
 }
+
+// seeAll brings what other sites have of a project here, or says why that cannot
+// be: an empty catalogue here says nothing of what was pushed elsewhere.
+func (a *API) seeAll(ctx context.Context, p state.Project) error {
+	if a.cfg.Refresh == nil {
+		return nil
+	}
+	why := func(sites []string, format string, args ...any) error {
+		return &rest.Error{Status: http.StatusServiceUnavailable, Code: rest.CodeUnavailable, Sites: sites, RetryAfter: seeAllAgain,
+			Message: fmt.Sprintf(format, args...) + ": try again, or delete the project with force"}
+	}
+	if as := p.Residence(a.cfg.Site); as != state.Resident {
+		var sites []string
+		for _, s := range a.cfg.View().ContentSites() {
+			if p.Residence(s.Name) == state.Resident {
+				sites = append(sites, s.Name)
+			}
+		}
+		return why(sites, "site %s is %s of project %s and cannot say whether it has repositories: ask at another of its sites (%s)", a.cfg.Site, as, p.Name, strings.Join(sites, ", "))
+	}
+	silent, err := a.cfg.Refresh(ctx, p.PID)
+	if err != nil {
+		return fmt.Errorf("repositories of %s elsewhere: %w", p.Name, err)
+	}
+	if len(silent) > 0 {
+		return why(silent, "project %s may have repositories at site %s, which does not answer", p.Name, strings.Join(silent, ", "))
+	}
+	return nil
+}
+
+// seeAllAgain is when a site may answer that did not.
+const seeAllAgain = 5 * time.Second
 
 func (a *API) summary(ctx context.Context, in *ProjectPath) (*struct{ Body ProjectSummary }, error) {
 	p, err := a.open(ctx, *in, access.ReadProject)

@@ -71,6 +71,7 @@ type LastCopy struct {
 	Bytes      int64           `json:"bytes" doc:"Their size"`
 	Cached     []string        `json:"cached,omitempty" doc:"Sites that hold some of it only because it was pulled there, and may drop it"`
 	Silent     []string        `json:"silent,omitempty" doc:"Sites that may hold some of it and do not answer"`
+	Deleted    bool            `json:"deleted,omitempty" doc:"Its project is deleted and can be restored until its content goes: restore it to bring this elsewhere"`
 }
 
 // Unseen is a project whose content at the leaving site the answering site
@@ -80,10 +81,18 @@ type Unseen struct {
 	Sites   []string `json:"sites,omitempty" doc:"Other sites where it may rest: ask there; none: the leaving site is the only one"`
 }
 
+// NeverLeft counts what a lost site wrote and no other has. Its fields are those of
+// transfer.NeverLeft.
+type NeverLeft struct {
+	Requests uint64 `json:"requests" doc:"Pushes and deletes, at most, that the site told of and that no site has"`
+	Projects int    `json:"projects" doc:"In how many projects"`
+}
+
 // LastCopies is one part of the answer to a LastCopyQuestion.
 type LastCopies struct {
 	Copies    []LastCopy
 	Manifests int
+	NeverLeft *NeverLeft // with the last part of a lost site; nil: nothing was heard of what it wrote
 	Unseen    []Unseen
 	Next      string // empty: this was the last part
 	Anew      bool   // the site took pushes since the part before: this is a first part again
@@ -131,6 +140,7 @@ type Removal struct {
 	Anew       bool       `json:"anew,omitempty" doc:"The site took pushes since the call before, so the look began again: what earlier calls found is void"`
 	LookedAt   int        `json:"looked_at" doc:"Manifests that this call looked at"`
 	LastCopies []LastCopy `json:"last_copies" doc:"Images of which only this site holds something, found by this call"`
+	NeverLeft  *NeverLeft `json:"never_left,omitempty" doc:"What a lost site wrote and nobody has, as far as it told others before it was lost; not there: it told the answering site nothing since that was started"`
 	Unseen     []Unseen   `json:"unseen" doc:"Projects that the answering site cannot judge, found by this call"`
 
 	Site     string            `json:"site" doc:"The site"`
@@ -179,6 +189,8 @@ func (a *API) registerRemoval() {
 	rest.Register(a.rest, rest.Op{ID: "undrain-site", Method: http.MethodPost, Path: "/sites/{name}/undrain", Tag: "mesh", Who: rest.SystemAdmin,
 		Summary: "Take a drain back"},
 		func(ctx context.Context, in *siteEditIn) (*rest.Object[Site], error) { return a.drain(ctx, in, false) })
+	rest.Register(a.rest, rest.Op{ID: "keep-site", Method: http.MethodPost, Path: "/sites/{name}/keep", Tag: "mesh", Who: rest.SystemAdmin,
+		Summary: "Call off a removal that was begun: the site takes pushes again at once, and not only when the announcement has expired"}, a.keepSite)
 	rest.Register(a.rest, rest.Op{ID: "remove-site", Method: http.MethodPost, Path: "/sites/{name}/remove", Tag: "mesh", Who: rest.SystemAdmin,
 		Summary: "Remove a site for good, unless it holds the last copy of something; repeat the call until done"}, a.removeSite)
 	rest.Register(a.rest, rest.Op{ID: "remove-node", Method: http.MethodPost, Path: "/nodes/{node}/remove", Tag: "mesh", Who: rest.SystemAdmin,
@@ -203,6 +215,48 @@ func (a *API) drain(ctx context.Context, in *siteEditIn, drain bool) (*rest.Obje
 		return nil, rest.Conflict("site %s was removed at the moment it was changed", in.Name)
 	}
 	return rest.ObjectOf(s.ID, s.Version, a.site(v, s)), nil
+}
+
+func (a *API) keepSite(ctx context.Context, in *siteEditIn) (*rest.Object[Site], error) {
+	v := a.cfg.View()
+	s, ok := v.Site(in.Name)
+	if !ok {
+		return nil, noSite(v, in.Name)
+	}
+	want, err := in.Expect(s.ID, 0)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := a.edit(ctx, want, &command.SiteLeave{Id: s.ID, Withdraw: true, IfVersion: want.Version}); err != nil {
+		return nil, err
+	}
+	v = a.cfg.View()
+	if s, ok = v.SiteByID(s.ID); !ok {
+		return nil, rest.Conflict("site %s was removed at the moment its removal was called off", in.Name)
+	}
+	return rest.ObjectOf(s.ID, s.Version, a.site(v, s)), nil
+}
+
+// announce says in the control state that a site is about to be removed, unless
+// that was said a while ago. The site takes no pushes by that word alone. It
+// returns what tells this announcement from another one.
+func (a *API) announce(ctx context.Context, s state.Site, want rest.Expect) (uint64, error) {
+	now := a.cfg.Now()
+	if index, ok := s.Leaving(now); ok && now.Sub(s.LeavingAt) < state.LeavingFor/2 {
+		return index, nil
+	}
+	if _, err := a.edit(ctx, want, &command.SiteLeave{Id: s.ID, IfVersion: want.Version}); err != nil {
+		return 0, err
+	}
+	s, ok := a.cfg.View().SiteByID(s.ID)
+	if !ok {
+		return 0, rest.Conflict("site %s was removed at the moment its removal was announced", s.Name)
+	}
+	index, ok := s.Leaving(now)
+	if !ok {
+		return 0, rest.Conflict("the removal of site %s could not be announced: it was called off meanwhile, or the clock here is more than %d minutes off that of the mesh", s.Name, int(state.LeavingFor.Minutes()))
+	}
+	return index, nil
 }
 
 func (a *API) removeSite(ctx context.Context, in *removeSiteIn) (*removalOut, error) {
@@ -243,6 +297,9 @@ type progress struct {
 	Found int    `json:"f,omitempty"` // last copies
 	Blind int    `json:"b,omitempty"` // projects that cannot be judged here
 	Ended bool   `json:"e,omitempty"`
+	// Announced is of the announcement under which all of it was looked at.
+	Announced uint64     `json:"i,omitempty"`
+	NeverLeft *NeverLeft `json:"n,omitempty"`
 }
 
 func (p progress) String() string {
@@ -283,6 +340,11 @@ func (a *API) remove(ctx context.Context, s state.Site, nodes []state.Node, want
 	out := &removalOut{Body: Removal{Site: s.Name, LastCopies: []LastCopy{}, Unseen: []Unseen{}, Nodes: []identity.NodeID{},
 		Rules: []string{}, Projects: []string{}, Tokens: []int64{}, ToChange: []string{}}}
 	if !at.Ended && slices.ContainsFunc(nodes, func(n state.Node) bool { return !n.Witness }) {
+		if !in.Lost {
+			if at.Announced, err = a.announce(ctx, s, want); err != nil {
+				return nil, err
+			}
+		}
 		found, err := a.cfg.LastCopies(ctx, LastCopyQuestion{Site: s.Name, Lost: in.Lost, After: at.After, For: leaveSlice})
 		if err != nil && !in.Force {
 			return nil, a.notJudged(s, err)
@@ -291,7 +353,10 @@ func (a *API) remove(ctx context.Context, s state.Site, nodes []state.Node, want
 		if found.Anew {
 			at.Found, at.Blind, b.Anew = 0, 0, true
 		}
-		b.LookedAt = found.Manifests
+		b.LookedAt, b.NeverLeft = found.Manifests, found.NeverLeft
+		if b.NeverLeft != nil {
+			at.NeverLeft = b.NeverLeft
+		}
 		b.LastCopies, b.Unseen = append(b.LastCopies, found.Copies...), append(b.Unseen, found.Unseen...)
 		at.Found, at.Blind = at.Found+len(found.Copies), at.Blind+len(found.Unseen)
 		at.After, at.Ended = found.Next, found.Next == ""
@@ -301,9 +366,17 @@ func (a *API) remove(ctx context.Context, s state.Site, nodes []state.Node, want
 		}
 	}
 	if at.Found+at.Blind > 0 && !in.Lost && !in.Force {
+		// It goes no further, so the site need not wait for the announcement to expire.
+		if _, err := a.propose(ctx, &command.SiteLeave{Id: s.ID, Withdraw: true}); err != nil {
+			a.cfg.Logger.Warn("a removal that was refused could not be called off: the site takes no pushes for some minutes", "site", s.Name, "error", err)
+		}
 		return nil, a.holdsLast(s, at)
 	}
-	return out, a.commitRemoval(ctx, v, s, nodes, want, in.Lost, &out.Body)
+	out.Body.NeverLeft = at.NeverLeft
+	if in.Lost || in.Force {
+		at.Announced = 0 // whatever it took meanwhile
+	}
+	return out, a.commitRemoval(ctx, v, s, nodes, want, &command.NodeRemove{Lost: in.Lost, Announced: at.Announced}, &out.Body)
 }
 
 func (a *API) anyAlive(nodes []state.Node) bool {
@@ -344,7 +417,7 @@ func (a *API) holdsLast(s state.Site, at progress) error {
 }
 
 // commitRemoval makes the edits and tells what they leave to people.
-func (a *API) commitRemoval(ctx context.Context, v *state.View, s state.Site, nodes []state.Node, want rest.Expect, lost bool, out *Removal) error {
+func (a *API) commitRemoval(ctx context.Context, v *state.View, s state.Site, nodes []state.Node, want rest.Expect, how *command.NodeRemove, out *Removal) error {
 	// This node last: it may hear no more of it.
 	slices.SortStableFunc(nodes, func(x, y state.Node) int {
 		switch a.cfg.Self {
@@ -356,7 +429,7 @@ func (a *API) commitRemoval(ctx context.Context, v *state.View, s state.Site, no
 		return 0
 	})
 	for i, n := range nodes {
-		body := &command.NodeRemove{NodeId: n.ID[:], Lost: lost}
+		body := &command.NodeRemove{NodeId: n.ID[:], Lost: how.GetLost(), Announced: how.GetAnnounced()}
 		if i == 0 {
 			body.IfVersion = want.Version // the next are edits of our own
 		}

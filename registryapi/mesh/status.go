@@ -105,6 +105,7 @@ func (a *API) site(v *state.View, s state.Site) Site {
 func site(v *state.View, s state.Site, trips []RoundTrip) Site {
 	out := Site{ID: s.ID, Name: s.Name, CreatedAt: s.CreatedAt, Draining: s.Draining(), DrainedAt: s.DrainedAt, DrainedBy: s.DrainedBy, Nodes: []Node{}, RoundTrips: []RoundTrip{}, Version: s.Version}
 	out.AwayAt = s.AwayAt
+	out.LeavingAt, out.LeavingBy = s.LeavingAt, s.LeavingBy
 	if out.Labels = s.Labels; out.Labels == nil {
 		out.Labels = map[string]string{}
 	}

@@ -199,7 +199,7 @@ func (s *Sync) reply(ctx context.Context, from identity.NodeID, q *AskRequest) (
 	case *AskRequest_Keep:
 		return s.replyKeep(ctx, from, pid, q.Keep)
 	case *AskRequest_Hold:
-		return s.replyHold(ctx, from)
+		return s.replyHold(ctx, from, q.Hold)
 	case *AskRequest_Dominate:
 		return s.replyDominate(ctx, from, pid, q.Dominate)
 	case *AskRequest_Residence:

@@ -86,6 +86,7 @@ func (l *link) exchangeHeads(ctx context.Context, t *talk) ([]*call, error) {
 		if l.s.takesFrom(pid, l.node) != nil {
 			continue
 		}
+		l.s.hearWritten(l.node, pid, h)
 		if c := l.compare(ctx, pid, h); c != nil {
 			calls = append(calls, c)
 		}

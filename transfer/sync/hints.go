@@ -133,7 +133,11 @@ func (s *Sync) announceHeads(pids map[identity.ProjectID]bool, feed bool) {
 			s.log.Warn("a project's vector can't be read: peers find its changes by polling", "pid", pid, "error", err)
 			continue
 		}
-		note.Heads = append(note.Heads, &Head{ProjectId: pid[:], VectorHash: vectorHash(vector)})
+		h := &Head{ProjectId: pid[:], VectorHash: vectorHash(vector)}
+		if err := s.sayWritten(h, pid); err != nil {
+			s.log.Warn("what was written in a project can't be read: peers do not hear how much it is", "pid", pid, "error", err)
+		}
+		note.Heads = append(note.Heads, h)
 		if len(note.Heads) == headsPerHint {
 			send()
 		}
@@ -166,7 +170,11 @@ func (s *Sync) Hint(from identity.NodeID, kind byte, payload []byte) {
 			s.park(pid)
 			continue
 		}
-		if s.takesFrom(pid, from) == nil && !s.has(pid, h.GetVectorHash()) {
+		if s.takesFrom(pid, from) != nil {
+			continue
+		}
+		s.hearWritten(from, pid, h)
+		if !s.has(pid, h.GetVectorHash()) {
 			l.request(pid)
 		}
 	}

@@ -38,7 +38,7 @@ type Kept struct {
 // pushHooks answer the questions here.
 type pushHooks struct {
 	ready func(ctx context.Context, pid identity.ProjectID, index uint64) (bool, string)
-	hold  func(ctx context.Context, from identity.NodeID) (underWay int, epoch uint64, err error)
+	hold  func(ctx context.Context, from identity.NodeID, announced uint64) (underWay int, epoch uint64, err error)
 	pin   func() (end func(), wait time.Duration)
 	keep  func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []Piece) (Kept, error)
 }
@@ -56,9 +56,9 @@ func (s *Sync) OnKeep(fn func(ctx context.Context, from identity.NodeID, pid ide
 }
 
 // OnHold has fn called when another node wants this one to take no pushes for a
-// while; it returns how many did not end, and what tells one such while from the
-// next. Call it before Run.
-func (s *Sync) OnHold(fn func(ctx context.Context, from identity.NodeID) (underWay int, epoch uint64, err error)) {
+// while, by a removal that the control state announces; it returns how many did not
+// end, and what tells one such while from the next. Call it before Run.
+func (s *Sync) OnHold(fn func(ctx context.Context, from identity.NodeID, announced uint64) (underWay int, epoch uint64, err error)) {
 	s.pushes.hold = fn
 }
 
@@ -68,19 +68,20 @@ func (s *Sync) OnPin(fn func() (end func(), wait time.Duration)) { s.pushes.pin 
 
 // Hold asks a node to take no pushes for some minutes, and returns how many are
 // still under way there. The project is one that both sites may have: it holds
-// for all. If the epoch is another one than an earlier answer's, it took pushes in
+// for all. Announced is the raft index at which the removal of its site was; it
+// refuses without. If the epoch is another one than an earlier answer's, it took pushes in
 // between.
-func (s *Sync) Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID) (underWay int, epoch uint64, err error) {
-	a, err := s.ask(ctx, node, &AskRequest{ProjectId: pid[:], Question: &AskRequest_Hold{Hold: &HoldRequest{}}})
+func (s *Sync) Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID, announced uint64) (underWay int, epoch uint64, err error) {
+	a, err := s.ask(ctx, node, &AskRequest{ProjectId: pid[:], Question: &AskRequest_Hold{Hold: &HoldRequest{Announced: announced}}})
 	return int(a.GetHold().GetUnderWay()), a.GetHold().GetEpoch(), err
 }
 
-func (s *Sync) replyHold(ctx context.Context, from identity.NodeID) (*AskResponse, error) {
+func (s *Sync) replyHold(ctx context.Context, from identity.NodeID, q *HoldRequest) (*AskResponse, error) {
 	out := &HoldResponse{}
 	if s.pushes.hold != nil {
-		n, epoch, err := s.pushes.hold(ctx, from)
+		n, epoch, err := s.pushes.hold(ctx, from, q.GetAnnounced())
 		if err != nil {
-			return nil, err
+			return nil, &refusedError{Refusal_CODE_FAILED, err.Error()}
 		}
 		out.UnderWay, out.Epoch = uint32(n), epoch
 	}

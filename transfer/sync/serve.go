@@ -83,9 +83,11 @@ func (s *Sync) sendHeads(from identity.NodeID, st *peer.Stream, cameAt time.Time
 		if err != nil {
 			return err
 		}
-		page.Heads = append(page.Heads, &Head{
-			ProjectId: pid[:], VectorHash: vectorHash(vector), CheckCount: check.Count, CheckXor: check.Xor[:],
-		})
+		h := &Head{ProjectId: pid[:], VectorHash: vectorHash(vector), CheckCount: check.Count, CheckXor: check.Xor[:]}
+		if err := s.sayWritten(h, pid); err != nil {
+			return err
+		}
+		page.Heads = append(page.Heads, h)
 		if len(page.GetHeads()) == headsPerPage {
 			if err := send(); err != nil {
 				return err

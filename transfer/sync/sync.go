@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -98,11 +97,12 @@ type Sync struct {
 
 	mu        sync.Mutex
 	links     map[identity.NodeID]*link
-	parked    map[identity.ProjectID]bool          // hinted at, unknown to the control state
-	projects  uint64                               // fingerprint of the projects that links know of
-	pulling   map[identity.ProjectID]chan struct{} // closed when the pull under way ends; see courtesy
-	anew      map[identity.ProjectID]time.Time     // pulled anew without a loss of its own; see stubborn
-	dropping  map[identity.ProjectID]bool          // see Drop
+	unseen    map[identity.NodeID]map[identity.ProjectID]*catalog.Unseen // what nodes say that they wrote
+	parked    map[identity.ProjectID]bool                                // hinted at, unknown to the control state
+	projects  uint64                                                     // raft index up to which links know what projects there are, and where
+	pulling   map[identity.ProjectID]chan struct{}                       // closed when the pull under way ends; see courtesy
+	anew      map[identity.ProjectID]time.Time                           // pulled anew without a loss of its own; see stubborn
+	dropping  map[identity.ProjectID]bool                                // see Drop
 	first     chan struct{}
 	firstDone bool
 	peersSet  bool // the control state names this node: the list of peers is whole
@@ -142,6 +142,7 @@ func New(cfg Config) (*Sync, error) {
 		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(), poll: cfg.Poll,
 		links:    map[identity.NodeID]*link{},
 		parked:   map[identity.ProjectID]bool{},
+		unseen:   map[identity.NodeID]map[identity.ProjectID]*catalog.Unseen{},
 		pulling:  map[identity.ProjectID]chan struct{}{},
 		anew:     map[identity.ProjectID]time.Time{},
 		dropping: map[identity.ProjectID]bool{},
@@ -210,13 +211,14 @@ func (s *Sync) followMembers(ctx context.Context, wg *sync.WaitGroup) {
 	if _, removed := view.Removed(s.cfg.Self); removed {
 		clear(want) // nobody would answer
 	}
-	projects := fingerprint(view)
+	projects := view.ResidenceChangedAt()
 
 	s.mu.Lock()
 	for id, l := range s.links {
 		if !want[id] {
 			l.cancel()
 			delete(s.links, id)
+			delete(s.unseen, id)
 		}
 	}
 	for id := range want {
@@ -267,23 +269,6 @@ func (s *Sync) allLinks() []*link {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.linkList()
-}
-
-// fingerprint changes when an exchange could bring something that the last one
-// could not: another set of projects, or another residency.
-func fingerprint(view *state.View) uint64 {
-	h := fnv.New64a()
-	for p := range view.Projects() {
-		_, _ = h.Write(p.PID[:])
-		for _, sites := range [][]string{p.Sites, p.Leaving, p.Syncing} {
-			for _, site := range sites {
-				_, _ = h.Write([]byte(site))
-				_, _ = h.Write([]byte{0})
-			}
-			_, _ = h.Write([]byte{0})
-		}
-	}
-	return h.Sum64()
 }
 
 // mayRestHere: the control state knows the project and lets it rest here.

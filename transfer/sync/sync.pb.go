@@ -521,6 +521,9 @@ type Head struct {
 	VectorHash    uint64                 `protobuf:"fixed64,2,opt,name=vector_hash,json=vectorHash,proto3" json:"vector_hash,omitempty"` // FNV-1a of the vector's encoding
 	CheckCount    uint64                 `protobuf:"varint,3,opt,name=check_count,json=checkCount,proto3" json:"check_count,omitempty"`  // what the entries add up to
 	CheckXor      []byte                 `protobuf:"bytes,4,opt,name=check_xor,json=checkXor,proto3" json:"check_xor,omitempty"`
+	WrittenInc    uint64                 `protobuf:"fixed64,62,opt,name=written_inc,json=writtenInc,proto3" json:"written_inc,omitempty"` // incarnation of the sender's own newest request in the project; 0: none since it started
+	WrittenSeq    uint64                 `protobuf:"varint,63,opt,name=written_seq,json=writtenSeq,proto3" json:"written_seq,omitempty"`
+	Written       uint64                 `protobuf:"varint,64,opt,name=written,proto3" json:"written,omitempty"` // its requests in the project since then
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -581,6 +584,27 @@ func (x *Head) GetCheckXor() []byte {
 		return x.CheckXor
 	}
 	return nil
+}
+
+func (x *Head) GetWrittenInc() uint64 {
+	if x != nil {
+		return x.WrittenInc
+	}
+	return 0
+}
+
+func (x *Head) GetWrittenSeq() uint64 {
+	if x != nil {
+		return x.WrittenSeq
+	}
+	return 0
+}
+
+func (x *Head) GetWritten() uint64 {
+	if x != nil {
+		return x.Written
+	}
+	return 0
 }
 
 type HeadsPage struct {
@@ -2252,9 +2276,10 @@ func (x *Announcement) GetFeed() bool {
 }
 
 // HoldRequest asks the node to take no pushes for some minutes, of any project,
-// while it is found out what only it holds.
+// while it is found out what only it holds. It does so only if its removal is announced.
 type HoldRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Announced     uint64                 `protobuf:"varint,1,opt,name=announced,proto3" json:"announced,omitempty"` // raft index of the announcement
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2287,6 +2312,13 @@ func (x *HoldRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
 func (*HoldRequest) Descriptor() ([]byte, []int) {
 	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *HoldRequest) GetAnnounced() uint64 {
+	if x != nil {
+		return x.Announced
+	}
+	return 0
 }
 
 type HoldResponse struct {
@@ -2752,7 +2784,7 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x04page\x18\x04 \x01(\v2\x16.portolan.sync.v1.PageH\x00R\x04page\x12-\n" +
 	"\x03end\x18\x05 \x01(\v2\x19.portolan.sync.v1.PullEndH\x00R\x03endB\b\n" +
 	"\x06answer\"\x0e\n" +
-	"\fHeadsRequest\"\x84\x01\n" +
+	"\fHeadsRequest\"\xe0\x01\n" +
 	"\x04Head\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x1f\n" +
@@ -2760,7 +2792,12 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"vectorHash\x12\x1f\n" +
 	"\vcheck_count\x18\x03 \x01(\x04R\n" +
 	"checkCount\x12\x1b\n" +
-	"\tcheck_xor\x18\x04 \x01(\fR\bcheckXor\"M\n" +
+	"\tcheck_xor\x18\x04 \x01(\fR\bcheckXor\x12\x1f\n" +
+	"\vwritten_inc\x18> \x01(\x06R\n" +
+	"writtenInc\x12\x1f\n" +
+	"\vwritten_seq\x18? \x01(\x04R\n" +
+	"writtenSeq\x12\x18\n" +
+	"\awritten\x18@ \x01(\x04R\awritten\"M\n" +
 	"\tHeadsPage\x12,\n" +
 	"\x05heads\x18\x01 \x03(\v2\x16.portolan.sync.v1.HeadR\x05heads\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\bR\x04last\"c\n" +
@@ -2878,8 +2915,9 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x06covers\x18\x01 \x01(\bR\x06covers\"P\n" +
 	"\fAnnouncement\x12,\n" +
 	"\x05heads\x18\x01 \x03(\v2\x16.portolan.sync.v1.HeadR\x05heads\x12\x12\n" +
-	"\x04feed\x18\x02 \x01(\bR\x04feed\"\r\n" +
-	"\vHoldRequest\"A\n" +
+	"\x04feed\x18\x02 \x01(\bR\x04feed\"+\n" +
+	"\vHoldRequest\x12\x1c\n" +
+	"\tannounced\x18\x01 \x01(\x04R\tannounced\"A\n" +
 	"\fHoldResponse\x12\x1b\n" +
 	"\tunder_way\x18\x01 \x01(\rR\bunderWay\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\")\n" +

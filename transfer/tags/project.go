@@ -36,12 +36,15 @@ type projected struct {
 	ours  map[identity.ProjectID]bool      // projects with strong tags: what comes of them is noted
 	late  map[identity.ProjectID]time.Time // when late writers were last looked for
 	ruled map[identity.ProjectID]bool      // what sites wrote came beside what the state says
+	noted map[identity.ProjectID]time.Time // projects with eventual tags: when that was last looked at
 	wake  chan struct{}                    // capacity 1
+
+	started bool // projects with eventual tags were looked at once
 }
 
 func newProjected() projected {
 	return projected{moved: make(chan struct{}), at: map[identity.ProjectID]uint64{}, ours: map[identity.ProjectID]bool{}, dirty: map[identity.ProjectID]bool{},
-		late: map[identity.ProjectID]time.Time{}, ruled: map[identity.ProjectID]bool{}, wake: make(chan struct{}, 1)}
+		late: map[identity.ProjectID]time.Time{}, ruled: map[identity.ProjectID]bool{}, noted: map[identity.ProjectID]time.Time{}, wake: make(chan struct{}, 1)}
 }
 
 // committed is called when entries of a project changed.
@@ -59,17 +62,13 @@ func (d *Door) committed(pid identity.ProjectID) {
 
 // overruled is called when what a site wrote before the mode came here after what
 // the state says: this site wrote that down before it had all entries, which an
-// importer elsewhere had. It must go here as it went there.
+// importer elsewhere had, and it must go here as it went there; or when what a site
+// wrote that nobody waited for came beside the state's words.
 func (d *Door) overruled(pid identity.ProjectID) {
 	d.projected.mu.Lock()
-	ours := d.projected.ours[pid]
-	if ours {
-		d.projected.ruled[pid] = true
-	}
+	d.projected.ruled[pid] = true
 	d.projected.mu.Unlock()
-	if ours {
-		wake(d.projected.wake)
-	}
+	wake(d.projected.wake)
 }
 
 func wake(c chan struct{}) {
@@ -152,7 +151,85 @@ func (d *Door) projectView(ctx context.Context, view *state.View) (next time.Dur
 			next = again
 		}
 	}
+	again, err := d.noteOverruled(ctx)
+	if again > 0 && (next == 0 || again < next) {
+		next = again
+	}
+	return next, err
+}
+
+// noteOverruled looks at what came beside the state's words in projects whose tags
+// are eventual now: no word of the state ends it any more, and who wrote it has to
+// hear that it lost.
+func (d *Door) noteOverruled(ctx context.Context) (next time.Duration, err error) {
+	var due []identity.ProjectID
+	d.projected.mu.Lock()
+	if !d.projected.started {
+		d.projected.started = true
+		// What came before the last end of this process may not have been looked at.
+		for p := range d.cfg.State.View().Projects() {
+			if p.Tags.Mode == state.EventualTags && p.Tags.Base != 0 {
+				d.projected.ruled[p.PID] = true
+			}
+		}
+	}
+	for pid := range d.projected.ruled {
+		p, ok := d.cfg.State.View().ProjectByPID(pid)
+		switch {
+		case !ok || p.Deleted():
+			delete(d.projected.ruled, pid)
+		case p.Tags.Mode == state.StrongTags || p.Tags.Switching():
+			// projectProject's, or not decided yet
+		default:
+			if wait := d.projected.noted[pid].Add(lateEvery).Sub(d.cfg.Now()); wait > 0 && wait <= lateEvery {
+				if next == 0 || wait < next {
+					next = wait
+				}
+				continue
+			}
+			due = append(due, pid)
+		}
+	}
+	d.projected.mu.Unlock()
+	if len(due) == 0 {
+		return next, nil
+	}
+	// The state here may be the older one: it may not have heard of the switch whose
+	// words came with the entries.
+	if _, err := d.cfg.Control.CatchUp(ctx); err != nil {
+		if ctx.Err() == nil {
+			d.log.Debug("what lost to strong tags of before cannot be told without the others", "error", err)
+		}
+		return switchRetry, nil
+	}
+	for _, pid := range due {
+		p, ok := d.cfg.State.View().ProjectByPID(pid)
+		if !ok || p.Tags.Mode != state.EventualTags || p.Tags.Switching() {
+			continue
+		}
+		d.projected.mu.Lock()
+		delete(d.projected.ruled, pid)
+		d.projected.noted[pid] = d.cfg.Now()
+		d.projected.mu.Unlock()
+		sw, err := ordered(p)
+		if err == nil {
+			err = d.cat.NoteOverruled(ctx, pid, sw)
+		}
+		if err != nil {
+			d.overruled(pid)
+			return next, fmt.Errorf("project %s: %w", p.Name, err)
+		}
+	}
 	return next, nil
+}
+
+// ordered says what the last switch to strong tags ordered.
+func ordered(p state.Project) (catalog.Ordered, error) {
+	sw := catalog.Ordered{Before: p.Tags.LateBefore, All: p.Tags.AllSeen}
+	if err := sw.Seen.UnmarshalBinary(p.Tags.Seen); err != nil {
+		return sw, fmt.Errorf("what the switch of project %s ordered: %w", p.Name, err)
+	}
+	return sw, nil
 }
 
 func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Project) (next time.Duration, err error) {
@@ -197,14 +274,14 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 	}
 	switch {
 	case at < p.Tags.Base || late:
-		err = d.projectAll(ctx, view, p, at, p.Tags.LateBefore)
+		err = d.projectAll(ctx, view, p, at)
 		lookedAt = d.cfg.Now()
 	case at < p.Tags.Seq:
 		var rows []catalog.StrongTag
 		for t := range view.StrongTagsSince(p.PID, at) {
 			rows = append(rows, row(t))
 		}
-		err = d.write(ctx, p, rows, at, 0)
+		err = d.write(ctx, p, rows, at)
 	}
 	if err != nil {
 		return 0, err
@@ -217,10 +294,14 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 }
 
 // write puts rows into the catalogue and tells of what is new.
-func (d *Door) write(ctx context.Context, p state.Project, rows []catalog.StrongTag, from, lateBefore uint64) error {
+func (d *Door) write(ctx context.Context, p state.Project, rows []catalog.StrongTag, from uint64) error {
+	sw, err := ordered(p)
+	if err != nil {
+		return err
+	}
 	var refs []catalog.ManifestRef
-	err := d.atHome(p.PID, func() (err error) {
-		refs, err = d.cat.PutStrong(ctx, p.PID, rows, lateBefore, from, p.Tags.Seq)
+	err = d.atHome(p.PID, func() (err error) {
+		refs, err = d.cat.PutStrong(ctx, p.PID, rows, sw, from, p.Tags.Seq)
 		return err
 	})
 	if d.cfg.Pushed != nil {
@@ -233,7 +314,7 @@ func (d *Door) write(ctx context.Context, p state.Project, rows []catalog.Strong
 
 // projectAll compares all tags: those of the state, and those of the catalogue
 // that the state does not know, which are gone since the base at the latest (G5).
-func (d *Door) projectAll(ctx context.Context, view *state.View, p state.Project, from, lateBefore uint64) error {
+func (d *Door) projectAll(ctx context.Context, view *state.View, p state.Project, from uint64) error {
 	type name struct{ repo, tag string }
 	known := map[name]bool{}
 	var rows []catalog.StrongTag
@@ -241,7 +322,7 @@ func (d *Door) projectAll(ctx context.Context, view *state.View, p state.Project
 		known[name{t.Repository, t.Name}] = true
 		rows = append(rows, row(t))
 	}
-	err := d.cat.EachTag(p.PID, func(t catalog.TagState) error {
+	err := d.cat.EachTag(p.PID, nil, func(t catalog.TagState) error {
 		if !known[name{t.Repo, t.Name}] {
 			rows = append(rows, catalog.StrongTag{Repo: t.Repo, Name: t.Name, Seq: p.Tags.Base})
 		}
@@ -250,7 +331,7 @@ func (d *Door) projectAll(ctx context.Context, view *state.View, p state.Project
 	if err != nil {
 		return err
 	}
-	return d.write(ctx, p, rows, from, lateBefore)
+	return d.write(ctx, p, rows, from)
 }
 
 func row(t state.StrongTag) catalog.StrongTag {

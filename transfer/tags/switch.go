@@ -189,11 +189,24 @@ func (d *Door) advance(ctx context.Context, view *state.View, p state.Project) e
 		if merged, err := d.merge(ctx, p.PID, vectors); err != nil || !merged {
 			return err
 		}
-		n, err := d.importTags(ctx, p)
+		seen, err := d.cat.Vector(p.PID)
+		if err != nil {
+			return err
+		}
+		n, err := d.importTags(ctx, p, seen)
 		if err != nil {
 			return d.callOff(ctx, p, err)
 		}
 		end.Count = uint32(n)
+		if len(seen) > state.MaxSeen && len(waits) > 0 {
+			return d.callOff(ctx, p, refused(command.CodeInvalid, "the sites of project %s were started so often that late writes of site %s could not be told from others: bring it back, or remove it",
+				p.Name, end.GetLate()[0]))
+		}
+		if end.AllSeen = len(seen) > state.MaxSeen; !end.GetAllSeen() {
+			if end.Seen, err = seen.MarshalBinary(); err != nil {
+				return err
+			}
+		}
 	}
 	if err := d.propose(ctx, end); err != nil {
 		return err
@@ -256,8 +269,9 @@ func (d *Door) merge(ctx context.Context, pid identity.ProjectID, vectors []cata
 	}
 }
 
-// importTags brings all tags into the state, in as many commands as it takes.
-func (d *Door) importTags(ctx context.Context, p state.Project) (n int, err error) {
+// importTags brings all tags into the state, as they are in what was seen, in as
+// many commands as it takes. What late sites send meanwhile is not among it.
+func (d *Door) importTags(ctx context.Context, p state.Project, seen catalog.Vector) (n int, err error) {
 	part := &command.TagsMode{Id: p.ID, Step: command.TagsMode_STEP_IMPORT, Index: p.Tags.Index, NodeId: d.cfg.Self[:], First: true}
 	size := 0
 	send := func() error {
@@ -266,7 +280,7 @@ func (d *Door) importTags(ctx context.Context, p state.Project) (n int, err erro
 		part.Tags, part.First, size = nil, false, 0
 		return err
 	}
-	err = d.cat.EachTag(p.PID, func(t catalog.TagState) error {
+	err = d.cat.EachTag(p.PID, seen, func(t catalog.TagState) error {
 		one := &command.ImportedTag{Repository: t.Repo, Name: t.Name, Digest: t.Digest.String(), Stamp: t.Stamp, Actor: t.Actor, AclIndex: t.ACLIndex}
 		part.Tags = append(part.Tags, one)
 		if size += proto.Size(one) + 4; size < importBytes {

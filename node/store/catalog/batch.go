@@ -148,6 +148,7 @@ type batch struct {
 	projects map[identity.ProjectID]change
 	feed     bool // the store's own feed grew
 	conflict bool // a conflict row was added
+	judged   bool // who knows the control state says what lost to its words
 	stores   bool // a store got a number, or was dropped
 	dropped  []Dropped
 }
@@ -403,7 +404,8 @@ func (b *batch) noteConflicts(pid identity.ProjectID, k entryKey, e *entry) erro
 		return nil
 	}
 	var winner []byte
-	if w := e.winner(); w != nil {
+	w := e.winner()
+	if w != nil {
 		winner = tagDigest(w)
 	}
 	nowMs := b.c.now().UnixMilli()
@@ -418,7 +420,14 @@ func (b *batch) noteConflicts(pid identity.ProjectID, k entryKey, e *entry) erro
 		b.conflict = true
 		return b.setMessage(key, &rowpb.Conflict{Winner: winner, Loser: digest, Actor: actor, FoundUnixMs: nowMs})
 	}
-	for _, s := range e.losing() {
+	losing := e.losing()
+	if w != nil && w.dot.Inc == strongInc && !b.judged {
+		// Whether the control state's word came after what is beside it, or nobody knew of
+		// that, depends on the state: who knows it is told (OnOverruled), and makes a loser
+		// of it (PutStrong) or says so (NoteOverruled).
+		losing = nil
+	}
+	for _, s := range losing {
 		if err := note(s.dot, tagDigest(s), s.actor); err != nil {
 			return err
 		}

@@ -73,7 +73,7 @@ func TestStrong_DropBetweenReadAndWrite(t *testing.T) {
 	ctx, pid := t.Context(), identity.NewProjectID()
 	c := openMemory(t, Options{})
 	tag := StrongTag{Repo: "app", Name: "v1", Digest: digest.FromString("one"), Seq: 5, Stamp: 1}
-	if _, err := c.PutStrong(ctx, pid, []StrongTag{tag}, 0, 0, 5); err != nil {
+	if _, err := c.PutStrong(ctx, pid, []StrongTag{tag}, Ordered{}, 0, 5); err != nil {
 		t.Fatal(err)
 	}
 	from, err := c.StrongSeen(pid)
@@ -83,7 +83,7 @@ func TestStrong_DropBetweenReadAndWrite(t *testing.T) {
 	if err := c.DropVector(ctx, pid); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.PutStrong(ctx, pid, nil, 0, from, 9); !errors.Is(err, ErrVectorDropped) {
+	if _, err := c.PutStrong(ctx, pid, nil, Ordered{}, from, 9); !errors.Is(err, ErrVectorDropped) {
 		t.Errorf("rows up to 9 over a vector that was dropped: %v", err)
 	}
 	if seen, err := c.StrongSeen(pid); err != nil || seen != 0 {

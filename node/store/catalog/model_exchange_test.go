@@ -83,12 +83,13 @@ func (m *model) deliverLate() error {
 
 // told is what a sender knew when an exchange began.
 type told struct {
+	from   int
 	seen   map[entryKey]history
 	vector Vector
 }
 
 func (m *model) told(from int) (told, error) {
-	t := told{seen: map[entryKey]history{}}
+	t := told{from: from, seen: map[entryKey]history{}}
 	for k, h := range m.seen[from] {
 		t.seen[k] = maps.Clone(h)
 	}
@@ -132,6 +133,9 @@ func (m *model) adoptListed(to int, t told) {
 // exchange brings to node to what node from has, in one of the ways in which
 // that can go.
 func (m *model) exchange(from, to int) error {
+	if !m.mayGive(to) {
+		return nil
+	}
 	x, err := m.cats[to].Receive(m.pid)
 	if err != nil {
 		return err
@@ -276,12 +280,12 @@ func (m *model) adopt(to int, x *Receiving, noted Noted, t told) error {
 		m.dropListed(to, t, func(entryKey, *event) bool { return true })
 		m.adoptListed(to, t)
 	}
-	return nil
+	return m.sent(t.from, to)
 }
 
 // converge has everybody pull from everybody, and then wants one state.
 func (m *model) converge() error {
-	if err := m.exchangeRounds(); err != nil {
+	if err := m.settleResidence(); err != nil {
 		return err
 	}
 	if err := m.repair(); err != nil {

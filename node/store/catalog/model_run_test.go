@@ -89,6 +89,9 @@ func TestModel_FindsPlantedMistakes(t *testing.T) {
 		"what was purged is not taken over":                  {forgetPurged: true},
 		"lost rows found, and the vector kept":               {keepVector: true},
 		"a site leaves before another covers what it has":    {leaveEarly: true},
+		"a site leaves to one that has not everything":       {leaveToNew: true},
+		"a site is a member before it has what others have":  {memberEarly: true},
+		"what never left a node is not counted":              {countLow: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, bad)

@@ -130,6 +130,9 @@ type mistakes struct {
 	forgetPurged bool // what was purged is not taken over with the vector
 	keepVector   bool // a store that lost rows goes on with its vector
 	leaveEarly   bool // a site leaves before anybody covers what it has
+	leaveToNew   bool // or when one covers it that has not everything itself
+	memberEarly  bool // a site that came in is a member before it has what others have
+	countLow     bool // what never left a node is counted from what was told last
 }
 
 type lateDelivery struct {
@@ -149,12 +152,16 @@ type model struct {
 	seen     [modelNodes]map[entryKey]history
 	expect   [modelNodes]map[string]bool // conflict rows, by "repo tag dot"
 	late     []lateDelivery
-	trouble  bool                  // purges, lost rows, old disks, nodes gone and sites that leave
-	away     [modelNodes]bool      // gone for ever, or not a member site now
-	gone     [modelNodes]bool      // for ever
-	copies   [modelNodes]*diskCopy // what a disk may be put back to
-	owner    map[Dot]int           // who reports that a request lost
-	owed     map[Dot]bool          // acknowledged, and nothing happened that may lose it
+	trouble  bool                           // purges, lost rows, old disks, nodes gone and sites that leave
+	away     [modelNodes]bool               // gone for ever, or not a member site now
+	gone     [modelNodes]bool               // for ever
+	restored [modelNodes]bool               // its disk was put back once
+	leaving  [modelNodes]bool               // it gives what it has, takes no writes and is sent nothing
+	syncing  [modelNodes]*takingIn          // it is not a full member yet
+	words    [modelNodes][modelNodes]Unseen // what the first knows of the second's requests by its word
+	copies   [modelNodes]*diskCopy          // what a disk may be put back to
+	owner    map[Dot]int                    // who reports that a request lost
+	owed     map[Dot]bool                   // acknowledged, and nothing happened that may lose it
 	purges   int
 	lost     int
 	teller   told // of the exchange under way
@@ -204,6 +211,9 @@ func (f *fleet) run(ctx context.Context, seed uint64, steps int, bad mistakes) (
 		if err := m.step(); err != nil {
 			return fmt.Errorf("seed %d, step %d: %w", seed, step, err)
 		}
+		if err := m.tell(); err != nil {
+			return fmt.Errorf("seed %d, step %d: %w", seed, step, err)
+		}
 	}
 	if err := m.converge(); err != nil {
 		return fmt.Errorf("seed %d, at the end: %w", seed, err)
@@ -237,6 +247,8 @@ func (m *model) step() error {
 	n := m.member()
 	m.clocks[n].at = m.clocks[n].at.Add(time.Duration(m.rng.IntN(3)) * time.Millisecond)
 	switch r := m.rng.IntN(100); {
+	case r < 44 && m.leaving[n]:
+		return m.leave(n)
 	case r < 38:
 		return m.write(n)
 	case r < 44:
@@ -295,6 +307,9 @@ func (r *request) do(ctx context.Context, c *Catalog, pid identity.ProjectID) {
 }
 
 func (m *model) write(n int) error {
+	if m.leaving[n] {
+		return nil // it refuses them
+	}
 	r := m.request()
 	r.do(m.ctx, m.cats[n], m.pid)
 	if err := m.account(n, r); err != nil {

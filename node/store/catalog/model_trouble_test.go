@@ -61,9 +61,8 @@ func (m *model) misfortune(n int) error {
 	case 6:
 		return m.putBack(n)
 	case 7:
-		if m.members() > 3 && m.rng.IntN(4) == 0 {
-			m.excuse(n)
-			m.away[n], m.gone[n] = true, true
+		if m.members() > 3 && (m.fulls() > 1 || !m.full(n)) && m.rng.IntN(4) == 0 {
+			return m.goneForGood(n)
 		}
 		return nil
 	case 8:
@@ -149,6 +148,10 @@ func (m *model) putBack(n int) error {
 		m.seen[n][k] = maps.Clone(h)
 	}
 	m.expect[n] = maps.Clone(old.expect)
+	m.restored[n] = true
+	if err := m.again(n); err != nil {
+		return err
+	}
 	// Writes that the copy knows nothing of are nobody's own any more.
 	for d, owner := range m.owner {
 		if _, own := old.own[d.Inc]; owner == n && !own {
@@ -299,6 +302,9 @@ func (m *model) dropVector(n int) error {
 		}
 		h.bury(live)
 	}
+	if err := m.again(n); err != nil {
+		return err
+	}
 	if err := m.compare(n); err != nil {
 		return err
 	}
@@ -335,58 +341,6 @@ func (m *model) listFromLoser(n int) error {
 		}
 		if !errors.Is(err, ErrRowsLost) {
 			return fmt.Errorf("a list of node %d, which lost rows: %w", n, err)
-		}
-	}
-	return nil
-}
-
-// leave takes a site out of the project: another one's vector covers its own.
-func (m *model) leave(n int) error {
-	if m.members() <= 3 {
-		return nil
-	}
-	v, err := m.cats[n].Vector(m.pid)
-	if err != nil {
-		return err
-	}
-	covered := m.bad.leaveEarly
-	for o := range modelNodes {
-		if o == n || m.away[o] {
-			continue
-		}
-		w, err := m.cats[o].Vector(m.pid)
-		if err != nil {
-			return err
-		}
-		covered = covered || w.Dominates(v)
-	}
-	if !covered {
-		return nil
-	}
-	m.away[n] = true
-	m.seen[n], m.expect[n], m.copies[n] = map[entryKey]history{}, map[string]bool{}, nil
-	if err := m.cats[n].DropProject(m.ctx, m.pid); err != nil {
-		return err
-	}
-	rows, err := m.rows(n)
-	if err != nil {
-		return err
-	}
-	for key := range rows {
-		if key[0] != tabInc {
-			return fmt.Errorf("node %d left, and has the row %x", n, key)
-		}
-	}
-	// A pin or lease is the site's own business; its writes are nobody's own here.
-	return nil
-}
-
-// comeBack lets a site that left be a member again: it begins with nothing.
-func (m *model) comeBack() error {
-	for n := range modelNodes {
-		if m.away[n] && !m.gone[n] {
-			m.away[n] = false
-			return m.compare(n)
 		}
 	}
 	return nil

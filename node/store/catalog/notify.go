@@ -55,6 +55,9 @@ func (c *Catalog) notify(g *group) {
 	c.mu.Lock()
 	for _, b := range g.batches {
 		for pid, ch := range b.projects {
+			if ch.local {
+				c.wroteIn(pid, b.inc)
+			}
 			old := c.dirty[pid]
 			c.dirty[pid] = old.and(ch)
 		}

@@ -134,6 +134,7 @@ type Catalog struct {
 	watchers map[*watcher]bool
 	wake     chan struct{} // one slot: something for the notifier
 	dirty    map[identity.ProjectID]change
+	wrote    map[identity.ProjectID]Written // here, in this incarnation
 	feedNew  bool
 	conflict bool
 	dropped  []Dropped
@@ -158,7 +159,7 @@ func Open(dir string, opts Options) (*Catalog, error) {
 		own: map[identity.Incarnation]bool{}, incarnate: newIncarnation, merge: merge,
 		windows: map[*Receiving]bool{}, maxDrops: maxDrops, sound: func(want, sum Check) bool { return want == sum }, seenAll: Vector.Dominates, listing: make(chan struct{}, 1), finish: (*badger.Txn).Commit,
 		watchers: map[*watcher]bool{}, wake: make(chan struct{}, 1),
-		dirty: map[identity.ProjectID]change{},
+		dirty: map[identity.ProjectID]change{}, wrote: map[identity.ProjectID]Written{},
 	}
 	c.life, c.end = context.WithCancel(context.Background())
 	c.stop = c.life.Done()

@@ -30,19 +30,43 @@ type StrongTag struct {
 	ACLIndex   uint64
 }
 
+// Ordered says what a switch to strong tags ordered before its end: what it did
+// not is late, whoever wrote it.
+type Ordered struct {
+	// Before is the raft index of the switch's end: what was written under rights of an
+	// earlier one is either ordered or late. 0: there was no switch.
+	Before uint64
+	// Seen is what the store had from which the tags were imported.
+	Seen Vector
+	// All: it had everything.
+	All bool
+}
+
+// covers reports whether a sibling was there when the tags were imported, so that
+// the control state's words come after it.
+func (o Ordered) covers(s *sibling) bool {
+	return s.dot.Inc != strongInc && (o.Seen.Covers(s.dot) || o.All && s.aclIndex < o.Before)
+}
+
+// late reports whether a sibling was written by who did not know of the switch, and
+// was not there.
+func (o Ordered) late(s *sibling) bool {
+	return s.dot.Inc != strongInc && s.aclIndex < o.Before && !o.covers(s)
+}
+
 // strongChunk bounds the tags that one transaction writes.
 const strongChunk = 250
 
 // PutStrong writes what the control state says of tags, over what is here of
 // them. It is idempotent, and leaves alone what is as new already. Siblings that
-// sites wrote under rights of a raft index below lateBefore are late: nobody
-// waited for them, they are kept as losers of a conflict; 0: there are none. Once
+// sites wrote, and that the switch to strong tags neither ordered nor waited for, are kept as losers of a conflict;
+// those that it ordered were overwritten, as by any write. Once
 // all of it is durable, the project's vector says that this store has seen
 // everything up to upTo (0: it does not change). from is what the vector said when
 // the tags were chosen: if it says less by now, rows may be lost that are not among
 // them, and it is ErrVectorDropped. It gives the manifests that tags
 // say now and did not before.
-func (c *Catalog) PutStrong(ctx context.Context, pid identity.ProjectID, tags []StrongTag, lateBefore, from, upTo uint64) ([]ManifestRef, error) {
+func (c *Catalog) PutStrong(ctx context.Context, pid identity.ProjectID, tags []StrongTag, sw Ordered, from, upTo uint64) ([]ManifestRef, error) {
 	var out []ManifestRef
 	for done := false; !done; {
 		n := min(strongChunk, len(tags))
@@ -52,7 +76,7 @@ func (c *Catalog) PutStrong(ctx context.Context, pid identity.ProjectID, tags []
 		err := c.submitAs(ctx, jobReceived, func(b *batch) error {
 			refs = nil
 			for _, t := range part {
-				ref, err := b.putStrong(pid, t, lateBefore)
+				ref, err := b.putStrong(pid, t, sw)
 				if err != nil {
 					return err
 				}
@@ -81,7 +105,7 @@ func (c *Catalog) PutStrong(ctx context.Context, pid identity.ProjectID, tags []
 	return out, nil
 }
 
-func (b *batch) putStrong(pid identity.ProjectID, t StrongTag, lateBefore uint64) (*ManifestRef, error) {
+func (b *batch) putStrong(pid identity.ProjectID, t StrongTag, sw Ordered) (*ManifestRef, error) {
 	if err := errors.Join(checkName("repository", t.Repo), checkName("tag", t.Name)); err != nil {
 		return nil, err
 	}
@@ -95,7 +119,7 @@ func (b *batch) putStrong(pid identity.ProjectID, t StrongTag, lateBefore uint64
 			return nil, err // its tombstone went already
 		}
 	}
-	new, err := old.strong(t, lateBefore, b.c.now())
+	new, err := old.strong(t, sw, b.c.now())
 	if err != nil || new == nil {
 		return nil, err
 	}
@@ -110,14 +134,14 @@ func (b *batch) putStrong(pid identity.ProjectID, t StrongTag, lateBefore uint64
 
 // strong gives the entry after the control state's word; nil: it is as it should
 // be, or newer.
-func (e *entry) strong(t StrongTag, lateBefore uint64, now time.Time) (*entry, error) {
+func (e *entry) strong(t StrongTag, sw Ordered, now time.Time) (*entry, error) {
 	if e == nil {
 		e = &entry{}
 	}
-	late := func(s *sibling) bool { return s.dot.Inc != strongInc && s.aclIndex < lateBefore }
+	over := func(s *sibling) bool { return sw.late(s) || sw.covers(s) }
 	var lost []loser
 	for i := range e.sibs {
-		if s := &e.sibs[i]; late(s) {
+		if s := &e.sibs[i]; sw.late(s) {
 			lost = append(lost, loser{dot: s.dot, digest: string(tagDigest(s)), keepUntilMs: now.Add(LoserKeptFor).UnixMilli()})
 		}
 	}
@@ -126,10 +150,10 @@ func (e *entry) strong(t StrongTag, lateBefore uint64, now time.Time) (*entry, e
 	var new *entry
 	var says []byte
 	switch {
-	case seen >= t.Seq && len(lost) == 0:
+	case seen >= t.Seq && !slices.ContainsFunc(e.sibs, func(s sibling) bool { return over(&s) }):
 		return nil, nil
 	case seen >= t.Seq:
-		new = e.next(Dot{strongInc, seen}, stamp, nil, late)
+		new = e.next(Dot{strongInc, seen}, stamp, nil, over)
 		says = new.says()
 	default:
 		var s *sibling
@@ -145,7 +169,7 @@ func (e *entry) strong(t StrongTag, lateBefore uint64, now time.Time) (*entry, e
 			s = &sibling{dot: Dot{strongInc, t.Seq}, stamp: t.Stamp, value: value, actor: t.Actor, aclIndex: t.ACLIndex}
 		}
 		new = e.next(Dot{strongInc, t.Seq}, stamp, s, all)
-		e.keepLosers(new, stamp)
+		e.before(sw).keepLosers(new, stamp)
 	}
 	for _, l := range lost {
 		if l.digest != string(says) {
@@ -156,10 +180,73 @@ func (e *entry) strong(t StrongTag, lateBefore uint64, now time.Time) (*entry, e
 	return new, nil
 }
 
+// before gives the entry as it was without what came beside the control state's
+// words: late siblings are losers for another reason, and ordered ones that a word
+// is beside were overwritten by it, and have only not been told so here.
+func (e *entry) before(sw Ordered) *entry {
+	spoken := slices.ContainsFunc(e.sibs, func(s sibling) bool { return s.dot.Inc == strongInc })
+	return &entry{ctx: e.ctx, sibs: slices.DeleteFunc(slices.Clone(e.sibs), func(s sibling) bool {
+		return sw.late(&s) || spoken && sw.covers(&s)
+	})}
+}
+
 // overruled reports whether sites said something of a tag of which the control
 // state spoke, before it or after it.
 func (e *entry) overruled() bool {
 	return e.ctx[strongInc] > 0 && slices.ContainsFunc(e.sibs, func(s sibling) bool { return s.dot.Inc != strongInc })
+}
+
+// NoteOverruled notes as lost what sites wrote beside the control state's words and
+// what a switch to strong tags did not order: for a project whose tags are the
+// sites' own again, where no later word will cover it. Seen is read after the
+// entries it says something of.
+func (c *Catalog) NoteOverruled(ctx context.Context, pid identity.ProjectID, sw Ordered) error {
+	prefix := append(prefixPID(tabLive, pid), byte(kindTag))
+	var found []entryKey
+	err := c.walk(prefix, false, func(r reader, key, _ []byte) (func() error, error) {
+		_, k, ok := parsePIDEntry(key)
+		if !ok {
+			return nil, damaged(key)
+		}
+		e, err := r.entry(pid, k)
+		if err != nil {
+			return nil, err
+		}
+		over := e.overruled()
+		return func() error {
+			if over {
+				found = append(found, k)
+			}
+			return ctx.Err()
+		}, nil
+	})
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(found, strongChunk) {
+		err := c.submitAs(ctx, jobFreeing, func(b *batch) error {
+			b.judged = true
+			for _, k := range part {
+				e, err := b.entry(pid, k)
+				if err != nil || e == nil {
+					return err
+				}
+				w := e.winner()
+				if w == nil || w.dot.Inc != strongInc {
+					continue // noted when it came to that
+				}
+				rest := &entry{ctx: e.ctx, sibs: slices.DeleteFunc(slices.Clone(e.sibs), func(s sibling) bool { return sw.covers(&s) })}
+				if err := b.noteConflicts(pid, k, rest); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("catalog: conflicts of project %s: %w", pid, err)
+		}
+	}
+	return nil
 }
 
 // StrongSeen is how far this store has the strong tags of a project.
@@ -189,8 +276,9 @@ type TagState struct {
 }
 
 // EachTag calls fn for every tag of a project that says something. It holds no
-// snapshot meanwhile.
-func (c *Catalog) EachTag(pid identity.ProjectID, fn func(TagState) error) error {
+// snapshot meanwhile. With seen a tag says what it did without concurrent writes
+// that came later.
+func (c *Catalog) EachTag(pid identity.ProjectID, seen Vector, fn func(TagState) error) error {
 	prefix := append(prefixPID(tabLive, pid), byte(kindTag))
 	return c.walk(prefix, false, func(r reader, key, _ []byte) (func() error, error) {
 		_, k, ok := parsePIDEntry(key)
@@ -201,7 +289,7 @@ func (c *Catalog) EachTag(pid identity.ProjectID, fn func(TagState) error) error
 		if err != nil {
 			return nil, err
 		}
-		w := e.winner()
+		w := e.within(seen).winner()
 		if w == nil {
 			return nil, damaged(key)
 		}
@@ -209,6 +297,19 @@ func (c *Catalog) EachTag(pid identity.ProjectID, fn func(TagState) error) error
 			TagInfo: TagInfo{Name: k.name, Digest: digestOrEmpty(tagDigest(w)), Stamp: w.stamp, Dot: w.dot, Actor: w.actor, At: stampTime(w.stamp)}}
 		return func() error { return fn(t) }, nil
 	})
+}
+
+// within gives the entry without siblings that a vector does not cover, if any is
+// left.
+func (e *entry) within(seen Vector) *entry {
+	if seen == nil || e == nil {
+		return e
+	}
+	out := &entry{ctx: e.ctx, sibs: slices.DeleteFunc(slices.Clone(e.sibs), func(s sibling) bool { return !seen.Covers(s.dot) })}
+	if len(out.sibs) == 0 {
+		return e // all it had was overwritten
+	}
+	return out
 }
 
 // Seen gives what this store has seen of a project and, if d is not empty, of the

@@ -19,7 +19,12 @@ func strongTag(name, content string, seq uint64) StrongTag {
 
 func putStrong(t *testing.T, c *Catalog, pid identity.ProjectID, lateBefore, upTo uint64, tags ...StrongTag) {
 	t.Helper()
-	if _, err := c.PutStrong(t.Context(), pid, tags, lateBefore, 0, upTo); err != nil {
+	putOrdered(t, c, pid, Ordered{Before: lateBefore}, upTo, tags...)
+}
+
+func putOrdered(t *testing.T, c *Catalog, pid identity.ProjectID, sw Ordered, upTo uint64, tags ...StrongTag) {
+	t.Helper()
+	if _, err := c.PutStrong(t.Context(), pid, tags, sw, 0, upTo); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -208,7 +213,7 @@ func TestEachTag(t *testing.T) {
 	mustPut(t, c, put(pid, "app", "one", "1", "2"))
 	mustPut(t, c, put(pid, "web", "two", "1"))
 	got := map[string]digest.Digest{}
-	if err := c.EachTag(pid, func(s TagState) error { got[s.Repo+":"+s.Name] = s.Digest; return nil }); err != nil {
+	if err := c.EachTag(pid, nil, func(s TagState) error { got[s.Repo+":"+s.Name] = s.Digest; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if len(got) != 3 || got["app:2"] != digest.FromBytes(body("one")) || got["web:1"] != digest.FromBytes(body("two")) {
@@ -258,4 +263,123 @@ func TestStrong_OldEntriesThatComeAfterIt(t *testing.T) {
 		}
 	}
 	audited(t, pid, a, b)
+}
+
+// conflicts gives the tags of which a write of this store is noted as lost.
+func conflicts(t *testing.T, c *Catalog, pid identity.ProjectID) (tags []string) {
+	t.Helper()
+	err := c.view(func(r reader) error {
+		return r.scan(prefixPID(tabConflict, pid), nil, false, func(key, _ []byte) (bool, error) {
+			_, _, _, tag, ok := parseConflict(key)
+			if !ok {
+				return false, damaged(key)
+			}
+			tags = append(tags, tag)
+			return true, nil
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tags
+}
+
+// TestStrong_WhatTheSwitchOrderedDidNotLose: whatever of the switch's words, the
+// importer's entries and its own the writer's store hears first.
+func TestStrong_WhatTheSwitchOrderedDidNotLose(t *testing.T) {
+	for name, first := range map[string]func(t *testing.T, a, importer *Catalog, pid identity.ProjectID){
+		"words first":   func(*testing.T, *Catalog, *Catalog, identity.ProjectID) {},
+		"entries first": func(t *testing.T, a, importer *Catalog, pid identity.ProjectID) { mustPull(t, a, importer, pid) },
+		"words of who has not got the entry": func(t *testing.T, a, _ *Catalog, pid identity.ProjectID) {
+			c := openMemory(t, Options{})
+			putStrong(t, c, pid, 0, 20, strongTag("seen", "two", 20), strongTag("late", "two", 20))
+			mustPull(t, a, c, pid)
+			if n := len(mustEntry(t, a, pid, entryKey{kindTag, "app", "seen"}).sibs); n != 2 {
+				t.Fatalf("%d siblings: the test proves nothing", n)
+			}
+			if got := conflicts(t, a, pid); len(got) > 0 {
+				t.Errorf("noted before it is known what was ordered: %q", got)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, importer := openMemory(t, Options{}), openMemory(t, Options{})
+			pid := identity.NewProjectID()
+			mustPut(t, a, put(pid, "app", "one", "seen", "late"))
+			mustPull(t, importer, a, pid)
+			seen, err := importer.Vector(pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustPut(t, a, put(pid, "app", "late", "late")) // nobody saw it
+			sw := Ordered{Before: 19, Seen: seen}
+			words := []StrongTag{strongTag("seen", "two", 20), strongTag("late", "two", 20)}
+			putOrdered(t, importer, pid, sw, 20, words...)
+			first(t, a, importer, pid)
+			putOrdered(t, a, pid, sw, 20, words...)
+			mustPull(t, importer, a, pid)
+			putOrdered(t, importer, pid, sw, 20, words...)
+			mustPull(t, a, importer, pid)
+			for _, c := range []*Catalog{a, importer} {
+				said(t, c, pid, "seen", "two")
+				said(t, c, pid, "late", "two")
+				if n := len(mustEntry(t, c, pid, entryKey{kindTag, "app", "seen"}).losers); n != 0 {
+					t.Errorf("%d losers of a tag that was overwritten", n)
+				}
+				if n := len(mustEntry(t, c, pid, entryKey{kindTag, "app", "late"}).losers); n != 1 {
+					t.Errorf("%d losers of a tag that somebody wrote late", n)
+				}
+			}
+			if got := conflicts(t, a, pid); len(got) != 1 || got[0] != "late" {
+				t.Errorf("noted as lost: %q", got)
+			}
+			audited(t, pid, a, importer)
+		})
+	}
+}
+
+// TestStrong_ImportIsOfOneMoment: what comes while tags are imported is late as all
+// that comes later, and does not take the place of what was ordered.
+func TestStrong_ImportIsOfOneMoment(t *testing.T) {
+	a, late := openMemory(t, Options{}), openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	mustPut(t, a, put(pid, "app", "one", "1", "2"))
+	mustPull(t, late, a, pid)
+	mustPut(t, a, put(pid, "app", "ours", "1"))
+	seen, err := a.Vector(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, late, put(pid, "app", "theirs", "1", "2"))
+	mustPull(t, a, late, pid)
+	got := map[string]digest.Digest{}
+	if err := a.EachTag(pid, seen, func(s TagState) error { got[s.Name] = s.Digest; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	// What it overwrote is nowhere any more.
+	if got["1"] != digest.FromBytes(body("ours")) || got["2"] != digest.FromBytes(body("theirs")) {
+		t.Errorf("imported: %v", got)
+	}
+}
+
+// TestNoteOverruled: the mode is over, and no later word comes.
+func TestNoteOverruled(t *testing.T) {
+	a, b := openMemory(t, Options{}), openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	mustPut(t, a, put(pid, "app", "one", "seen", "late"))
+	seen, err := a.Vector(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, a, put(pid, "app", "late", "late"))
+	putStrong(t, b, pid, 0, 20, strongTag("seen", "two", 20), strongTag("late", "two", 20))
+	mustPull(t, a, b, pid)
+	for range 2 {
+		if err := a.NoteOverruled(t.Context(), pid, Ordered{Before: 19, Seen: seen}); err != nil {
+			t.Fatal(err)
+		}
+		if got := conflicts(t, a, pid); len(got) != 1 || got[0] != "late" {
+			t.Errorf("noted as lost: %q", got)
+		}
+	}
 }

@@ -37,6 +37,13 @@ func (c *Client) DrainSite(ctx context.Context, name string, drain bool) (mesh.S
 	return out, err
 }
 
+// KeepSite calls off a removal that was begun.
+func (c *Client) KeepSite(ctx context.Context, name string) (mesh.Site, error) {
+	var out mesh.Site
+	_, err := c.do(ctx, http.MethodPost, mesh.Prefix+"/sites/"+url.PathEscape(name)+"/keep", nil, nil, &out)
+	return out, err
+}
+
 // RemoveSite does a part of a removal; repeat it with the answer's After until
 // it is done.
 func (c *Client) RemoveSite(ctx context.Context, name string, r mesh.RemovalRequest) (mesh.Removal, error) {

@@ -1,0 +1,250 @@
+package catalog
+
+import "fmt"
+
+// This file is residency in the model's histories (rule 11), and nodes that are gone
+// for good (rule 14). A site that is no member comes in and is syncing until it has
+// what every site had that may hold the project when it began; one that leaves goes
+// on giving what it has, takes no writes and is sent nothing, and is out when a
+// full member covers its vector.
+
+// takingIn is what a syncing site has to come to.
+type takingIn struct {
+	from map[int]bool              // has not sent all that it had
+	want map[entryKey]map[Dot]bool // requests that it must know in the end
+}
+
+// full reports whether a site is a full member.
+func (m *model) full(n int) bool { return !m.away[n] && !m.leaving[n] && m.syncing[n] == nil }
+
+func (m *model) fulls() (count int) {
+	for n := range modelNodes {
+		if m.full(n) {
+			count++
+		}
+	}
+	return count
+}
+
+// comeIn begins a site's taking in.
+func (m *model) comeIn(n int) error {
+	t := &takingIn{from: map[int]bool{}, want: map[entryKey]map[Dot]bool{}}
+	m.away[n], m.leaving[n] = false, false
+	for o := range modelNodes {
+		if o == n || m.away[o] {
+			continue
+		}
+		t.from[o] = !m.bad.memberEarly
+		for k, h := range m.seen[o] {
+			for d := range h {
+				if d == d.real() {
+					if t.want[k] == nil {
+						t.want[k] = map[Dot]bool{}
+					}
+					t.want[k][d] = true
+				}
+			}
+		}
+	}
+	m.syncing[n] = t
+	return m.tookIn(n)
+}
+
+// sent notes that a site took over all that another one had.
+func (m *model) sent(from, to int) error {
+	if m.syncing[to] == nil {
+		return nil
+	}
+	delete(m.syncing[to].from, from)
+	return m.tookIn(to)
+}
+
+// tookIn ends a taking in when nobody is waited for. A site that is gone since is
+// not, as one that was removed.
+func (m *model) tookIn(n int) error {
+	t := m.syncing[n]
+	if t == nil {
+		return nil
+	}
+	for o, waits := range t.from {
+		if waits && !m.away[o] {
+			return nil
+		}
+	}
+	m.syncing[n] = nil
+	mine, err := m.cats[n].Vector(m.pid)
+	if err != nil {
+		return err
+	}
+	// Rule 11: from now on it answers 404 for what it does not know.
+	for k, dots := range t.want {
+		for d := range dots {
+			if m.seen[n][k][d] == nil && !mine.Covers(d) && m.owed[d] && m.heard(d, -1) {
+				return fmt.Errorf("rule 11: node %d is a member and has not seen %s of %s %q, which was there when it came in", n, d, k.repo, k.name)
+			}
+		}
+	}
+	return nil
+}
+
+// again begins a taking in anew at a site that lost what it had taken in.
+func (m *model) again(n int) error {
+	if m.syncing[n] == nil {
+		return nil
+	}
+	return m.comeIn(n)
+}
+
+// leave has a site leave, or ends that: a full member's vector covers its own.
+func (m *model) leave(n int) error {
+	if !m.leaving[n] {
+		if m.fulls() < 3 || !m.full(n) {
+			return nil
+		}
+		m.leaving[n] = true
+		if m.rng.IntN(2) == 0 {
+			return nil
+		}
+	}
+	v, err := m.cats[n].Vector(m.pid)
+	if err != nil {
+		return err
+	}
+	covered := m.bad.leaveEarly
+	for o := range modelNodes {
+		if o == n || m.away[o] || m.leaving[o] {
+			continue
+		}
+		w, err := m.cats[o].Vector(m.pid)
+		if err != nil {
+			return err
+		}
+		covered = covered || w.Dominates(v) || m.bad.leaveToNew && m.syncing[o] != nil
+	}
+	if !covered {
+		return nil
+	}
+	m.leaving[n], m.away[n] = false, true
+	m.seen[n], m.expect[n], m.copies[n] = map[entryKey]history{}, map[string]bool{}, nil
+	if err := m.cats[n].DropProject(m.ctx, m.pid); err != nil {
+		return err
+	}
+	rows, err := m.rows(n)
+	if err != nil {
+		return err
+	}
+	for key := range rows {
+		if key[0] != tabInc {
+			return fmt.Errorf("rule 11: node %d left, and has the row %x", n, key)
+		}
+	}
+	// A pin or lease is the site's own business; its writes are nobody's own here.
+	return nil
+}
+
+// comeBack lets a site that left be named again: it begins with nothing, or goes on
+// with what it has.
+func (m *model) comeBack() error {
+	for n := range modelNodes {
+		if m.away[n] && !m.gone[n] || m.leaving[n] && m.rng.IntN(3) == 0 {
+			if err := m.comeIn(n); err != nil {
+				return err
+			}
+			return m.compare(n)
+		}
+	}
+	return nil
+}
+
+// mayGive reports whether residency lets one node send entries to another.
+func (m *model) mayGive(to int) bool { return !m.leaving[to] }
+
+// settleResidence lets all that may hold the project be members, for the end.
+func (m *model) settleResidence() error {
+	for n := range modelNodes {
+		if m.leaving[n] {
+			if err := m.comeIn(n); err != nil {
+				return err
+			}
+		}
+	}
+	if err := m.exchangeRounds(); err != nil {
+		return err
+	}
+	for n := range modelNodes {
+		if m.away[n] {
+			continue
+		}
+		if err := m.tookIn(n); err != nil {
+			return err
+		}
+		if m.syncing[n] != nil {
+			return fmt.Errorf("rule 11: node %d has exchanged with everybody, and is not a member yet", n)
+		}
+	}
+	return nil
+}
+
+// tell lets nodes say to some others how much they wrote, as heads do.
+func (m *model) tell() error {
+	for n := range modelNodes {
+		if m.away[n] || m.rng.IntN(3) > 0 {
+			continue
+		}
+		w, err := m.cats[n].Written(m.pid)
+		if err != nil {
+			return err
+		}
+		for o := range modelNodes {
+			if o == n || m.away[o] || m.rng.IntN(3) == 0 {
+				continue // not heard
+			}
+			v, err := m.cats[o].Vector(m.pid)
+			if err != nil {
+				return err
+			}
+			m.words[o][n].Hear(w, v)
+		}
+	}
+	return nil
+}
+
+// goneForGood takes a node out of the mesh, and counts what never left it.
+func (m *model) goneForGood(n int) error {
+	m.excuse(n)
+	m.away[n], m.gone[n], m.leaving[n], m.syncing[n] = true, true, false, nil
+	for o := range modelNodes {
+		if m.away[o] {
+			continue
+		}
+		covers, err := m.cats[o].Vector(m.pid)
+		if err != nil {
+			return err
+		}
+		u := m.words[o][n]
+		count := u.Count(covers)
+		if m.bad.countLow {
+			count = 0
+		}
+		// Rule 14: no fewer than it told of and are not here, and none if all are.
+		var missing uint64
+		dots := map[Dot]bool{}
+		for _, h := range m.seen[n] {
+			for d := range h {
+				dots[d.real()] = true
+			}
+		}
+		for d := range dots {
+			if d.Inc == u.last.Dot.Inc && d.Seq <= u.last.Dot.Seq && !covers.Covers(d) {
+				missing++
+			}
+		}
+		if count < missing {
+			return fmt.Errorf("rule 14: node %d is gone, %d requests of which it told never came to node %d, which counts %d", n, missing, o, count)
+		}
+		if count > 0 && missing == 0 && !m.restored[n] {
+			return fmt.Errorf("rule 14: node %d is gone, node %d has all that it told of, and counts %d", n, o, count)
+		}
+	}
+	return nil
+}
