@@ -33,7 +33,7 @@ func TestModel(t *testing.T) {
 // catalogue, or a carrier of pages, that is wrong.
 func TestModel_FindsPlantedMistakes(t *testing.T) {
 	for name, bad := range map[string]mistakes{
-		"merge ignores contexts": {merge: func(here, in *entry, purged Vector) *entry {
+		"rule 2: merge ignores contexts": {merge: func(here, in *entry, purged Vector) *entry {
 			out := merge(here, in, purged)
 			for _, e := range []*entry{here, in} {
 				if e != nil {
@@ -47,7 +47,7 @@ func TestModel_FindsPlantedMistakes(t *testing.T) {
 			out.sort()
 			return out
 		}},
-		"merge takes in what was deleted here": {merge: func(here, in *entry, purged Vector) *entry {
+		"rule 5: merge takes in what was deleted here": {merge: func(here, in *entry, purged Vector) *entry {
 			out := merge(here, in, purged)
 			for _, s := range in.sibs {
 				if !out.has(s.dot) {
@@ -57,14 +57,14 @@ func TestModel_FindsPlantedMistakes(t *testing.T) {
 			out.sort()
 			return out
 		}},
-		"merge lets the last stamp win": {merge: func(here, in *entry, purged Vector) *entry {
+		"rule 2: merge lets the last stamp win": {merge: func(here, in *entry, purged Vector) *entry {
 			out := merge(here, in, purged)
 			if w := out.winner(); w != nil {
 				out.sibs = []sibling{*w}
 			}
 			return out
 		}},
-		"merge takes over the sender's context": {merge: func(here, in *entry, purged Vector) *entry {
+		"rule 1: merge takes over the sender's context": {merge: func(here, in *entry, purged Vector) *entry {
 			out := merge(here, in, purged)
 			out.ctx = in.ctx.Clone()
 			for _, s := range out.sibs {
@@ -72,26 +72,26 @@ func TestModel_FindsPlantedMistakes(t *testing.T) {
 			}
 			return out
 		}},
-		"merge forgets losers": {merge: func(here, in *entry, purged Vector) *entry {
+		"rule 8: merge forgets losers": {merge: func(here, in *entry, purged Vector) *entry {
 			out := merge(here, in, purged)
 			out.losers = nil
 			return out
 		}},
-		"vector adopted before the last page": {adoptEarly: true},
-		"vector noted after the pages":        {noteLate: true},
-		"numbers given again after a restart": {reuseSeq: true},
+		"rule 4: vector adopted before the last page": {adoptEarly: true},
+		"rule 4: vector noted after the pages":        {noteLate: true},
+		"rule 1: numbers given again after a restart": {reuseSeq: true},
 
-		"no list for who may have missed what was purged":    {noList: true},
-		"a list drops what its sender has not seen":          {dropUnseen: true},
-		"a list counts although rows of its sender are lost": {unsoundList: true},
-		"a list counts before its last part":                 {dropBegun: true},
-		"tombstones purged before all of them was seen":      {purgeUnseen: true},
-		"what was purged is not taken over":                  {forgetPurged: true},
-		"lost rows found, and the vector kept":               {keepVector: true},
-		"a site leaves before another covers what it has":    {leaveEarly: true},
-		"a site leaves to one that has not everything":       {leaveToNew: true},
-		"a site is a member before it has what others have":  {memberEarly: true},
-		"what never left a node is not counted":              {countLow: true},
+		"rule 6: no list for who may have missed what was purged":    {noList: true},
+		"rule 6: a list drops what its sender has not seen":          {dropUnseen: true},
+		"rule 6: a list counts although rows of its sender are lost": {unsoundList: true},
+		"rule 6: a list counts before its last part":                 {dropBegun: true},
+		"rule 6: tombstones purged before all of them was seen":      {purgeUnseen: true},
+		"rule 6: what was purged is not taken over":                  {forgetPurged: true},
+		"rule 7: lost rows found, and the vector kept":               {keepVector: true},
+		"rule 11: a site leaves before another covers what it has":   {leaveEarly: true},
+		"rule 11: a site leaves to one that has not everything":      {leaveToNew: true},
+		"rule 11: a site is a member before it has what others have": {memberEarly: true},
+		"rule 14: what never left a node is not counted":             {countLow: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, bad)
