@@ -17,13 +17,15 @@ type changes struct {
 	// residenceAt is the raft index of the last command that changed which projects
 	// there are or where one may rest.
 	residenceAt uint64
+	// left are the projects that a site leaves, by name: rules follow from them.
+	left *table.Tree[int64]
 }
 
 func newChanges() changes {
-	return changes{changed: table.New[int64](), changedAt: table.New[uint64]()}
+	return changes{changed: table.New[int64](), changedAt: table.New[uint64](), left: table.New[int64]()}
 }
 
-func (c *changes) trees() []building { return []building{c.changed, c.changedAt} }
+func (c *changes) trees() []building { return []building{c.changed, c.changedAt, c.left} }
 
 // noteChange is told of each project's row before it is put into the table.
 func (v *View) noteChange(p Project) {
@@ -31,6 +33,11 @@ func (v *View) noteChange(p Project) {
 	if !there || old.Deleted() != p.Deleted() || old.Purged() != p.Purged() || !slices.Equal(old.Sites, p.Sites) ||
 		!slices.Equal(old.Leaving, p.Leaving) || !slices.Equal(old.Syncing, p.Syncing) || !slices.Equal(old.Expelled, p.Expelled) {
 		v.residenceAt = v.index
+	}
+	if len(p.Leaving) > 0 && !p.Deleted() {
+		v.left, _, _ = v.left.Insert([]byte(p.Name), p.ID)
+	} else if id, ok := v.left.Get([]byte(p.Name)); ok && id == p.ID { // a purged one's name may be another's
+		v.left, _, _ = v.left.Delete([]byte(p.Name))
 	}
 	if at, ok := v.changedAt.Get(idKey(p.ID)); ok {
 		if at == v.index {

@@ -181,10 +181,7 @@ func (v *View) heir(p Project) string {
 // holds. The latter have negative ids.
 func (v *View) AllRules() []Rule {
 	out := v.Rules()
-	for p := range v.Projects() {
-		if len(p.Leaving) == 0 {
-			continue
-		}
+	for p := range byName(v.left, v.projects) {
 		if heir := v.heir(p); heir != "" {
 			out = append(out, Rule{ID: -p.ID, Name: "sites leave " + p.Name, Projects: []string{p.Name}, Sites: []string{heir}, Version: p.Version})
 		}

@@ -119,7 +119,7 @@ func (b *batch) putStrong(pid identity.ProjectID, t StrongTag, sw Ordered) (*Man
 			return nil, err // its tombstone went already
 		}
 	}
-	new, err := old.strong(t, sw, b.c.now())
+	new, err := old.strong(t, sw, b.c.now(), func() Dot { return b.dot(pid) })
 	if err != nil || new == nil {
 		return nil, err
 	}
@@ -134,7 +134,7 @@ func (b *batch) putStrong(pid identity.ProjectID, t StrongTag, sw Ordered) (*Man
 
 // strong gives the entry after the control state's word; nil: it is as it should
 // be, or newer.
-func (e *entry) strong(t StrongTag, sw Ordered, now time.Time) (*entry, error) {
+func (e *entry) strong(t StrongTag, sw Ordered, now time.Time, dot func() Dot) (*entry, error) {
 	if e == nil {
 		e = &entry{}
 	}
@@ -175,6 +175,12 @@ func (e *entry) strong(t StrongTag, sw Ordered, now time.Time) (*entry, error) {
 		if l.digest != string(says) {
 			new.losers = addLoser(new.losers, l)
 		}
+	}
+	if slices.ContainsFunc(lost, func(l loser) bool { return l.digest != string(says) }) {
+		// A request of this store's own, so that it reaches stores that do not judge: those
+		// that know of the next mode already.
+		d := dot()
+		new.ctx[d.Inc] = d.Seq
 	}
 	new.sort()
 	return new, nil
