@@ -215,6 +215,7 @@ func (f *flight) tookSmall(c candidate, w way, data []byte) (bool, error) {
 	if !w.holder {
 		f.s.swaps.brought(c.node)
 	}
+	f.s.landings.news(f.digest)
 	f.s.metrics.unitsReceived.Inc()
 	return true, f.store()
 }

@@ -69,7 +69,12 @@ func (s *server) awaitSmall(ctx context.Context, from identity.NodeID, d digest.
 			s.landings.forget(d)
 			return body, true
 		}
-		if s.aside(d) { // two that wait for one another would wait in vain
+		body, aside := s.soon(d, project)
+		if body != nil {
+			s.landings.forget(d)
+			return body, true
+		}
+		if aside { // two that wait for one another would wait in vain
 			return nil, false
 		}
 		select {

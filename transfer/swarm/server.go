@@ -62,12 +62,12 @@ type server struct {
 	metrics *metrics
 	crowds  *crowds // who receives what at the same time; nil: nobody knows
 	uplink  *uplink // measured; nil: not
-	// circles, landings and aside are for small blobs that receivers swap: who takes
-	// them, what came here, and whether one is to come from another receiver. nil:
-	// nothing is swapped.
+	// circles, landings and soon are for small blobs that receivers swap: who takes
+	// them, news of those that come here, and what of one is here before it is stored,
+	// or that it is to come from another receiver. nil: nothing is swapped.
 	circles  *circles
 	landings *landings
-	aside    func(digest.Digest) bool
+	soon     func(d digest.Digest, pid identity.ProjectID) (body []byte, aside bool)
 	pacer    Pacer // nil: nothing is held back
 	// split gives the sub-states of a unit, or none; nil: none ever.
 	split func(ctx context.Context, d digest.Digest, b store.Blob, unit int) []byte

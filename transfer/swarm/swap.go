@@ -238,10 +238,19 @@ func (l *landings) news(d digest.Digest) {
 // forget drops what nobody may be waiting for; a second one that does is woken.
 func (l *landings) forget(d digest.Digest) { l.news(d) }
 
-// aside says whether a blob is on its way here from another receiver.
-func (s *Swarm) aside(d digest.Digest) bool {
+// soon looks at the flight of a small blob that somebody waits for here: its bytes, if
+// they came and are to be stored, and whether they come from another receiver.
+func (s *Swarm) soon(d digest.Digest, pid identity.ProjectID) (body []byte, aside bool) {
 	s.mu.Lock()
 	f := s.flights[d]
 	s.mu.Unlock()
-	return f != nil && f.aside.Load()
+	if f == nil || !f.serves(pid) {
+		return nil, false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.complete && !f.poisoned {
+		body = f.small // checked, invariant T11
+	}
+	return body, body == nil && f.aside.Load()
 }

@@ -154,7 +154,7 @@ func New(cfg Config) (*Swarm, error) {
 	s.batches, s.swaps = newBatches(s), newSwaps()
 	s.server = newServer(cfg, supply{s}, s.metrics)
 	s.server.crowds, s.server.uplink = s.crowds, &s.uplink
-	s.server.circles, s.server.landings, s.server.aside = newCircles(), &s.landings, s.aside
+	s.server.circles, s.server.landings, s.server.soon = newCircles(), &s.landings, s.soon
 	cfg.Host.Handle(Protocol, s.server.serve)
 	cfg.Host.Handle(HaveProtocol, s.serveHave)
 	return s, nil
