@@ -2,6 +2,9 @@ package node
 
 import (
 	"context"
+	"math"
+	"runtime/debug"
+	"runtime/metrics"
 	"time"
 )
 
@@ -30,4 +33,61 @@ func giveBack(started <-chan struct{}, free func()) func(context.Context) error 
 		<-ctx.Done()
 		return ctx.Err()
 	}
+}
+
+const (
+	// softMemory is how much the runtime holds before it collects more often than
+	// when the heap has doubled: tables that are written leave 60 MiB at a time, and a
+	// heap of 150 MiB would grow to 300 for the sake of a collection less.
+	softMemory = 256 << 20
+	// softShare is the part of that limit that may be live. With less to spare a
+	// collection follows the other: then the limit grows.
+	softShare = 0.7
+	// softEvery is how often what is live is looked at.
+	softEvery = time.Second
+)
+
+// pace keeps the runtime's soft limit: softMemory, or more as far as what is live
+// needs it. Who gave GOMEMLIMIT has its own, and pace does nothing.
+func pace(ctx context.Context) error {
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 {
+		now := int64(0)
+		tick := time.NewTicker(softEvery)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			if limit := softLimit(live()); limit != now {
+				now = limit
+				debug.SetMemoryLimit(limit)
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+			}
+		}
+		debug.SetMemoryLimit(math.MaxInt64)
+		return ctx.Err()
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// softLimit is the limit for so many bytes that are live, in steps of an eighth of
+// softMemory.
+func softLimit(live uint64) int64 {
+	const step = softMemory / 8
+	need := int64(float64(live) / softShare)
+	return max(softMemory, (need+step-1)/step*step)
+}
+
+// live is what the last collection found in use, and the stacks.
+func live() uint64 {
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
+	metrics.Read(s)
+	sum := uint64(0)
+	for _, m := range s {
+		if m.Value.Kind() == metrics.KindUint64 {
+			sum += m.Value.Uint64()
+		}
+	}
+	return sum
 }

@@ -65,3 +65,19 @@ func TestGiveBack_StoppedBefore(t *testing.T) {
 		})
 	}
 }
+
+// TestSoftLimit: a node with little in use has the limit, one with much has room
+// enough that a collection does not follow the other.
+func TestSoftLimit(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct{ live, want uint64 }{
+		{0, 256}, {150, 256}, {179, 256}, {180, 288}, {300, 448}, {1000, 1440},
+	} {
+		if got := softLimit(c.live * mib); uint64(got) != c.want*mib {
+			t.Errorf("%d MiB live: limit %d MiB, want %d", c.live, got/mib, c.want)
+		}
+	}
+	if live() == 0 {
+		t.Error("nothing is live")
+	}
+}

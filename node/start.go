@@ -264,6 +264,7 @@ func (n *node) startContent() error {
 	n.stages.start("tags", n.tags.Run)
 	n.stages.start("residency", n.residency.Run)
 	n.stages.start("cut-off of removed nodes", n.cutOff)
+	n.stages.start("memory", pace)
 	n.stages.start("memory of the start", giveBack(n.sync.FirstDone(), debug.FreeOSMemory))
 	return nil
 }

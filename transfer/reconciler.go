@@ -32,13 +32,14 @@ const (
 	// holds its list of blobs in memory.
 	artifactsAtOnce = 16
 	// workers bounds the others in work, and maxSmall the small blobs that are on
-	// their way, 32 MiB at most: they come in batches, of which the swarm asks for
+	// their way, 48 MiB at most: they come in batches, of which the swarm asks for
 	// as many ahead as a round trip needs. An artifact of 5 of them takes a round trip
-	// and two commits, here and in front of it: with 250 ms of it, 640 a second. They
+	// and two commits, here and in front of it, and half a round trip more for what
+	// comes from another receiver: with 500 ms of it, 512 a second. They
 	// also find out which artifacts are bulk: looksAtOnce of them at a time, as that
 	// takes a processor and holds lists of all that belongs to an artifact.
-	workers     = 160
-	maxSmall    = 1024
+	workers     = 256
+	maxSmall    = 1536
 	looksAtOnce = 16
 	// blobsAtOnce bounds the claimed blobs and large manifests on their way, and
 	// keptAtOnce the blobs of pushes elsewhere that wait for this site. They have

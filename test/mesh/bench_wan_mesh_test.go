@@ -164,23 +164,32 @@ func (m *farMesh) metric(t *testing.T, i int, name string) float64 {
 // memory is the most that any node has had in memory, in MiB.
 func (m *farMesh) memory(t *testing.T) float64 { t.Helper(); return m.most(t, "VmHWM:") }
 
-// most is the largest value of a field of the nodes' /proc/PID/status, in MiB.
+// most is mostOf for who can't go on without.
 func (m *farMesh) most(t *testing.T, field string) float64 {
 	t.Helper()
+	most, err := m.mostOf(field)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return most
+}
+
+// mostOf is the largest value of a field of the nodes' /proc/PID/status, in MiB.
+func (m *farMesh) mostOf(field string) (float64, error) {
 	most := 0.0
 	for _, s := range m.sites {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.process.Cmd.Process.Pid))
 		if err != nil {
-			t.Fatal(err)
+			return 0, err
 		}
 		_, rest, ok := strings.Cut(string(b), field)
 		kib, err := strconv.ParseFloat(strings.Fields(rest + " 0")[0], 64)
 		if !ok || err != nil {
-			t.Fatalf("the status of %s's process: %v: %s", s.site, err, b)
+			return 0, fmt.Errorf("the status of %s's process: %v: %s", s.site, err, b)
 		}
 		most = max(most, kib/1024)
 	}
-	return most
+	return most, nil
 }
 
 // arrives waits until an image is at a site, and says when.

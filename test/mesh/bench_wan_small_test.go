@@ -62,6 +62,7 @@ func small(rate float64) func(b *bench, t *testing.T, name string) {
 		line.end(t, m, name)
 		quiet := idle.end(took)
 		last := slices.Max(took)
+		sent := m.metric(t, 0, "portolan_transfer_swarm_sent_bytes_total")
 		origin := (m.metric(t, 0, "process_cpu_seconds_total") - before[0]) / float64(n)
 		receivers := 0.0
 		for i := 1; i < len(m.sites); i++ {
@@ -77,10 +78,20 @@ func small(rate float64) func(b *bench, t *testing.T, name string) {
 		}
 		b.add(t, st, name+": images a second, at each site", float64(n)/last.Seconds(), "1/s", target, fmt.Sprintf("%d images of %d blobs of %d bytes", n, smallBlobs, smallBytes))
 		b.add(t, st, name+": share of the origin's uplink in use", float64(st.Site("s0").EgressBytes)*8/1e6/m.rates[0]/last.Seconds(), "", nil, "")
+		// What the sites can do at best: F leaves the origin once, all uplinks together
+		// carry a copy for each.
+		size := float64(n * smallBlobs * smallBytes)
+		receiving := make([]int, smallSites)
+		for i := range receiving {
+			receiving[i] = i + 1
+		}
+		bound := m.bound(size, 1, receiving)
+		b.add(t, st, name+": time over the bound", last.Seconds()/bound, "", nil, fmt.Sprintf("the bound is %.1f s", bound))
+		b.add(t, st, name+": payload that the origin sent", sent/size, "F", figures.AtMost(1.15), "")
 		b.add(t, st, name+": share of the time in which a link was idle, the worst", slices.Max(quiet), "", figures.AtMost(0.05), "")
 		b.add(t, st, name+": processor time of the origin for an image", 1000*origin, "CPU-ms", nil, "all sites together")
 		b.add(t, st, name+": processor time of a receiver for an image", 1000*receivers, "CPU-ms", nil, "")
-		b.add(t, st, name+": memory of a node of its own, at the end", m.ownMemory(t), "MiB", figures.AtMost(300), fmt.Sprintf("with the catalogue's files, which it maps, at most %.0f", m.memory(t)))
+		b.add(t, st, name+": most memory of a node of its own", idle.memory, "MiB", figures.AtMost(300), fmt.Sprintf("with the catalogue's files, which it maps, at most %.0f", m.memory(t)))
 	}
 }
 
@@ -177,7 +188,7 @@ func (m *farMesh) knowsSmall(t *testing.T, i, n int) {
 // ownMemory is the most that any node has in memory now, without files that it maps:
 // small blobs are rows of the catalogue, whose files lie in memory as far as the
 // machine has it to spare.
-func (m *farMesh) ownMemory(t *testing.T) float64 { t.Helper(); return m.most(t, "RssAnon:") }
+func (m *farMesh) ownMemory() (float64, error) { return m.mostOf("RssAnon:") }
 
 // awaitSmall waits until each site but the first has brought so many artifacts here,
 // and says when it had. It asks more often towards the end: to answer takes a node
@@ -219,6 +230,8 @@ type idleWatch struct {
 	done  sync.WaitGroup
 	at    []time.Duration
 	came  [][]uint64 // bytes so far, of each site
+	// memory is the most that any node had of its own, in MiB.
+	memory float64
 }
 
 func (m *farMesh) watchIdle(t *testing.T) *idleWatch {
@@ -231,6 +244,9 @@ func (m *farMesh) watchIdle(t *testing.T) *idleWatch {
 			if st, err := m.lab.Control.Stats(ctx, false); err == nil {
 				w.at = append(w.at, time.Since(w.start))
 				w.came = append(w.came, ingress(st))
+			}
+			if own, err := m.ownMemory(); err == nil {
+				w.memory = max(w.memory, own)
 			}
 			select {
 			case <-tick.C:

@@ -70,6 +70,7 @@ type batch struct {
 // parcel is one blob of a batch.
 type parcel struct {
 	f    *flight
+	way  way
 	pid  identity.ProjectID
 	size int64
 	id   uint64    // of its request
@@ -106,11 +107,83 @@ func (f *flight) batched() (bool, error) {
 	if !ok {
 		return false, nil
 	}
-	b, p := f.s.batches.add(f, c, l.size)
-	if p == nil {
-		return false, nil
+	at, self, now := circleAt{c.node, f.pid}, f.s.self(), time.Now()
+	w := ways{holder: c.node, self: self.node, owner: f.s.swaps.owner(at, self, f.digest, now)}
+	defer f.setAside(false)
+	for said := error(nil); ; {
+		way, ok := w.next(said, func(node identity.NodeID) bool { return f.s.swaps.fit(node, time.Now()) })
+		if !ok {
+			return false, nil
+		}
+		if !way.holder && !f.s.cfg.Access(f.ctx, way.node, f.digest, f.pid) {
+			said = errNotHis // as T13 has it: it is asked for nothing that it may not have
+			continue
+		}
+		f.setAside(!way.holder)
+		got, asked := f.askBatch(way, l.size)
+		if !asked {
+			return false, nil
+		}
+		if got.err == nil {
+			defer got.free()
+			return f.tookSmall(candidate{node: way.node, pid: f.pid}, way, got.data)
+		}
+		said = got.err
+		var taken *takenError
+		switch {
+		case errors.As(said, &taken):
+		case !way.holder:
+			if f.s.letDown(way.node, said) {
+				f.s.log.Info("small blobs are left to a receiver no longer, for a while", "node", way.node, "site", f.s.site(way.node), "error", said)
+			}
+		case errors.Is(said, errNotAsked):
+			return false, nil
+		default:
+			var refused *refusedError
+			if errors.Is(said, errProtocol) {
+				_ = f.blameList(way.node, said)
+			} else if errors.As(said, &refused) {
+				f.s.metrics.failovers.WithLabelValues("refused").Inc()
+			}
+			return false, nil
+		}
 	}
-	var got delivery
+}
+
+var (
+	// errNotAsked: a blob does not come in a batch now.
+	errNotAsked = errors.New("nothing is asked in a batch now")
+	// errNotHis: a receiver is asked for nothing that it may not have.
+	errNotHis = errors.New("the receiver may not have the blob")
+)
+
+// setAside says whether the blob is to come from another receiver.
+func (f *flight) setAside(aside bool) {
+	if f.aside.Swap(aside) != aside && aside {
+		f.s.landings.news(f.digest) // who waits for it here waits in vain
+	}
+}
+
+// letDown notes that a receiver did not bring a blob, if it is to blame; true: for
+// the first time in a while.
+func (s *Swarm) letDown(node identity.NodeID, said error) bool {
+	var refused *refusedError
+	if errors.As(said, &refused) && refused.status != Status_STATUS_NOT_YET || errors.Is(said, errNotHis) || errors.Is(said, errNotAsked) {
+		return false
+	}
+	return s.swaps.failed(node, time.Now())
+}
+
+// self is this node as one of the receivers.
+func (s *Swarm) self() receiver { return receiver{s.cfg.Host.ID(), s.uplink.share()} }
+
+// askBatch asks for the blob in a batch and waits for what becomes of it. false:
+// nobody waits for it any more, or a client does.
+func (f *flight) askBatch(w way, size int64) (got delivery, asked bool) {
+	b, p := f.s.batches.add(f, w, size)
+	if p == nil {
+		return delivery{err: errNotAsked}, true
+	}
 	select {
 	case got = <-p.done:
 	case <-f.urgent:
@@ -118,29 +191,31 @@ func (f *flight) batched() (bool, error) {
 	}
 	if got.data == nil && got.err == nil {
 		b.leave(p)
-		return false, nil
+		return got, false
 	}
-	if got.err != nil {
-		var refused *refusedError
-		if errors.Is(got.err, errProtocol) {
-			_ = f.blameList(c.node, got.err)
-		} else if errors.As(got.err, &refused) {
-			f.s.metrics.failovers.WithLabelValues("refused").Inc()
-		}
-		return false, nil
-	}
-	defer got.free()
+	return got, true
+}
+
+// tookSmall checks and stores what came.
+func (f *flight) tookSmall(c candidate, w way, data []byte) (bool, error) {
 	// The data was read for this flight alone: it need not be copied.
-	if err := f.take(0, got.data, c.node, func(b []byte) []byte { return b }); err != nil {
+	if err := f.take(0, data, c.node, func(b []byte) []byte { return b }); err != nil {
 		f.mu.Lock()
 		f.strikes[c.node]++ // the first one: a batch is how a flight begins
 		f.mu.Unlock()
 		f.s.suspects.add(c.node, f.digest, "bytes that are not the blob's")
 		f.s.doubt(c, f.digest)
 		f.s.metrics.badUnits.WithLabelValues(c.node.String()).Inc()
-		f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", 0, "holder", true, "error", err)
+		f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", 0, "holder", w.holder, "error", err)
+		if !w.holder {
+			f.s.swaps.failed(c.node, time.Now())
+		}
 		return false, nil
 	}
+	if !w.holder {
+		f.s.swaps.brought(c.node)
+	}
+	f.s.landings.news(f.digest)
 	f.s.metrics.unitsReceived.Inc()
 	return true, f.store()
 }
@@ -156,15 +231,15 @@ func (f *flight) best() (candidate, bool) {
 }
 
 // add puts a blob into the batch of a holder; nil: nothing comes that way now.
-func (bs *batches) add(f *flight, c candidate, size int64) (*batch, *parcel) {
+func (bs *batches) add(f *flight, w way, size int64) (*batch, *parcel) {
 	bs.mu.Lock()
-	b := bs.m[c.node]
+	b := bs.m[w.node]
 	if b == nil {
-		b = &batch{s: bs.s, node: c.node, waiter: waiter{wake: make(chan struct{}, 1)}, sent: make(chan struct{}, 1)}
-		bs.m[c.node] = b
+		b = &batch{s: bs.s, node: w.node, waiter: waiter{wake: make(chan struct{}, 1)}, sent: make(chan struct{}, 1)}
+		bs.m[w.node] = b
 	}
 	bs.mu.Unlock()
-	p := &parcel{f: f, pid: c.pid, size: size, done: make(chan delivery, 1)}
+	p := &parcel{f: f, way: w, pid: f.pid, size: size, done: make(chan delivery, 1)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if time.Now().Before(b.rest) {
@@ -308,9 +383,7 @@ func (b *batch) ask(ss *session, stop <-chan struct{}) error {
 			head := len(out)
 			out = append(out, 0, 0, 0, 0)
 			var err error
-			out, err = proto.MarshalOptions{}.MarshalAppend(out, &Request{
-				Id: p.id, Digest: p.f.digest.String(), Project: p.pid[:], Units: 1, Class: uint32(classReplication.onLink()) + 1,
-			})
+			out, err = proto.MarshalOptions{}.MarshalAppend(out, b.request(p))
 			if err != nil {
 				return err
 			}
@@ -329,6 +402,17 @@ func (b *batch) ask(ss *session, stop <-chan struct{}) error {
 			return nil
 		}
 	}
+}
+
+// request is what is asked for a parcel.
+func (b *batch) request(p *parcel) *Request {
+	r := &Request{Id: p.id, Digest: p.f.digest.String(), Project: p.pid[:], Units: 1, Class: uint32(classReplication.onLink()) + 1}
+	if p.way.holder {
+		r.Swap, r.Share, r.UnlessGivenMs = true, p.f.uplink, uint32(p.way.unless/time.Millisecond)
+	} else {
+		r.WaitMs = uint32(swapPatience / time.Millisecond)
+	}
+	return r
 }
 
 // take moves the oldest blob of the queue to those that are asked for, if there
@@ -390,6 +474,20 @@ func (b *batch) receive(ctx context.Context, in *bufio.Reader, p *parcel) error 
 		// It may as well be the manifest that is wrong: no blame. How much follows is
 		// another blob's matter.
 		return fmt.Errorf("%w: the holder's blob %s has %d bytes, not %d", errBatch, p.f.digest, a.Size, p.size)
+	}
+	if p.way.holder {
+		if err := b.s.swaps.note(circleAt{b.node, p.pid}, &a, time.Now()); err != nil {
+			return err
+		}
+	}
+	if p.way.unless > 0 && a.Taken && !a.HasUnit && a.UnitBytes == 0 && a.ListBytes == 0 && a.Last && a.Size == p.size {
+		by, err := identity.NodeIDFromBytes(a.TakenBy)
+		if err != nil {
+			return fmt.Errorf("%w: taken: %w", errProtocol, err)
+		}
+		b.shift(p, true)
+		b.deliver(p, delivery{err: &takenError{by}})
+		return nil
 	}
 	if a.Size != p.size || !a.HasUnit || a.Unit != 0 || int64(a.UnitBytes) != p.size || !a.Last || a.Taken || len(a.Record) > 0 || a.ListBytes > 0 {
 		return fmt.Errorf("%w: %d bytes of unit %d of a blob of %d", errProtocol, a.UnitBytes, a.Unit, p.size)

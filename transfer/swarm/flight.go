@@ -103,6 +103,7 @@ type flight struct {
 	poisoned  bool           // what came may be wrong although it fits the list
 	foreign   bool           // some of what is here came for another project
 	proving   atomic.Bool    // it is here, and being shown
+	aside     atomic.Bool    // a small blob that another receiver is asked for
 	changed   chan struct{}
 	positions map[*reader]int         // the unit that each reader stands in
 	from      identity.NodeID         // whose unit came last
@@ -245,6 +246,7 @@ func (s *Swarm) landed(f *flight, err error) {
 	s.mu.Unlock()
 	s.watching.end(f)
 	s.crowds.news(f.digest) // it is whole, or gone
+	s.landings.news(f.digest)
 	result := "stored"
 	switch {
 	case dropped && err != nil:

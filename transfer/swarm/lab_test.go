@@ -41,6 +41,7 @@ type lab struct {
 	stall  time.Duration  // long, but in tests of stalls: machines that test are busy
 	pacer  Pacer          // of the nodes that are started
 	bucket *blobs.Backend // of the stores that are started; nil: a disk
+	small  bool           // the nodes that are started give small blobs in one look
 
 	mu      sync.Mutex
 	members map[identity.NodeID]*net.TCPAddr
@@ -153,7 +154,12 @@ func (l *lab) startIn(dir string) *node {
 
 func (n *node) config(log *slog.Logger) Config {
 	l := n.lab
+	var small func(identity.NodeID, digest.Digest, identity.ProjectID) ([]byte, bool)
+	if l.small {
+		small = n.giveSmall
+	}
 	return Config{
+		Small: small,
 		Store: n.store, Host: n.host, Holders: l, Pacer: l.pacer, Signer: n.id, Logger: log,
 		Access: func(_ context.Context, from identity.NodeID, _ digest.Digest, pid identity.ProjectID) bool {
 			l.mu.Lock()
@@ -166,6 +172,18 @@ func (n *node) config(log *slog.Logger) Config {
 		Stall:       l.stall,
 		Answer:      time.Minute,
 	}
+}
+
+// giveSmall gives what is here of the lab's project to those that may have it.
+func (n *node) giveSmall(from identity.NodeID, d digest.Digest, pid identity.ProjectID) ([]byte, bool) {
+	n.lab.mu.Lock()
+	allowed := pid == project && n.lab.members[from] != nil && !n.lab.denied[from]
+	n.lab.mu.Unlock()
+	if !allowed {
+		return nil, false
+	}
+	b, here, err := n.store.Catalog().ContentIn(pid, d)
+	return b, here && err == nil
 }
 
 func (l *lab) check(err error) {

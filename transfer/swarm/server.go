@@ -62,7 +62,13 @@ type server struct {
 	metrics *metrics
 	crowds  *crowds // who receives what at the same time; nil: nobody knows
 	uplink  *uplink // measured; nil: not
-	pacer   Pacer   // nil: nothing is held back
+	// circles, landings and soon are for small blobs that receivers swap: who takes
+	// them, news of those that come here, and what of one is here before it is stored,
+	// or that it is to come from another receiver. nil: nothing is swapped.
+	circles  *circles
+	landings *landings
+	soon     func(d digest.Digest, pid identity.ProjectID) (body []byte, aside bool)
+	pacer    Pacer // nil: nothing is held back
 	// split gives the sub-states of a unit, or none; nil: none ever.
 	split func(ctx context.Context, d digest.Digest, b store.Blob, unit int) []byte
 
@@ -88,13 +94,17 @@ type openBlob struct {
 	pid     identity.ProjectID
 	blob    store.Blob
 	damaged uint64 // source.Damaged before it was opened
+
+	// Of the stream, whatever is open:
+	told  toldCircles
+	hasty time.Time // no blob is waited for before then
 }
 
 func (o *openBlob) close() {
 	if o.blob != nil {
 		_ = o.blob.Close()
 	}
-	*o = openBlob{}
+	*o = openBlob{told: o.told, hasty: o.hasty}
 }
 
 // handle serves one stream until the peer closes it.
@@ -140,7 +150,7 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 		}
 		return fmt.Errorf("malformed request: %d units, %w", req.Units, err)
 	}
-	if sent, err := s.answerSmall(ctx, from, st, req, d, project); sent || err != nil {
+	if sent, err := s.answerSmall(ctx, from, st, req, d, project, open); sent || err != nil {
 		return err
 	}
 	// Access before existence: a refusal tells nothing of the blob.
@@ -169,7 +179,7 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 			s.log.Error("blob can't be read", "digest", d, "error", err)
 			return refuse(Status_STATUS_UNREADABLE, "the blob can't be read here")
 		}
-		*open = openBlob{d: d, pid: project, blob: b, damaged: damaged}
+		open.d, open.pid, open.blob, open.damaged = d, project, b, damaged
 	}
 	some, _ := open.blob.(part)
 	l := layoutOf(open.blob.Size())

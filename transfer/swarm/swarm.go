@@ -92,6 +92,8 @@ type Swarm struct {
 	crowds   *crowds
 	watching *watching
 	batches  *batches
+	swaps    *swaps
+	landings landings
 	uplink   uplink
 	arrivals arrivals
 	suspects suspects
@@ -149,9 +151,10 @@ func New(cfg Config) (*Swarm, error) {
 	s.pipes.filled = cfg.Host.Filled
 	s.sessions = newSessions(s.ctx, cfg.Host, cfg.Stall, s.pipes)
 	s.sessions.pacer = cfg.Pacer
-	s.batches = newBatches(s)
+	s.batches, s.swaps = newBatches(s), newSwaps()
 	s.server = newServer(cfg, supply{s}, s.metrics)
 	s.server.crowds, s.server.uplink = s.crowds, &s.uplink
+	s.server.circles, s.server.landings, s.server.soon = newCircles(), &s.landings, s.soon
 	cfg.Host.Handle(Protocol, s.server.serve)
 	cfg.Host.Handle(HaveProtocol, s.serveHave)
 	return s, nil

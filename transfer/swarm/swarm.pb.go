@@ -21,6 +21,13 @@
 //   <- Answer{id: 2, unit: 0, unit_bytes, sub_bytes}         its sub-states, and unit 0
 //   <- ...
 //
+// Small blobs of which several nodes want the same are given to one of them each. The
+// others are told whom to ask, and ask with patience:
+//
+//   -> Request{id: 3, digest, units: 1, swap, unless_given_ms}
+//   <- Answer{id: 3, last: true, taken, taken_by, receivers}
+//   -> Request{id: 1, digest, units: 1, wait_ms}              to that one
+//
 // Room for later forms: further kinds of payload.
 //
 // The have protocol, "/portolan/have/1", tells what a node has of a blob that it
@@ -157,7 +164,17 @@ type Request struct {
 	WantSubStates bool `protobuf:"varint,9,opt,name=want_sub_states,json=wantSubStates,proto3" json:"want_sub_states,omitempty"`
 	// The other side was sent a unit of the blob that is not the blob's: the holder
 	// reads the blob again. Comes with units = 0.
-	Doubt         bool `protobuf:"varint,15,opt,name=doubt,proto3" json:"doubt,omitempty"`
+	Doubt bool `protobuf:"varint,15,opt,name=doubt,proto3" json:"doubt,omitempty"`
+	// For the whole of a small blob: the sender takes small blobs of the project, and
+	// passes on what it has. The holder counts it among those that do, leaves the blob
+	// out if unless_given_ms says so (Answer.taken_by), and tells of the others
+	// (Answer.receivers).
+	Swap bool `protobuf:"varint,20,opt,name=swap,proto3" json:"swap,omitempty"`
+	// With swap: as in Watch.share.
+	Share uint32 `protobuf:"varint,21,opt,name=share,proto3" json:"share,omitempty"`
+	// For the whole of a small blob: if it is not here yet, wait for it so long. The
+	// other side is to bring it from a holder.
+	WaitMs        uint32 `protobuf:"varint,22,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -262,6 +279,27 @@ func (x *Request) GetDoubt() bool {
 	return false
 }
 
+func (x *Request) GetSwap() bool {
+	if x != nil {
+		return x.Swap
+	}
+	return false
+}
+
+func (x *Request) GetShare() uint32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *Request) GetWaitMs() uint32 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
 // Answer is one piece of the answer to a request.
 type Answer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -289,9 +327,15 @@ type Answer struct {
 	// So many bytes of sub-states of unit `unit` follow this message, before the
 	// unit's: the hash's raw state at each 64 KiB inside of it, in order. They are the
 	// sender's word. Only with the first unit of a request that wants them.
-	SubBytes      uint32 `protobuf:"varint,12,opt,name=sub_bytes,json=subBytes,proto3" json:"sub_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SubBytes uint32 `protobuf:"varint,12,opt,name=sub_bytes,json=subBytes,proto3" json:"sub_bytes,omitempty"`
+	// With taken, of a request with swap: who was given the blob, 32 bytes.
+	TakenBy []byte `protobuf:"bytes,20,opt,name=taken_by,json=takenBy,proto3" json:"taken_by,omitempty"`
+	// Who else takes small blobs of the project from here: all of them, when that
+	// changed. Only to a request with swap.
+	Receivers        []*Receiver `protobuf:"bytes,21,rep,name=receivers,proto3" json:"receivers,omitempty"`
+	ReceiversChanged bool        `protobuf:"varint,22,opt,name=receivers_changed,json=receiversChanged,proto3" json:"receivers_changed,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Answer) Reset() {
@@ -406,6 +450,27 @@ func (x *Answer) GetSubBytes() uint32 {
 		return x.SubBytes
 	}
 	return 0
+}
+
+func (x *Answer) GetTakenBy() []byte {
+	if x != nil {
+		return x.TakenBy
+	}
+	return nil
+}
+
+func (x *Answer) GetReceivers() []*Receiver {
+	if x != nil {
+		return x.Receivers
+	}
+	return nil
+}
+
+func (x *Answer) GetReceiversChanged() bool {
+	if x != nil {
+		return x.ReceiversChanged
+	}
+	return false
 }
 
 // Watch asks to be told what the other side has of a blob, and says that this
@@ -702,7 +767,7 @@ var File_transfer_swarm_swarm_proto protoreflect.FileDescriptor
 
 const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\n" +
-	"\x1atransfer/swarm/swarm.proto\x12\x11portolan.swarm.v1\"\x9d\x02\n" +
+	"\x1atransfer/swarm/swarm.proto\x12\x11portolan.swarm.v1\"\xe0\x02\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
@@ -715,7 +780,10 @@ const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\x0funless_given_ms\x18\a \x01(\rR\runlessGivenMs\x12\x14\n" +
 	"\x05class\x18\b \x01(\rR\x05class\x12&\n" +
 	"\x0fwant_sub_states\x18\t \x01(\bR\rwantSubStates\x12\x14\n" +
-	"\x05doubt\x18\x0f \x01(\bR\x05doubt\"\xc3\x02\n" +
+	"\x05doubt\x18\x0f \x01(\bR\x05doubt\x12\x12\n" +
+	"\x04swap\x18\x14 \x01(\bR\x04swap\x12\x14\n" +
+	"\x05share\x18\x15 \x01(\rR\x05share\x12\x17\n" +
+	"\await_ms\x18\x16 \x01(\rR\x06waitMs\"\xc6\x03\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x19.portolan.swarm.v1.StatusR\x06status\x12\x12\n" +
@@ -731,7 +799,10 @@ const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\bhas_unit\x18\n" +
 	" \x01(\bR\ahasUnit\x12\x14\n" +
 	"\x05taken\x18\v \x01(\bR\x05taken\x12\x1b\n" +
-	"\tsub_bytes\x18\f \x01(\rR\bsubBytes\"s\n" +
+	"\tsub_bytes\x18\f \x01(\rR\bsubBytes\x12\x19\n" +
+	"\btaken_by\x18\x14 \x01(\fR\atakenBy\x129\n" +
+	"\treceivers\x18\x15 \x03(\v2\x1b.portolan.swarm.v1.ReceiverR\treceivers\x12+\n" +
+	"\x11receivers_changed\x18\x16 \x01(\bR\x10receiversChanged\"s\n" +
 	"\x05Watch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
@@ -787,14 +858,15 @@ var file_transfer_swarm_swarm_proto_goTypes = []any{
 }
 var file_transfer_swarm_swarm_proto_depIdxs = []int32{
 	0, // 0: portolan.swarm.v1.Answer.status:type_name -> portolan.swarm.v1.Status
-	5, // 1: portolan.swarm.v1.Haves.haves:type_name -> portolan.swarm.v1.Have
-	0, // 2: portolan.swarm.v1.Have.status:type_name -> portolan.swarm.v1.Status
-	6, // 3: portolan.swarm.v1.Have.receivers:type_name -> portolan.swarm.v1.Receiver
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	6, // 1: portolan.swarm.v1.Answer.receivers:type_name -> portolan.swarm.v1.Receiver
+	5, // 2: portolan.swarm.v1.Haves.haves:type_name -> portolan.swarm.v1.Have
+	0, // 3: portolan.swarm.v1.Have.status:type_name -> portolan.swarm.v1.Status
+	6, // 4: portolan.swarm.v1.Have.receivers:type_name -> portolan.swarm.v1.Receiver
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_transfer_swarm_swarm_proto_init() }

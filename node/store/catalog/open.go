@@ -41,6 +41,10 @@ const (
 	// through one level more. A compaction into it writes as much and three tables of
 	// 32 MiB, which Space keeps room for.
 	baseLevelBytes = 64 << 20
+	// blockBytes holds three blobs of 10 KB. A block that a row overflows is copied to
+	// twice its size while a table is built, so that one of Badger's 4 KiB and a blob
+	// took 34 KB in memory.
+	blockBytes = 32 << 10
 	// upkeepEvery is how often expired leases, pins and reports go and the value
 	// log is collected.
 	upkeepEvery = time.Hour
@@ -102,7 +106,8 @@ type Catalog struct {
 	closing   sync.Once
 	closeErr  error
 	running   sync.WaitGroup
-	reading   sync.RWMutex // held shared by reads: Badger's Close does not wait for them
+	building  sync.WaitGroup // ends with the database
+	reading   sync.RWMutex   // held shared by reads: Badger's Close does not wait for them
 
 	// Only the committer touches these.
 	inc       identity.Incarnation          // of the writes made now; 0 before the first
@@ -191,6 +196,9 @@ func Open(dir string, opts Options) (*Catalog, error) {
 	c.running.Go(c.commitLoop)
 	c.running.Go(c.notifyLoop)
 	c.running.Go(c.upkeepLoop)
+	if returned := allocators(c.db); returned != nil {
+		c.building.Go(func() { c.freeAllocators(returned) })
+	}
 	return c, nil
 }
 
@@ -207,6 +215,7 @@ func (c *Catalog) Close() error {
 			c.log.Warn("there may not be space to close the catalogue", "error", err)
 		}
 		c.closeErr = c.db.Close()
+		c.building.Wait()
 	})
 	return c.closeErr
 }
@@ -228,6 +237,7 @@ func badgerOptions(dir string, opts Options) badger.Options {
 		WithBlockCacheSize(0).         // only packed or encrypted tables need one
 		WithIndexCacheSize(0).         // only encrypted tables have one: others' are mapped
 		WithBaseTableSize(tableBytes).
+		WithBlockSize(blockBytes).
 		WithBaseLevelSize(baseLevelBytes).
 		WithValueLogFileSize(valueLogBytes).
 		WithNumCompactors(2).

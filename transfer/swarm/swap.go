@@ -1,0 +1,256 @@
+package swarm
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/identity"
+)
+
+const (
+	// swapPatience is how long a receiver has to bring a small blob that another one
+	// asks it for: its own request and its answer behind all that its holder sends it
+	// (some 3 MiB, 0.7 s where three share 100 Mbit/s), and the commit. Less than
+	// quietFor: a batch in which nothing comes for that long is given up.
+	swapPatience = 1500 * time.Millisecond
+	// swapRest is for how long nothing is left to a receiver that did not bring a blob
+	// in time, the first time; each time in a row doubles it, up to swapRestMost. So
+	// one that does not want what others want costs swapPatience now and then.
+	swapRest     = 10 * time.Second
+	swapRestMost = 5 * time.Minute
+	// circleKnownFor is how long a holder's word on its circle holds.
+	circleKnownFor = 2 * circleFor
+	// maxWays bounds the nodes that a small blob is asked of in batches, one after the
+	// other: its owner, the holder, who was given it, the holder.
+	maxWays = 4
+)
+
+// takenError is the answer that another receiver was given the blob.
+type takenError struct{ by identity.NodeID }
+
+func (e *takenError) Error() string { return "it was given to " + e.by.Short() }
+
+// swaps is what this node knows of others that take the same small blobs from a
+// holder.
+type swaps struct {
+	mu      sync.Mutex
+	circles map[circleAt][]receiver // sorted, this node left out
+	heard   map[circleAt]time.Time
+	rests   map[identity.NodeID]swapper
+}
+
+// circleAt names a circle: a holder's, of a project.
+type circleAt struct {
+	holder identity.NodeID
+	pid    identity.ProjectID
+}
+
+// swapper is a receiver that did not bring what was left to it.
+type swapper struct {
+	until time.Time
+	times int // in a row
+}
+
+func newSwaps() *swaps {
+	return &swaps{circles: map[circleAt][]receiver{}, heard: map[circleAt]time.Time{}, rests: map[identity.NodeID]swapper{}}
+}
+
+// note takes what a holder's answer says of its circle.
+func (sw *swaps) note(at circleAt, a *Answer, now time.Time) error {
+	var told []receiver
+	if a.ReceiversChanged {
+		if len(a.Receivers) > maxReceivers {
+			return fmt.Errorf("%w: %d receivers", errProtocol, len(a.Receivers))
+		}
+		told = make([]receiver, 0, len(a.Receivers))
+		for _, r := range a.Receivers {
+			id, err := identity.NodeIDFromBytes(r.Node)
+			if err != nil {
+				return fmt.Errorf("%w: receiver: %w", errProtocol, err)
+			}
+			told = append(told, receiver{id, min(r.Share, maxShare)})
+		}
+		sortReceivers(told)
+	}
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	if a.ReceiversChanged {
+		if len(sw.circles) >= maxCircles {
+			for k, t := range sw.heard {
+				if now.Sub(t) > circleKnownFor || len(sw.circles) >= 2*maxCircles {
+					delete(sw.circles, k)
+					delete(sw.heard, k)
+				}
+			}
+		}
+		sw.circles[at] = told
+	}
+	if _, ok := sw.circles[at]; ok {
+		sw.heard[at] = now
+	}
+	return nil
+}
+
+// owner is the receiver that a small blob is left to; zero: this node itself takes
+// it from the holder, as there is no other, or the other is at rest.
+func (sw *swaps) owner(at circleAt, self receiver, d digest.Digest, now time.Time) identity.NodeID {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	others := sw.circles[at]
+	if len(others) == 0 || now.Sub(sw.heard[at]) > circleKnownFor {
+		return identity.NodeID{}
+	}
+	all := make([]receiver, 0, len(others)+1)
+	all = append(append(all, others...), self)
+	sortReceivers(all)
+	owner := ownerOf(d, all)
+	if owner == self.node || sw.resting(owner, now) {
+		return identity.NodeID{}
+	}
+	return owner
+}
+
+// resting says whether nothing is left to a receiver now; mu is held.
+func (sw *swaps) resting(node identity.NodeID, now time.Time) bool {
+	return now.Before(sw.rests[node].until)
+}
+
+// fit says whether a blob may be left to a receiver.
+func (sw *swaps) fit(node identity.NodeID, now time.Time) bool {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	return !sw.resting(node, now)
+}
+
+// failed notes that a receiver did not bring a blob in time; true: it was not at
+// rest. brought notes that one did.
+func (sw *swaps) failed(node identity.NodeID, now time.Time) bool {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	if sw.resting(node, now) {
+		return false // all that was left to it before comes back now
+	}
+	if len(sw.rests) >= maxCircles {
+		for n, r := range sw.rests {
+			if now.Sub(r.until) > swapRestMost {
+				delete(sw.rests, n)
+			}
+		}
+	}
+	r := sw.rests[node]
+	r.until = now.Add(min(swapRest<<min(r.times, 10), swapRestMost))
+	r.times++
+	sw.rests[node] = r
+	return true
+}
+
+func (sw *swaps) brought(node identity.NodeID) {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	if r, ok := sw.rests[node]; ok && r.times > 0 {
+		delete(sw.rests, node)
+	}
+}
+
+// way is how a small blob is asked for in a batch.
+type way struct {
+	node   identity.NodeID
+	holder bool          // else it is another receiver, which may wait for the blob itself
+	unless time.Duration // of a holder: not if another receiver was given it within so long
+}
+
+// ways are those that a small blob is asked of, one after the other.
+type ways struct {
+	holder, self, owner identity.NodeID
+	tried               map[identity.NodeID]bool // receivers
+	asked               int
+	taken               bool // the holder said so
+}
+
+// next gives the next way after what the last one said (nil at first); false: the
+// blob comes as any other. It is a pure function of what is known.
+func (w *ways) next(said error, fit func(identity.NodeID) bool) (way, bool) {
+	if w.asked++; w.asked > maxWays {
+		return way{}, false
+	}
+	left := func(to identity.NodeID) (way, bool) {
+		if w.tried == nil {
+			w.tried = map[identity.NodeID]bool{}
+		}
+		w.tried[to] = true
+		return way{node: to}, true
+	}
+	if said == nil {
+		if !w.owner.IsZero() && w.owner != w.self && w.owner != w.holder {
+			return left(w.owner)
+		}
+		return way{node: w.holder, holder: true, unless: givenFor}, true
+	}
+	var taken *takenError
+	if errors.As(said, &taken) && !w.taken {
+		w.taken = true
+		if by := taken.by; by != w.self && by != w.holder && !w.tried[by] && fit(by) {
+			return left(by)
+		}
+	}
+	if w.taken {
+		return way{node: w.holder, holder: true}, true
+	}
+	return way{node: w.holder, holder: true, unless: givenFor}, true
+}
+
+// landings tell who waits for a small blob here that it came, or will not come from
+// a holder.
+type landings struct {
+	mu sync.Mutex
+	m  map[digest.Digest]chan struct{}
+}
+
+// of is closed at the next news of a blob.
+func (l *landings) of(d digest.Digest) <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.m == nil {
+		l.m = map[digest.Digest]chan struct{}{}
+	}
+	ch := l.m[d]
+	if ch == nil {
+		ch = make(chan struct{})
+		l.m[d] = ch // bounded by the streams that are served: each waits for one blob
+	}
+	return ch
+}
+
+// news wakes those that wait for a blob.
+func (l *landings) news(d digest.Digest) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if ch := l.m[d]; ch != nil {
+		close(ch)
+		delete(l.m, d)
+	}
+}
+
+// forget drops what nobody may be waiting for; a second one that does is woken.
+func (l *landings) forget(d digest.Digest) { l.news(d) }
+
+// soon looks at the flight of a small blob that somebody waits for here: its bytes, if
+// they came and are to be stored, and whether they come from another receiver.
+func (s *Swarm) soon(d digest.Digest, pid identity.ProjectID) (body []byte, aside bool) {
+	s.mu.Lock()
+	f := s.flights[d]
+	s.mu.Unlock()
+	if f == nil || !f.serves(pid) {
+		return nil, false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.complete && !f.poisoned {
+		body = f.small // checked, invariant T11
+	}
+	return body, body == nil && f.aside.Load()
+}
