@@ -37,18 +37,40 @@ const (
 type crediting struct{ *libp2pyamux.Transport }
 
 func (m crediting) NewConn(nc net.Conn, isServer bool, scope network.PeerScope) (network.MuxedConn, error) {
-	return m.Transport.NewConn(&credited{Conn: nc, first: m.Config().InitialStreamWindowSize}, isServer, scope)
+	c := &credited{Conn: nc, first: m.Config().InitialStreamWindowSize}
+	if on, ok := nc.(*wiredConn); ok {
+		c.wire = on.wire
+	}
+	return m.Transport.NewConn(c, isServer, scope)
 }
 
-// credited is a session's connection. Its session writes from one goroutine.
+// credited is a session's connection. Its session reads from one goroutine and
+// writes from one: frame by frame, see wire.
 type credited struct {
 	net.Conn
+	wire   *wire             // below it; nil in tests of its own
 	first  uint32            // every stream's first window
 	grown  map[uint32]uint32 // windows of streams that have another one
 	unsure uint32            // streams up to it may have had one that was forgotten
 }
 
+// Read is asked for a frame's head, then for its body: all that is missing of it.
+func (c *credited) Read(b []byte) (int, error) {
+	if c.wire != nil {
+		c.wire.await(len(b))
+	}
+	return c.Conn.Read(b)
+}
+
 func (c *credited) Write(b []byte) (int, error) {
+	if len(b) > maxPlain && c.wire != nil {
+		c.wire.hold()
+		n, err := c.Conn.Write(b)
+		if ferr := c.wire.flush(); err == nil {
+			err = ferr
+		}
+		return n, err
+	}
 	if len(b) < frameHeader || b[1] != windowUpdate {
 		return c.Conn.Write(b)
 	}

@@ -128,7 +128,7 @@ func New(cfg Config) (*Host, error) {
 		// Without SO_REUSEPORT a second process on the data port is an error and
 		// does not take half of the connections.
 		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport(), tcp.WithConnectionTimeout(dialTimeout)),
-		libp2p.Security(libp2ptls.ID, libp2ptls.New),
+		libp2p.Security(libp2ptls.ID, newWired),
 		libp2p.Muxer(muxerID, crediting{muxer()}),
 		libp2p.ConnectionGater(gater{h}),
 		libp2p.ConnectionManager(connmgr.NullConnMgr{}),

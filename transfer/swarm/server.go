@@ -300,13 +300,25 @@ func (s *server) sendUnit(ctx context.Context, st stream, to identity.NodeID, c 
 	if _, err := b.Seek(off, io.SeekStart); err != nil {
 		return err
 	}
-	if err := s.send(st, head, list); err != nil {
-		return err
-	}
 	buf := s.buffers.Get().(*[]byte)
 	defer s.buffers.Put(buf)
+	out, piece := appender((*buf)[:0]), int64(units.SubUnit)
+	if list == nil {
+		// In equal parts that fill their frames, the head in the first: a small frame
+		// costs as much as a large one. (With sub-states a receiver can use each
+		// SubUnit by itself, and each ends with a frame.)
+		if err := peer.WriteMsg(&out, head, maxMessage); err != nil {
+			return err
+		}
+		all := int64(len(out)) + n
+		frames := (all + peer.MaxFrame - 1) / peer.MaxFrame
+		piece = (all + frames - 1) / frames
+	} else if err := s.send(st, head, list); err != nil {
+		return err
+	}
 	for left := n; left > 0; {
-		part := (*buf)[:min(left, copyBuffer)]
+		before := len(out)
+		part := (*buf)[before : before+int(min(left, piece-int64(before)))]
 		if s.pacer != nil {
 			may, err := s.pacer.Send(ctx, to, c, len(part))
 			if err != nil {
@@ -318,12 +330,24 @@ func (s *server) sendUnit(ctx context.Context, st stream, to identity.NodeID, c 
 			s.log.Error("blob can't be read", "unit", i, "error", err)
 			return err
 		}
-		if _, err := st.Write(part); err != nil {
+		if _, err := st.Write((*buf)[:before+len(part)]); err != nil {
 			return err
 		}
+		out = out[:0]
 		left -= int64(len(part))
 	}
-	return nil
+	if len(out) > 0 { // of an empty unit
+		_, err = st.Write(out)
+	}
+	return err
+}
+
+// appender is what is written to it. It must have the room.
+type appender []byte
+
+func (a *appender) Write(p []byte) (int, error) {
+	*a = append(*a, p...)
+	return len(p), nil
 }
 
 // serve is handle for a peer's stream.

@@ -162,7 +162,7 @@ func (p *sessions) put(ps *peerSessions, ss *session, reuse bool) {
 		_ = ss.st.Reset()
 		return
 	}
-	ss.used = time.Now()
+	ss.used, ss.woken = time.Now(), time.Time{}
 	p.mu.Lock()
 	if p.ctx.Err() == nil && len(ps.idle) < maxIdle {
 		ps.idle = append(ps.idle, ss)

@@ -84,6 +84,7 @@ type session struct {
 	splits splitsFunc               // told of sub-states; may be nil
 	timed  func(time.Duration)      // told how long the first answer took when none was outstanding; may be nil
 	limit  time.Time                // of the head or piece that is read now
+	woken  time.Time                // the stream's read deadline, which may be earlier than it should; zero: to be set
 	lastID uint64                   // of the asking goroutine
 	class  atomic.Uint32            // budget.Class of the last request
 	pace   func(n int) (int, error) // waits until some of n bytes may be read; nil: all may be
@@ -352,15 +353,23 @@ func (p patient) Read(b []byte) (int, error) {
 		b = b[:n]
 		s.limit = s.limit.Add(time.Since(before)) // it is not the holder that is slow
 	}
+	var until time.Time
 	for {
-		until := s.limit
-		if s.giveUp != nil {
-			if q := time.Now().Add(s.quiet); q.Before(until) {
-				until = q
+		if until.IsZero() {
+			until = s.limit
+			if s.giveUp != nil {
+				if q := time.Now().Add(s.quiet); q.Before(until) {
+					until = q
+				}
 			}
 		}
-		if err := s.st.SetReadDeadline(until); err != nil {
-			return 0, err
+		// It only ever moves on: to be woken too early now and then costs less than
+		// a timer for each read.
+		if s.woken.IsZero() || s.woken.After(until) {
+			if err := s.st.SetReadDeadline(until); err != nil {
+				return 0, err
+			}
+			s.woken = until
 		}
 		n, err := s.st.Read(b)
 		if n > 0 && s.heard != nil {
@@ -369,12 +378,17 @@ func (p patient) Read(b []byte) (int, error) {
 		if n > 0 || err == nil || !timedOut(err) {
 			return n, err
 		}
+		s.woken = time.Time{}
+		if time.Now().Before(until) {
+			continue
+		}
 		if !until.Before(s.limit) {
 			return 0, fmt.Errorf("sent nothing for %s: %w", s.stall, err)
 		}
 		if s.giveUp() {
 			return 0, fmt.Errorf("for %s %w", s.quiet, errQuiet)
 		}
+		until = time.Time{}
 	}
 }
 
