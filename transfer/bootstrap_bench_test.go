@@ -4,6 +4,10 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"os"
+	"runtime/debug"
+	"runtime/pprof"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,7 +19,10 @@ import (
 	"github.com/portolan/portolan/node/store/catalog"
 )
 
-var bootstrapEntries = flag.Int("bootstrap.entries", 20_000, "entries that BenchmarkBootstrap's new site takes in")
+var (
+	bootstrapEntries = flag.Int("bootstrap.entries", 20_000, "entries that BenchmarkBootstrap's new site takes in")
+	bootstrapProfile = flag.String("bootstrap.cpuprofile", "", "file for a CPU profile of what BenchmarkBootstrap measures")
+)
 
 // BenchmarkBootstrap measures how long a new site takes until it has all entries
 // of the one that is there, over a real connection on loopback: half of them
@@ -51,6 +58,8 @@ func BenchmarkBootstrap(b *testing.B) {
 	}
 	wg.Wait()
 	for i := 0; b.Loop(); i++ {
+		before, peak := watchMemory(b)
+		stop := startProfile(b)
 		begun := time.Now()
 		n := bed.addSite(fmt.Sprint("new", i))
 		for _, pid := range pids {
@@ -63,7 +72,71 @@ func BenchmarkBootstrap(b *testing.B) {
 			}
 		}
 		took := time.Since(begun)
+		stop()
+		most := peak()
 		b.ReportMetric(took.Seconds(), "s")
 		b.ReportMetric(float64(*bootstrapEntries)/took.Seconds(), "entries/s")
+		b.ReportMetric(before, "MiB-before")
+		b.ReportMetric(most, "MiB-peak")
 	}
+}
+
+// startProfile profiles from here to the call of what it gives, if a file is named: the
+// pushes before would hide the exchange in a profile of the whole test.
+func startProfile(b *testing.B) (stop func()) {
+	if *bootstrapProfile == "" {
+		return func() {}
+	}
+	f, err := os.Create(*bootstrapProfile)
+	must(b, err)
+	must(b, pprof.StartCPUProfile(f))
+	return func() {
+		pprof.StopCPUProfile()
+		must(b, f.Close())
+	}
+}
+
+// watchMemory gives this process's anonymous memory now and, by the function, its peak
+// until then, in MiB. Both sites are in it.
+func watchMemory(b *testing.B) (before float64, peak func() float64) {
+	debug.FreeOSMemory() // what the pushes left
+	before = anonymous(b)
+	most, stop := before, make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			most = max(most, anonymous(b))
+			select {
+			case <-tick.C:
+			case <-stop:
+				return
+			}
+		}
+	})
+	return before, func() float64 {
+		close(stop)
+		watching.Wait()
+		return most
+	}
+}
+
+func anonymous(b *testing.B) float64 {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		b.Error(err)
+		return 0
+	}
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
+			var kib float64
+			if _, err := fmt.Sscan(rest, &kib); err != nil {
+				b.Error(err)
+			}
+			return kib / 1024
+		}
+	}
+	b.Error("this process's status does not say its anonymous memory")
+	return 0
 }

@@ -244,14 +244,21 @@ func (r *Reconciler) followRules(f *followed) {
 // Pushed tells of a manifest that this site just accepted: an index may name
 // manifests whose blobs are elsewhere. It does not block.
 func (r *Reconciler) Pushed(pid identity.ProjectID, repository string, d digest.Digest) {
-	r.applied(pid, catalog.Applied{NewManifests: []catalog.ManifestRef{{Repo: repository, Digest: d}}})
+	r.applied(pid, catalog.Applied{NewManifests: []catalog.NewManifest{{ManifestRef: catalog.ManifestRef{Repo: repository, Digest: d}}}})
 }
 
 // applied takes note of manifests that are new here, or that a tag says now: to
 // rules that look at tags they are new, too.
 func (r *Reconciler) applied(pid identity.ProjectID, a catalog.Applied) {
-	lists := [][]catalog.ManifestRef{a.NewManifests, a.MissingBytes}
-	if p, ok := r.relevant(pid); ok && p.NeedTags() {
+	p, ok := r.relevant(pid)
+	var arrived []catalog.ManifestRef
+	for _, m := range a.NewManifests {
+		if !ok || r.concerns(p, m) {
+			arrived = append(arrived, m.ManifestRef)
+		}
+	}
+	lists := [][]catalog.ManifestRef{arrived, a.MissingBytes}
+	if ok && p.NeedTags() {
 		lists = append(lists, a.Retagged)
 	}
 	seen := map[catalog.ManifestRef]bool{} // most tags come with their manifests
@@ -267,6 +274,17 @@ func (r *Reconciler) applied(pid identity.ProjectID, a catalog.Applied) {
 			}
 		}
 	}
+}
+
+// concerns reports whether there may be something to do for a manifest that arrived: a
+// first exchange brings hundreds of thousands for which there is nothing.
+func (r *Reconciler) concerns(p *rules.Project, m catalog.NewManifest) bool {
+	if !m.Whole || m.Home == r.cfg.Site || p.Matches(m.Repo) {
+		return true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.waiting[key{artifact, p.PID, m.Repo, m.Digest}] != nil
 }
 
 // written is for pushes made here that nobody told of.

@@ -14,9 +14,9 @@ import (
 // the end of the process: the database writes through memory maps, where a
 // missing page is a signal that no code can handle. Blobs stop first.
 const (
-	// keptForCatalog is room for two memtables that are flushed and a compaction
-	// at its usual size. What a close or a start flushes has a ballast of its own.
-	keptForCatalog = 256 << 20
+	// keptForCatalog is room for what the catalogue writes on its own. What a close or a
+	// start flushes has a ballast of its own.
+	keptForCatalog = catalog.RoomToCompact
 	// keptShare of a small disk is kept instead if that is less.
 	keptShare = 4 // a quarter
 	// keptForBlobs in percent of what the catalogue keeps: what is free between the
@@ -104,6 +104,15 @@ func (s *space) ask(bytes int64, keep func(kept int64) int64) error {
 }
 
 func keptOf(total int64) int64 { return min(keptForCatalog, total/keptShare) }
+
+// room is what is kept of this disk; 0 if its size can't be read.
+func (s *space) room() int64 {
+	_, total, err := s.free(s.dir)
+	if err != nil {
+		return 0
+	}
+	return keptOf(total)
+}
 
 func newSpace(dir string, log *slog.Logger) *space {
 	s := &space{dir: dir, log: log, free: blobs.Free}

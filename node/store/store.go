@@ -147,7 +147,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	disk := newSpace(cfg.Dir, cfg.Logger)
 	if cfg.Catalog.Space == nil {
-		cfg.Catalog.Space = disk.catalog
+		cfg.Catalog.Space, cfg.Catalog.Room = disk.catalog, disk.room()
 	}
 	files, err := blobs.Open(blobs.Config{
 		Dir: cfg.Dir, Logger: cfg.Logger, Now: cfg.Now,

@@ -240,7 +240,7 @@ func (l *link) takeAll(ctx context.Context, st *peer.Stream, pid identity.Projec
 		}
 		return nil
 	})
-	end, err := readPages(st, func(p readPage) bool {
+	end, err := readPages(st, x, func(p readPage) bool {
 		select {
 		case ahead <- p:
 			return true
@@ -263,7 +263,7 @@ type readPage struct {
 }
 
 // readPages reads an answer to a pull until its end, or until a page is not taken.
-func readPages(st *peer.Stream, taken func(readPage) bool) (*PullEnd, error) {
+func readPages(st *peer.Stream, x *catalog.Receiving, taken func(readPage) bool) (*PullEnd, error) {
 	for {
 		a := new(CatalogueResponse)
 		if err := peer.ReadMsg(st, a, maxAnswer); err != nil {
@@ -273,7 +273,7 @@ func readPages(st *peer.Stream, taken func(readPage) bool) (*PullEnd, error) {
 		case *CatalogueResponse_Refusal:
 			return nil, refused(a.Refusal)
 		case *CatalogueResponse_Page:
-			p, err := catalog.CheckPage(a.Page.GetData())
+			p, err := x.Check(a.Page.GetData())
 			if err != nil {
 				return nil, &localError{err}
 			}

@@ -135,11 +135,14 @@ type op struct {
 // transaction it was to join is full), so jobs keep their state inside it.
 type batch struct {
 	reader
-	c    *Catalog
-	ops  []op
-	at   map[string]int // key -> index in ops
-	size int64
-	inc  identity.Incarnation // of the dot it took: its row has to be durable with it
+	before reader // finds what is purged: see group.before
+	c      *Catalog
+	ops    []op
+	at     map[string]int // key -> index in ops
+	size   int64
+	inc    identity.Incarnation // of the dot it took: its row has to be durable with it
+
+	rederived bool // derived rows were taken back: see add
 
 	// Rows that nearly every entry changes: read once, written once (settle).
 	sum  map[identity.ProjectID]sums
@@ -163,7 +166,7 @@ func (c change) and(o change) change { return change{c.local || o.local, c.overr
 
 func (c *Catalog) newBatch(txn *badger.Txn) *batch {
 	return &batch{
-		reader: reader{txn}, c: c, at: map[string]int{}, projects: map[identity.ProjectID]change{},
+		reader: reader{txn}, before: reader{txn}, c: c, at: map[string]int{}, projects: map[identity.ProjectID]change{},
 		sum: map[identity.ProjectID]sums{}, repo: map[string]*rowpb.Repository{},
 	}
 }
@@ -217,6 +220,9 @@ func (b *batch) message(key []byte, m proto.Message) (bool, error) {
 }
 
 func (b *batch) entry(pid identity.ProjectID, k entryKey) (*entry, error) {
+	if b.c.arriving.absent(pid, k) {
+		return nil, nil
+	}
 	v, err := b.get(keyEntry(pid, k))
 	if err != nil || v == nil {
 		return nil, err
@@ -285,6 +291,15 @@ func (b *batch) touch(pid identity.ProjectID, ch change) {
 // follows from it: index rows, check, derived rows, counts, conflicts. Writes
 // made here and merges both end here.
 func (b *batch) save(pid identity.ProjectID, k entryKey, old, new *entry) error {
+	if old == nil && new.live() {
+		new.goneMs = 0
+		p, err := prepare(pid, k, new)
+		if err != nil {
+			return err
+		}
+		return b.saveNew(pid, k, new, p)
+	}
+	b.c.arriving.note(pid, k)
 	suffix := k.suffix()
 	if k.kind == kindTag && new.overruled() {
 		b.touch(pid, change{overruled: true})
@@ -348,6 +363,7 @@ func (b *batch) rederive(pid identity.ProjectID, k entryKey, old, new *entry) er
 	if err != nil {
 		return err
 	}
+	b.rederived = true
 	var same map[string]bool
 	if len(before) > 0 { // else all of it is new
 		keep := make(map[string][]byte, len(after))

@@ -116,7 +116,11 @@ func (c *Catalog) commitLoop() {
 
 // group is one transaction and the jobs whose answers wait for it.
 type group struct {
-	txn     *badger.Txn
+	txn *badger.Txn
+	// before is the state before the group, for scans of rows that it has not written: a
+	// scan of txn sorts all that is pending there first.
+	before  *badger.Txn
+	purged  bool // it has written to tabPurged
 	waiting []*job
 	batches []*batch
 	size    int64
@@ -172,10 +176,22 @@ func (c *Catalog) fullDisk() func(jobKind) error {
 	}
 }
 
-func (c *Catalog) newGroup() *group { return &group{txn: c.db.NewTransaction(true)} }
+func (c *Catalog) newGroup() *group {
+	return &group{txn: c.db.NewTransaction(true), before: c.db.NewTransaction(false)}
+}
+
+// discard ends a group, without effect unless it was committed.
+func (g *group) discard() {
+	g.txn.Discard()
+	g.before.Discard()
+}
 
 func (g *group) run(c *Catalog, j *job) (*batch, error) {
 	b := c.newBatch(g.txn)
+	b.before = reader{g.before}
+	if g.purged {
+		b.before = b.reader
+	}
 	if err := j.run(b); err != nil {
 		return b, err
 	}
@@ -208,6 +224,7 @@ func (g *group) add(b *batch) error {
 		if err != nil {
 			return err
 		}
+		g.purged = g.purged || o.key[0] == tabPurged
 	}
 	g.size += b.size
 	g.count += int64(len(b.ops))
@@ -217,7 +234,7 @@ func (g *group) add(b *batch) error {
 
 // commit makes a group durable and answers its jobs.
 func (c *Catalog) commit(g *group) {
-	defer g.txn.Discard()
+	defer g.discard()
 	if len(g.waiting) == 0 {
 		return
 	}
@@ -241,7 +258,7 @@ func (c *Catalog) commit(g *group) {
 // or a peer could believe to have seen dots that come back then (invariant 1).
 // If its sync failed no later one is taken at all: see broken.
 func (c *Catalog) fail(g *group, err error) {
-	g.txn.Discard()
+	g.discard()
 	c.inc, c.epoch = 0, feedEpoch{}
 	err = fmt.Errorf("catalog: write to the database: %w", err)
 	c.log.Error("the catalogue could not be written", "error", err)

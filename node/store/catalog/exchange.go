@@ -87,17 +87,32 @@ func (r reader) recount(ctx context.Context, pid identity.ProjectID) (sums, erro
 // Checked is a page whose every part was checked, for Receiving.Take.
 type Checked struct{ page *page }
 
-// CheckPage checks a page. It needs no catalogue: the next page of an exchange
-// may be checked while the one before is taken in.
-func CheckPage(p Page) (Checked, error) {
+// Check checks a page, and makes what it writes where nothing is here of an entry.
+// It reads nothing, and may run while a page before is taken in.
+func (r *Receiving) Check(p Page) (Checked, error) {
 	checked, err := parsePage(p)
+	if err == nil {
+		err = checked.prepare(r.pid)
+	}
 	return Checked{checked}, err
+}
+
+func (p *page) prepare(pid identity.ProjectID) (err error) {
+	for i := range p.entries {
+		a := &p.entries[i]
+		if a.fresh, err = prepare(pid, a.key, a.e); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // arrival is one checked entry of a page.
 type arrival struct {
 	key entryKey
 	e   *entry
+	// fresh is what it writes where nothing is here of its key; nil: not made.
+	fresh *prepared
 }
 
 // page is a checked Page.
@@ -128,7 +143,7 @@ func parsePage(p Page) (*page, error) {
 			return nil, err
 		}
 		e.goneMs = 0 // the sender's clock, and its time
-		out.entries = append(out.entries, arrival{key, e})
+		out.entries = append(out.entries, arrival{key: key, e: e})
 	}
 	for _, c := range pb.Contents {
 		d, ok := parseDigest(c.Digest)
@@ -192,6 +207,9 @@ func (c *Catalog) applyPage(ctx context.Context, pid identity.ProjectID, p *page
 // three blobs ten. It is room, and no bound.
 const rowsPerEntry = 8
 
+// namedPerEntry is about how many of them are found again by their key.
+const namedPerEntry = 2
+
 // rank orders entries by who points at whom.
 func (a arrival) rank() int {
 	if a.key.kind == kindTag {
@@ -208,12 +226,12 @@ func (a arrival) rank() int {
 
 func (b *batch) applyPage(pid identity.ProjectID, p *page) (Applied, error) {
 	out := Applied{Entries: len(p.entries)}
-	purged, err := b.vector(tabPurged, pid)
+	purged, err := b.before.vector(tabPurged, pid)
 	if err != nil {
 		return out, err
 	}
 	if len(b.ops) == 0 {
-		b.ops, b.at = make([]op, 0, rowsPerEntry*len(p.entries)), make(map[string]int, rowsPerEntry*len(p.entries))
+		b.ops, b.at = make([]op, 0, rowsPerEntry*len(p.entries)), make(map[string]int, namedPerEntry*len(p.entries))
 	}
 	for _, a := range p.entries {
 		here, err := b.entry(pid, a.key)
@@ -221,6 +239,19 @@ func (b *batch) applyPage(pid identity.ProjectID, p *page) (Applied, error) {
 			return out, err
 		}
 		b.noteForeign(pid, a.key, here, a.e, purged, p.by)
+		if here == nil && a.fresh != nil && len(purged) == 0 {
+			// As in most of a first exchange: merged with nothing it stays as it is.
+			out.Changed++
+			if err := b.saveNew(pid, a.key, a.e, a.fresh); err != nil {
+				return out, err
+			}
+			if a.key.kind == kindTag {
+				out.Retagged = append(out.Retagged, ManifestRef{a.key.repo, digestOrEmpty(a.e.says())})
+			} else if err := b.arrived(pid, a.key, nil, a.e, p, &out); err != nil {
+				return out, err
+			}
+			continue
+		}
 		merged := b.c.merge(p.by.left(a.key, here), a.e, purged)
 		if here == nil && merged.buried(purged) {
 			continue
@@ -249,11 +280,16 @@ func (b *batch) applyPage(pid identity.ProjectID, p *page) (Applied, error) {
 // for other projects alone are missing: the entry's writer may not have them.
 func (b *batch) arrived(pid identity.ProjectID, k entryKey, here, merged *entry, p *page, out *Applied) error {
 	ref := ManifestRef{k.repo, k.digest()}
+	content, whole := p.contents[k.name]
 	if !here.live() {
-		out.NewManifests = append(out.NewManifests, ref)
+		v, err := merged.winner().manifestValue()
+		if err != nil {
+			return err
+		}
+		out.NewManifests = append(out.NewManifests, NewManifest{ref, v.Home, whole})
 	}
-	if content, ok := p.contents[k.name]; ok {
-		return b.putContent([]byte(k.name), bytes.Clone(content), Placed, pid)
+	if whole {
+		return b.putContent([]byte(k.name), content, Placed, pid)
 	}
 	row, found, err := b.blob([]byte(k.name))
 	if err == nil && found && row.State == Present {

@@ -27,6 +27,10 @@ func TestMain(m *testing.M) {
 		crashExchangeChild(dir)
 		return
 	}
+	if dir := os.Getenv(crashFirstEnv); dir != "" {
+		crashFirstChild(dir)
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 

@@ -36,11 +36,19 @@ const (
 	// further level doubles it. A compaction builds up to a dozen at a time on the
 	// heap (DESIGN.md, Memory).
 	tableBytes = 2 << 20
-	// baseLevelBytes is how large the first level below the memtables' tables may
-	// grow: with Badger's 10 MiB a million entries that come in at once are written
-	// through one level more. A compaction into it writes as much and three tables of
-	// 32 MiB, which Space keeps room for.
-	baseLevelBytes = 64 << 20
+	// levelZeroTables of the size of a memtable are gathered before they are compacted,
+	// and levelZeroStall is at how many writes wait. What comes in at once, as a first
+	// exchange does, is written again for each level that it passes and for what is
+	// there already: gathering more makes that less often. Each costs a read one look
+	// into its filter.
+	levelZeroTables, levelZeroStall = 8, 16
+	smallLevelZero, smallStall      = 3, 9 // on a small disk
+	// baseLevelBytes is how large the first level below those may grow: with Badger's
+	// 10 MiB a million entries that come in at once are written through one level more.
+	// A compaction into it writes as much and the tables above, which Space keeps room
+	// for.
+	baseLevelBytes = 256 << 20
+	smallBaseLevel = 64 << 20
 	// blockBytes holds three blobs of 10 KB. A block that a row overflows is copied to
 	// twice its size while a table is built, so that one of Badger's 4 KiB and a blob
 	// took 34 KB in memory.
@@ -51,6 +59,10 @@ const (
 	// gcDiscardRatio is Badger's advice.
 	gcDiscardRatio = 0.5
 )
+
+// RoomToCompact is what Space is to keep free: two memtables that are flushed and one
+// compaction at its usual size, tables of level 0 into the base level.
+const RoomToCompact = (2+levelZeroTables)*memTableBytes + baseLevelBytes + 64<<20
 
 // Need says what space on the disk is asked for.
 type Need uint8
@@ -85,6 +97,9 @@ type Options struct {
 	// still room for a transaction, for memtables that are flushed and for a
 	// compaction. Nil: never refuses.
 	Space func(Need) error
+	// Room is what Space keeps free; 0: RoomToCompact. With less, compactions are kept
+	// small and there are more of them.
+	Room int64
 }
 
 // Catalog is one site's catalogue.
@@ -122,9 +137,10 @@ type Catalog struct {
 	// broken is why nothing is written any more: after a sync that failed the
 	// system may call clean what it dropped, so that a later one that succeeds
 	// proves nothing, and a restart would stop reading the log before it.
-	broken  error
-	merge   func(here, in *entry, purged Vector) *entry
-	windows map[*Receiving]bool // exchanges with a full list
+	broken   error
+	merge    func(here, in *entry, purged Vector) *entry
+	windows  map[*Receiving]bool // exchanges with a full list
+	arriving arriving
 	// maxDrops is the constant of that name, but in tests.
 	maxDrops int
 
@@ -162,7 +178,7 @@ func Open(dir string, opts Options) (*Catalog, error) {
 		log:   opts.Logger, now: opts.Now, onConflict: opts.OnConflict, metrics: newMetrics(),
 		jobs: make(chan *job, maxQueued), committed: make(chan struct{}),
 		own: map[identity.Incarnation]bool{}, incarnate: newIncarnation, merge: merge,
-		windows: map[*Receiving]bool{}, maxDrops: maxDrops, sound: func(want, sum Check) bool { return want == sum }, seenAll: Vector.Dominates, listing: make(chan struct{}, 1), finish: (*badger.Txn).Commit,
+		windows: map[*Receiving]bool{}, arriving: arriving{}, maxDrops: maxDrops, sound: func(want, sum Check) bool { return want == sum }, seenAll: Vector.Dominates, listing: make(chan struct{}, 1), finish: (*badger.Txn).Commit,
 		watchers: map[*watcher]bool{}, wake: make(chan struct{}, 1),
 		dirty: map[identity.ProjectID]change{}, wrote: map[identity.ProjectID]Written{},
 	}
@@ -225,6 +241,10 @@ func (c *Catalog) Close() error {
 func (c *Catalog) DatabaseID() [16]byte { return c.id }
 
 func badgerOptions(dir string, opts Options) badger.Options {
+	zero, stall, base := levelZeroTables, levelZeroStall, int64(baseLevelBytes)
+	if opts.Room > 0 && opts.Room < RoomToCompact {
+		zero, stall, base = smallLevelZero, smallStall, smallBaseLevel
+	}
 	o := badger.DefaultOptions(dir).
 		WithSyncWrites(true).                              // what a commit acknowledged survives a power cut
 		WithDetectConflicts(false).                        // there is one writer
@@ -238,11 +258,11 @@ func badgerOptions(dir string, opts Options) badger.Options {
 		WithIndexCacheSize(0).         // only encrypted tables have one: others' are mapped
 		WithBaseTableSize(tableBytes).
 		WithBlockSize(blockBytes).
-		WithBaseLevelSize(baseLevelBytes).
+		WithBaseLevelSize(base).
 		WithValueLogFileSize(valueLogBytes).
 		WithNumCompactors(2).
-		WithNumLevelZeroTables(3). // bounds what one compaction writes, see Space
-		WithNumLevelZeroTablesStall(9).
+		WithNumLevelZeroTables(zero). // bounds what one compaction writes, see Space
+		WithNumLevelZeroTablesStall(stall).
 		WithCompactL0OnClose(false). // it would need as much of the disk again as it compacts
 		WithLogger(logger{opts.Logger})
 	if opts.InMemory {

@@ -41,7 +41,7 @@ var (
 	ErrAgain = errors.New("the exchange has to be repeated")
 )
 
-// Receiving is one exchange at the receiver: Page, or CheckPage and Take, for each
+// Receiving is one exchange at the receiver: Page, or Check and Take, for each
 // page in the order in which they were sent, then Adopt. It is for one goroutine
 // at a time. End it in any case.
 type Receiving struct {
@@ -52,6 +52,7 @@ type Receiving struct {
 	listed  bool       // it came whole
 	partial bool       // not all of it: see maxDrops
 	opened  bool       // the committer may know of this exchange
+	begun   bool       // the first page was taken in
 
 	// What the list leaves out, by key. It goes after the last page, right before the
 	// vector or with it: a drop that stood alone would be a deletion without a dot,
@@ -60,6 +61,7 @@ type Receiving struct {
 	retagged []ManifestRef
 
 	// Only the committer touches these.
+	arriving bool // see there
 	foreign  map[foreign]bool
 	overflow bool // there were more than maxForeign
 }
@@ -100,7 +102,7 @@ func (r *Receiving) Since() Vector { return r.since }
 
 // Page checks and takes in one page.
 func (r *Receiving) Page(ctx context.Context, p Page) (Applied, error) {
-	checked, err := CheckPage(p)
+	checked, err := r.Check(p)
 	if err != nil {
 		return Applied{}, err
 	}
@@ -110,6 +112,9 @@ func (r *Receiving) Page(ctx context.Context, p Page) (Applied, error) {
 // Take takes in one page that was checked. When it returns the page is durable.
 func (r *Receiving) Take(ctx context.Context, p Checked) (Applied, error) {
 	checked := p.page
+	if err := r.begin(ctx); err != nil {
+		return Applied{}, err
+	}
 	if checked.list != nil {
 		if err := r.takeList(ctx, checked.list); err != nil {
 			return Applied{}, fmt.Errorf("catalog: take a full list of project %s: %w", r.pid, err)
@@ -124,6 +129,24 @@ func (r *Receiving) Take(ctx context.Context, p Checked) (Applied, error) {
 		return applied, fmt.Errorf("catalog: apply a page to project %s: %w", r.pid, err)
 	}
 	return applied, nil
+}
+
+// begin tells the committer, before the first page, of a first exchange.
+func (r *Receiving) begin(ctx context.Context) error {
+	if r.begun || len(r.since) > 0 {
+		return nil
+	}
+	r.begun, r.opened = true, true
+	return r.c.submitAs(ctx, jobReceived, func(b *batch) (err error) {
+		if r.arriving { // jobs may be run twice
+			return nil
+		}
+		r.arriving, err = b.c.arriving.begin(r.pid, func() (bool, error) {
+			some, err := b.any(prefixPID(tabEntry, r.pid))
+			return !some, err
+		})
+		return err
+	})
 }
 
 // takeList compares one part of a list with what is here.
@@ -310,6 +333,10 @@ func (r *Receiving) End() {
 	_ = r.c.submitAs(r.c.life, jobFreeing, func(*batch) error { // fails only when the catalogue is closed
 		delete(r.c.windows, r)
 		r.foreign = nil
+		if r.arriving {
+			r.c.arriving.end(r.pid)
+			r.arriving = false
+		}
 		return nil
 	})
 	r.opened = false

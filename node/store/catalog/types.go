@@ -86,7 +86,14 @@ func (v Vector) Equal(o Vector) bool { return v.Dominates(o) && o.Dominates(v) }
 func (v Vector) Clone() Vector { return maps.Clone(v) }
 
 // incs gives the incarnations in ascending order.
-func (v Vector) incs() []identity.Incarnation { return slices.Sorted(maps.Keys(v)) }
+func (v Vector) incs() []identity.Incarnation {
+	out := make([]identity.Incarnation, 0, len(v)) // one in most entries
+	for inc := range v {
+		out = append(out, inc)
+	}
+	slices.Sort(out)
+	return out
+}
 
 // MarshalBinary gives pairs of big-endian incarnation and sequence number, by
 // ascending incarnation: equal vectors have equal bytes.
@@ -262,9 +269,16 @@ type Page []byte
 type Applied struct {
 	Entries      int           // in the page
 	Changed      int           // of these, changed something here
-	NewManifests []ManifestRef // live now and not before
+	NewManifests []NewManifest // live now and not before
 	MissingBytes []ManifestRef // live, small, and their bytes neither came along nor are here
 	Retagged     []ManifestRef // what tags say now that said something else before, or were not there
+}
+
+// NewManifest is a manifest that a page brought.
+type NewManifest struct {
+	ManifestRef
+	Home  string // site that accepted it
+	Whole bool   // its bytes came along, and are here for good
 }
 
 // ManifestRef names a manifest inside a project.
