@@ -127,7 +127,9 @@ func (cs *circles) claim(pid identity.ProjectID, d digest.Digest, node identity.
 	if !ok {
 		g, ok = cs.older[key]
 	}
-	if ok && g.to != node && now.Sub(g.at) < within {
+	// Of two requests at a time the later one may be here first: then its gift lies in
+	// the future of the other's now, which is less than no time ago.
+	if ok && g.to != node && within > 0 && now.Sub(g.at) < within {
 		return g.to, true
 	}
 	cs.given[key] = gift{node, now}

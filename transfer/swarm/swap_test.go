@@ -163,6 +163,10 @@ func TestCircles(t *testing.T) {
 	if _, taken := cs.claim(project, d, b, 0, now); taken {
 		t.Error("who waited in vain does not get it")
 	}
+	if _, taken := cs.claim(project, d, a, 0, now.Add(-time.Second)); taken {
+		t.Error("who waited in vain does not get what was given a moment later")
+	}
+	cs.claim(project, d, b, 0, now)
 	if by, taken := cs.claim(project, d, a, time.Minute, now); !taken || by != b {
 		t.Error("it is not the last one's")
 	}
