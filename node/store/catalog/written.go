@@ -56,8 +56,12 @@ func (u *Unseen) Hear(w Written, covers Vector) {
 	u.See(covers)
 }
 
-// See says what is seen by now.
+// See says what is seen by now: less than before where a store has lost what it had,
+// or gave the project up and takes it in anew.
 func (u *Unseen) See(covers Vector) {
+	if u.seen.Count > 0 && !covers.Covers(u.seen.Dot) {
+		u.seen = Written{}
+	}
 	if u.last.Count > 0 && covers.Covers(u.last.Dot) {
 		u.seen = u.last
 	}
