@@ -115,6 +115,7 @@ func TestSwitch_BackBeforeWhoWasAwayReturns(t *testing.T) {
 	b.join(fra, sgp)
 	b.join(nyc, sgp)
 	sgp.behind(false)
+	eventually(t, "all agree", func() bool { return equal(pid, b.nodes...) })
 	eventually(t, "what lost is reported", func() bool { return len(sgp.losses()) > 0 })
 	if got, want := sgp.losses(), []string{"2 " + late.String()}; !slices.Equal(got, want) {
 		t.Errorf("reported as lost %q, want %q", got, want)
