@@ -50,7 +50,7 @@ type link struct {
 	suspect map[identity.ProjectID]suspect // equal vectors, unequal checks
 	times   map[identity.ProjectID]int     // how often in a row they were the same
 
-	gone   bool // gossip lost the peer: announcements of both sides may be lost
+	gone bool // gossip lost the peer: announcements of both sides may be lost
 
 	status peerState
 }
