@@ -295,13 +295,16 @@ func (b *bed) isCut(x, y string) bool {
 	return b.cut[pair] || b.mute[pair]
 }
 
-// part cuts the links between two sites, both ways; join mends them.
+// part cuts the links between two sites, both ways, and gossip notices; join mends
+// them.
 func (b *bed) part(x, y *site) {
 	b.mu.Lock()
 	b.cut[[2]string{min(x.name, y.name), max(x.name, y.name)}] = true
 	b.mu.Unlock()
 	x.host.CutOff(y.id.ID)
 	y.host.CutOff(x.id.ID)
+	x.sync.PeersChanged()
+	y.sync.PeersChanged()
 }
 
 func (b *bed) join(x, y *site) {

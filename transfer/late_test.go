@@ -90,6 +90,18 @@ func TestSwitch_WhoWasAwayLosesOnlyWhatWasNotOrdered(t *testing.T) {
 // TestSwitch_BackBeforeWhoWasAwayReturns: its writes lose to the words of a mode that
 // is over by the time that anybody sees them.
 func TestSwitch_BackBeforeWhoWasAwayReturns(t *testing.T) {
+	for name, back := range map[string]func(*bed, int64){
+		"switch": func(b *bed, id int64) { b.switchTo(id, command.TagMode_TAG_MODE_EVENTUAL, true) },
+		"deletion": func(b *bed, id int64) {
+			b.propose(&command.ProjectDelete{Id: id})
+			b.propose(&command.ProjectRestore{Id: id})
+		},
+	} {
+		t.Run(name, func(t *testing.T) { backBeforeWhoWasAwayReturns(t, back) })
+	}
+}
+
+func backBeforeWhoWasAwayReturns(t *testing.T, back func(*bed, int64)) {
 	b := newBed(t, []string{"fra", "nyc", "sgp"})
 	fra, nyc, sgp := b.site("fra"), b.site("nyc"), b.site("sgp")
 	pid := b.project("prod")
@@ -110,11 +122,12 @@ func TestSwitch_BackBeforeWhoWasAwayReturns(t *testing.T) {
 		_, err := nyc.tagged(t.Context(), pid, "app", "new "+tag, tag)
 		must(t, err)
 	}
-	b.switchTo(p.ID, command.TagMode_TAG_MODE_EVENTUAL, true)
+	back(b, p.ID)
 	eventually(t, "eventual without it", switched(pid, state.EventualTags, fra, nyc))
 	b.join(fra, sgp)
 	b.join(nyc, sgp)
 	sgp.behind(false)
+	eventually(t, "all agree", func() bool { return equal(pid, b.nodes...) })
 	eventually(t, "what lost is reported", func() bool { return len(sgp.losses()) > 0 })
 	if got, want := sgp.losses(), []string{"2 " + late.String()}; !slices.Equal(got, want) {
 		t.Errorf("reported as lost %q, want %q", got, want)

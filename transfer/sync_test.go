@@ -56,6 +56,21 @@ func TestSync_ALostHintIsCaughtByThePoll(t *testing.T) {
 	eventually(t, "tag at nyc", func() bool { return b.site("nyc").tag(pid, "app", "1.0") == img.digest })
 }
 
+// TestSync_WhoComesBackIsAskedAtOnce: the links break and mend between two polls, so
+// that no exchange fails, and what was announced meanwhile was not heard.
+func TestSync_WhoComesBackIsAskedAtOnce(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc"})
+	fra, nyc := b.site("fra"), b.site("nyc")
+	pid := b.project("prod")
+	before := fra.push(pid, "app", "before")
+	eventually(t, "exchanges at both", func() bool { return nyc.tag(pid, "app", "before") == before.digest && closed(fra.sync.FirstDone()) })
+	b.part(fra, nyc)
+	img := fra.push(pid, "app", "meanwhile")
+	b.join(fra, nyc)
+	eventually(t, "tag at nyc", func() bool { return nyc.tag(pid, "app", "meanwhile") == img.digest })
+	eventually(t, "equal catalogues", func() bool { return equal(pid, fra, nyc) })
+}
+
 func TestSync_ConvergesAfterAPartition(t *testing.T) {
 	b := newBed(t, []string{"fra", "nyc", "sgp"})
 	fra, nyc, sgp := b.site("fra"), b.site("nyc"), b.site("sgp")

@@ -69,6 +69,7 @@ func (v *View) projectPurge(m *command.ProjectPurge) (int64, error) {
 	v.unindexProject(p)
 	p.PurgedAt = v.now()
 	p.Leaving, p.Syncing, p.Expelled = nil, nil, nil
+	p.Tags = TagState{Seq: p.Tags.Seq}
 	p.Version++
 	v.putProject(p)
 	return p.ID, nil

@@ -301,11 +301,13 @@ func (v *View) indexTags(p Project) {
 }
 
 // deletedTags: a deleted project needs no rows; its tags stay in the catalogues,
-// eventual, as long as its content does.
+// eventual, as long as its content does. What the last switch to strong tags ordered
+// is kept with them: if it is restored, what sites wrote before that did not lose.
 func (v *View) deletedTags(p *Project) {
 	v.dropStaged(p)
 	v.dropTags(p.PID)
-	p.Tags = TagState{Seq: p.Tags.Seq}
+	t := p.Tags
+	p.Tags = TagState{Base: t.Base, Seq: t.Seq, LateBefore: t.LateBefore, Seen: t.Seen, AllSeen: t.AllSeen}
 }
 
 func (t TagState) row() *TagStateRow {

@@ -180,6 +180,35 @@ func TestTags_DeletedProjectKeepsNoRows(t *testing.T) {
 	}
 }
 
+// TestTags_RestoredProjectKnowsWhatWasOrdered: what sites wrote before its switch to
+// strong tags did not lose, wherever it turns up. Once it is purged nobody asks.
+func TestTags_RestoredProjectKnowsWhatWasOrdered(t *testing.T) {
+	m := built(t)
+	id := m.must(&command.ProjectCreate{ProjectId: id16(0x52), Name: "plain"})
+	m.must(&command.TagsMode{Id: id, Step: command.TagsMode_STEP_BEGIN, To: command.TagMode_TAG_MODE_STRONG})
+	begun := m.index
+	m.must(&command.TagsMode{Id: id, Step: command.TagsMode_STEP_IMPORT, Index: begun, NodeId: node(1).Id, First: true})
+	m.must(&command.TagsMode{Id: id, Step: command.TagsMode_STEP_END, Index: begun, NodeId: node(1).Id, Seen: make([]byte, seenPair)})
+	was, _ := m.View().ProjectByID(id)
+	if was.Tags.Mode != StrongTags || len(was.Tags.Seen) == 0 || was.Tags.LateBefore == 0 || was.Tags.Base == 0 {
+		t.Fatalf("%+v", was.Tags)
+	}
+	m.must(&command.ProjectDelete{Id: id})
+	m.must(&command.ProjectRestore{Id: id})
+	p, _ := m.View().ProjectByID(id)
+	if got := p.Tags; got.Mode != EventualTags || !bytes.Equal(got.Seen, was.Tags.Seen) || got.LateBefore != was.Tags.LateBefore || got.Base != was.Tags.Base || got.Seq != was.Tags.Seq {
+		t.Errorf("restored: %+v, before its deletion: %+v", got, was.Tags)
+	}
+	m.must(&command.ProjectDelete{Id: id})
+	m.now = m.now.Add(DeletedKeptFor + time.Hour)
+	m.must(&command.ProjectPurge{Id: id})
+	for p := range all(m.View().projects, nil) {
+		if p.ID == id && (len(p.Tags.Seen) != 0 || p.Tags.Seq != was.Tags.Seq) {
+			t.Errorf("purged: %+v", p.Tags)
+		}
+	}
+}
+
 func TestPushCopies(t *testing.T) {
 	m := built(t) // sites ams and fra
 	pid, id := m.strong()

@@ -17,10 +17,11 @@ func TestProjectDelete_AsksTheOthers(t *testing.T) {
 	m.Must(t, 0, "project", "create", "prod")
 	m.Must(t, 0, "project", "sites", "prod", "site1,site2") // site 3 votes, and passes nothing on
 	cluster.Eventually(t, cluster.Patience, "site 3 is out", func() error {
-		if s, err := m.standing(t, 0, "prod", "site3"); err != nil || s != "out" {
-			return fmt.Errorf("it is %s: %v", s, err)
+		s, err := m.standing(t, 0, "prod", "site3")
+		if err == nil && s != "out" {
+			err = fmt.Errorf("it is %s", s)
 		}
-		return nil
+		return err
 	})
 	m.KillSite(t, 0)
 	m.mustPut(t, 1, "prod/app", "1", "only site 2 has it")
@@ -37,10 +38,10 @@ func TestProjectDelete_AsksTheOthers(t *testing.T) {
 			if err == nil && got == http.StatusOK {
 				t.Fatalf("%s: the project was deleted", what)
 			}
-			if err != nil || got != status || !strings.Contains(body, text) {
-				return fmt.Errorf("%d %s %v", got, body, err)
+			if err == nil && (got != status || !strings.Contains(body, text)) {
+				err = fmt.Errorf("%d %s", got, body)
 			}
-			return nil
+			return err
 		})
 	}
 	await("site 2 is away", 0, http.StatusServiceUnavailable, "may have repositories at site site2, which does not answer")

@@ -50,7 +50,20 @@ type link struct {
 	suspect map[identity.ProjectID]suspect // equal vectors, unequal checks
 	times   map[identity.ProjectID]int     // how often in a row they were the same
 
+	gone bool // gossip lost the peer: announcements of both sides may be lost
+
 	status peerState
+}
+
+// isBack takes gossip's word on the peer, and reports whether it is to be asked now:
+// when the last attempt failed, or when it was gone in between. No exchange need have
+// fallen into that time, and what was announced then was not heard.
+func (l *link) isBack(alive bool) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	back := alive && l.gone
+	l.gone = !alive
+	return back || l.status.err != nil || l.status.pullErr != nil || l.status.feedErr != nil
 }
 
 // hangs reports whether somebody has waited in vain for the project's pull, and

@@ -313,7 +313,7 @@ func (s *Sync) shared(view *state.View, pid identity.ProjectID, node identity.No
 // were out of reach are asked at once.
 func (s *Sync) PeersChanged() {
 	for _, l := range s.allLinks() {
-		if st := l.state(); st.err != nil || st.pullErr != nil || st.feedErr != nil {
+		if l.isBack(s.cfg.Announcer == nil || s.cfg.Announcer.Alive(l.node)) {
 			wake(l.headsDue)
 			wake(l.feedDue)
 		}

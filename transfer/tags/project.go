@@ -176,8 +176,10 @@ func (d *Door) noteOverruled(ctx context.Context) (next time.Duration, err error
 	for pid := range d.projected.ruled {
 		p, ok := d.cfg.State.View().ProjectByPID(pid)
 		switch {
-		case !ok || p.Deleted():
+		case !ok || p.Purged():
 			delete(d.projected.ruled, pid)
+		case p.Deleted():
+			// if it is restored
 		case p.Tags.Mode == state.StrongTags || p.Tags.Switching():
 			// projectProject's, or not decided yet
 		default:

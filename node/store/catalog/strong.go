@@ -176,9 +176,9 @@ func (e *entry) strong(t StrongTag, sw Ordered, now time.Time, dot func() Dot) (
 			new.losers = addLoser(new.losers, l)
 		}
 	}
-	if slices.ContainsFunc(lost, func(l loser) bool { return l.digest != string(says) }) {
+	if len(lost) > 0 {
 		// A request of this store's own, so that it reaches stores that do not judge: those
-		// that know of the next mode already.
+		// that know of the next mode already. Also if it said the same, and lost nothing.
 		d := dot()
 		new.ctx[d.Inc] = d.Seq
 	}
@@ -203,9 +203,9 @@ func (e *entry) overruled() bool {
 }
 
 // NoteOverruled notes as lost what sites wrote beside the control state's words and
-// what a switch to strong tags did not order: for a project whose tags are the
-// sites' own again, where no later word will cover it. Seen is read after the
-// entries it says something of.
+// what a switch to strong tags did not order, and ends what it did order, which the
+// words overwrote elsewhere: for a project whose tags are the sites' own again, where
+// no later word will cover it. Seen is read after the entries it says something of.
 func (c *Catalog) NoteOverruled(ctx context.Context, pid identity.ProjectID, sw Ordered) error {
 	prefix := append(prefixPID(tabLive, pid), byte(kindTag))
 	var found []entryKey
@@ -241,8 +241,12 @@ func (c *Catalog) NoteOverruled(ctx context.Context, pid identity.ProjectID, sw 
 				if w == nil || w.dot.Inc != strongInc {
 					continue // noted when it came to that
 				}
-				rest := &entry{ctx: e.ctx, sibs: slices.DeleteFunc(slices.Clone(e.sibs), func(s sibling) bool { return sw.covers(&s) })}
-				if err := b.noteConflicts(pid, k, rest); err != nil {
+				if !slices.ContainsFunc(e.sibs, func(s sibling) bool { return sw.covers(&s) }) {
+					err = b.noteConflicts(pid, k, e)
+				} else {
+					err = b.save(pid, k, e, e.next(b.dot(pid), e.nextStamp(b.c.now()), nil, sw.covers))
+				}
+				if err != nil {
 					return err
 				}
 			}

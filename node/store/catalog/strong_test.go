@@ -137,6 +137,44 @@ func TestStrong_LateWriterIsAKeptLoser(t *testing.T) {
 	audited(t, pid, a, late)
 }
 
+// TestStrong_StoresThatJudgeNoMoreAreTold: a store has what a site wrote beside the
+// state's words, and knows that the mode is over. It ends as those do that wrote the
+// words over it, also where both say the same.
+func TestStrong_StoresThatJudgeNoMoreAreTold(t *testing.T) {
+	for name, sw := range map[string]func(Vector) Ordered{
+		"late":    func(Vector) Ordered { return Ordered{Before: 19} },
+		"ordered": func(seen Vector) Ordered { return Ordered{Before: 19, Seen: seen} },
+	} {
+		for _, wrote := range []string{"same", "other"} {
+			t.Run(name+" "+wrote, func(t *testing.T) {
+				over, site := openMemory(t, Options{}), openMemory(t, Options{})
+				pid := identity.NewProjectID()
+				mustPut(t, site, put(pid, "app", wrote, "1"))
+				seen, err := site.Vector(pid)
+				if err != nil {
+					t.Fatal(err)
+				}
+				words := []StrongTag{strongTag("1", "same", 20)}
+				putOrdered(t, over, pid, sw(seen), 20, words...)
+				mustPull(t, over, site, pid)
+				if n := len(mustEntry(t, over, pid, entryKey{kindTag, "app", "1"}).sibs); n != 2 {
+					t.Fatalf("%d siblings: the test proves nothing", n)
+				}
+				putOrdered(t, site, pid, sw(seen), 20, words...)
+				if err := over.NoteOverruled(t.Context(), pid, sw(seen)); err != nil {
+					t.Fatal(err)
+				}
+				mustPull(t, over, site, pid)
+				mustPull(t, site, over, pid)
+				for _, c := range []*Catalog{over, site} {
+					said(t, c, pid, "1", "same")
+				}
+				audited(t, pid, over, site)
+			})
+		}
+	}
+}
+
 func TestStrong_EventualWriteAfterItStays(t *testing.T) {
 	a, b := openMemory(t, Options{}), openMemory(t, Options{})
 	pid := identity.NewProjectID()
@@ -256,6 +294,7 @@ func TestStrong_OldEntriesThatComeAfterIt(t *testing.T) {
 	}
 	putStrong(t, b, pid, 100, 20, strongTag("1", "one", 20)) // lateBefore: of the switch's end
 	mustPull(t, b, a, pid)
+	mustPull(t, a, b, pid)
 	for _, c := range []*Catalog{a, b} {
 		said(t, c, pid, "1", "one")
 		if n := len(mustEntry(t, c, pid, entryKey{kindTag, "app", "1"}).sibs); n != 1 {
