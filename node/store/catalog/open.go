@@ -362,16 +362,25 @@ func (c *Catalog) upkeepLoop() {
 			return
 		case <-tick.C:
 		}
-		if err := c.expire(c.life); err != nil && c.life.Err() == nil {
-			c.log.Warn("expired rows of the catalogue stay for now", "error", err)
-		}
-		if err := c.purgeOld(c.life); err != nil && c.life.Err() == nil {
-			c.log.Warn("old tombstones of the catalogue stay for now", "error", err)
-		}
-		// Badger may give up early (badger#2334), so ask until it finds nothing.
-		for c.life.Err() == nil && c.db.RunValueLogGC(gcDiscardRatio) == nil {
-			continue
-		}
+		c.upkeep()
+	}
+}
+
+func (c *Catalog) upkeep() {
+	if err := c.expire(c.life); err != nil && c.life.Err() == nil {
+		c.log.Warn("expired rows of the catalogue stay for now", "error", err)
+	}
+	if n, err := c.dropOldProofs(c.life); err != nil && c.life.Err() == nil {
+		c.log.Warn("proofs of blobs that are not here stay in the catalogue for now", "error", err)
+	} else if n > 0 {
+		c.log.Info("proofs of blobs that are not here are removed", "rows", n)
+	}
+	if err := c.purgeOld(c.life); err != nil && c.life.Err() == nil {
+		c.log.Warn("old tombstones of the catalogue stay for now", "error", err)
+	}
+	// Badger may give up early (badger#2334), so ask until it finds nothing.
+	for c.life.Err() == nil && c.db.RunValueLogGC(gcDiscardRatio) == nil {
+		continue
 	}
 }
 
