@@ -3,8 +3,10 @@ package peer
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	corepeer "github.com/libp2p/go-libp2p/core/peer"
@@ -62,6 +64,8 @@ type wire struct {
 	held bool
 	out  *[wireBuffer]byte // what was written while it was held; nil: nothing
 	n    int
+
+	flushing, closing atomic.Bool
 }
 
 func newWire(c net.Conn) *wire {
@@ -154,6 +158,11 @@ func (w *wire) hold() {
 }
 
 func (w *wire) flush() error {
+	w.flushing.Store(true)
+	defer w.flushing.Store(false)
+	if w.closing.Load() {
+		return net.ErrClosed
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.held = false
@@ -195,6 +204,16 @@ func isTimeout(err error) bool {
 	return ok && t.Timeout()
 }
 
+// abort ends a flush that the other side does not take, and any later one. TLS ends
+// its own writes when it is closed; of this one it knows nothing, and would wait 5 s
+// to say good-bye behind it.
+func (w *wire) abort() {
+	w.closing.Store(true) // before the look: either this sees the flush, or it sees this
+	if w.flushing.Load() {
+		_ = w.Conn.Close()
+	}
+}
+
 // wired is libp2p's TLS on a wire.
 type wired struct{ *libp2ptls.Transport }
 
@@ -207,6 +226,15 @@ func newWired(id protocol.ID, key crypto.PrivKey, muxers []upgrader.StreamMuxer)
 type wiredConn struct {
 	sec.SecureConn
 	wire *wire
+}
+
+func (c *wiredConn) Close() error {
+	c.wire.abort()
+	err := c.SecureConn.Close()
+	if errors.Is(err, net.ErrClosed) {
+		return nil // by abort, or twice
+	}
+	return err
 }
 
 func (t *wired) SecureInbound(ctx context.Context, insecure net.Conn, p corepeer.ID) (sec.SecureConn, error) {

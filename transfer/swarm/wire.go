@@ -363,9 +363,12 @@ func (p patient) Read(b []byte) (int, error) {
 				}
 			}
 		}
-		// It only ever moves on: to be woken too early now and then costs less than
-		// a timer for each read.
-		if s.woken.IsZero() || s.woken.After(until) {
+		// A timer for each read costs more than to be woken too early now and then. But
+		// no read begins with a deadline that is over or near, as it would be after a
+		// wait for a budget or the disk: the muxer gives the sender's window back under
+		// the same deadline, and what it can't send by then it forgets.
+		now := time.Now()
+		if left, wait := s.woken.Sub(now), until.Sub(now); s.woken.IsZero() || left > wait || left < wait/2 {
 			if err := s.st.SetReadDeadline(until); err != nil {
 				return 0, err
 			}

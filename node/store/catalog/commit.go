@@ -141,6 +141,10 @@ func (c *Catalog) runGroup(jobs []*job) {
 		if err == nil && !c.fits(g, b) && len(g.waiting) > 0 {
 			c.commit(g)
 			g, full = c.newGroup(), c.fullDisk()
+			if c.broken != nil { // nothing is taken after what could not be written
+				j.done <- c.broken
+				continue
+			}
 			b, err = g.run(c, j)
 		}
 		if err == nil && (!c.fits(g, b) || j.kind == jobRequest && !b.within(requestShare)) {
