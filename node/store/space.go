@@ -105,11 +105,12 @@ func (s *space) ask(bytes int64, keep func(kept int64) int64) error {
 
 func keptOf(total int64) int64 { return min(keptForCatalog, total/keptShare) }
 
-// room is what is kept of this disk; 0 if its size can't be read.
+// room is what is kept of this disk; as good as nothing if its size can't be read, so
+// that compactions stay small.
 func (s *space) room() int64 {
 	_, total, err := s.free(s.dir)
 	if err != nil {
-		return 0
+		return 1
 	}
 	return keptOf(total)
 }

@@ -164,14 +164,16 @@ func (f *flight) setAside(aside bool) {
 	}
 }
 
-// letDown notes that a receiver did not bring a blob, if it is to blame; true: for
-// the first time in a while.
+// letDown notes that a receiver that was asked did not bring a blob; true: it is to
+// blame, for the first time in a while. One that refuses does as it may, and each
+// refusal costs a round trip.
 func (s *Swarm) letDown(node identity.NodeID, said error) bool {
-	var refused *refusedError
-	if errors.As(said, &refused) && refused.status != Status_STATUS_NOT_YET || errors.Is(said, errNotHis) || errors.Is(said, errNotAsked) {
+	if errors.Is(said, errNotHis) || errors.Is(said, errNotAsked) {
 		return false
 	}
-	return s.swaps.failed(node, time.Now())
+	first := s.swaps.failed(node, time.Now())
+	var refused *refusedError
+	return first && !(errors.As(said, &refused) && refused.status != Status_STATUS_NOT_YET)
 }
 
 // self is this node as one of the receivers.

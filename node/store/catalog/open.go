@@ -40,13 +40,13 @@ const (
 	// exchange does, is written again for each level that it passes and for what is
 	// there already: gathering more makes that less often. Each costs a read one look
 	// into its filter.
-	levelZeroTables, levelZeroStall = 8, 16
+	levelZeroTables, levelZeroStall = 8, 12
 	smallLevelZero, smallStall      = 3, 9 // on a small disk
 	// baseLevelBytes is how large the first level below those may grow: with Badger's
 	// 10 MiB a million entries that come in at once are written through one level more.
 	// A compaction into it writes as much and the tables above, which Space keeps room
 	// for.
-	baseLevelBytes = 256 << 20
+	baseLevelBytes = 192 << 20
 	smallBaseLevel = 64 << 20
 	// blockBytes holds three blobs of 10 KB. A block that a row overflows is copied to
 	// twice its size while a table is built, so that one of Badger's 4 KiB and a blob
@@ -55,8 +55,9 @@ const (
 )
 
 // RoomToCompact is what Space is to keep free: two memtables that are flushed and one
-// compaction at its usual size, tables of level 0 into the base level.
-const RoomToCompact = (2+levelZeroTables)*memTableBytes + baseLevelBytes + 64<<20
+// compaction at its largest, as many tables of level 0 as there can be into the base
+// level.
+const RoomToCompact = (2+levelZeroStall)*memTableBytes + baseLevelBytes + 64<<20
 
 // Need says what space on the disk is asked for.
 type Need uint8

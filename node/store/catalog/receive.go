@@ -330,7 +330,7 @@ func (r *Receiving) End() {
 	if !r.opened {
 		return
 	}
-	_ = r.c.submitAs(r.c.life, jobFreeing, func(*batch) error { // fails only when the catalogue is closed
+	_ = r.c.submitAs(r.c.life, jobEnding, func(*batch) error { // fails only when nothing is written any more
 		delete(r.c.windows, r)
 		r.foreign = nil
 		if r.arriving {
