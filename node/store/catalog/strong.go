@@ -230,30 +230,33 @@ func (c *Catalog) NoteOverruled(ctx context.Context, pid identity.ProjectID, sw 
 		return err
 	}
 	for part := range slices.Chunk(found, strongChunk) {
-		err := c.submitAs(ctx, jobFreeing, func(b *batch) error {
-			b.judged = true
-			for _, k := range part {
-				e, err := b.entry(pid, k)
-				if err != nil || e == nil {
-					return err
-				}
-				w := e.winner()
-				if w == nil || w.dot.Inc != strongInc {
-					continue // noted when it came to that
-				}
-				if !slices.ContainsFunc(e.sibs, func(s sibling) bool { return sw.covers(&s) }) {
-					err = b.noteConflicts(pid, k, e)
-				} else {
-					err = b.save(pid, k, e, e.next(b.dot(pid), e.nextStamp(b.c.now()), nil, sw.covers))
-				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		err := c.submitAs(ctx, jobFreeing, func(b *batch) error { return b.noteOverruled(pid, part, sw) })
 		if err != nil {
 			return fmt.Errorf("catalog: conflicts of project %s: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// noteOverruled is NoteOverruled for some tags.
+func (b *batch) noteOverruled(pid identity.ProjectID, keys []entryKey, sw Ordered) error {
+	b.judged = true
+	for _, k := range keys {
+		e, err := b.entry(pid, k)
+		if err != nil {
+			return err
+		}
+		w := e.winner()
+		if w == nil || w.dot.Inc != strongInc {
+			continue // noted when it came to that, or gone since it was found
+		}
+		if !slices.ContainsFunc(e.sibs, func(s sibling) bool { return sw.covers(&s) }) {
+			err = b.noteConflicts(pid, k, e)
+		} else {
+			err = b.save(pid, k, e, e.next(b.dot(pid), e.nextStamp(b.c.now()), nil, sw.covers))
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
