@@ -202,6 +202,12 @@ func (e *entry) overruled() bool {
 	return e.ctx[strongInc] > 0 && slices.ContainsFunc(e.sibs, func(s sibling) bool { return s.dot.Inc != strongInc })
 }
 
+// beside reports whether what sites wrote stands beside the control state's word.
+func (e *entry) beside() bool {
+	w := e.winner()
+	return w != nil && w.dot.Inc == strongInc && e.overruled()
+}
+
 // NoteOverruled notes as lost what sites wrote beside the control state's words and
 // what a switch to strong tags did not order, and ends what it did order, which the
 // words overwrote elsewhere: for a project whose tags are the sites' own again, where
@@ -218,7 +224,7 @@ func (c *Catalog) NoteOverruled(ctx context.Context, pid identity.ProjectID, sw 
 		if err != nil {
 			return nil, err
 		}
-		over := e.overruled()
+		over := e.beside()
 		return func() error {
 			if over {
 				found = append(found, k)

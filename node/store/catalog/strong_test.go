@@ -266,7 +266,7 @@ func TestStrong_OldEntriesThatComeAfterIt(t *testing.T) {
 	a, b := openMemory(t, Options{}), openMemory(t, Options{})
 	pid, other := identity.NewProjectID(), identity.NewProjectID()
 	told := make(chan identity.ProjectID, 10)
-	defer b.OnOverruled(func(p identity.ProjectID) { told <- p })()
+	defer b.OnOverruled(func(p identity.ProjectID, _ bool) { told <- p })()
 	mustPut(t, a, put(other, "app", "one", "1")) // never strong
 	mustPull(t, b, a, other)
 	mustPut(t, a, put(pid, "app", "one", "1"))
@@ -399,6 +399,45 @@ func TestStrong_ImportIsOfOneMoment(t *testing.T) {
 	if got["1"] != digest.FromBytes(body("ours")) || got["2"] != digest.FromBytes(body("theirs")) {
 		t.Errorf("imported: %v", got)
 	}
+}
+
+// TestOnOverruled_Beside: a write over the state's word is not taken for one beside it,
+// of which somebody has to hear that it lost.
+func TestOnOverruled_Beside(t *testing.T) {
+	a, b := openMemory(t, Options{}), openMemory(t, Options{})
+	over, next := identity.NewProjectID(), identity.NewProjectID()
+	told := make(chan bool, 10)
+	defer b.OnOverruled(func(p identity.ProjectID, beside bool) {
+		if beside != (p == next) {
+			t.Errorf("project %s of %s and %s: beside %t", p, over, next, beside)
+		}
+		told <- beside
+	})()
+	await := func(want bool) {
+		t.Helper()
+		for {
+			select {
+			case got := <-told:
+				if got == want {
+					return
+				}
+			case <-t.Context().Done():
+				t.Fatal(t.Context().Err())
+			}
+		}
+	}
+	for _, c := range []*Catalog{a, b} {
+		putStrong(t, c, over, 0, 20, strongTag("1", "one", 20))
+	}
+	mustPut(t, b, put(over, "app", "two", "1"))
+	await(false)
+	mustPut(t, a, put(over, "app", "three", "1"))
+	mustPull(t, b, a, over)
+	await(false)
+	mustPut(t, a, put(next, "app", "one", "1", "2"))
+	putStrong(t, b, next, 0, 20, strongTag("1", "one", 20))
+	mustPull(t, b, a, next)
+	await(true)
 }
 
 // TestNoteOverruled: the mode is over, and no later word comes.
