@@ -122,6 +122,7 @@ func (d *Door) Run(ctx context.Context) error {
 	defer d.unhook()
 	defer wg.Wait()
 	wg.Go(func() { d.project(ctx) })
+	wg.Go(func() { d.noteAll(ctx) })
 	wg.Go(func() { d.carryOut(ctx) })
 	<-ctx.Done()
 	return nil

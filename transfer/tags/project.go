@@ -1,9 +1,11 @@
 package tags
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -35,16 +37,19 @@ type projected struct {
 	dirty map[identity.ProjectID]bool
 	ours  map[identity.ProjectID]bool      // projects with strong tags: what comes of them is noted
 	late  map[identity.ProjectID]time.Time // when late writers were last looked for
-	ruled map[identity.ProjectID]bool      // what sites wrote came beside what the state says
-	noted map[identity.ProjectID]time.Time // projects with eventual tags: when that was last looked at
+	ruled map[identity.ProjectID]bool      // what sites wrote came of tags that the state spoke of
 	wake  chan struct{}                    // capacity 1
 
-	started bool // projects with eventual tags were looked at once
+	// What noteOverruled goes by.
+	beside map[identity.ProjectID]bool      // what sites wrote may stand beside what the state said
+	noted  map[identity.ProjectID]time.Time // projects with eventual tags: when that was last looked at
+	note   chan struct{}                    // capacity 1
 }
 
 func newProjected() projected {
 	return projected{moved: make(chan struct{}), at: map[identity.ProjectID]uint64{}, ours: map[identity.ProjectID]bool{}, dirty: map[identity.ProjectID]bool{},
-		late: map[identity.ProjectID]time.Time{}, ruled: map[identity.ProjectID]bool{}, noted: map[identity.ProjectID]time.Time{}, wake: make(chan struct{}, 1)}
+		late: map[identity.ProjectID]time.Time{}, ruled: map[identity.ProjectID]bool{}, wake: make(chan struct{}, 1),
+		beside: map[identity.ProjectID]bool{}, noted: map[identity.ProjectID]time.Time{}, note: make(chan struct{}, 1)}
 }
 
 // committed is called when entries of a project changed.
@@ -63,12 +68,18 @@ func (d *Door) committed(pid identity.ProjectID) {
 // overruled is called when what a site wrote before the mode came here after what
 // the state says: this site wrote that down before it had all entries, which an
 // importer elsewhere had, and it must go here as it went there; or when what a site
-// wrote that nobody waited for came beside the state's words.
-func (d *Door) overruled(pid identity.ProjectID) {
+// wrote that nobody waited for came beside the state's words. Where the words are gone,
+// written over, that is nothing to a project whose tags are eventual: each of its pushes
+// is such a write.
+func (d *Door) overruled(pid identity.ProjectID, beside bool) {
 	d.projected.mu.Lock()
 	d.projected.ruled[pid] = true
+	if beside {
+		d.projected.beside[pid] = true
+	}
 	d.projected.mu.Unlock()
 	wake(d.projected.wake)
+	wake(d.projected.note)
 }
 
 func wake(c chan struct{}) {
@@ -151,11 +162,41 @@ func (d *Door) projectView(ctx context.Context, view *state.View) (next time.Dur
 			next = again
 		}
 	}
-	again, err := d.noteOverruled(ctx)
-	if again > 0 && (next == 0 || again < next) {
-		next = again
+	return next, nil
+}
+
+// noteAll looks after noteOverruled until ctx ends. It reads whole projects, which no
+// strong push waits for.
+func (d *Door) noteAll(ctx context.Context) {
+	// What came before the last end of this process may not have been looked at.
+	d.projected.mu.Lock()
+	for p := range d.cfg.State.View().Projects() {
+		if p.Tags.Base != 0 {
+			d.projected.beside[p.PID] = true
+		}
 	}
-	return next, err
+	d.projected.mu.Unlock()
+	for {
+		changed := d.cfg.State.Changed()
+		next, err := d.noteOverruled(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			d.log.Error("what lost to strong tags of before could not be noted: trying again", "error", err)
+		}
+		var due <-chan time.Time
+		if next > 0 {
+			due = time.After(next)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-due:
+		case <-d.projected.note:
+		}
+	}
 }
 
 // noteOverruled looks at what came beside the state's words in projects whose tags
@@ -164,24 +205,21 @@ func (d *Door) projectView(ctx context.Context, view *state.View) (next time.Dur
 func (d *Door) noteOverruled(ctx context.Context) (next time.Duration, err error) {
 	var due []identity.ProjectID
 	d.projected.mu.Lock()
-	if !d.projected.started {
-		d.projected.started = true
-		// What came before the last end of this process may not have been looked at.
-		for p := range d.cfg.State.View().Projects() {
-			if p.Tags.Mode == state.EventualTags && p.Tags.Base != 0 {
-				d.projected.ruled[p.PID] = true
-			}
-		}
-	}
-	for pid := range d.projected.ruled {
-		p, ok := d.cfg.State.View().ProjectByPID(pid)
+	view := d.cfg.State.View()
+	maps.DeleteFunc(d.projected.ruled, func(pid identity.ProjectID, _ bool) bool {
+		p, ok := view.ProjectByPID(pid)
+		return !ok || p.Purged()
+	})
+	for pid := range d.projected.beside {
+		p, ok := view.ProjectByPID(pid)
 		switch {
 		case !ok || p.Purged():
-			delete(d.projected.ruled, pid)
+			delete(d.projected.beside, pid)
+			delete(d.projected.noted, pid)
 		case p.Deleted():
 			// if it is restored
 		case p.Tags.Mode == state.StrongTags || p.Tags.Switching():
-			// projectProject's, or not decided yet
+			// projectProject's, or not decided yet: if the mode ends
 		default:
 			if wait := d.projected.noted[pid].Add(lateEvery).Sub(d.cfg.Now()); wait > 0 && wait <= lateEvery {
 				if next == 0 || wait < next {
@@ -210,19 +248,22 @@ func (d *Door) noteOverruled(ctx context.Context) (next time.Duration, err error
 			continue
 		}
 		d.projected.mu.Lock()
-		delete(d.projected.ruled, pid)
+		delete(d.projected.beside, pid)
 		d.projected.noted[pid] = d.cfg.Now()
 		d.projected.mu.Unlock()
-		sw, err := ordered(p)
-		if err == nil {
-			err = d.cat.NoteOverruled(ctx, pid, sw)
+		sw, one := ordered(p)
+		if one == nil {
+			one = d.cat.NoteOverruled(ctx, pid, sw)
 		}
-		if err != nil {
-			d.overruled(pid)
-			return next, fmt.Errorf("project %s: %w", p.Name, err)
+		if one != nil {
+			d.projected.mu.Lock()
+			d.projected.beside[pid] = true
+			d.projected.mu.Unlock()
+			next = cmp.Or(min(next, lateEvery), lateEvery)
+			err = errors.Join(err, fmt.Errorf("project %s: %w", p.Name, one))
 		}
 	}
-	return next, nil
+	return next, err
 }
 
 // ordered says what the last switch to strong tags ordered.

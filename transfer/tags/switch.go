@@ -211,6 +211,10 @@ func (d *Door) advance(ctx context.Context, view *state.View, p state.Project) e
 	if err := d.propose(ctx, end); err != nil {
 		return err
 	}
+	if end.GetAllSeen() {
+		d.log.Warn("the sites of a project were started so often that it is not known which of their writes its switch ordered: what a disk that is put back brings of before is overwritten without a report",
+			"project", p.Name, "most", state.MaxSeen)
+	}
 	d.log.Info("a project's tags have another mode now", "project", p.Name, "mode", p.Tags.To.String(), "late", end.GetLate())
 	return nil
 }

@@ -160,9 +160,12 @@ type batch struct {
 type change struct {
 	local     bool
 	overruled bool // see OnOverruled
+	beside    bool // what sites wrote stands beside the control state's word
 }
 
-func (c change) and(o change) change { return change{c.local || o.local, c.overruled || o.overruled} }
+func (c change) and(o change) change {
+	return change{c.local || o.local, c.overruled || o.overruled, c.beside || o.beside}
+}
 
 func (c *Catalog) newBatch(txn *badger.Txn) *batch {
 	return &batch{
@@ -302,7 +305,7 @@ func (b *batch) save(pid identity.ProjectID, k entryKey, old, new *entry) error 
 	b.c.arriving.note(pid, k)
 	suffix := k.suffix()
 	if k.kind == kindTag && new.overruled() {
-		b.touch(pid, change{overruled: true})
+		b.touch(pid, change{overruled: true, beside: new.beside()})
 	}
 	switch {
 	case new.live():

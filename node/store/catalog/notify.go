@@ -14,7 +14,7 @@ type watcher struct {
 	commit func(identity.ProjectID)
 	local  func(identity.ProjectID)
 	feed   func()
-	ruled  func(identity.ProjectID)
+	ruled  func(pid identity.ProjectID, beside bool)
 
 	dropped func([]Dropped)
 }
@@ -31,8 +31,9 @@ func (c *Catalog) OnLocalWrite(fn func(identity.ProjectID)) (cancel func()) {
 }
 
 // OnOverruled has fn called after a tag got siblings of sites although the control
-// state has spoken of it: who knows the state says whether they are newer.
-func (c *Catalog) OnOverruled(fn func(identity.ProjectID)) (cancel func()) {
+// state has spoken of it: who knows the state says whether they are newer. beside: its word
+// is there still, and they stand beside it, so that they were not written over it.
+func (c *Catalog) OnOverruled(fn func(pid identity.ProjectID, beside bool)) (cancel func()) {
 	return c.watch(&watcher{ruled: fn})
 }
 
@@ -97,7 +98,7 @@ func (c *Catalog) notifyLoop() {
 					w.local(pid)
 				}
 				if w.ruled != nil && ch.overruled {
-					w.ruled(pid)
+					w.ruled(pid, ch.beside)
 				}
 			}
 			if w.feed != nil && feed {

@@ -46,7 +46,7 @@ func prepare(pid identity.ProjectID, k entryKey, e *entry) (*prepared, error) {
 func (b *batch) saveNew(pid identity.ProjectID, k entryKey, e *entry, p *prepared) error {
 	b.c.arriving.note(pid, k)
 	if k.kind == kindTag && e.overruled() {
-		b.touch(pid, change{overruled: true})
+		b.touch(pid, change{overruled: true, beside: e.beside()})
 	}
 	b.set(p.entry.key, p.entry.value)
 	for _, r := range p.rows {

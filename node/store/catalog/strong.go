@@ -202,6 +202,12 @@ func (e *entry) overruled() bool {
 	return e.ctx[strongInc] > 0 && slices.ContainsFunc(e.sibs, func(s sibling) bool { return s.dot.Inc != strongInc })
 }
 
+// beside reports whether what sites wrote stands beside the control state's word.
+func (e *entry) beside() bool {
+	w := e.winner()
+	return w != nil && w.dot.Inc == strongInc && e.overruled()
+}
+
 // NoteOverruled notes as lost what sites wrote beside the control state's words and
 // what a switch to strong tags did not order, and ends what it did order, which the
 // words overwrote elsewhere: for a project whose tags are the sites' own again, where
@@ -218,7 +224,7 @@ func (c *Catalog) NoteOverruled(ctx context.Context, pid identity.ProjectID, sw 
 		if err != nil {
 			return nil, err
 		}
-		over := e.overruled()
+		over := e.beside()
 		return func() error {
 			if over {
 				found = append(found, k)
@@ -230,30 +236,33 @@ func (c *Catalog) NoteOverruled(ctx context.Context, pid identity.ProjectID, sw 
 		return err
 	}
 	for part := range slices.Chunk(found, strongChunk) {
-		err := c.submitAs(ctx, jobFreeing, func(b *batch) error {
-			b.judged = true
-			for _, k := range part {
-				e, err := b.entry(pid, k)
-				if err != nil || e == nil {
-					return err
-				}
-				w := e.winner()
-				if w == nil || w.dot.Inc != strongInc {
-					continue // noted when it came to that
-				}
-				if !slices.ContainsFunc(e.sibs, func(s sibling) bool { return sw.covers(&s) }) {
-					err = b.noteConflicts(pid, k, e)
-				} else {
-					err = b.save(pid, k, e, e.next(b.dot(pid), e.nextStamp(b.c.now()), nil, sw.covers))
-				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		err := c.submitAs(ctx, jobFreeing, func(b *batch) error { return b.noteOverruled(pid, part, sw) })
 		if err != nil {
 			return fmt.Errorf("catalog: conflicts of project %s: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// noteOverruled is NoteOverruled for some tags.
+func (b *batch) noteOverruled(pid identity.ProjectID, keys []entryKey, sw Ordered) error {
+	b.judged = true
+	for _, k := range keys {
+		e, err := b.entry(pid, k)
+		if err != nil {
+			return err
+		}
+		w := e.winner()
+		if w == nil || w.dot.Inc != strongInc {
+			continue // noted when it came to that, or gone since it was found
+		}
+		if !slices.ContainsFunc(e.sibs, func(s sibling) bool { return sw.covers(&s) }) {
+			err = b.noteConflicts(pid, k, e)
+		} else {
+			err = b.save(pid, k, e, e.next(b.dot(pid), e.nextStamp(b.c.now()), nil, sw.covers))
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil

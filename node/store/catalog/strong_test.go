@@ -266,7 +266,7 @@ func TestStrong_OldEntriesThatComeAfterIt(t *testing.T) {
 	a, b := openMemory(t, Options{}), openMemory(t, Options{})
 	pid, other := identity.NewProjectID(), identity.NewProjectID()
 	told := make(chan identity.ProjectID, 10)
-	defer b.OnOverruled(func(p identity.ProjectID) { told <- p })()
+	defer b.OnOverruled(func(p identity.ProjectID, _ bool) { told <- p })()
 	mustPut(t, a, put(other, "app", "one", "1")) // never strong
 	mustPull(t, b, a, other)
 	mustPut(t, a, put(pid, "app", "one", "1"))
@@ -401,6 +401,45 @@ func TestStrong_ImportIsOfOneMoment(t *testing.T) {
 	}
 }
 
+// TestOnOverruled_Beside: a write over the state's word is not taken for one beside it,
+// of which somebody has to hear that it lost.
+func TestOnOverruled_Beside(t *testing.T) {
+	a, b := openMemory(t, Options{}), openMemory(t, Options{})
+	over, next := identity.NewProjectID(), identity.NewProjectID()
+	told := make(chan bool, 10)
+	defer b.OnOverruled(func(p identity.ProjectID, beside bool) {
+		if beside != (p == next) {
+			t.Errorf("project %s of %s and %s: beside %t", p, over, next, beside)
+		}
+		told <- beside
+	})()
+	await := func(want bool) {
+		t.Helper()
+		for {
+			select {
+			case got := <-told:
+				if got == want {
+					return
+				}
+			case <-t.Context().Done():
+				t.Fatal(t.Context().Err())
+			}
+		}
+	}
+	for _, c := range []*Catalog{a, b} {
+		putStrong(t, c, over, 0, 20, strongTag("1", "one", 20))
+	}
+	mustPut(t, b, put(over, "app", "two", "1"))
+	await(false)
+	mustPut(t, a, put(over, "app", "three", "1"))
+	mustPull(t, b, a, over)
+	await(false)
+	mustPut(t, a, put(next, "app", "one", "1", "2"))
+	putStrong(t, b, next, 0, 20, strongTag("1", "one", 20))
+	mustPull(t, b, a, next)
+	await(true)
+}
+
 // TestNoteOverruled: the mode is over, and no later word comes.
 func TestNoteOverruled(t *testing.T) {
 	a, b := openMemory(t, Options{}), openMemory(t, Options{})
@@ -420,5 +459,23 @@ func TestNoteOverruled(t *testing.T) {
 		if got := conflicts(t, a, pid); len(got) != 1 || got[0] != "late" {
 			t.Errorf("noted as lost: %q", got)
 		}
+	}
+}
+
+// TestNoteOverruled_EntryGone: a tag that went after it was found does not keep those
+// behind it from being looked at.
+func TestNoteOverruled_EntryGone(t *testing.T) {
+	a, b := openMemory(t, Options{}), openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	mustPut(t, a, put(pid, "app", "late", "2"))
+	putStrong(t, b, pid, 0, 20, strongTag("2", "two", 20))
+	mustPull(t, a, b, pid)
+	keys := []entryKey{{kindTag, "app", "1"}, {kindTag, "app", "2"}}
+	err := a.submitAs(t.Context(), jobFreeing, func(b *batch) error { return b.noteOverruled(pid, keys, Ordered{Before: 19}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := conflicts(t, a, pid); len(got) != 1 || got[0] != "2" {
+		t.Errorf("noted as lost: %q", got)
 	}
 }
