@@ -216,6 +216,8 @@ func (n *node) lastCopies(ctx context.Context, q mesh.LastCopyQuestion) (mesh.La
 		return mesh.LastCopies{}, &mesh.PushingSite{Err: err}
 	case errors.Is(err, transfer.ErrCursor):
 		return mesh.LastCopies{}, mesh.ErrCursor
+	case errors.Is(err, transfer.ErrNotAnnounced):
+		return mesh.LastCopies{}, mesh.ErrNotAnnounced
 	case err != nil:
 		return mesh.LastCopies{}, err
 	}

@@ -125,12 +125,6 @@ func (r *Reconciler) takesNone() bool {
 	return false
 }
 
-// leaving says whether the control state announces the removal of this site.
-func (r *Reconciler) leaving(now time.Time) (index uint64, announced bool) {
-	s, _ := r.cfg.State.View().Site(r.cfg.Site)
-	return s.Leaving(now)
-}
-
 // awaitAnnounced returns once the control state here announces the removal by
 // which pushes are to be held. A question alone, whoever asks it, holds none.
 func (r *Reconciler) awaitAnnounced(ctx context.Context, announced uint64) error {
@@ -138,10 +132,12 @@ func (r *Reconciler) awaitAnnounced(ctx context.Context, announced uint64) error
 	defer cancel()
 	for {
 		changed := r.cfg.State.Changed()
-		if index, ok := r.leaving(r.cfg.Now()); ok && announced != 0 && index == announced {
+		view := r.cfg.State.View() // one for both: the announcement may come in between
+		site, _ := view.Site(r.cfg.Site)
+		if index, ok := site.Leaving(r.cfg.Now()); ok && announced != 0 && index == announced {
 			return nil
 		}
-		if r.cfg.State.View().Index() >= announced {
+		if view.Index() >= announced {
 			return fmt.Errorf("the removal of site %s is not announced, so it goes on taking pushes", r.cfg.Site)
 		}
 		select {

@@ -127,9 +127,9 @@ func (a *app) remove(ctx context.Context, r mesh.RemovalRequest, call func(conte
 func showRemoval(w io.Writer, r mesh.Removal) {
 	showLastCopies(w, r)
 	if n := r.NeverLeft; n != nil && n.Requests > 0 {
-		fmt.Fprintf(w, "What never left it, and is lost: at most %d pushes and deletes, in %d projects.\n", n.Requests, n.Projects)
-	} else if n != nil {
-		fmt.Fprintln(w, "All that it told others of is at other sites.")
+		fmt.Fprintf(w, "What never left it, and is lost, by what it told the site that was asked: at most %d pushes and deletes, in %d projects.\n", n.Requests, n.Projects)
+	} else if n != nil && len(r.Unseen) == 0 {
+		fmt.Fprintln(w, "All that it told the site that was asked is at other sites.")
 	}
 	for _, part := range []struct {
 		head string

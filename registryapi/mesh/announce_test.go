@@ -58,3 +58,12 @@ func TestAPI_RemoveSite_IsAnnounced(t *testing.T) {
 		t.Error("an announcement ends before the first part does")
 	}
 }
+
+// TestAPI_RemoveSite_CalledOffMeanwhile is a conflict, which says what to do.
+func TestAPI_RemoveSite_CalledOffMeanwhile(t *testing.T) {
+	f := newFixture(t)
+	f.leave.err = ErrNotAnnounced
+	if a := f.want(409, "admin", "POST", "/sites/sgp/remove", `{}`); !strings.Contains(a.Body, "begin anew") {
+		t.Errorf("%s", a.Body)
+	}
+}

@@ -101,6 +101,10 @@ type LastCopies struct {
 // ErrCursor is Config.LastCopies' answer to an After that it did not give out.
 var ErrCursor = errors.New("this is not where an answer ended: begin anew")
 
+// ErrNotAnnounced is Config.LastCopies' answer when the removal was called off
+// after it was announced.
+var ErrNotAnnounced = errors.New("the removal of the site was called off meanwhile: begin anew")
+
 // SilentSite is Config.LastCopies' answer when the site does not say what it
 // holds.
 type SilentSite struct {
@@ -248,9 +252,10 @@ func (a *API) announce(ctx context.Context, s state.Site, want rest.Expect) (uin
 	if _, err := a.edit(ctx, want, &command.SiteLeave{Id: s.ID, IfVersion: want.Version}); err != nil {
 		return 0, err
 	}
+	name := s.Name
 	s, ok := a.cfg.View().SiteByID(s.ID)
 	if !ok {
-		return 0, rest.Conflict("site %s was removed at the moment its removal was announced", s.Name)
+		return 0, rest.Conflict("site %s was removed at the moment its removal was announced", name)
 	}
 	index, ok := s.Leaving(now)
 	if !ok {
@@ -400,6 +405,8 @@ func (a *API) notJudged(s state.Site, err error) error {
 			Message: silent.Error() + fmt.Sprintf(": bring it back, or, if it is gone for good: portolan site remove %s --lost", s.Name)}
 	case errors.Is(err, ErrCursor):
 		return rest.Invalid("after: %s", err)
+	case errors.Is(err, ErrNotAnnounced):
+		return rest.Conflict("%s", err)
 	}
 	return err
 }

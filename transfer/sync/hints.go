@@ -21,9 +21,12 @@ const (
 	// that can't hear the first one. By then most have pulled it and the
 	// announcement changes nothing.
 	passOnAfter = time.Second
-	// headsPerHint keeps an announcement below 1200 bytes, which travel in one
-	// packet anywhere: a head is 29 bytes.
-	headsPerHint = 32
+	// maxHint is the most bytes of an announcement: what gossip sends in one packet.
+	// That is 22 heads or more.
+	maxHint = 1200
+	// hintOverhead is the most that the feed's mark takes, or a head beside its own
+	// bytes.
+	hintOverhead = 4
 	// maxParked bounds the projects that were hinted at before the control state
 	// knows them. Beyond it the poll finds them.
 	maxParked = 4096
@@ -117,16 +120,7 @@ func (s *Sync) announceHeads(pids map[identity.ProjectID]bool, feed bool) {
 	if s.cfg.Announcer == nil {
 		return
 	}
-	note := &Announcement{Feed: feed}
-	send := func() {
-		if len(note.GetHeads()) == 0 && !note.GetFeed() {
-			return
-		}
-		if b, err := proto.Marshal(note); err == nil {
-			s.cfg.Announcer.Announce(HintKind, b)
-		}
-		note = &Announcement{}
-	}
+	heads := make([]*Head, 0, len(pids))
 	for pid := range pids {
 		vector, err := s.cat.Vector(pid)
 		if err != nil {
@@ -137,12 +131,30 @@ func (s *Sync) announceHeads(pids map[identity.ProjectID]bool, feed bool) {
 		if err := s.sayWritten(h, pid); err != nil {
 			s.log.Warn("what was written in a project can't be read: peers do not hear how much it is", "pid", pid, "error", err)
 		}
-		note.Heads = append(note.Heads, h)
-		if len(note.Heads) == headsPerHint {
-			send()
+		heads = append(heads, h)
+	}
+	for _, note := range announcements(heads, feed) {
+		if b, err := proto.Marshal(note); err == nil {
+			s.cfg.Announcer.Announce(HintKind, b)
 		}
 	}
-	send()
+}
+
+// announcements puts heads into as few as hold them.
+func announcements(heads []*Head, feed bool) (out []*Announcement) {
+	note, size := &Announcement{Feed: feed}, hintOverhead
+	for _, h := range heads {
+		n := proto.Size(h) + hintOverhead
+		if size+n > maxHint {
+			out = append(out, note)
+			note, size = &Announcement{}, hintOverhead
+		}
+		note.Heads, size = append(note.Heads, h), size+n
+	}
+	if len(note.GetHeads()) > 0 || note.GetFeed() {
+		out = append(out, note)
+	}
+	return out
 }
 
 // Hint takes an announcement of another node, from gossip. It may come from

@@ -1,6 +1,10 @@
 package catalog
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/portolan/portolan/node/identity"
+)
 
 // This file is residency in the model's histories (rule 11), and nodes that are gone
 // for good (rule 14). A site that is no member comes in and is syncing until it has
@@ -228,6 +232,10 @@ func (m *model) goneForGood(n int) error {
 		}
 		// Rule 14: no fewer than it told of and are not here, and none if all are.
 		var missing uint64
+		told := map[identity.Incarnation]uint64{}
+		for _, w := range u.words {
+			told[w.last.Dot.Inc] = w.last.Dot.Seq
+		}
 		dots := map[Dot]bool{}
 		for _, h := range m.seen[n] {
 			for d := range h {
@@ -235,7 +243,7 @@ func (m *model) goneForGood(n int) error {
 			}
 		}
 		for d := range dots {
-			if d.Inc == u.last.Dot.Inc && d.Seq <= u.last.Dot.Seq && !covers.Covers(d) {
+			if d.Seq <= told[d.Inc] && !covers.Covers(d) {
 				missing++
 			}
 		}

@@ -1,6 +1,10 @@
 package catalog
 
-import "github.com/portolan/portolan/node/identity"
+import (
+	"slices"
+
+	"github.com/portolan/portolan/node/identity"
+)
 
 // Written says how much a store wrote in a project since its incarnation began. It
 // is what others are told, so that they can say what they never saw when the store
@@ -39,43 +43,73 @@ func (c *Catalog) Written(pid identity.ProjectID) (Written, error) {
 	})
 }
 
-// Unseen counts what stores know of another one's requests by its word alone.
+// maxIncarnations bounds the incarnations of which a store's word is kept: one for
+// each start of that store while this one runs.
+const maxIncarnations = 64
+
+// Unseen counts what stores know of another one's requests by its word alone. The
+// zero value has heard nothing.
 type Unseen struct {
-	last, seen Written // the newest word, and the newest one all of which was seen
+	words []word // the first heard first
+	// more counts what could not be kept apart any more, and nothing takes it back.
+	more uint64
 }
+
+// word is of one incarnation: the newest one, and the newest all of which was seen.
+type word struct{ last, seen Written }
 
 // Hear takes a store's word; covers is what is seen here of the project.
 func (u *Unseen) Hear(w Written, covers Vector) {
 	if w.Count == 0 {
 		return
 	}
-	if w.Dot.Inc != u.last.Dot.Inc || w.Dot.Seq >= u.last.Dot.Seq {
-		u.See(covers) // of the word before
-		u.last = w
+	i := slices.IndexFunc(u.words, func(x word) bool { return x.last.Dot.Inc == w.Dot.Inc })
+	if i < 0 {
+		u.makeRoom(covers)
+		u.words = append(u.words, word{last: w})
+		i = len(u.words) - 1
 	}
-	u.See(covers)
+	x := &u.words[i]
+	if w.Dot.Seq >= x.last.Dot.Seq {
+		x.see(covers) // of the word before
+		x.last = w
+	}
+	x.see(covers)
 }
 
-// See says what is seen by now: less than before where a store has lost what it had,
+// makeRoom forgets an incarnation if there are too many: one that was seen, and else
+// the oldest, which counts as it does now from then on.
+func (u *Unseen) makeRoom(covers Vector) {
+	if len(u.words) < maxIncarnations {
+		return
+	}
+	i := max(0, slices.IndexFunc(u.words, func(x word) bool { return covers.Covers(x.last.Dot) }))
+	u.more += u.words[i].count(covers)
+	u.words = slices.Delete(u.words, i, i+1)
+}
+
+// see says what is seen by now: less than before where a store has lost what it had,
 // or gave the project up and takes it in anew.
-func (u *Unseen) See(covers Vector) {
-	if u.seen.Count > 0 && !covers.Covers(u.seen.Dot) {
-		u.seen = Written{}
+func (x *word) see(covers Vector) {
+	if x.seen.Count > 0 && !covers.Covers(x.seen.Dot) {
+		x.seen = Written{}
 	}
-	if u.last.Count > 0 && covers.Covers(u.last.Dot) {
-		u.seen = u.last
+	if covers.Covers(x.last.Dot) {
+		x.seen = x.last
 	}
+}
+
+func (x *word) count(covers Vector) uint64 {
+	x.see(covers)
+	return x.last.Count - min(x.last.Count, x.seen.Count)
 }
 
 // Count is how many requests nobody here has seen, at most, of those that the store
-// told of: those of an earlier incarnation count as seen.
+// told of, in whichever incarnation.
 func (u *Unseen) Count(covers Vector) uint64 {
-	u.See(covers)
-	switch {
-	case u.last.Dot == u.seen.Dot:
-		return 0
-	case u.last.Dot.Inc == u.seen.Dot.Inc:
-		return u.last.Count - min(u.last.Count, u.seen.Count)
+	n := u.more
+	for i := range u.words {
+		n += u.words[i].count(covers)
 	}
-	return u.last.Count
+	return n
 }
