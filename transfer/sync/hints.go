@@ -128,9 +128,7 @@ func (s *Sync) announceHeads(pids map[identity.ProjectID]bool, feed bool) {
 			continue
 		}
 		h := &Head{ProjectId: pid[:], VectorHash: vectorHash(vector)}
-		if err := s.sayWritten(h, pid); err != nil {
-			s.log.Warn("what was written in a project can't be read: peers do not hear how much it is", "pid", pid, "error", err)
-		}
+		s.sayWritten(h, pid)
 		heads = append(heads, h)
 	}
 	for _, note := range announcements(heads, feed) {

@@ -10,12 +10,10 @@ const maxUnseen = maxHeads
 
 // sayWritten puts into a head what this site wrote itself, so that others can tell,
 // when it is gone for good, how much of it they never saw.
-func (s *Sync) sayWritten(h *Head, pid identity.ProjectID) error {
-	w, err := s.cat.Written(pid)
-	if err == nil && w.Count > 0 {
+func (s *Sync) sayWritten(h *Head, pid identity.ProjectID) {
+	if w := s.cat.Written(pid); w.Count > 0 {
 		h.WrittenInc, h.WrittenSeq, h.Written = uint64(w.Dot.Inc), w.Dot.Seq, w.Count
 	}
-	return err
 }
 
 // hearWritten notes what a node says in a head.

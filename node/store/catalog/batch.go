@@ -159,12 +159,14 @@ type batch struct {
 // change says how a batch changed a project.
 type change struct {
 	local     bool
-	overruled bool // see OnOverruled
-	beside    bool // what sites wrote stands beside the control state's word
+	overruled bool   // see OnOverruled
+	beside    bool   // what sites wrote stands beside the control state's word
+	wrote     uint64 // requests of this store's own
+	last      uint64 // the number of the newest of them
 }
 
 func (c change) and(o change) change {
-	return change{c.local || o.local, c.overruled || o.overruled, c.beside || o.beside}
+	return change{c.local || o.local, c.overruled || o.overruled, c.beside || o.beside, c.wrote + o.wrote, max(c.last, o.last)}
 }
 
 func (c *Catalog) newBatch(txn *badger.Txn) *batch {
@@ -278,7 +280,7 @@ func (b *batch) dot(pid identity.ProjectID) Dot {
 	d := b.c.nextDot()
 	b.inc = d.Inc
 	b.setVector(tabVector, pid, d)
-	b.touch(pid, change{local: true})
+	b.touch(pid, change{local: true, wrote: 1, last: d.Seq})
 	return d
 }
 

@@ -195,10 +195,7 @@ func (m *model) tell() error {
 		if m.away[n] || m.rng.IntN(3) > 0 {
 			continue
 		}
-		w, err := m.cats[n].Written(m.pid)
-		if err != nil {
-			return err
-		}
+		w := m.cats[n].Written(m.pid)
 		for o := range modelNodes {
 			if o == n || m.away[o] || m.rng.IntN(3) == 0 {
 				continue // not heard

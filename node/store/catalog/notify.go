@@ -56,8 +56,8 @@ func (c *Catalog) notify(g *group) {
 	c.mu.Lock()
 	for _, b := range g.batches {
 		for pid, ch := range b.projects {
-			if ch.local {
-				c.wroteIn(pid, b.inc)
+			if ch.wrote > 0 {
+				c.wroteIn(pid, Dot{b.inc, ch.last}, ch.wrote)
 			}
 			old := c.dirty[pid]
 			c.dirty[pid] = old.and(ch)

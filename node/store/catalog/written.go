@@ -17,30 +17,20 @@ type Written struct {
 	Count uint64
 }
 
-// wroteIn counts a request that was committed; c.mu is held.
-func (c *Catalog) wroteIn(pid identity.ProjectID, inc identity.Incarnation) {
+// wroteIn counts requests that were committed, the newest of them last; c.mu is held.
+func (c *Catalog) wroteIn(pid identity.ProjectID, last Dot, requests uint64) {
 	w := c.wrote[pid]
-	if w.Dot.Inc != inc {
-		w = Written{Dot: Dot{Inc: inc}}
+	if w.Dot.Inc != last.Inc {
+		w = Written{}
 	}
-	w.Count++
-	c.wrote[pid] = w
+	c.wrote[pid] = Written{Dot: last, Count: w.Count + requests}
 }
 
 // Written gives what this store wrote in a project.
-func (c *Catalog) Written(pid identity.ProjectID) (Written, error) {
+func (c *Catalog) Written(pid identity.ProjectID) Written {
 	c.mu.Lock()
-	w := c.wrote[pid]
-	c.mu.Unlock()
-	if w.Count == 0 {
-		return w, nil
-	}
-	// After the count: what comes in between is in neither, and who has seen the dot
-	// is taken to have seen no more than what was counted.
-	return w, c.view(func(r reader) (err error) {
-		w.Dot.Seq, err = r.vectorOf(tabVector, pid, w.Dot.Inc)
-		return err
-	})
+	defer c.mu.Unlock()
+	return c.wrote[pid]
 }
 
 // maxIncarnations bounds the incarnations of which a store's word is kept: one for
