@@ -185,7 +185,7 @@ func (m *farMesh) mostOf(field string) (float64, error) {
 		_, rest, ok := strings.Cut(string(b), field)
 		kib, err := strconv.ParseFloat(strings.Fields(rest + " 0")[0], 64)
 		if !ok || err != nil {
-			return 0, fmt.Errorf("the status of %s's process: %v: %s", s.site, err, b)
+			return 0, fmt.Errorf("the status of %s's process: %w: %s", s.site, err, b)
 		}
 		most = max(most, kib/1024)
 	}

@@ -108,8 +108,7 @@ func (w *wire) Read(p []byte) (int, error) {
 type records struct {
 	head  [recordHeader]byte
 	got   int // of head, of the record that begins
-	size  int // of the record's rest that is behind the head
-	left  int // of size, not given
+	left  int // of the record's rest that is behind the head, not given
 	plain int // that it carries, at most
 }
 
@@ -200,8 +199,8 @@ func (w *wire) send() error {
 }
 
 func isTimeout(err error) bool {
-	t, ok := err.(net.Error)
-	return ok && t.Timeout()
+	var t net.Error
+	return errors.As(err, &t) && t.Timeout()
 }
 
 // abort ends a flush that the other side does not take, and any later one. TLS ends

@@ -302,7 +302,7 @@ func (s *server) sendUnit(ctx context.Context, st stream, to identity.NodeID, c 
 	}
 	buf := s.buffers.Get().(*[]byte)
 	defer s.buffers.Put(buf)
-	out, piece := appender((*buf)[:0]), int64(units.SubUnit)
+	out, piece := appender((*buf)[:0]), units.SubUnit
 	if list == nil {
 		// In equal parts that fill their frames, the head in the first: a small frame
 		// costs as much as a large one. (With sub-states a receiver can use each

@@ -157,4 +157,3 @@ func (r reader) pinOver(p Pin, nowMs int64) (bool, error) {
 	}
 	return binary.BigEndian.Uint64(v) >= p.Dot.Seq, nil
 }
-
