@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/consensus/state"
@@ -202,26 +203,19 @@ func (a *API) registerRemoval() {
 }
 
 func (a *API) drain(ctx context.Context, in *siteEditIn, drain bool) (*rest.Object[Site], error) {
-	v := a.cfg.View()
-	s, ok := v.Site(in.Name)
-	if !ok {
-		return nil, noSite(v, in.Name)
-	}
-	want, err := in.Expect(s.ID, 0)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := a.edit(ctx, want, &command.SiteDrain{Id: s.ID, Drain: drain, IfVersion: want.Version}); err != nil {
-		return nil, err
-	}
-	v = a.cfg.View()
-	if s, ok = v.SiteByID(s.ID); !ok {
-		return nil, rest.Conflict("site %s was removed at the moment it was changed", in.Name)
-	}
-	return rest.ObjectOf(s.ID, s.Version, a.site(v, s)), nil
+	return a.editSite(ctx, in, "it was changed", func(id int64, version uint64) proto.Message {
+		return &command.SiteDrain{Id: id, Drain: drain, IfVersion: version}
+	})
 }
 
 func (a *API) keepSite(ctx context.Context, in *siteEditIn) (*rest.Object[Site], error) {
+	return a.editSite(ctx, in, "its removal was called off", func(id int64, version uint64) proto.Message {
+		return &command.SiteLeave{Id: id, Withdraw: true, IfVersion: version}
+	})
+}
+
+// editSite makes one change of a site, and gives the site as it is then.
+func (a *API) editSite(ctx context.Context, in *siteEditIn, what string, change func(id int64, version uint64) proto.Message) (*rest.Object[Site], error) {
 	v := a.cfg.View()
 	s, ok := v.Site(in.Name)
 	if !ok {
@@ -231,12 +225,12 @@ func (a *API) keepSite(ctx context.Context, in *siteEditIn) (*rest.Object[Site],
 	if err != nil {
 		return nil, err
 	}
-	if _, err := a.edit(ctx, want, &command.SiteLeave{Id: s.ID, Withdraw: true, IfVersion: want.Version}); err != nil {
+	if _, err := a.edit(ctx, want, change(s.ID, want.Version)); err != nil {
 		return nil, err
 	}
 	v = a.cfg.View()
 	if s, ok = v.SiteByID(s.ID); !ok {
-		return nil, rest.Conflict("site %s was removed at the moment its removal was called off", in.Name)
+		return nil, rest.Conflict("site %s was removed at the moment %s", in.Name, what)
 	}
 	return rest.ObjectOf(s.ID, s.Version, a.site(v, s)), nil
 }

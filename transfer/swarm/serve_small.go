@@ -66,12 +66,12 @@ func (s *server) awaitSmall(ctx context.Context, from identity.NodeID, d digest.
 	for {
 		landed := s.landings.of(d) // before the look: what lands after it is heard of
 		if body, ok := s.small(from, d, project); ok {
-			s.landings.forget(d)
+			s.landings.news(d)
 			return body, true
 		}
 		body, aside := s.soon(d, project)
 		if body != nil {
-			s.landings.forget(d)
+			s.landings.news(d)
 			return body, true
 		}
 		if aside { // two that wait for one another would wait in vain
@@ -80,11 +80,11 @@ func (s *server) awaitSmall(ctx context.Context, from identity.NodeID, d digest.
 		select {
 		case <-landed:
 		case <-end.C:
-			s.landings.forget(d)
+			s.landings.news(d)
 			open.hasty = time.Now().Add(most)
 			return nil, false
 		case <-ctx.Done():
-			s.landings.forget(d)
+			s.landings.news(d)
 			return nil, false
 		}
 	}

@@ -34,15 +34,15 @@ func (c *Catalog) upkeepLoop() {
 
 func (c *Catalog) upkeep() {
 	if err := c.expire(c.life); err != nil && c.life.Err() == nil {
-		c.log.Warn("expired rows of the catalogue stay for now", "error", err)
+		c.log.Warn("expired rows could not be removed from the catalogue: upkeep tries again in an hour", "error", err)
 	}
 	if n, err := c.dropOldProofs(c.life); err != nil && c.life.Err() == nil {
-		c.log.Warn("proofs of blobs that are not here stay in the catalogue for now", "error", err)
+		c.log.Warn("proofs of blobs that are not here could not be removed from the catalogue: upkeep tries again in an hour", "error", err)
 	} else if n > 0 {
 		c.log.Info("proofs of blobs that are not here are removed", "rows", n)
 	}
 	if err := c.purgeOld(c.life); err != nil && c.life.Err() == nil {
-		c.log.Warn("old tombstones of the catalogue stay for now", "error", err)
+		c.log.Warn("old tombstones could not be removed from the catalogue: upkeep tries again in an hour", "error", err)
 	}
 	// Badger may give up early (badger#2334), so ask until it finds nothing.
 	for c.life.Err() == nil && c.db.RunValueLogGC(gcDiscardRatio) == nil {
