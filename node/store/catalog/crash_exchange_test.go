@@ -72,35 +72,13 @@ func crashExchangeChild(dir string) {
 // exchange each way makes them equal: nothing that a vector covers is missing.
 func TestCrash_InAnExchange(t *testing.T) {
 	dir := t.TempDir()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for run := range 4 {
-		cmd := exec.CommandContext(t.Context(), self)
-		cmd.Env = append(os.Environ(), crashExchangeEnv+"="+dir)
-		cmd.Stderr = os.Stderr
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(stdout)
-		killed := false
-		for n := 0; lines.Scan(); n++ {
-			if lines.Text() != "pulled" {
-				t.Fatal(lines.Text())
+		runUntilKilled(t, crashExchangeEnv+"="+dir, func(n int, line string) (kill bool) {
+			if line != "pulled" {
+				t.Fatal(line)
 			}
-			if n >= 1+rand.IntN(4)+run && !killed {
-				killed = true
-				if err := cmd.Process.Kill(); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		_ = cmd.Wait() // "signal: killed"
+			return n >= 2+rand.IntN(4)+run
+		})
 
 		func() {
 			a, err := Open(filepath.Join(dir, "a"), Options{Logger: quiet})
@@ -136,4 +114,35 @@ func equalVectors(t *testing.T, pid identity.ProjectID, a, b *Catalog) {
 	if err != nil || !va.Equal(vb) {
 		t.Errorf("vectors %v and %v, %v", va, vb, err)
 	}
+}
+
+// runUntilKilled runs this test's program as a child and kills it at the line of its
+// output, the first is 1, that kill asks for; it returns when the child is gone.
+func runUntilKilled(t *testing.T, env string, kill func(n int, line string) bool) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self)
+	cmd.Env = append(os.Environ(), env)
+	cmd.Stderr = os.Stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stdout)
+	killed := false
+	for n := 1; lines.Scan(); n++ {
+		if kill(n, lines.Text()) && !killed {
+			killed = true
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_ = cmd.Wait() // "signal: killed"
 }

@@ -1,11 +1,9 @@
 package catalog
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -77,38 +75,17 @@ func crashFirstChild(dir string) {
 // have seen anything, and what is left comes with the next exchange.
 func TestCrash_InAFirstExchange(t *testing.T) {
 	dir := t.TempDir()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	fill(t, filepath.Join(dir, "from"))
 	for run := 0; ; run++ {
 		atPage := 1 + 40*run // one later each time, so that it ends
-		cmd := exec.CommandContext(t.Context(), self)
-		cmd.Env = append(os.Environ(), crashFirstEnv+"="+dir)
-		cmd.Stderr = os.Stderr
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(stdout)
-		killed, whole := false, false
-		for n := 1; lines.Scan(); n++ {
-			whole = whole || lines.Text() == "all"
-			if !whole && lines.Text() != "page" {
-				t.Errorf("child said %q", lines.Text())
+		whole := false
+		runUntilKilled(t, crashFirstEnv+"="+dir, func(n int, line string) (kill bool) {
+			whole = whole || line == "all"
+			if !whole && line != "page" {
+				t.Errorf("child said %q", line)
 			}
-			if !killed && (n == atPage || whole) {
-				killed = true
-				if err := cmd.Process.Kill(); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		_ = cmd.Wait() // "signal: killed"
+			return n == atPage || whole
+		})
 		afterCrash(t, dir, whole)
 		if whole && run < 3 {
 			t.Fatalf("all came in %d pages: none of them was a crash", atPage)
