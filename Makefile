@@ -36,7 +36,7 @@ bench: build ## compare with distribution: tables, and test/bench/results (BENCH
 	test/tools peers
 	$(GO) run ./test/bench $(BENCH)
 
-bench-wan: ## transfers over an emulated WAN beside their targets, as root (BENCH="-wan.rounds 3 -wan.run cold")
+bench-wan: ## transfers over an emulated WAN beside their targets, as root (BENCH="-wan.rounds 1 -wan.run cold")
 	test/tools clients
 	$(GO) test -count=1 -timeout 2h -run '^TestBenchWAN$$' -v ./test/mesh -wan.bench -wan.out $(CURDIR)/test/bench/results/wan.json $(BENCH)
 

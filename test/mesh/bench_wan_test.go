@@ -16,7 +16,7 @@ import (
 var (
 	benchWAN      = flag.Bool("wan.bench", false, "measure transfers over an emulated WAN, for minutes")
 	benchRun      = flag.String("wan.run", "", "the cases whose name matches this expression")
-	benchRounds   = flag.Int("wan.rounds", 1, "rounds of each case; the table has medians")
+	benchRounds   = flag.Int("wan.rounds", 3, "rounds of each case; the table has medians")
 	benchScale    = flag.Float64("wan.scale", 1, "part of the rates and of the image: for machines that can't carry them; ratios stay what they are")
 	benchOut      = flag.String("wan.out", "", "file for the results as JSON lines")
 	benchTCP      = flag.String("wan.tcp", "", "congestion control at all sites, where a case does not name one; default: the machine's")
