@@ -90,11 +90,11 @@ func (p *pushGate) hold(ctx context.Context, now time.Time) (underWay int, epoch
 	return p.underWay, p.epoch
 }
 
-// unless lets pushes through again if the gate is held and what it is held for does
+// reopen lets pushes through again if the gate is held and what it is held for does
 // not stand any more. It reports whether the gate is held after that. The question may
 // take its time: whoever holds the gate meanwhile was answered that nothing passes, so
 // the gate stays as it is then, whatever the answer is.
-func (p *pushGate) unless(now time.Time, stands func() bool) (held bool) {
+func (p *pushGate) reopen(now time.Time, stands func() bool) (held bool) {
 	p.mu.Lock()
 	seen, held := p.holds, now.Before(p.until)
 	p.mu.Unlock()
@@ -128,7 +128,7 @@ func (r *Reconciler) BeginPush() (end func(), wait time.Duration) {
 // off meanwhile, it takes them again.
 func (r *Reconciler) takesNone() bool {
 	now := r.cfg.Now()
-	return r.pushes.unless(now, func() bool {
+	return r.pushes.reopen(now, func() bool {
 		// A site that is not there any more was removed, and this node has just heard.
 		site, member := r.cfg.State.View().Site(r.cfg.Site)
 		_, announced := site.Leaving(now)

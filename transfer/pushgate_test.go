@@ -61,7 +61,7 @@ func TestPushGate_HeldAgainWhileItIsAsked(t *testing.T) {
 	now := time.Now()
 	_, first := p.hold(t.Context(), now)
 	var second uint64
-	if !p.unless(now, func() bool {
+	if !p.reopen(now, func() bool {
 		_, second = p.hold(t.Context(), now)
 		return false // as it was before that
 	}) {
@@ -73,13 +73,13 @@ func TestPushGate_HeldAgainWhileItIsAsked(t *testing.T) {
 	if second != first {
 		t.Errorf("the gate was never open, and has epochs %d and %d", first, second)
 	}
-	if p.unless(now, func() bool { return false }) {
+	if p.reopen(now, func() bool { return false }) {
 		t.Error("it stays shut for nothing")
 	}
 	if _, epoch := p.hold(t.Context(), now); epoch == first {
 		t.Error("it was open, and has the epoch of before")
 	}
-	if !p.unless(now, func() bool { return true }) {
+	if !p.reopen(now, func() bool { return true }) {
 		t.Error("it opens although what it is held for stands")
 	}
 }
