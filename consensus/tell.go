@@ -12,7 +12,7 @@ import (
 // in the mesh, and what its members share.
 func isTold(t command.Type) bool {
 	switch t {
-	case command.Type_TYPE_NODE_REMOVE, command.Type_TYPE_SITE_REMOVE, command.Type_TYPE_SITE_DRAIN, command.Type_TYPE_KEYS_ROTATE:
+	case command.Type_TYPE_NODE_REMOVE, command.Type_TYPE_SITE_REMOVE, command.Type_TYPE_SITE_DRAIN, command.Type_TYPE_SITE_LEAVE, command.Type_TYPE_KEYS_ROTATE:
 		return true
 	default:
 		return false
@@ -37,9 +37,10 @@ func tell(log *slog.Logger, before *state.View, env *command.Envelope) {
 		log.Info("a site without nodes was removed from the mesh", actor, "of_site", s.Name)
 	case *command.SiteLeave:
 		s, _ := before.SiteByID(m.GetId())
-		if m.GetWithdraw() {
+		switch {
+		case m.GetWithdraw():
 			log.Info("a site's removal was called off", actor, "of_site", s.Name)
-		} else {
+		case m.GetAnnounced() == 0:
 			log.Info("a site's removal was announced: it may take no pushes from now on", actor, "of_site", s.Name)
 		}
 	case *command.SiteDrain:

@@ -209,11 +209,16 @@ func (n *node) removedStatus() *mesh.Removed {
 func (n *node) lastCopies(ctx context.Context, q mesh.LastCopyQuestion) (mesh.LastCopies, error) {
 	a, err := n.reconciler.LastCopies(ctx, transfer.LeaveQuestion(q))
 	var silent *transfer.SilentError
+	var pushing *transfer.PushingError
 	switch {
 	case errors.As(err, &silent):
 		return mesh.LastCopies{}, &mesh.SilentSite{Site: silent.Site, Err: silent.Err}
-	case errors.As(err, new(*transfer.PushingError)):
-		return mesh.LastCopies{}, &mesh.PushingSite{Err: err}
+	case errors.As(err, &pushing):
+		return mesh.LastCopies{}, &mesh.PushingSite{UnderWay: pushing.UnderWay, Err: err}
+	case errors.As(err, new(*transfer.UnheardError)), errors.As(err, new(*transfer.UnwillingError)), errors.As(err, new(*transfer.UnsharedError)):
+		return mesh.LastCopies{}, &mesh.UnwillingSite{Err: err, Later: true}
+	case errors.As(err, new(*transfer.ClockError)):
+		return mesh.LastCopies{}, &mesh.UnwillingSite{Err: err}
 	case errors.Is(err, transfer.ErrCursor):
 		return mesh.LastCopies{}, mesh.ErrCursor
 	case errors.Is(err, transfer.ErrNotAnnounced):

@@ -248,7 +248,7 @@ func (n *node) startContent() error {
 	}
 	if n.tags, err = tags.New(tags.Config{
 		Self: n.id.ID, Site: s.Site, State: n.raft.State(), Catalog: n.store.Catalog(), Control: n.raft, Sync: n.sync, Copies: n.reconciler,
-		Pushed: n.reconciler.Pushed, ClockOff: n.sync.ClockOff, Now: n.cfg.Now, Logger: log,
+		Pushed: n.reconciler.Pushed, Deleting: n.reconciler.BeginPush, ClockOff: n.sync.ClockOff, Now: n.cfg.Now, Logger: log,
 	}); err != nil {
 		return err
 	}

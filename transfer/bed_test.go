@@ -245,7 +245,7 @@ func (n *site) openDoor(log *slog.Logger) {
 	n.t.Helper()
 	var err error
 	n.door, err = tags.New(tags.Config{Self: n.id.ID, Site: n.name, State: n.state, Catalog: n.store.Catalog(), Control: control{n}, Sync: n.sync,
-		Copies: n.rec, Pushed: n.rec.Pushed, ClockOff: n.sync.ClockOff, Now: n.now, Logger: log})
+		Copies: n.rec, Pushed: n.rec.Pushed, Deleting: n.rec.BeginPush, ClockOff: n.sync.ClockOff, Now: n.now, Logger: log})
 	must(n.t, err)
 }
 

@@ -44,10 +44,11 @@ const (
 type pushExchange interface {
 	OnKeep(fn func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []syncer.Piece) (syncer.Kept, error))
 	Keep(ctx context.Context, node identity.NodeID, pid identity.ProjectID, repository string, want []syncer.Piece) (syncer.Kept, error)
-	OnHold(fn func(ctx context.Context, from identity.NodeID, announced uint64) (underWay int, epoch uint64, err error))
+	OnHold(fn func(ctx context.Context, from identity.NodeID, announced uint64) (syncer.Holds, error))
 	OnPin(fn func() (end func(), wait time.Duration))
-	Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID, announced uint64) (underWay int, epoch uint64, err error)
-	Unseen(node identity.NodeID) (requests uint64, projects int, heard bool, err error)
+	Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID, announced uint64) (syncer.Holds, error)
+	Words(ctx context.Context, node, about identity.NodeID) ([]syncer.Word, error)
+	Dominates(ctx context.Context, node identity.NodeID, pid identity.ProjectID, v catalog.Vector) (bool, error)
 	Covers(ctx context.Context, node identity.NodeID, pid identity.ProjectID, dot catalog.Dot) (bool, error)
 }
 

@@ -32,8 +32,8 @@ func TestLastCopies_PushedBetweenTwoParts(t *testing.T) {
 				nyc.push(pid, fmt.Sprint("app", i), "1")
 			}
 			eventually(t, "entries at fra", func() bool { return equal(pid, fra, nyc) })
-			b.announce("nyc")
-			first, err := fra.rec.LastCopies(t.Context(), transfer.LeaveQuestion{Site: "nyc"}) // one page
+			index := b.announce("nyc")
+			first, err := fra.rec.LastCopies(t.Context(), transfer.LeaveQuestion{Site: "nyc", Announced: index}) // one page
 			if err != nil || len(first.Copies) != 1 || first.Next == "" || first.Anew {
 				t.Fatalf("first part: %+v, %v", first, err)
 			}
@@ -49,8 +49,8 @@ func TestLastCopies_PushedBetweenTwoParts(t *testing.T) {
 			for next := first.Next; next != ""; next = all.Next {
 				var part transfer.LeaveAnswer
 				eventually(t, "nyc answers", func() bool {
-					part, err = fra.rec.LastCopies(context.Background(), transfer.LeaveQuestion{Site: "nyc", After: next})
-					return !errors.As(err, new(*transfer.SilentError))
+					part, err = fra.rec.LastCopies(context.Background(), transfer.LeaveQuestion{Site: "nyc", After: next, Announced: index})
+					return !errors.As(err, new(*transfer.SilentError)) && !errors.As(err, new(*transfer.UnwillingError))
 				})
 				must(t, err)
 				if part.Anew {

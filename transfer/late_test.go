@@ -4,8 +4,11 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/consensus/state"
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 )
 
@@ -139,7 +142,46 @@ func backBeforeWhoWasAwayReturns(t *testing.T, back func(*bed, int64)) {
 	sgp.behind(false)
 	eventually(t, "all agree", func() bool { return equal(pid, b.nodes...) })
 	eventually(t, "what lost is reported", func() bool { return len(sgp.losses()) > 0 })
+	// Once, however often it is looked at again: what is to be reported has a row.
+	for _, n := range b.nodes {
+		conflicts := func() (all []digest.Digest) {
+			for _, tag := range []string{"1", "2"} {
+				info, err := n.store.Catalog().Tag(pid, "app", tag)
+				must(t, err)
+				all = append(all, info.Conflicts...)
+			}
+			return all
+		}
+		before := conflicts()
+		for range 2 {
+			n.lookAgain(pid)
+		}
+		if after := conflicts(); !slices.Equal(after, before) {
+			t.Errorf("%s: looked at again it has the conflicts %q, before %q", n.name, after, before)
+		}
+		n.restart() // which reports what has not been
+	}
+	next, err := sgp.tagged(t.Context(), pid, "app", "next", "next")
+	must(t, err)
+	eventually(t, "all agree", func() bool {
+		return fra.tag(pid, "app", "next") == next && nyc.tag(pid, "app", "next") == next && equal(pid, b.nodes...)
+	})
 	if got, want := sgp.losses(), []string{"2 " + late.String()}; !slices.Equal(got, want) {
 		t.Errorf("reported as lost %q, want %q", got, want)
 	}
+	for _, n := range []*site{fra, nyc} {
+		if got := n.losses(); len(got) > 0 {
+			t.Errorf("%s lost nothing, and reports %q", n.name, got)
+		}
+	}
+}
+
+// lookAgain does what a site's door does now and then: it looks for writes that lost to
+// a word of strong tags that are eventual now.
+func (n *site) lookAgain(pid identity.ProjectID) {
+	n.t.Helper()
+	p, _ := n.state.View().ProjectByPID(pid)
+	sw := catalog.Ordered{Before: p.Tags.LateBefore, All: p.Tags.AllSeen}
+	must(n.t, sw.Seen.UnmarshalBinary(p.Tags.Seen))
+	must(n.t, n.store.Catalog().NoteOverruled(n.t.Context(), pid, sw))
 }

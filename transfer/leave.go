@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/consensus/state"
+	syncer "github.com/portolan/portolan/transfer/sync"
 )
 
 const (
@@ -37,6 +39,9 @@ type LeaveQuestion struct {
 	// Project is the only one to look at, which the site leaves; empty: all. The site
 	// goes on taking pushes to others, and, until it leaves, to this one.
 	Project string
+	// Announced is the raft index at which this removal was announced. Not for a lost
+	// site, nor for one project.
+	Announced uint64
 }
 
 // LastCopy is an image of which the site holds something that no other site
@@ -63,50 +68,28 @@ type Unseen struct {
 }
 
 // NeverLeft is what a lost site said that it wrote and that no other site has, as far
-// as the asked one could ask them: pushes and deletes, of content that is unknown.
+// as they could be asked: pushes and deletes, of content that is unknown.
 type NeverLeft struct {
-	Requests uint64 // at most
+	Requests uint64 // at most, of those that it told of
 	Projects int
+	// Heard are the sites that it told of any, since they were started; none: whether
+	// something is lost is not known.
+	Heard []string
+	// Silent did not answer: it may have told them of more.
+	Silent []string
 }
 
 // LeaveAnswer is one part of the answer.
 type LeaveAnswer struct {
 	Copies    []LastCopy
-	Manifests int // looked at for this part
-	// NeverLeft is with the last part about a lost site; nil: this node has heard
-	// nothing of what it wrote since this node or that one started.
-	NeverLeft *NeverLeft
+	Manifests int        // looked at for this part
+	NeverLeft *NeverLeft // with the last part about a lost site
 	Unseen    []Unseen
 	// Next continues; empty: this was the last part.
 	Next string
 	// Anew: the leaving site took pushes since the part before, so that the walk
 	// began again, and this is its first part: what came before it is void.
 	Anew bool
-}
-
-// SilentError says that the leaving site does not say what it holds.
-type SilentError struct {
-	Site string
-	Err  error
-}
-
-func (e *SilentError) Error() string {
-	return fmt.Sprintf("site %s does not answer, so nobody can say what only it holds: %v", e.Site, e.Err)
-}
-
-// Unwrap gives why.
-func (e *SilentError) Unwrap() error { return e.Err }
-
-// PushingError says that pushes that began before are still under way at the
-// leaving site, which takes no new ones, or that other sites have not yet fetched
-// what it keeps for pushes that they answered.
-type PushingError struct {
-	Site     string
-	UnderWay int
-}
-
-func (e *PushingError) Error() string {
-	return fmt.Sprintf("%d pushes to site %s, or elsewhere with blobs that only come from there, are not done yet, and it takes no new ones: repeat this in a moment", e.UnderWay, e.Site)
 }
 
 // leaveCursor is where a walk over projects, repositories and manifests is.
@@ -127,11 +110,6 @@ func (c leaveCursor) String() string {
 
 // ErrCursor is returned for a LeaveQuestion.After that was not answered before.
 var ErrCursor = errors.New("this is not where an answer ended: begin anew")
-
-// ErrNotAnnounced is returned for a question about a whole site whose removal the
-// control state does not announce: it goes on taking pushes, and no answer would
-// stay true.
-var ErrNotAnnounced = errors.New("the removal of the site is not announced, or was called off: begin anew")
 
 func parseLeaveCursor(s string) (c leaveCursor, err error) {
 	if s == "" {
@@ -182,15 +160,8 @@ func (r *Reconciler) LastCopies(ctx context.Context, q LeaveQuestion) (LeaveAnsw
 		l.out = LeaveAnswer{Anew: true}
 		_, err = l.walk(ctx, leaveCursor{})
 	}
-	if err == nil && q.Lost && l.out.Next == "" {
-		// All projects were pulled from the others, so what is not here is nowhere.
-		requests, projects, heard, err := r.cfg.Sync.Unseen(l.node.ID)
-		if err != nil {
-			return l.out, fmt.Errorf("what never left site %s: %w", q.Site, err)
-		}
-		if heard {
-			l.out.NeverLeft = &NeverLeft{requests, projects}
-		}
+	if err == nil && q.Lost && q.Project == "" && l.out.Next == "" {
+		l.out.NeverLeft, err = l.neverLeft(ctx)
 	}
 	return l.out, err
 }
@@ -248,21 +219,78 @@ func (l *leaving) hold(ctx context.Context, p state.Project) error {
 	if l.q.Lost || l.held || l.q.Project != "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, askSiteWithin)
-	defer cancel()
-	site, _ := l.view.Site(l.q.Site)
-	announced, ok := site.Leaving(l.r.cfg.Now())
-	if !ok {
+	if site, _ := l.view.Site(l.q.Site); !site.Announces(l.q.Announced, l.r.cfg.Now()) {
 		return ErrNotAnnounced
 	}
-	n, epoch, err := l.r.cfg.Sync.Hold(ctx, l.node.ID, p.PID, announced)
+	once, cancel := context.WithTimeout(ctx, askSiteWithin)
+	defer cancel()
+	h, err := l.r.cfg.Sync.Hold(once, l.node.ID, p.PID, l.q.Announced)
 	switch {
+	case ctx.Err() != nil:
+		return ctx.Err() // whoever asked is gone: it says nothing of the site
 	case err != nil:
-		return &SilentError{l.q.Site, err}
-	case n > 0:
-		return &PushingError{l.q.Site, n}
+		return l.noAnswer(err)
+	case h.Refused == syncer.NotHeard:
+		return &UnheardError{l.q.Site}
+	case h.Refused == syncer.ClockOff:
+		return &ClockError{l.q.Site, h.Off}
+	case h.Refused != syncer.HoldsNone:
+		return ErrNotAnnounced
+	case h.UnderWay > 0:
+		return &PushingError{l.q.Site, h.UnderWay}
 	}
-	l.held, l.epoch = true, epoch
+	l.held, l.epoch = true, h.Epoch
+	return nil
+}
+
+// notSent says what it means that the leaving site did not send its newest entries.
+func (l *leaving) notSent(ctx context.Context, p state.Project) error {
+	once, cancel := context.WithTimeout(ctx, askSiteWithin)
+	defer cancel()
+	_, err := l.r.cfg.Sync.Hold(once, l.node.ID, p.PID, l.q.Announced) // which anybody answers who is there
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		return l.noAnswer(err)
+	}
+	return &UnwillingError{l.q.Site, fmt.Errorf("it did not send its newest entries of project %s in time", p.Name)}
+}
+
+// shared returns once another site has all that was written here of a project, which
+// leaves: nobody pulls from here after the site is gone. What only this site may hold
+// is nobody else's to have.
+func (l *leaving) shared(ctx context.Context, p state.Project) error {
+	mine, err := l.r.cat.Vector(p.PID)
+	if err != nil {
+		return fmt.Errorf("vector of %s: %w", p.Name, err)
+	}
+	once, cancel := context.WithTimeout(ctx, askSiteWithin)
+	defer cancel()
+	var (
+		wg     sync.WaitGroup
+		others int
+		has    atomic.Bool
+	)
+	for _, n := range l.view.Nodes() {
+		if n.Witness || n.Site == l.q.Site || !l.view.MayRest(p, n.Site) || len(mine) == 0 {
+			continue
+		}
+		others++
+		wg.Go(func() {
+			if all, err := l.r.cfg.Sync.Dominates(once, n.ID, p.PID, mine); err == nil && all {
+				has.Store(true)
+				cancel() // one is enough
+			}
+		})
+	}
+	wg.Wait()
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case others > 0 && !has.Load():
+		return &UnsharedError{l.q.Site, p.Name}
+	}
 	return nil
 }
 
@@ -275,7 +303,12 @@ func (l *leaving) project(ctx context.Context, p state.Project, at leaveCursor) 
 			return nil, err
 		}
 		if !l.q.Lost && slices.Contains(silent, l.q.Site) {
-			return nil, &SilentError{l.q.Site, errors.New("it did not send its newest entries")}
+			return nil, l.notSent(ctx, p)
+		}
+	}
+	if at.Repository == "" && l.q.Site == l.r.cfg.Site && l.q.Project == "" {
+		if err := l.shared(ctx, p); err != nil {
+			return nil, err
 		}
 	}
 	repos, err := l.repositories(p, at.Repository)

@@ -94,8 +94,11 @@ const maxCopyTags = 3
 func (l *leaving) keepHeld(ctx context.Context, p state.Project, repo string, all map[digest.Digest]*copyOf, accepted map[digest.Digest]bool) error {
 	if !l.q.Lost {
 		held, err := l.has(ctx, l.node.ID, p, repo, all)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
-			return &SilentError{l.q.Site, err}
+			return l.noAnswer(err)
 		}
 		for d := range all {
 			if held[d] == syncer.Absent {

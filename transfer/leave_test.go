@@ -21,7 +21,7 @@ import (
 func (n *site) lastCopies(q transfer.LeaveQuestion) (all transfer.LeaveAnswer, err error) {
 	n.t.Helper()
 	if !q.Lost && q.Project == "" {
-		n.announce(q.Site)
+		q.Announced = n.announce(q.Site)
 	}
 	for range 1000 {
 		part, err := n.rec.LastCopies(context.Background(), q)
@@ -140,8 +140,8 @@ func TestLastCopies_InParts(t *testing.T) {
 	if len(got.Copies) != repos || got.Manifests != repos {
 		t.Errorf("%d copies of %d manifests", len(got.Copies), got.Manifests)
 	}
-	b.announce("fra")
-	part, err := nyc.rec.LastCopies(context.Background(), transfer.LeaveQuestion{Site: "fra"})
+	index := b.announce("fra")
+	part, err := nyc.rec.LastCopies(context.Background(), transfer.LeaveQuestion{Site: "fra", Announced: index})
 	if err != nil || len(part.Copies) != 1 || part.Next == "" {
 		t.Errorf("one part is %+v %v", part, err)
 	}

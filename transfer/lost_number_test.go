@@ -1,6 +1,7 @@
 package transfer_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -18,14 +19,21 @@ func TestRemoved_WhatNeverLeft(t *testing.T) {
 		must(t, err)
 		return got.NeverLeft
 	}
-	if got := lost(fra); got != nil {
+	is := func(got *transfer.NeverLeft, requests uint64, projects int, heard, silent []string) bool {
+		return got != nil && got.Requests == requests && got.Projects == projects && slices.Equal(got.Heard, heard) && slices.Equal(got.Silent, silent)
+	}
+	both := []string{"fra", "nyc"}
+	if got := lost(fra); !is(got, 0, 0, nil, nil) {
 		t.Errorf("of a site that wrote nothing: %+v", got)
 	}
 	for _, tag := range []string{"1", "2", "3"} {
 		sgp.push(pid, "app", tag)
 	}
 	eventually(t, "all have them", func() bool { return equal(pid, fra, nyc, sgp) })
-	eventually(t, "and know that", func() bool { got := lost(fra); return got != nil && *got == transfer.NeverLeft{} })
+	eventually(t, "and know that", func() bool { return is(lost(fra), 0, 0, both, nil) })
+	own := b.project("own", "nyc", "sgp")
+	sgp.push(own, "app", "1")
+	eventually(t, "nyc has it", func() bool { return equal(own, nyc, sgp) })
 
 	// Hints still go; no entry does.
 	for _, n := range []*site{fra, nyc} {
@@ -34,14 +42,29 @@ func TestRemoved_WhatNeverLeft(t *testing.T) {
 	sgp.push(pid, "app", "4")
 	must(t, sgp.store.Catalog().DeleteTag(t.Context(), pid, "app", "1", "user:admin", 1))
 	for _, n := range []*site{fra, nyc} {
-		eventually(t, n.name+" has heard of both", func() bool { got := lost(n); return got != nil && *got == transfer.NeverLeft{Requests: 2, Projects: 1} })
+		eventually(t, n.name+" has heard of both", func() bool { return is(lost(n), 2, 1, both, nil) })
+	}
+	// Of this project only nyc hears, and whoever is asked says so.
+	sgp.push(own, "app", "2")
+	for _, n := range []*site{fra, nyc} {
+		eventually(t, n.name+" counts it", func() bool { return is(lost(n), 3, 2, both, nil) })
 	}
 	sgp.stop()
 	b.mu.Lock()
 	b.nodes = b.nodes[:2]
 	b.mu.Unlock()
-	if got := lost(nyc); got == nil || got.Requests != 2 {
+	if got := lost(nyc); !is(got, 3, 2, both, nil) {
 		t.Errorf("the site is gone: %+v", got)
+	}
+	// Who was started since has heard nothing, and asks who has.
+	fra.restart()
+	eventually(t, "fra is back", func() bool { return is(lost(fra), 3, 2, []string{"nyc"}, nil) })
+	if got := lost(nyc); !is(got, 3, 2, []string{"nyc"}, nil) {
+		t.Errorf("asked where it was heard: %+v", got)
+	}
+	b.part(fra, nyc)
+	if got := lost(fra); !is(got, 0, 0, nil, []string{"nyc"}) {
+		t.Errorf("the only one who heard does not answer: %+v", got)
 	}
 }
 

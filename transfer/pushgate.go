@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/portolan/portolan/node/identity"
+	syncer "github.com/portolan/portolan/transfer/sync"
 )
 
 const (
@@ -23,8 +24,8 @@ const (
 	announcedWithin = 3 * time.Second / 2
 )
 
-// pushGate is the gate that what makes content of a site passes: manifests that
-// are put there. While others find out whether the site holds the last copy of
+// pushGate is the gate that what a client writes at a site passes: manifests that
+// are put there, and what is deleted. While others find out whether the site holds the last copy of
 // something, it lets nothing through, so that what they find is still true when
 // the site is removed. The zero value is open; its methods may be called by any
 // number of goroutines.
@@ -32,6 +33,7 @@ type pushGate struct {
 	mu       sync.Mutex
 	underWay int
 	until    time.Time
+	holds    uint64        // how often it was held
 	epoch    uint64        // of the hold; another one means that the gate was open in between
 	idle     chan struct{} // closed with the last one under way; nil: nobody waits
 }
@@ -68,6 +70,7 @@ func (p *pushGate) hold(ctx context.Context, now time.Time) (underWay int, epoch
 		p.epoch = rand.Uint64() | 1 // 0 is none
 	}
 	p.until = now.Add(holdPushes)
+	p.holds++
 	var idle chan struct{}
 	if p.underWay > 0 {
 		if p.idle == nil {
@@ -87,22 +90,34 @@ func (p *pushGate) hold(ctx context.Context, now time.Time) (underWay int, epoch
 	return p.underWay, p.epoch
 }
 
-// open lets pushes through again.
-func (p *pushGate) open() {
+// reopen lets pushes through again if the gate is held and what it is held for does
+// not stand any more. It reports whether the gate is held after that. The question may
+// take its time: whoever holds the gate meanwhile was answered that nothing passes, so
+// the gate stays as it is then, whatever the answer is.
+func (p *pushGate) reopen(now time.Time, stands func() bool) (held bool) {
+	p.mu.Lock()
+	seen, held := p.holds, now.Before(p.until)
+	p.mu.Unlock()
+	if !held || stands() {
+		return held
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.until = time.Time{}
+	if p.holds == seen {
+		p.until = time.Time{}
+	}
+	return now.Before(p.until)
 }
 
-// held reports whether nothing is let through.
-func (p *pushGate) held(now time.Time) bool {
+// isHeld reports whether nothing is let through.
+func (p *pushGate) isHeld(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return now.Before(p.until)
 }
 
-// BeginPush lets a push of a manifest through; end must be called after it. With
-// a wait the site takes none for so long: it is being found out what only it
+// BeginPush lets a push of a manifest or a deletion through; end must be called after
+// it. With a wait the site takes none for so long: it is being found out what only it
 // holds.
 func (r *Reconciler) BeginPush() (end func(), wait time.Duration) {
 	r.takesNone()
@@ -113,37 +128,37 @@ func (r *Reconciler) BeginPush() (end func(), wait time.Duration) {
 // off meanwhile, it takes them again.
 func (r *Reconciler) takesNone() bool {
 	now := r.cfg.Now()
-	if !r.pushes.held(now) {
-		return false
-	}
-	// A site that is not there any more was removed, and this node has just heard.
-	site, member := r.cfg.State.View().Site(r.cfg.Site)
-	if _, announced := site.Leaving(now); announced || !member {
-		return true
-	}
-	r.pushes.open()
-	return false
+	return r.pushes.reopen(now, func() bool {
+		// A site that is not there any more was removed, and this node has just heard.
+		site, member := r.cfg.State.View().Site(r.cfg.Site)
+		_, announced := site.Leaving(now)
+		return announced || !member
+	})
 }
 
 // awaitAnnounced returns once the control state here announces the removal by
-// which pushes are to be held. A question alone, whoever asks it, holds none.
-func (r *Reconciler) awaitAnnounced(ctx context.Context, announced uint64) error {
+// which pushes are to be held, or says why they are not: a question alone, whoever
+// asks it, holds none.
+func (r *Reconciler) awaitAnnounced(ctx context.Context, announced uint64) syncer.Holds {
 	ctx, cancel := context.WithTimeout(ctx, announcedWithin)
 	defer cancel()
 	for {
 		changed := r.cfg.State.Changed()
-		view := r.cfg.State.View() // one for both: the announcement may come in between
+		view := r.cfg.State.View() // one for all: the announcement may come in between
 		site, _ := view.Site(r.cfg.Site)
-		if index, ok := site.Leaving(r.cfg.Now()); ok && announced != 0 && index == announced {
-			return nil
-		}
-		if view.Index() >= announced {
-			return fmt.Errorf("the removal of site %s is not announced, so it goes on taking pushes", r.cfg.Site)
+		now := r.cfg.Now()
+		switch said, found := site.Announced(announced); {
+		case found && site.Announces(announced, now):
+			return syncer.Holds{}
+		case found: // who asks has just said so
+			return syncer.Holds{Refused: syncer.ClockOff, Off: now.Sub(said.At)}
+		case view.Index() >= announced:
+			return syncer.Holds{Refused: syncer.NotAnnounced}
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("site %s has not heard yet that its removal is announced", r.cfg.Site)
+			return syncer.Holds{Refused: syncer.NotHeard}
 		}
 	}
 }
@@ -151,14 +166,14 @@ func (r *Reconciler) awaitAnnounced(ctx context.Context, announced uint64) error
 // hold answers another node that finds out what only this one holds. Blobs that
 // stores elsewhere rely on and do not have yet count as pushes under way: they were
 // answered, and would go with this site.
-func (r *Reconciler) hold(ctx context.Context, from identity.NodeID, announced uint64) (underWay int, epoch uint64, err error) {
-	if err := r.awaitAnnounced(ctx, announced); err != nil {
-		r.log.Warn("a node asks that this site take no pushes, and it takes them", "asked_by", from, "because", err)
-		return 0, 0, err
+func (r *Reconciler) hold(ctx context.Context, from identity.NodeID, announced uint64) (out syncer.Holds, err error) {
+	if out = r.awaitAnnounced(ctx, announced); out.Refused != syncer.HoldsNone {
+		r.log.Warn("a node asks that this site take no pushes, and it takes them", "asked_by", from, "announced", announced, "because", out.Refused, "clock_off", out.Off)
+		return out, nil
 	}
 	now := r.cfg.Now()
-	fresh := !r.pushes.held(now)
-	underWay, epoch = r.pushes.hold(ctx, now)
+	fresh := !r.pushes.isHeld(now)
+	out.UnderWay, out.Epoch = r.pushes.hold(ctx, now)
 	if fresh {
 		asker, _ := r.cfg.State.View().Node(from)
 		r.log.Warn("this site takes no pushes at the moment: a node finds out what only it holds, which comes before a removal", "asked_by", from, "site", asker.Site, "for", holdPushes)
@@ -169,9 +184,10 @@ func (r *Reconciler) hold(ctx context.Context, from identity.NodeID, announced u
 		return member
 	})
 	if err != nil {
-		return 0, 0, fmt.Errorf("promises to other stores: %w", err)
+		return syncer.Holds{}, fmt.Errorf("promises to other stores: %w", err)
 	}
-	return underWay + pins, epoch, nil
+	out.UnderWay += pins
+	return out, nil
 }
 
 // maxPinsCounted bounds what one question counts of them: how many there are beyond

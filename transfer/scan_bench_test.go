@@ -33,11 +33,11 @@ func (alone) OnHolders(func())                                                 {
 func (alone) OnExplain(func(identity.ProjectID, string, digest.Digest) string) {}
 func (alone) OnKeep(func(context.Context, identity.NodeID, identity.ProjectID, string, []syncer.Piece) (syncer.Kept, error)) {
 }
-func (alone) OnHold(func(context.Context, identity.NodeID, uint64) (int, uint64, error)) {}
-func (alone) OnPin(func() (func(), time.Duration))                                       {}
-func (alone) Expect(digest.Digest, string)                                               {}
-func (alone) Peers() []syncer.PeerStatus                                                 { return nil }
-func (alone) PullProject(context.Context, identity.ProjectID) ([]string, error)          { return nil, nil }
+func (alone) OnHold(func(context.Context, identity.NodeID, uint64) (syncer.Holds, error)) {}
+func (alone) OnPin(func() (func(), time.Duration))                                        {}
+func (alone) Expect(digest.Digest, string)                                                {}
+func (alone) Peers() []syncer.PeerStatus                                                  { return nil }
+func (alone) PullProject(context.Context, identity.ProjectID) ([]string, error)           { return nil, nil }
 
 // BenchmarkFullPass compares all that a site should have with what it has: the
 // artifacts of one project in 1000 repositories, each a manifest with a config, a

@@ -236,7 +236,7 @@ func (n *site) doorWith(c tags.Control, copies tags.Copies) *tags.Door {
 	if copies == nil {
 		copies = n.rec
 	}
-	d, err := tags.New(tags.Config{Self: n.id.ID, Site: n.name, State: n.state, Catalog: n.store.Catalog(), Control: c, Sync: deafSync{n}, Copies: copies, Pushed: n.rec.Pushed, Now: n.now})
+	d, err := tags.New(tags.Config{Self: n.id.ID, Site: n.name, State: n.state, Catalog: n.store.Catalog(), Control: c, Sync: deafSync{n}, Copies: copies, Pushed: n.rec.Pushed, Deleting: n.rec.BeginPush, Now: n.now})
 	if err != nil {
 		n.t.Error(err)
 	}

@@ -19,11 +19,15 @@ type leaving struct {
 	copies  map[string]int
 	words   map[string]string
 	removed bool
+	// The first polls of a site that is pushed to find pushes under way: more than one
+	// call makes.
+	pushing, polls int
 }
 
 func (l *leaving) set(site string, words []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.pushing, l.polls = 0, 10
 	if l.copies == nil {
 		l.copies, l.words = map[string]int{}, map[string]string{}
 	}
@@ -66,9 +70,16 @@ func (l *leaving) answer(_ context.Context, q mesh.LastCopyQuestion) (mesh.LastC
 	if l.is(q.Site, "silent") && !q.Lost {
 		return mesh.LastCopies{}, &mesh.SilentSite{Site: q.Site, Err: errors.New("dial: refused")}
 	}
-	unseen := l.is(q.Site, "unseen")
+	if l.is(q.Site, "unwilling") && !q.Lost {
+		return mesh.LastCopies{}, &mesh.UnwillingSite{Err: errors.New("site " + q.Site + " is there and has not heard yet"), Later: true}
+	}
+	unseen, pushing := l.is(q.Site, "unseen"), l.is(q.Site, "pushing")
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if pushing && l.pushing < l.polls {
+		l.pushing++
+		return mesh.LastCopies{}, &mesh.PushingSite{UnderWay: 3, Err: errors.New("3 pushes are under way")}
+	}
 	from, _ := strconv.Atoi(q.After)
 	out := mesh.LastCopies{}
 	for i := from; i < min(from+perPart, l.copies[q.Site]); i++ {
@@ -88,8 +99,18 @@ func (l *leaving) answer(_ context.Context, q mesh.LastCopyQuestion) (mesh.LastC
 	} else if unseen && from == 0 {
 		out.Unseen = []mesh.Unseen{{Project: "secret", Sites: []string{"nyc"}}, {Project: "own"}}
 	}
-	if q.Lost && out.Next == "" && strings.Contains(l.words[q.Site], "unsent") {
-		out.NeverLeft = &mesh.NeverLeft{Requests: 7, Projects: 2}
+	if q.Lost && out.Next == "" {
+		out.NeverLeft = &mesh.NeverLeft{}
+		for _, w := range strings.Fields(l.words[q.Site]) {
+			switch key, value, _ := strings.Cut(w, "="); key {
+			case "unsent":
+				out.NeverLeft.Requests, out.NeverLeft.Projects = 7, 2
+			case "told":
+				out.NeverLeft.Heard = strings.Split(value, ",")
+			case "deaf":
+				out.NeverLeft.Silent = strings.Split(value, ",")
+			}
+		}
 	}
 	return out, nil
 }

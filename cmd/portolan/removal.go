@@ -18,14 +18,16 @@ func newSiteRemoveCommand(a *app) *cobra.Command {
 		`Remove a site from the mesh for good. The others cut its connections at once, its
 registry tokens die, its key never comes back, and its name is free.
 
-First the removal is announced and the site, which takes no pushes from then on, is
-asked with all other sites for what only it holds; "portolan site keep" calls it off. If there is
+First the removal is announced and the site, which takes no pushes and deletes from
+then on, is asked with all other sites for what only it holds; "portolan site keep" calls
+it off, and a removal that fails does so itself. If there is
 something the removal is refused and the images are listed: bring them elsewhere
 by a rule ("portolan rule create", "portolan wait"), or lose them by --force.
 Ask a node of the site itself if projects may not rest at the site that you ask.
 
 A site that is gone for good is removed with --lost: then the images are listed
-that, as far as is known, nobody else has.
+that, as far as is known, nobody else has, and how many pushes and deletes it told
+others of that are at no site.
 
 Its node may go on running; it says in its log and status that it was removed,
 serves what it has, and takes no pushes. Stop it before its data is deleted.`,
@@ -104,6 +106,11 @@ func (a *app) remove(ctx context.Context, r mesh.RemovalRequest, call func(conte
 		got.LookedAt += all.LookedAt
 		got.LastCopies = append(all.LastCopies, got.LastCopies...)
 		got.Unseen = append(all.Unseen, got.Unseen...)
+		if got.NeverLeft == nil {
+			got.NeverLeft = all.NeverLeft
+		}
+		pushing := got.Pushing
+		got.Pushing = 0
 		all = got
 		if all.Done {
 			break
@@ -112,6 +119,10 @@ func (a *app) remove(ctx context.Context, r mesh.RemovalRequest, call func(conte
 			return errors.New("the node's answer is neither done nor does it say where to go on: is it of another version?")
 		}
 		r.After = all.After
+		if pushing > 0 {
+			a.say("waiting for %d pushes or deletions at site %s that began before, or whose blobs other sites still fetch from it", pushing, all.Site)
+			continue
+		}
 		a.say("looking for what only site %s holds: %d manifests so far, %d images with last copies", all.Site, all.LookedAt, len(all.LastCopies))
 	}
 	all.After, all.Anew = "", false
@@ -126,10 +137,8 @@ func (a *app) remove(ctx context.Context, r mesh.RemovalRequest, call func(conte
 // showRemoval says what a removal leaves to people.
 func showRemoval(w io.Writer, r mesh.Removal) {
 	showLastCopies(w, r)
-	if n := r.NeverLeft; n != nil && n.Requests > 0 {
-		fmt.Fprintf(w, "What never left it, and is lost, by what it told the site that was asked: at most %d pushes and deletes, in %d projects.\n", n.Requests, n.Projects)
-	} else if n != nil && len(r.Unseen) == 0 {
-		fmt.Fprintln(w, "All that it told the site that was asked is at other sites.")
+	if r.NeverLeft != nil {
+		showNeverLeft(w, r)
 	}
 	for _, part := range []struct {
 		head string
@@ -147,6 +156,25 @@ func showRemoval(w io.Writer, r mesh.Removal) {
 		for _, row := range part.rows {
 			fmt.Fprintf(w, "  %s\n", row)
 		}
+	}
+}
+
+// showNeverLeft says what a lost site wrote and nobody has, and gives an all-clear only
+// if everybody was asked and nothing is known to be missing.
+func showNeverLeft(w io.Writer, r mesh.Removal) {
+	n := r.NeverLeft
+	switch {
+	case n.Requests > 0:
+		fmt.Fprintf(w, "What never left it, and is lost, by what it told %s since they were started: at most %d pushes and deletes, in %d projects.\n", strings.Join(n.Heard, ", "), n.Requests, n.Projects)
+	case len(n.Heard) == 0:
+		fmt.Fprintln(w, "Whether a push or delete never left it is not known: it told no site that answers of any, since those were started.")
+	case n.Complete() && len(r.LastCopies)+len(r.Unseen) == 0:
+		fmt.Fprintf(w, "All pushes and deletes that it told %s of, since they were started, are at other sites.\n", strings.Join(n.Heard, ", "))
+	default:
+		fmt.Fprintf(w, "No push or delete that it told %s of, since they were started, is missing there.\n", strings.Join(n.Heard, ", "))
+	}
+	if len(n.Silent) > 0 {
+		fmt.Fprintf(w, "It may have told %s of more: they do not answer.\n", strings.Join(n.Silent, ", "))
 	}
 }
 

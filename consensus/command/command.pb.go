@@ -1390,12 +1390,14 @@ func (x *SiteRemove) GetIfVersion() uint64 {
 }
 
 // SiteLeave announces that a site is about to be removed, or takes that back. Only
-// while it is announced may other sites have it take no pushes.
+// while it is announced may other sites have it take no pushes. Each removal has an
+// announcement of its own, named by the raft index of the command that made it.
 type SiteLeave struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Withdraw      bool                   `protobuf:"varint,2,opt,name=withdraw,proto3" json:"withdraw,omitempty"`
 	IfVersion     uint64                 `protobuf:"varint,3,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // of its record, which this does not change; 0: any
+	Announced     uint64                 `protobuf:"varint,4,opt,name=announced,proto3" json:"announced,omitempty"`                  // the one that is said again, or taken back; 0: a new one, or all of them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1447,6 +1449,13 @@ func (x *SiteLeave) GetWithdraw() bool {
 func (x *SiteLeave) GetIfVersion() uint64 {
 	if x != nil {
 		return x.IfVersion
+	}
+	return 0
+}
+
+func (x *SiteLeave) GetAnnounced() uint64 {
+	if x != nil {
+		return x.Announced
 	}
 	return 0
 }
@@ -4032,12 +4041,13 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"SiteRemove\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x02 \x01(\x04R\tifVersion\"V\n" +
+	"if_version\x18\x02 \x01(\x04R\tifVersion\"t\n" +
 	"\tSiteLeave\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1a\n" +
 	"\bwithdraw\x18\x02 \x01(\bR\bwithdraw\x12\x1d\n" +
 	"\n" +
-	"if_version\x18\x03 \x01(\x04R\tifVersion\"P\n" +
+	"if_version\x18\x03 \x01(\x04R\tifVersion\x12\x1c\n" +
+	"\tannounced\x18\x04 \x01(\x04R\tannounced\"P\n" +
 	"\tSiteDrain\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x14\n" +
 	"\x05drain\x18\x02 \x01(\bR\x05drain\x12\x1d\n" +

@@ -84,8 +84,10 @@ func (v *View) siteAway(m *command.SiteAway) (int64, error) {
 
 func siteRow(s Site) *SiteRow {
 	row := &SiteRow{Id: s.ID, Name: s.Name, CreatedUnixNs: toNanos(s.CreatedAt), Version: s.Version,
-		DrainedUnixNs: toNanos(s.DrainedAt), DrainedBy: s.DrainedBy, AwayUnixNs: toNanos(s.AwayAt),
-		LeavingUnixNs: toNanos(s.LeavingAt), LeavingBy: s.LeavingBy, LeavingIndex: s.LeavingIndex}
+		DrainedUnixNs: toNanos(s.DrainedAt), DrainedBy: s.DrainedBy, AwayUnixNs: toNanos(s.AwayAt)}
+	for _, l := range s.Removals {
+		row.Leavings = append(row.Leavings, &LeavingRow{Index: l.Index, SaidUnixNs: toNanos(l.At), By: l.By})
+	}
 	for _, key := range slices.Sorted(maps.Keys(s.Labels)) {
 		row.Labels = append(row.Labels, &command.Label{Key: key, Value: s.Labels[key]})
 	}
@@ -94,8 +96,10 @@ func siteRow(s Site) *SiteRow {
 
 func (v *View) loadSite(r *SiteRow) {
 	s := Site{ID: r.GetId(), Name: r.GetName(), CreatedAt: fromNanos(r.GetCreatedUnixNs()), Version: r.GetVersion(),
-		DrainedAt: fromNanos(r.GetDrainedUnixNs()), DrainedBy: r.GetDrainedBy(), AwayAt: fromNanos(r.GetAwayUnixNs()),
-		LeavingAt: fromNanos(r.GetLeavingUnixNs()), LeavingBy: r.GetLeavingBy(), LeavingIndex: r.GetLeavingIndex()}
+		DrainedAt: fromNanos(r.GetDrainedUnixNs()), DrainedBy: r.GetDrainedBy(), AwayAt: fromNanos(r.GetAwayUnixNs())}
+	for _, l := range r.GetLeavings() {
+		s.Removals = append(s.Removals, Removal{Index: l.GetIndex(), At: fromNanos(l.GetSaidUnixNs()), By: l.GetBy()})
+	}
 	if len(r.GetLabels()) > 0 {
 		s.Labels = make(map[string]string, len(r.GetLabels()))
 	}

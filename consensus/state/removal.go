@@ -73,7 +73,7 @@ func (v *View) nodeRemove(actor string, m *command.NodeRemove) (int64, error) {
 		return 0, err
 	}
 	// What was found out of the site is true as long as it took no pushes.
-	if m.GetAnnounced() != 0 && s.LeavingIndex != m.GetAnnounced() {
+	if m.GetAnnounced() != 0 && !s.Announces(m.GetAnnounced(), v.now()) {
 		return 0, refuse(command.CodeConflict, "the removal of site %s was called off meanwhile, and it may have taken pushes since: begin anew", s.Name)
 	}
 	v.nodes, _, _ = v.nodes.Delete(id[:])
@@ -152,8 +152,8 @@ func (v *View) siteDrain(actor string, m *command.SiteDrain) (int64, error) {
 	return s.ID, nil
 }
 
-// siteLeave announces a removal, or takes that back. The record's version stays: who
-// removes the site may name the one that they saw.
+// siteLeave announces a removal, says it again, or takes it back. The record's version
+// stays: who removes the site may name the one that they saw.
 func (v *View) siteLeave(actor string, m *command.SiteLeave) (int64, error) {
 	s, ok := v.SiteByID(m.GetId())
 	if !ok {
@@ -162,15 +162,24 @@ func (v *View) siteLeave(actor string, m *command.SiteLeave) (int64, error) {
 	if err := checkVersion("site "+s.Name, s.Version, m.GetIfVersion()); err != nil {
 		return 0, err
 	}
-	if m.GetWithdraw() {
-		s.LeavingAt, s.LeavingBy, s.LeavingIndex = time.Time{}, "", 0
-		v.putSite(s)
-		return s.ID, nil
+	said := Removal{Index: m.GetAnnounced(), At: v.now(), By: clip(actor)}
+	switch {
+	case m.GetWithdraw(): // what is not there any more is as good as called off
+	case said.Index == 0:
+		said.Index = v.index
+	case !s.Announces(said.Index, v.now()):
+		return 0, refuse(command.CodeConflict, "the removal of site %s was called off meanwhile, and it may have taken pushes since: begin anew", s.Name)
 	}
-	if _, announced := s.Leaving(v.now()); !announced {
-		s.LeavingIndex = v.index
+	before := s.Removals
+	s.Removals = nil
+	for _, l := range before {
+		if l.counts(v.now()) && l.Index != said.Index && !(m.GetWithdraw() && said.Index == 0) {
+			s.Removals = append(s.Removals, l)
+		}
 	}
-	s.LeavingAt, s.LeavingBy = v.now(), clip(actor)
+	if !m.GetWithdraw() {
+		s.Removals = append(s.Removals[max(0, len(s.Removals)+1-MaxRemovals):], said)
+	}
 	v.putSite(s)
 	return s.ID, nil
 }

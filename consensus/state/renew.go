@@ -28,7 +28,7 @@ func (v *View) Lasting(yield func(*Record) bool) {
 		case *Record_Site:
 			// Who drained, or was about to leave, was a machine of the old mesh.
 			row.Site.DrainedUnixNs, row.Site.DrainedBy = 0, ""
-			row.Site.LeavingUnixNs, row.Site.LeavingBy, row.Site.LeavingIndex = 0, "", 0
+			row.Site.Leavings = nil
 		case *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_StrongTag,
 			*Record_Budget, *Record_Pause, *Record_Hold, *Record_RulePause:
 		default:

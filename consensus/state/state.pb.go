@@ -850,11 +850,9 @@ type SiteRow struct {
 	Version       uint64                 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
 	DrainedUnixNs int64                  `protobuf:"varint,20,opt,name=drained_unix_ns,json=drainedUnixNs,proto3" json:"drained_unix_ns,omitempty"` // since when it drains; 0: it does not
 	DrainedBy     string                 `protobuf:"bytes,21,opt,name=drained_by,json=drainedBy,proto3" json:"drained_by,omitempty"`
-	LeavingUnixNs int64                  `protobuf:"varint,24,opt,name=leaving_unix_ns,json=leavingUnixNs,proto3" json:"leaving_unix_ns,omitempty"` // when its removal was last announced; 0: it is not
-	LeavingBy     string                 `protobuf:"bytes,25,opt,name=leaving_by,json=leavingBy,proto3" json:"leaving_by,omitempty"`
-	LeavingIndex  uint64                 `protobuf:"varint,26,opt,name=leaving_index,json=leavingIndex,proto3" json:"leaving_index,omitempty"` // raft index of the command that first did
-	Labels        []*command.Label       `protobuf:"bytes,33,rep,name=labels,proto3" json:"labels,omitempty"`                                  // by key
-	AwayUnixNs    int64                  `protobuf:"varint,34,opt,name=away_unix_ns,json=awayUnixNs,proto3" json:"away_unix_ns,omitempty"`     // since when rules do not count on it; 0: they do
+	Labels        []*command.Label       `protobuf:"bytes,33,rep,name=labels,proto3" json:"labels,omitempty"`                              // by key
+	AwayUnixNs    int64                  `protobuf:"varint,34,opt,name=away_unix_ns,json=awayUnixNs,proto3" json:"away_unix_ns,omitempty"` // since when rules do not count on it; 0: they do
+	Leavings      []*LeavingRow          `protobuf:"bytes,35,rep,name=leavings,proto3" json:"leavings,omitempty"`                          // its removals that are announced, the one said last at the end
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -931,27 +929,6 @@ func (x *SiteRow) GetDrainedBy() string {
 	return ""
 }
 
-func (x *SiteRow) GetLeavingUnixNs() int64 {
-	if x != nil {
-		return x.LeavingUnixNs
-	}
-	return 0
-}
-
-func (x *SiteRow) GetLeavingBy() string {
-	if x != nil {
-		return x.LeavingBy
-	}
-	return ""
-}
-
-func (x *SiteRow) GetLeavingIndex() uint64 {
-	if x != nil {
-		return x.LeavingIndex
-	}
-	return 0
-}
-
 func (x *SiteRow) GetLabels() []*command.Label {
 	if x != nil {
 		return x.Labels
@@ -966,6 +943,73 @@ func (x *SiteRow) GetAwayUnixNs() int64 {
 	return 0
 }
 
+func (x *SiteRow) GetLeavings() []*LeavingRow {
+	if x != nil {
+		return x.Leavings
+	}
+	return nil
+}
+
+type LeavingRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`                               // raft index of the command that announced it
+	SaidUnixNs    int64                  `protobuf:"varint,2,opt,name=said_unix_ns,json=saidUnixNs,proto3" json:"said_unix_ns,omitempty"` // when it was last said
+	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeavingRow) Reset() {
+	*x = LeavingRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeavingRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeavingRow) ProtoMessage() {}
+
+func (x *LeavingRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeavingRow.ProtoReflect.Descriptor instead.
+func (*LeavingRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *LeavingRow) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *LeavingRow) GetSaidUnixNs() int64 {
+	if x != nil {
+		return x.SaidUnixNs
+	}
+	return 0
+}
+
+func (x *LeavingRow) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
 type NodeRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          *command.Node          `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -978,7 +1022,7 @@ type NodeRow struct {
 
 func (x *NodeRow) Reset() {
 	*x = NodeRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[7]
+	mi := &file_consensus_state_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1034,7 @@ func (x *NodeRow) String() string {
 func (*NodeRow) ProtoMessage() {}
 
 func (x *NodeRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[7]
+	mi := &file_consensus_state_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1047,7 @@ func (x *NodeRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRow.ProtoReflect.Descriptor instead.
 func (*NodeRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{7}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NodeRow) GetNode() *command.Node {
@@ -1058,7 +1102,7 @@ type ProjectRow struct {
 
 func (x *ProjectRow) Reset() {
 	*x = ProjectRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[8]
+	mi := &file_consensus_state_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1114,7 @@ func (x *ProjectRow) String() string {
 func (*ProjectRow) ProtoMessage() {}
 
 func (x *ProjectRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[8]
+	mi := &file_consensus_state_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1127,7 @@ func (x *ProjectRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProjectRow.ProtoReflect.Descriptor instead.
 func (*ProjectRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{8}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ProjectRow) GetId() int64 {
@@ -1222,7 +1266,7 @@ type TagStateRow struct {
 
 func (x *TagStateRow) Reset() {
 	*x = TagStateRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[9]
+	mi := &file_consensus_state_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1278,7 @@ func (x *TagStateRow) String() string {
 func (*TagStateRow) ProtoMessage() {}
 
 func (x *TagStateRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[9]
+	mi := &file_consensus_state_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1291,7 @@ func (x *TagStateRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagStateRow.ProtoReflect.Descriptor instead.
 func (*TagStateRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{9}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TagStateRow) GetMode() command.TagMode {
@@ -1372,7 +1416,7 @@ type StrongTagRow struct {
 
 func (x *StrongTagRow) Reset() {
 	*x = StrongTagRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[10]
+	mi := &file_consensus_state_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1428,7 @@ func (x *StrongTagRow) String() string {
 func (*StrongTagRow) ProtoMessage() {}
 
 func (x *StrongTagRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[10]
+	mi := &file_consensus_state_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1441,7 @@ func (x *StrongTagRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrongTagRow.ProtoReflect.Descriptor instead.
 func (*StrongTagRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{10}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StrongTagRow) GetProjectId() []byte {
@@ -1470,7 +1514,7 @@ type TagMarkRow struct {
 
 func (x *TagMarkRow) Reset() {
 	*x = TagMarkRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[11]
+	mi := &file_consensus_state_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1526,7 @@ func (x *TagMarkRow) String() string {
 func (*TagMarkRow) ProtoMessage() {}
 
 func (x *TagMarkRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[11]
+	mi := &file_consensus_state_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1539,7 @@ func (x *TagMarkRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagMarkRow.ProtoReflect.Descriptor instead.
 func (*TagMarkRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{11}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TagMarkRow) GetProjectId() []byte {
@@ -1551,7 +1595,7 @@ type UserRow struct {
 
 func (x *UserRow) Reset() {
 	*x = UserRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[12]
+	mi := &file_consensus_state_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1607,7 @@ func (x *UserRow) String() string {
 func (*UserRow) ProtoMessage() {}
 
 func (x *UserRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[12]
+	mi := &file_consensus_state_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1620,7 @@ func (x *UserRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRow.ProtoReflect.Descriptor instead.
 func (*UserRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{12}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UserRow) GetId() int64 {
@@ -1662,7 +1706,7 @@ type MemberRow struct {
 
 func (x *MemberRow) Reset() {
 	*x = MemberRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[13]
+	mi := &file_consensus_state_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1718,7 @@ func (x *MemberRow) String() string {
 func (*MemberRow) ProtoMessage() {}
 
 func (x *MemberRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[13]
+	mi := &file_consensus_state_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1731,7 @@ func (x *MemberRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRow.ProtoReflect.Descriptor instead.
 func (*MemberRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{13}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *MemberRow) GetId() int64 {
@@ -1737,7 +1781,7 @@ type RuleRow struct {
 
 func (x *RuleRow) Reset() {
 	*x = RuleRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[14]
+	mi := &file_consensus_state_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +1793,7 @@ func (x *RuleRow) String() string {
 func (*RuleRow) ProtoMessage() {}
 
 func (x *RuleRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[14]
+	mi := &file_consensus_state_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +1806,7 @@ func (x *RuleRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleRow.ProtoReflect.Descriptor instead.
 func (*RuleRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{14}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RuleRow) GetId() int64 {
@@ -1812,7 +1856,7 @@ type TokenRow struct {
 
 func (x *TokenRow) Reset() {
 	*x = TokenRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[15]
+	mi := &file_consensus_state_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +1868,7 @@ func (x *TokenRow) String() string {
 func (*TokenRow) ProtoMessage() {}
 
 func (x *TokenRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[15]
+	mi := &file_consensus_state_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +1881,7 @@ func (x *TokenRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRow.ProtoReflect.Descriptor instead.
 func (*TokenRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{15}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TokenRow) GetId() int64 {
@@ -1931,7 +1975,7 @@ type RequestRow struct {
 
 func (x *RequestRow) Reset() {
 	*x = RequestRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[16]
+	mi := &file_consensus_state_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +1987,7 @@ func (x *RequestRow) String() string {
 func (*RequestRow) ProtoMessage() {}
 
 func (x *RequestRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[16]
+	mi := &file_consensus_state_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,7 +2000,7 @@ func (x *RequestRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRow.ProtoReflect.Descriptor instead.
 func (*RequestRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{16}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RequestRow) GetRequestId() []byte {
@@ -2008,7 +2052,7 @@ type RemovedRow struct {
 
 func (x *RemovedRow) Reset() {
 	*x = RemovedRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[17]
+	mi := &file_consensus_state_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2064,7 @@ func (x *RemovedRow) String() string {
 func (*RemovedRow) ProtoMessage() {}
 
 func (x *RemovedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[17]
+	mi := &file_consensus_state_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2077,7 @@ func (x *RemovedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovedRow.ProtoReflect.Descriptor instead.
 func (*RemovedRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{17}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RemovedRow) GetNodeId() []byte {
@@ -2080,7 +2124,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_consensus_state_state_proto_msgTypes[18]
+	mi := &file_consensus_state_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2092,7 +2136,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[18]
+	mi := &file_consensus_state_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2105,7 +2149,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{18}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *End) GetRecords() uint64 {
@@ -2129,7 +2173,7 @@ type BudgetRow struct {
 
 func (x *BudgetRow) Reset() {
 	*x = BudgetRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[19]
+	mi := &file_consensus_state_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2185,7 @@ func (x *BudgetRow) String() string {
 func (*BudgetRow) ProtoMessage() {}
 
 func (x *BudgetRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[19]
+	mi := &file_consensus_state_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2198,7 @@ func (x *BudgetRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BudgetRow.ProtoReflect.Descriptor instead.
 func (*BudgetRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{19}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *BudgetRow) GetId() int64 {
@@ -2204,7 +2248,7 @@ type PauseRow struct {
 
 func (x *PauseRow) Reset() {
 	*x = PauseRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[20]
+	mi := &file_consensus_state_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +2260,7 @@ func (x *PauseRow) String() string {
 func (*PauseRow) ProtoMessage() {}
 
 func (x *PauseRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[20]
+	mi := &file_consensus_state_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +2273,7 @@ func (x *PauseRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRow.ProtoReflect.Descriptor instead.
 func (*PauseRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{20}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PauseRow) GetSite() string {
@@ -2270,7 +2314,7 @@ type HoldRow struct {
 
 func (x *HoldRow) Reset() {
 	*x = HoldRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[21]
+	mi := &file_consensus_state_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2282,7 +2326,7 @@ func (x *HoldRow) String() string {
 func (*HoldRow) ProtoMessage() {}
 
 func (x *HoldRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[21]
+	mi := &file_consensus_state_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2295,7 +2339,7 @@ func (x *HoldRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRow.ProtoReflect.Descriptor instead.
 func (*HoldRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{21}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *HoldRow) GetProjectId() []byte {
@@ -2360,7 +2404,7 @@ type RulePauseRow struct {
 
 func (x *RulePauseRow) Reset() {
 	*x = RulePauseRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[22]
+	mi := &file_consensus_state_state_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2372,7 +2416,7 @@ func (x *RulePauseRow) String() string {
 func (*RulePauseRow) ProtoMessage() {}
 
 func (x *RulePauseRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[22]
+	mi := &file_consensus_state_state_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2385,7 +2429,7 @@ func (x *RulePauseRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RulePauseRow.ProtoReflect.Descriptor instead.
 func (*RulePauseRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{22}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RulePauseRow) GetRuleId() int64 {
@@ -2492,7 +2536,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x16\n" +
 	"\x06sealed\x18\x03 \x01(\fR\x06sealed\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\x04R\aversion\x12&\n" +
-	"\x0fupdated_unix_ns\x18\x05 \x01(\x03R\rupdatedUnixNs\"\xf8\x02\n" +
+	"\x0fupdated_unix_ns\x18\x05 \x01(\x03R\rupdatedUnixNs\"\xcd\x02\n" +
 	"\aSiteRow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12&\n" +
@@ -2500,14 +2544,17 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\aversion\x18\x04 \x01(\x04R\aversion\x12&\n" +
 	"\x0fdrained_unix_ns\x18\x14 \x01(\x03R\rdrainedUnixNs\x12\x1d\n" +
 	"\n" +
-	"drained_by\x18\x15 \x01(\tR\tdrainedBy\x12&\n" +
-	"\x0fleaving_unix_ns\x18\x18 \x01(\x03R\rleavingUnixNs\x12\x1d\n" +
-	"\n" +
-	"leaving_by\x18\x19 \x01(\tR\tleavingBy\x12#\n" +
-	"\rleaving_index\x18\x1a \x01(\x04R\fleavingIndex\x122\n" +
+	"drained_by\x18\x15 \x01(\tR\tdrainedBy\x122\n" +
 	"\x06labels\x18! \x03(\v2\x1a.portolan.command.v1.LabelR\x06labels\x12 \n" +
 	"\faway_unix_ns\x18\" \x01(\x03R\n" +
-	"awayUnixNs\"\x91\x01\n" +
+	"awayUnixNs\x129\n" +
+	"\bleavings\x18# \x03(\v2\x1d.portolan.state.v1.LeavingRowR\bleavingsJ\x04\b\x18\x10\x1b\"T\n" +
+	"\n" +
+	"LeavingRow\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12 \n" +
+	"\fsaid_unix_ns\x18\x02 \x01(\x03R\n" +
+	"saidUnixNs\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\"\x91\x01\n" +
 	"\aNodeRow\x12-\n" +
 	"\x04node\x18\x01 \x01(\v2\x19.portolan.command.v1.NodeR\x04node\x12\x17\n" +
 	"\asite_id\x18\x02 \x01(\x03R\x06siteId\x12$\n" +
@@ -2674,7 +2721,7 @@ func file_consensus_state_state_proto_rawDescGZIP() []byte {
 	return file_consensus_state_state_proto_rawDescData
 }
 
-var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_consensus_state_state_proto_goTypes = []any{
 	(*Record)(nil),         // 0: portolan.state.v1.Record
 	(*MeshRow)(nil),        // 1: portolan.state.v1.MeshRow
@@ -2683,65 +2730,67 @@ var file_consensus_state_state_proto_goTypes = []any{
 	(*KeyRow)(nil),         // 4: portolan.state.v1.KeyRow
 	(*SecretRow)(nil),      // 5: portolan.state.v1.SecretRow
 	(*SiteRow)(nil),        // 6: portolan.state.v1.SiteRow
-	(*NodeRow)(nil),        // 7: portolan.state.v1.NodeRow
-	(*ProjectRow)(nil),     // 8: portolan.state.v1.ProjectRow
-	(*TagStateRow)(nil),    // 9: portolan.state.v1.TagStateRow
-	(*StrongTagRow)(nil),   // 10: portolan.state.v1.StrongTagRow
-	(*TagMarkRow)(nil),     // 11: portolan.state.v1.TagMarkRow
-	(*UserRow)(nil),        // 12: portolan.state.v1.UserRow
-	(*MemberRow)(nil),      // 13: portolan.state.v1.MemberRow
-	(*RuleRow)(nil),        // 14: portolan.state.v1.RuleRow
-	(*TokenRow)(nil),       // 15: portolan.state.v1.TokenRow
-	(*RequestRow)(nil),     // 16: portolan.state.v1.RequestRow
-	(*RemovedRow)(nil),     // 17: portolan.state.v1.RemovedRow
-	(*End)(nil),            // 18: portolan.state.v1.End
-	(*BudgetRow)(nil),      // 19: portolan.state.v1.BudgetRow
-	(*PauseRow)(nil),       // 20: portolan.state.v1.PauseRow
-	(*HoldRow)(nil),        // 21: portolan.state.v1.HoldRow
-	(*RulePauseRow)(nil),   // 22: portolan.state.v1.RulePauseRow
-	(command.KeyKind)(0),   // 23: portolan.command.v1.KeyKind
-	(*command.KeyBox)(nil), // 24: portolan.command.v1.KeyBox
-	(*command.Label)(nil),  // 25: portolan.command.v1.Label
-	(*command.Node)(nil),   // 26: portolan.command.v1.Node
-	(command.TagMode)(0),   // 27: portolan.command.v1.TagMode
-	(*command.Rule)(nil),   // 28: portolan.command.v1.Rule
+	(*LeavingRow)(nil),     // 7: portolan.state.v1.LeavingRow
+	(*NodeRow)(nil),        // 8: portolan.state.v1.NodeRow
+	(*ProjectRow)(nil),     // 9: portolan.state.v1.ProjectRow
+	(*TagStateRow)(nil),    // 10: portolan.state.v1.TagStateRow
+	(*StrongTagRow)(nil),   // 11: portolan.state.v1.StrongTagRow
+	(*TagMarkRow)(nil),     // 12: portolan.state.v1.TagMarkRow
+	(*UserRow)(nil),        // 13: portolan.state.v1.UserRow
+	(*MemberRow)(nil),      // 14: portolan.state.v1.MemberRow
+	(*RuleRow)(nil),        // 15: portolan.state.v1.RuleRow
+	(*TokenRow)(nil),       // 16: portolan.state.v1.TokenRow
+	(*RequestRow)(nil),     // 17: portolan.state.v1.RequestRow
+	(*RemovedRow)(nil),     // 18: portolan.state.v1.RemovedRow
+	(*End)(nil),            // 19: portolan.state.v1.End
+	(*BudgetRow)(nil),      // 20: portolan.state.v1.BudgetRow
+	(*PauseRow)(nil),       // 21: portolan.state.v1.PauseRow
+	(*HoldRow)(nil),        // 22: portolan.state.v1.HoldRow
+	(*RulePauseRow)(nil),   // 23: portolan.state.v1.RulePauseRow
+	(command.KeyKind)(0),   // 24: portolan.command.v1.KeyKind
+	(*command.KeyBox)(nil), // 25: portolan.command.v1.KeyBox
+	(*command.Label)(nil),  // 26: portolan.command.v1.Label
+	(*command.Node)(nil),   // 27: portolan.command.v1.Node
+	(command.TagMode)(0),   // 28: portolan.command.v1.TagMode
+	(*command.Rule)(nil),   // 29: portolan.command.v1.Rule
 }
 var file_consensus_state_state_proto_depIdxs = []int32{
 	1,  // 0: portolan.state.v1.Record.mesh:type_name -> portolan.state.v1.MeshRow
 	6,  // 1: portolan.state.v1.Record.site:type_name -> portolan.state.v1.SiteRow
-	7,  // 2: portolan.state.v1.Record.node:type_name -> portolan.state.v1.NodeRow
-	8,  // 3: portolan.state.v1.Record.project:type_name -> portolan.state.v1.ProjectRow
-	12, // 4: portolan.state.v1.Record.user:type_name -> portolan.state.v1.UserRow
-	13, // 5: portolan.state.v1.Record.member:type_name -> portolan.state.v1.MemberRow
-	14, // 6: portolan.state.v1.Record.rule:type_name -> portolan.state.v1.RuleRow
-	15, // 7: portolan.state.v1.Record.token:type_name -> portolan.state.v1.TokenRow
-	16, // 8: portolan.state.v1.Record.request:type_name -> portolan.state.v1.RequestRow
+	8,  // 2: portolan.state.v1.Record.node:type_name -> portolan.state.v1.NodeRow
+	9,  // 3: portolan.state.v1.Record.project:type_name -> portolan.state.v1.ProjectRow
+	13, // 4: portolan.state.v1.Record.user:type_name -> portolan.state.v1.UserRow
+	14, // 5: portolan.state.v1.Record.member:type_name -> portolan.state.v1.MemberRow
+	15, // 6: portolan.state.v1.Record.rule:type_name -> portolan.state.v1.RuleRow
+	16, // 7: portolan.state.v1.Record.token:type_name -> portolan.state.v1.TokenRow
+	17, // 8: portolan.state.v1.Record.request:type_name -> portolan.state.v1.RequestRow
 	4,  // 9: portolan.state.v1.Record.key:type_name -> portolan.state.v1.KeyRow
 	5,  // 10: portolan.state.v1.Record.secret:type_name -> portolan.state.v1.SecretRow
-	18, // 11: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
-	17, // 12: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
-	19, // 13: portolan.state.v1.Record.budget:type_name -> portolan.state.v1.BudgetRow
-	20, // 14: portolan.state.v1.Record.pause:type_name -> portolan.state.v1.PauseRow
-	21, // 15: portolan.state.v1.Record.hold:type_name -> portolan.state.v1.HoldRow
-	22, // 16: portolan.state.v1.Record.rule_pause:type_name -> portolan.state.v1.RulePauseRow
-	10, // 17: portolan.state.v1.Record.strong_tag:type_name -> portolan.state.v1.StrongTagRow
-	10, // 18: portolan.state.v1.Record.staged_tag:type_name -> portolan.state.v1.StrongTagRow
-	11, // 19: portolan.state.v1.Record.tag_mark:type_name -> portolan.state.v1.TagMarkRow
+	19, // 11: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
+	18, // 12: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
+	20, // 13: portolan.state.v1.Record.budget:type_name -> portolan.state.v1.BudgetRow
+	21, // 14: portolan.state.v1.Record.pause:type_name -> portolan.state.v1.PauseRow
+	22, // 15: portolan.state.v1.Record.hold:type_name -> portolan.state.v1.HoldRow
+	23, // 16: portolan.state.v1.Record.rule_pause:type_name -> portolan.state.v1.RulePauseRow
+	11, // 17: portolan.state.v1.Record.strong_tag:type_name -> portolan.state.v1.StrongTagRow
+	11, // 18: portolan.state.v1.Record.staged_tag:type_name -> portolan.state.v1.StrongTagRow
+	12, // 19: portolan.state.v1.Record.tag_mark:type_name -> portolan.state.v1.TagMarkRow
 	3,  // 20: portolan.state.v1.MeshRow.keys:type_name -> portolan.state.v1.KeysRow
 	2,  // 21: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
-	23, // 22: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
-	24, // 23: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
-	25, // 24: portolan.state.v1.SiteRow.labels:type_name -> portolan.command.v1.Label
-	26, // 25: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
-	9,  // 26: portolan.state.v1.ProjectRow.tags:type_name -> portolan.state.v1.TagStateRow
-	27, // 27: portolan.state.v1.TagStateRow.mode:type_name -> portolan.command.v1.TagMode
-	27, // 28: portolan.state.v1.TagStateRow.to:type_name -> portolan.command.v1.TagMode
-	28, // 29: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	24, // 22: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
+	25, // 23: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
+	26, // 24: portolan.state.v1.SiteRow.labels:type_name -> portolan.command.v1.Label
+	7,  // 25: portolan.state.v1.SiteRow.leavings:type_name -> portolan.state.v1.LeavingRow
+	27, // 26: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
+	10, // 27: portolan.state.v1.ProjectRow.tags:type_name -> portolan.state.v1.TagStateRow
+	28, // 28: portolan.state.v1.TagStateRow.mode:type_name -> portolan.command.v1.TagMode
+	28, // 29: portolan.state.v1.TagStateRow.to:type_name -> portolan.command.v1.TagMode
+	29, // 30: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_consensus_state_state_proto_init() }
@@ -2777,7 +2826,7 @@ func file_consensus_state_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_state_state_proto_rawDesc), len(file_consensus_state_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -3,6 +3,7 @@ package state
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/portolan/portolan/node/identity"
@@ -38,11 +39,9 @@ type Site struct {
 	DrainedBy string    // actor
 	// Labels choose sites for rules. Never changed in place.
 	Labels map[string]string
-	// LeavingAt is when people last announced that they are about to remove the site;
-	// zero: they did not. LeavingIndex is the raft index of the command that began it.
-	LeavingAt    time.Time
-	LeavingBy    string // actor
-	LeavingIndex uint64
+	// Removals of the site that were announced and not called off, the one that was
+	// said last at the end. Never changed in place.
+	Removals []Removal
 
 	AwayAt time.Time // since when rules that want a number of copies do not count on it; zero: they do
 }
@@ -54,17 +53,53 @@ func (s Site) Away() bool { return !s.AwayAt.IsZero() }
 // Draining reports whether the site asks to be left in peace.
 func (s Site) Draining() bool { return !s.DrainedAt.IsZero() }
 
-// Leaving reports whether the site's removal is announced at a time; the index
-// tells one announcement from the next. It ends by itself: who gave up need not
-// remember to take it back.
-func (s Site) Leaving(now time.Time) (index uint64, announced bool) {
-	return s.LeavingIndex, s.LeavingIndex != 0 && now.Sub(s.LeavingAt).Abs() < LeavingFor
+// Removal is the word that a site is about to be removed. Each removal has its own,
+// so that one which is refused takes nothing from another one that is under way.
+type Removal struct {
+	Index uint64    // raft index of the command that announced it
+	At    time.Time // when it was last said
+	By    string    // actor
 }
 
-// LeavingFor is how long a removal that was announced, and not announced again, may
-// still come: a call looks for seconds at what only the site holds, and each may
-// announce it again.
-const LeavingFor = 15 * time.Minute
+// counts reports whether the removal may still come. It ends by itself: who gave up
+// need not remember to take it back.
+func (l Removal) counts(now time.Time) bool { return now.Sub(l.At).Abs() < LeavingFor }
+
+// Leaving gives the removal that was announced last, of those that count at a time.
+func (s Site) Leaving(now time.Time) (last Removal, announced bool) {
+	for _, l := range slices.Backward(s.Removals) {
+		if l.counts(now) {
+			return l, true
+		}
+	}
+	return Removal{}, false
+}
+
+// Announced finds a removal that was announced and not called off, whether or not it
+// counts any more.
+func (s Site) Announced(index uint64) (l Removal, found bool) {
+	i := slices.IndexFunc(s.Removals, func(l Removal) bool { return l.Index == index })
+	if i < 0 {
+		return Removal{}, false
+	}
+	return s.Removals[i], true
+}
+
+// Announces reports whether a removal is announced at a time.
+func (s Site) Announces(index uint64, now time.Time) bool {
+	l, found := s.Announced(index)
+	return found && l.counts(now)
+}
+
+const (
+	// LeavingFor is how long a removal that was announced, and not announced again, may
+	// still come: a call looks for seconds at what only the site holds, and each may
+	// announce it again.
+	LeavingFor = 15 * time.Minute
+	// MaxRemovals bounds the removals of one site that are announced together: more are
+	// a mistake. The one that was not said for longest gives way, and is refused.
+	MaxRemovals = 8
+)
 
 // Node is one member process.
 type Node struct {

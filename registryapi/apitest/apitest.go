@@ -63,7 +63,7 @@ func New(tb testing.TB, sites ...string) *Mesh {
 		tb.Fatal(err)
 	}
 	mesh, library := identity.NewMeshID(), identity.NewProjectID()
-	m.must(&command.MeshCreate{MeshId: mesh[:], Site: sites[0], Node: node, LibraryProjectId: library[:],
+	m.Must(&command.MeshCreate{MeshId: mesh[:], Site: sites[0], Node: node, LibraryProjectId: library[:],
 		AdminPasswordHash: hash, RaftGeneration: random(16), Keys: boxes()})
 	for i, s := range sites[1:] {
 		m.AddSite(s, 7010+10*i)
@@ -100,9 +100,21 @@ func (m *Mesh) AddSite(name string, control int) identity.NodeID {
 	m.tb.Helper()
 	id, node := NewNode(m.tb, control)
 	secret := random(32)
-	token := m.must(&command.TokenCreate{Site: name, SecretHash: secret, ExpiresUnixNs: time.Now().Add(time.Hour).UnixNano()})
-	m.must(&command.NodeJoin{TokenId: token.ID, SecretHash: secret, Site: name, Node: node, Keys: boxes()})
-	m.must(&command.TokenDelete{Id: token.ID})
+	token := m.Must(&command.TokenCreate{Site: name, SecretHash: secret, ExpiresUnixNs: time.Now().Add(time.Hour).UnixNano()})
+	m.Must(&command.NodeJoin{TokenId: token.ID, SecretHash: secret, Site: name, Node: node, Keys: boxes()})
+	m.Must(&command.TokenDelete{Id: token.ID})
+	return id.ID
+}
+
+// AddWitness joins a site that has no content.
+func (m *Mesh) AddWitness(name string, control int) identity.NodeID {
+	m.tb.Helper()
+	id, node := NewNode(m.tb, control)
+	node.Witness, node.StoreId, node.DataPort = true, nil, 0
+	secret := random(32)
+	token := m.Must(&command.TokenCreate{Site: name, SecretHash: secret, ExpiresUnixNs: time.Now().Add(time.Hour).UnixNano()})
+	m.Must(&command.NodeJoin{TokenId: token.ID, SecretHash: secret, Site: name, Node: node, Keys: boxes()[:1]})
+	m.Must(&command.TokenDelete{Id: token.ID})
 	return id.ID
 }
 
@@ -179,7 +191,8 @@ func (m *Mesh) Lose(sites []string) {
 	}
 }
 
-func (m *Mesh) must(body proto.Message) command.Result {
+// Must applies a command of the mesh's own.
+func (m *Mesh) Must(body proto.Message) command.Result {
 	m.tb.Helper()
 	r, err := m.Propose(context.Background(), "system", body)
 	if err != nil {

@@ -23,9 +23,13 @@ type leave struct {
 	asked   []LastCopyQuestion
 	gone    map[identity.NodeID]bool // by gossip
 	removed *Removed
+	before  func(context.Context) // each answer, if not nil
 }
 
-func (l *leave) answer(_ context.Context, q LastCopyQuestion) (LastCopies, error) {
+func (l *leave) answer(ctx context.Context, q LastCopyQuestion) (LastCopies, error) {
+	if l.before != nil {
+		l.before(ctx)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.asked = append(l.asked, q)
@@ -172,10 +176,29 @@ func TestAPI_RemoveSite_Silent(t *testing.T) {
 	f := newFixture(t)
 	f.leave.err = &SilentSite{Site: "nyc", Err: errors.New("no answer in time")}
 	a := f.want(503, "admin", "POST", "/sites/nyc/remove", `{}`)
+	if !strings.Contains(a.Body, "portolan site check nyc") || strings.Contains(a.Body, "lost") || !strings.Contains(a.Body, `"sites":["nyc"]`) {
+		t.Errorf("silent, and alive by gossip: %s", a.Body)
+	}
+	f.leave.gone = map[identity.NodeID]bool{f.node("nyc"): true}
+	a = f.want(503, "admin", "POST", "/sites/nyc/remove", `{}`)
 	if !strings.Contains(a.Body, "portolan site remove nyc --lost") || !strings.Contains(a.Body, `"sites":["nyc"]`) {
 		t.Errorf("silent: %s", a.Body)
 	}
-	f.leave.err = nil
+	// One that answers is there, whatever gossip says.
+	for _, c := range []struct {
+		err    error
+		status int
+	}{
+		{&UnwillingSite{Err: errors.New("site nyc is there and has not heard yet"), Later: true}, 503},
+		{&UnwillingSite{Err: errors.New("the clock of site nyc is an hour off")}, 409},
+		{ErrNotAnnounced, 409},
+	} {
+		f.leave.err = c.err
+		if a := f.want(c.status, "admin", "POST", "/sites/nyc/remove", `{}`); !strings.Contains(a.Body, c.err.Error()) || strings.Contains(a.Body, "lost") || (a.Header.Get("Retry-After") != "") != (c.status == 503) {
+			t.Errorf("%v: %s", c.err, a.Body)
+		}
+	}
+	f.leave.err, f.leave.gone = nil, nil
 	f.want(400, "admin", "POST", "/sites/nyc/remove", `{"after":"nonsense"}`)
 	f.want(422, "admin", "POST", "/sites/nyc/remove", `{"gone":true}`)
 }

@@ -160,8 +160,7 @@ func (a *API) projectLosses(ctx context.Context, in *projectLossesIn) (*projectL
 	}
 	q := LastCopyQuestion{Site: in.Site, Project: p.Name, After: in.After, For: leaveSlice}
 	got, err := a.cfg.LastCopies(ctx, q)
-	var silent *SilentSite
-	if errors.As(err, &silent) {
+	if errors.As(err, new(*SilentSite)) || errors.As(err, new(*UnwillingSite)) {
 		out.Silent, q.Lost = true, true
 		got, err = a.cfg.LastCopies(ctx, q)
 	}

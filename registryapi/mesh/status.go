@@ -90,22 +90,24 @@ func (a *API) status(context.Context, *struct{}) (*statusOut, error) {
 }
 
 func (a *API) sites() []Site {
-	v, trips := a.cfg.View(), a.cfg.Consensus().RoundTrips
+	v, trips, now := a.cfg.View(), a.cfg.Consensus().RoundTrips, a.cfg.Now()
 	out := []Site{}
 	for _, s := range v.Sites() {
-		out = append(out, site(v, s, trips))
+		out = append(out, site(v, s, trips, now))
 	}
 	return out
 }
 
 func (a *API) site(v *state.View, s state.Site) Site {
-	return site(v, s, a.cfg.Consensus().RoundTrips)
+	return site(v, s, a.cfg.Consensus().RoundTrips, a.cfg.Now())
 }
 
-func site(v *state.View, s state.Site, trips []RoundTrip) Site {
+func site(v *state.View, s state.Site, trips []RoundTrip, now time.Time) Site {
 	out := Site{ID: s.ID, Name: s.Name, CreatedAt: s.CreatedAt, Draining: s.Draining(), DrainedAt: s.DrainedAt, DrainedBy: s.DrainedBy, Nodes: []Node{}, RoundTrips: []RoundTrip{}, Version: s.Version}
 	out.AwayAt = s.AwayAt
-	out.LeavingAt, out.LeavingBy = s.LeavingAt, s.LeavingBy
+	if l, announced := s.Leaving(now); announced {
+		out.LeavingAt, out.LeavingBy = l.At, l.By
+	}
 	if out.Labels = s.Labels; out.Labels == nil {
 		out.Labels = map[string]string{}
 	}

@@ -81,7 +81,7 @@ type Site struct {
 	Draining  bool      `json:"draining" doc:"It asks to be left in peace"`
 	DrainedAt time.Time `json:"drained_at,omitzero" doc:"Since when"`
 	DrainedBy string    `json:"drained_by,omitempty"`
-	LeavingAt time.Time `json:"leaving_at,omitzero" doc:"When its removal was last announced; it takes no pushes while that is looked into, and the announcement ends by itself"`
+	LeavingAt time.Time `json:"leaving_at,omitzero" doc:"When its removal was last announced, if that counts still; it takes no pushes while that is looked into, and the announcement ends by itself"`
 	LeavingBy string    `json:"leaving_by,omitempty"`
 	// Labels choose sites for rules.
 	Labels map[string]string `json:"labels" doc:"By which rules choose sites"`

@@ -35,6 +35,15 @@ func TestRemoval(t *testing.T) {
 		if !strings.Contains(m.Must(t, 1, "site", "list"), "sgp") {
 			t.Fatal("it was removed all the same")
 		}
+		// Within the patience of this, not when two minutes are over.
+		m.pushBlob(t, atSgp, "library/more", "1.0")
+		cluster.Eventually(t, cluster.Patience, "what was pushed is deleted there", func() error {
+			status, body, err := m.Do(t, atSgp, http.MethodDelete, "/api/v2.0/projects/library/repositories/more", nil, nil)
+			if err == nil && status != http.StatusOK {
+				err = fmt.Errorf("%d %s", status, body)
+			}
+			return err
+		})
 	})
 
 	t.Run("a living site is removed", func(t *testing.T) {
@@ -67,10 +76,16 @@ func TestRemoval(t *testing.T) {
 		cluster.Eventually(t, cluster.Patience, "the push is known at site 1", func() error { return m.hasTag(t, 0, "library/only", "1") })
 		osl.Kill()
 		r := m.CLI(t, 0, "site", "remove", "osl")
-		if r.Code != 1 || !strings.Contains(r.Stderr, "portolan site remove osl --lost") {
+		if r.Code != 1 || !strings.Contains(r.Stderr, "site osl does not answer") {
 			t.Fatalf("without --lost: exit %d\n%s", r.Code, r.Stderr)
 		}
-		cluster.Eventually(t, cluster.Patience, "gossip has noticed, and the site is removed", func() error {
+		cluster.Eventually(t, cluster.Patience, "gossip has noticed, and it is said how a lost site goes", func() error {
+			if r = m.CLI(t, 0, "site", "remove", "osl"); r.Code != 1 || !strings.Contains(r.Stderr, "portolan site remove osl --lost") {
+				return fmt.Errorf("without --lost: exit %d\n%s", r.Code, r.Stderr)
+			}
+			return nil
+		})
+		cluster.Eventually(t, cluster.Patience, "the site is removed", func() error {
 			if r = m.CLI(t, 0, "site", "remove", "osl", "--lost"); r.Code != 0 {
 				return fmt.Errorf("%s", r.Stderr)
 			}
@@ -78,6 +93,9 @@ func TestRemoval(t *testing.T) {
 		})
 		if !strings.Contains(r.Stdout, "library/only") {
 			t.Errorf("what had its only copy there is not listed:\n%s", r.Stdout)
+		}
+		if strings.Contains(r.Stdout, "do not answer") || strings.Contains(r.Stdout, "are at other sites") || !strings.Contains(r.Stdout, "never left it") && !strings.Contains(r.Stdout, "No push or delete that it told site") {
+			t.Errorf("what never left it is not told, or there is an all-clear with last copies:\n%s", r.Stdout)
 		}
 		back := cluster.Start(t, nil, "serve", "--data", m.Sites[atOsl].Data)
 		m.isCutOff(t, back, atOsl, []int{0, 1, 2}, only)

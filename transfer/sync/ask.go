@@ -179,6 +179,9 @@ func asRefusal(err error) *Refusal {
 
 // reply answers a question of a node, which may be this one.
 func (s *Sync) reply(ctx context.Context, from identity.NodeID, q *AskRequest) (*AskResponse, error) {
+	if w, ok := q.GetQuestion().(*AskRequest_Words); ok { // of no project
+		return s.replyWords(s.cfg.State.View(), from, w.Words)
+	}
 	pid, err := identity.ProjectIDFromBytes(q.GetProjectId())
 	if err != nil {
 		return nil, &refusedError{Refusal_CODE_INVALID, err.Error()}

@@ -38,7 +38,7 @@ type Kept struct {
 // pushHooks answer the questions here.
 type pushHooks struct {
 	ready func(ctx context.Context, pid identity.ProjectID, index uint64) (bool, string)
-	hold  func(ctx context.Context, from identity.NodeID, announced uint64) (underWay int, epoch uint64, err error)
+	hold  func(ctx context.Context, from identity.NodeID, announced uint64) (Holds, error)
 	pin   func() (end func(), wait time.Duration)
 	keep  func(ctx context.Context, from identity.NodeID, pid identity.ProjectID, repository string, want []Piece) (Kept, error)
 }
@@ -56,10 +56,26 @@ func (s *Sync) OnKeep(fn func(ctx context.Context, from identity.NodeID, pid ide
 }
 
 // OnHold has fn called when another node wants this one to take no pushes for a
-// while, by a removal that the control state announces; it returns how many did not
-// end, and what tells one such while from the next. Call it before Run.
-func (s *Sync) OnHold(fn func(ctx context.Context, from identity.NodeID, announced uint64) (underWay int, epoch uint64, err error)) {
+// while, by a removal that the control state announces. Call it before Run.
+func (s *Sync) OnHold(fn func(ctx context.Context, from identity.NodeID, announced uint64) (Holds, error)) {
 	s.pushes.hold = fn
+}
+
+// Why a node goes on taking pushes, see Holds.
+const (
+	HoldsNone    = HoldResponse_REFUSED_NO
+	NotAnnounced = HoldResponse_REFUSED_NOT_ANNOUNCED
+	NotHeard     = HoldResponse_REFUSED_NOT_HEARD
+	ClockOff     = HoldResponse_REFUSED_CLOCK
+)
+
+// Holds is a node's answer when it is asked to take no pushes.
+type Holds struct {
+	UnderWay int    // pushes that began before, and did not end
+	Epoch    uint64 // tells one such while from the next
+	// Refused is why it goes on taking pushes; HoldsNone: it takes none.
+	Refused HoldResponse_Refused
+	Off     time.Duration // with ClockOff: its clock, minus the time of the announcement
 }
 
 // OnPin has fn called before this node promises blobs to another: end is called
@@ -71,19 +87,20 @@ func (s *Sync) OnPin(fn func() (end func(), wait time.Duration)) { s.pushes.pin 
 // for all. Announced is the raft index at which the removal of its site was; it
 // refuses without. If the epoch is another one than an earlier answer's, it took pushes in
 // between.
-func (s *Sync) Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID, announced uint64) (underWay int, epoch uint64, err error) {
+func (s *Sync) Hold(ctx context.Context, node identity.NodeID, pid identity.ProjectID, announced uint64) (Holds, error) {
 	a, err := s.ask(ctx, node, &AskRequest{ProjectId: pid[:], Question: &AskRequest_Hold{Hold: &HoldRequest{Announced: announced}}})
-	return int(a.GetHold().GetUnderWay()), a.GetHold().GetEpoch(), err
+	h := a.GetHold()
+	return Holds{UnderWay: int(h.GetUnderWay()), Epoch: h.GetEpoch(), Refused: h.GetRefused(), Off: time.Duration(h.GetOffNs())}, err
 }
 
 func (s *Sync) replyHold(ctx context.Context, from identity.NodeID, q *HoldRequest) (*AskResponse, error) {
 	out := &HoldResponse{}
 	if s.pushes.hold != nil {
-		n, epoch, err := s.pushes.hold(ctx, from, q.GetAnnounced())
+		h, err := s.pushes.hold(ctx, from, q.GetAnnounced())
 		if err != nil {
 			return nil, &refusedError{Refusal_CODE_FAILED, err.Error()}
 		}
-		out.UnderWay, out.Epoch = uint32(n), epoch
+		out.UnderWay, out.Epoch, out.Refused, out.OffNs = uint32(h.UnderWay), h.Epoch, h.Refused, int64(h.Off)
 	}
 	return &AskResponse{Answer: &AskResponse_Hold{Hold: out}}, nil
 }

@@ -53,6 +53,10 @@ func (e *refusedError) Unwrap() error {
 	return nil
 }
 
+// IsRefusal reports whether a node answered, and the answer was no. Other errors of
+// questions say that it did not answer.
+func IsRefusal(err error) bool { return errors.As(err, new(*refusedError)) }
+
 func refusal(code Refusal_Code, message string) *Refusal {
 	return &Refusal{Code: code, Message: message}
 }

@@ -141,6 +141,59 @@ func (Refusal_Code) EnumDescriptor() ([]byte, []int) {
 	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// Why it goes on taking pushes.
+type HoldResponse_Refused int32
+
+const (
+	HoldResponse_REFUSED_NO            HoldResponse_Refused = 0 // it takes none
+	HoldResponse_REFUSED_NOT_ANNOUNCED HoldResponse_Refused = 1 // its removal was called off, or never announced
+	HoldResponse_REFUSED_NOT_HEARD     HoldResponse_Refused = 2 // its control state has not come as far
+	HoldResponse_REFUSED_CLOCK         HoldResponse_Refused = 3 // by its clock the announcement does not count
+)
+
+// Enum value maps for HoldResponse_Refused.
+var (
+	HoldResponse_Refused_name = map[int32]string{
+		0: "REFUSED_NO",
+		1: "REFUSED_NOT_ANNOUNCED",
+		2: "REFUSED_NOT_HEARD",
+		3: "REFUSED_CLOCK",
+	}
+	HoldResponse_Refused_value = map[string]int32{
+		"REFUSED_NO":            0,
+		"REFUSED_NOT_ANNOUNCED": 1,
+		"REFUSED_NOT_HEARD":     2,
+		"REFUSED_CLOCK":         3,
+	}
+)
+
+func (x HoldResponse_Refused) Enum() *HoldResponse_Refused {
+	p := new(HoldResponse_Refused)
+	*p = x
+	return p
+}
+
+func (x HoldResponse_Refused) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (HoldResponse_Refused) Descriptor() protoreflect.EnumDescriptor {
+	return file_transfer_sync_sync_proto_enumTypes[2].Descriptor()
+}
+
+func (HoldResponse_Refused) Type() protoreflect.EnumType {
+	return &file_transfer_sync_sync_proto_enumTypes[2]
+}
+
+func (x HoldResponse_Refused) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use HoldResponse_Refused.Descriptor instead.
+func (HoldResponse_Refused) EnumDescriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{29, 0}
+}
+
 // Hello opens a stream in the first request and the first response. Four clock
 // readings give the peer's offset and the round trip, as NTP does it: both
 // readings of the answering side travel back.
@@ -1087,6 +1140,7 @@ type AskRequest struct {
 	//	*AskRequest_Residence
 	//	*AskRequest_Seen
 	//	*AskRequest_Prove
+	//	*AskRequest_Words
 	Question      isAskRequest_Question `protobuf_oneof:"question"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1242,6 +1296,15 @@ func (x *AskRequest) GetProve() *ProveRequest {
 	return nil
 }
 
+func (x *AskRequest) GetWords() *WordsRequest {
+	if x != nil {
+		if x, ok := x.Question.(*AskRequest_Words); ok {
+			return x.Words
+		}
+	}
+	return nil
+}
+
 type isAskRequest_Question interface {
 	isAskRequest_Question()
 }
@@ -1290,6 +1353,10 @@ type AskRequest_Prove struct {
 	Prove *ProveRequest `protobuf:"bytes,61,opt,name=prove,proto3,oneof"`
 }
 
+type AskRequest_Words struct {
+	Words *WordsRequest `protobuf:"bytes,62,opt,name=words,proto3,oneof"` // about a node, not about a project: project_id is empty
+}
+
 func (*AskRequest_Has) isAskRequest_Question() {}
 
 func (*AskRequest_Pin) isAskRequest_Question() {}
@@ -1312,6 +1379,8 @@ func (*AskRequest_Seen) isAskRequest_Question() {}
 
 func (*AskRequest_Prove) isAskRequest_Question() {}
 
+func (*AskRequest_Words) isAskRequest_Question() {}
+
 type AskResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Hello *Hello                 `protobuf:"bytes,1,opt,name=hello,proto3" json:"hello,omitempty"`
@@ -1329,6 +1398,7 @@ type AskResponse struct {
 	//	*AskResponse_Residence
 	//	*AskResponse_Seen
 	//	*AskResponse_Prove
+	//	*AskResponse_Words
 	Answer        isAskResponse_Answer `protobuf_oneof:"answer"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1486,6 +1556,15 @@ func (x *AskResponse) GetProve() *ProveResponse {
 	return nil
 }
 
+func (x *AskResponse) GetWords() *WordsResponse {
+	if x != nil {
+		if x, ok := x.Answer.(*AskResponse_Words); ok {
+			return x.Words
+		}
+	}
+	return nil
+}
+
 type isAskResponse_Answer interface {
 	isAskResponse_Answer()
 }
@@ -1538,6 +1617,10 @@ type AskResponse_Prove struct {
 	Prove *ProveResponse `protobuf:"bytes,61,opt,name=prove,proto3,oneof"`
 }
 
+type AskResponse_Words struct {
+	Words *WordsResponse `protobuf:"bytes,62,opt,name=words,proto3,oneof"`
+}
+
 func (*AskResponse_Refusal) isAskResponse_Answer() {}
 
 func (*AskResponse_Has) isAskResponse_Answer() {}
@@ -1561,6 +1644,8 @@ func (*AskResponse_Residence) isAskResponse_Answer() {}
 func (*AskResponse_Seen) isAskResponse_Answer() {}
 
 func (*AskResponse_Prove) isAskResponse_Answer() {}
+
+func (*AskResponse_Words) isAskResponse_Answer() {}
 
 // HasRequest asks which manifests (by entry and by content) and which blobs are
 // stored, durably, at the asked node.
@@ -2325,6 +2410,8 @@ type HoldResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	UnderWay      uint32                 `protobuf:"varint,1,opt,name=under_way,json=underWay,proto3" json:"under_way,omitempty"` // pushes that did not end within the wait, blobs that others rely on and lack
 	Epoch         uint64                 `protobuf:"fixed64,2,opt,name=epoch,proto3" json:"epoch,omitempty"`                      // another one than before: it took pushes in between
+	Refused       HoldResponse_Refused   `protobuf:"varint,3,opt,name=refused,proto3,enum=portolan.sync.v1.HoldResponse_Refused" json:"refused,omitempty"`
+	OffNs         int64                  `protobuf:"zigzag64,4,opt,name=off_ns,json=offNs,proto3" json:"off_ns,omitempty"` // with REFUSED_CLOCK: its clock, minus when the removal was last announced
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2369,6 +2456,20 @@ func (x *HoldResponse) GetUnderWay() uint32 {
 func (x *HoldResponse) GetEpoch() uint64 {
 	if x != nil {
 		return x.Epoch
+	}
+	return 0
+}
+
+func (x *HoldResponse) GetRefused() HoldResponse_Refused {
+	if x != nil {
+		return x.Refused
+	}
+	return HoldResponse_REFUSED_NO
+}
+
+func (x *HoldResponse) GetOffNs() int64 {
+	if x != nil {
+		return x.OffNs
 	}
 	return 0
 }
@@ -2705,6 +2806,190 @@ func (x *ProveRequest) GetLength() int64 {
 	return 0
 }
 
+// WordsRequest asks what a node that is lost said of its own writes, to the asked
+// one, since that was started.
+type WordsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        []byte                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	After         []byte                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"` // only of projects with a higher id; empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WordsRequest) Reset() {
+	*x = WordsRequest{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WordsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WordsRequest) ProtoMessage() {}
+
+func (x *WordsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WordsRequest.ProtoReflect.Descriptor instead.
+func (*WordsRequest) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *WordsRequest) GetNodeId() []byte {
+	if x != nil {
+		return x.NodeId
+	}
+	return nil
+}
+
+func (x *WordsRequest) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+type WordsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Words         []*HeardWord           `protobuf:"bytes,1,rep,name=words,proto3" json:"words,omitempty"` // by project, all of one in one answer
+	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`  // ask again, after the last word's project
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WordsResponse) Reset() {
+	*x = WordsResponse{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WordsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WordsResponse) ProtoMessage() {}
+
+func (x *WordsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WordsResponse.ProtoReflect.Descriptor instead.
+func (*WordsResponse) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *WordsResponse) GetWords() []*HeardWord {
+	if x != nil {
+		return x.Words
+	}
+	return nil
+}
+
+func (x *WordsResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+// HeardWord is of one incarnation of the node in one project. The counts are the
+// node's own.
+type HeardWord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	Inc           uint64                 `protobuf:"fixed64,2,opt,name=inc,proto3" json:"inc,omitempty"`    // 0: what could not be kept apart any more: count says so many, nothing takes them back
+	Seq           uint64                 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`     // of its newest request that it told of
+	Count         uint64                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"` // how many there were up to it
+	Seen          uint64                 `protobuf:"varint,5,opt,name=seen,proto3" json:"seen,omitempty"`   // how many of them, from the first on, the answering node has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeardWord) Reset() {
+	*x = HeardWord{}
+	mi := &file_transfer_sync_sync_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeardWord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeardWord) ProtoMessage() {}
+
+func (x *HeardWord) ProtoReflect() protoreflect.Message {
+	mi := &file_transfer_sync_sync_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeardWord.ProtoReflect.Descriptor instead.
+func (*HeardWord) Descriptor() ([]byte, []int) {
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *HeardWord) GetProjectId() []byte {
+	if x != nil {
+		return x.ProjectId
+	}
+	return nil
+}
+
+func (x *HeardWord) GetInc() uint64 {
+	if x != nil {
+		return x.Inc
+	}
+	return 0
+}
+
+func (x *HeardWord) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *HeardWord) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *HeardWord) GetSeen() uint64 {
+	if x != nil {
+		return x.Seen
+	}
+	return 0
+}
+
 type ProveResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Mac           []byte                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"` // see proofMAC; empty: it has no such content of the project
@@ -2714,7 +2999,7 @@ type ProveResponse struct {
 
 func (x *ProveResponse) Reset() {
 	*x = ProveResponse{}
-	mi := &file_transfer_sync_sync_proto_msgTypes[37]
+	mi := &file_transfer_sync_sync_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +3011,7 @@ func (x *ProveResponse) String() string {
 func (*ProveResponse) ProtoMessage() {}
 
 func (x *ProveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transfer_sync_sync_proto_msgTypes[37]
+	mi := &file_transfer_sync_sync_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +3024,7 @@ func (x *ProveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProveResponse.ProtoReflect.Descriptor instead.
 func (*ProveResponse) Descriptor() ([]byte, []int) {
-	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{37}
+	return file_transfer_sync_sync_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ProveResponse) GetMac() []byte {
@@ -2831,7 +3116,7 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x04last\x18\x05 \x01(\bR\x04last\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x06R\x05epoch\x12\x10\n" +
 	"\x03end\x18\a \x01(\x04R\x03end\x12\x12\n" +
-	"\x04sums\x18\b \x01(\fR\x04sums\"\xc8\x05\n" +
+	"\x04sums\x18\b \x01(\fR\x04sums\"\x80\x06\n" +
 	"\n" +
 	"AskRequest\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x12\x1d\n" +
@@ -2847,9 +3132,10 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\bdominate\x182 \x01(\v2!.portolan.sync.v1.DominateRequestH\x00R\bdominate\x12B\n" +
 	"\tresidence\x183 \x01(\v2\".portolan.sync.v1.ResidenceRequestH\x00R\tresidence\x123\n" +
 	"\x04seen\x184 \x01(\v2\x1d.portolan.sync.v1.SeenRequestH\x00R\x04seen\x126\n" +
-	"\x05prove\x18= \x01(\v2\x1e.portolan.sync.v1.ProveRequestH\x00R\x05proveB\n" +
+	"\x05prove\x18= \x01(\v2\x1e.portolan.sync.v1.ProveRequestH\x00R\x05prove\x126\n" +
+	"\x05words\x18> \x01(\v2\x1e.portolan.sync.v1.WordsRequestH\x00R\x05wordsB\n" +
 	"\n" +
-	"\bquestion\"\xea\x05\n" +
+	"\bquestion\"\xa3\x06\n" +
 	"\vAskResponse\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x17.portolan.sync.v1.HelloR\x05hello\x125\n" +
 	"\arefusal\x18\x02 \x01(\v2\x19.portolan.sync.v1.RefusalH\x00R\arefusal\x121\n" +
@@ -2863,7 +3149,8 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\bdominate\x182 \x01(\v2\".portolan.sync.v1.DominateResponseH\x00R\bdominate\x12C\n" +
 	"\tresidence\x183 \x01(\v2#.portolan.sync.v1.ResidenceResponseH\x00R\tresidence\x124\n" +
 	"\x04seen\x184 \x01(\v2\x1e.portolan.sync.v1.SeenResponseH\x00R\x04seen\x127\n" +
-	"\x05prove\x18= \x01(\v2\x1f.portolan.sync.v1.ProveResponseH\x00R\x05proveB\b\n" +
+	"\x05prove\x18= \x01(\v2\x1f.portolan.sync.v1.ProveResponseH\x00R\x05prove\x127\n" +
+	"\x05words\x18> \x01(\v2\x1f.portolan.sync.v1.WordsResponseH\x00R\x05wordsB\b\n" +
 	"\x06answer\"t\n" +
 	"\n" +
 	"HasRequest\x12\x1e\n" +
@@ -2917,10 +3204,18 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x05heads\x18\x01 \x03(\v2\x16.portolan.sync.v1.HeadR\x05heads\x12\x12\n" +
 	"\x04feed\x18\x02 \x01(\bR\x04feed\"+\n" +
 	"\vHoldRequest\x12\x1c\n" +
-	"\tannounced\x18\x01 \x01(\x04R\tannounced\"A\n" +
+	"\tannounced\x18\x01 \x01(\x04R\tannounced\"\xfa\x01\n" +
 	"\fHoldResponse\x12\x1b\n" +
 	"\tunder_way\x18\x01 \x01(\rR\bunderWay\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\")\n" +
+	"\x05epoch\x18\x02 \x01(\x06R\x05epoch\x12@\n" +
+	"\arefused\x18\x03 \x01(\x0e2&.portolan.sync.v1.HoldResponse.RefusedR\arefused\x12\x15\n" +
+	"\x06off_ns\x18\x04 \x01(\x12R\x05offNs\"^\n" +
+	"\aRefused\x12\x0e\n" +
+	"\n" +
+	"REFUSED_NO\x10\x00\x12\x19\n" +
+	"\x15REFUSED_NOT_ANNOUNCED\x10\x01\x12\x15\n" +
+	"\x11REFUSED_NOT_HEARD\x10\x02\x12\x11\n" +
+	"\rREFUSED_CLOCK\x10\x03\")\n" +
 	"\x0fDominateRequest\x12\x16\n" +
 	"\x06vector\x18\x01 \x01(\fR\x06vector\"0\n" +
 	"\x10DominateResponse\x12\x1c\n" +
@@ -2936,7 +3231,20 @@ const file_transfer_sync_sync_proto_rawDesc = "" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x16\n" +
-	"\x06length\x18\x04 \x01(\x03R\x06length\"!\n" +
+	"\x06length\x18\x04 \x01(\x03R\x06length\"=\n" +
+	"\fWordsRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\fR\x06nodeId\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\fR\x05after\"V\n" +
+	"\rWordsResponse\x121\n" +
+	"\x05words\x18\x01 \x03(\v2\x1b.portolan.sync.v1.HeardWordR\x05words\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"x\n" +
+	"\tHeardWord\x12\x1d\n" +
+	"\n" +
+	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x10\n" +
+	"\x03inc\x18\x02 \x01(\x06R\x03inc\x12\x10\n" +
+	"\x03seq\x18\x03 \x01(\x04R\x03seq\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\x04R\x05count\x12\x12\n" +
+	"\x04seen\x18\x05 \x01(\x04R\x04seen\"!\n" +
 	"\rProveResponse\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\fR\x03mac*E\n" +
 	"\aHolding\x12\x12\n" +
@@ -2956,98 +3264,106 @@ func file_transfer_sync_sync_proto_rawDescGZIP() []byte {
 	return file_transfer_sync_sync_proto_rawDescData
 }
 
-var file_transfer_sync_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_transfer_sync_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_transfer_sync_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_transfer_sync_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_transfer_sync_sync_proto_goTypes = []any{
 	(Holding)(0),              // 0: portolan.sync.v1.Holding
 	(Refusal_Code)(0),         // 1: portolan.sync.v1.Refusal.Code
-	(*Hello)(nil),             // 2: portolan.sync.v1.Hello
-	(*Refusal)(nil),           // 3: portolan.sync.v1.Refusal
-	(*CatalogueRequest)(nil),  // 4: portolan.sync.v1.CatalogueRequest
-	(*CatalogueResponse)(nil), // 5: portolan.sync.v1.CatalogueResponse
-	(*HeadsRequest)(nil),      // 6: portolan.sync.v1.HeadsRequest
-	(*Head)(nil),              // 7: portolan.sync.v1.Head
-	(*HeadsPage)(nil),         // 8: portolan.sync.v1.HeadsPage
-	(*PullRequest)(nil),       // 9: portolan.sync.v1.PullRequest
-	(*Page)(nil),              // 10: portolan.sync.v1.Page
-	(*PullEnd)(nil),           // 11: portolan.sync.v1.PullEnd
-	(*FeedRequest)(nil),       // 12: portolan.sync.v1.FeedRequest
-	(*FeedEntry)(nil),         // 13: portolan.sync.v1.FeedEntry
-	(*FeedResponse)(nil),      // 14: portolan.sync.v1.FeedResponse
-	(*AskRequest)(nil),        // 15: portolan.sync.v1.AskRequest
-	(*AskResponse)(nil),       // 16: portolan.sync.v1.AskResponse
-	(*HasRequest)(nil),        // 17: portolan.sync.v1.HasRequest
-	(*HasResponse)(nil),       // 18: portolan.sync.v1.HasResponse
-	(*PinRequest)(nil),        // 19: portolan.sync.v1.PinRequest
-	(*PinResponse)(nil),       // 20: portolan.sync.v1.PinResponse
-	(*TagRequest)(nil),        // 21: portolan.sync.v1.TagRequest
-	(*TagResponse)(nil),       // 22: portolan.sync.v1.TagResponse
-	(*ReadyRequest)(nil),      // 23: portolan.sync.v1.ReadyRequest
-	(*ReadyResponse)(nil),     // 24: portolan.sync.v1.ReadyResponse
-	(*KeepRequest)(nil),       // 25: portolan.sync.v1.KeepRequest
-	(*KeepResponse)(nil),      // 26: portolan.sync.v1.KeepResponse
-	(*CoverRequest)(nil),      // 27: portolan.sync.v1.CoverRequest
-	(*CoverResponse)(nil),     // 28: portolan.sync.v1.CoverResponse
-	(*Announcement)(nil),      // 29: portolan.sync.v1.Announcement
-	(*HoldRequest)(nil),       // 30: portolan.sync.v1.HoldRequest
-	(*HoldResponse)(nil),      // 31: portolan.sync.v1.HoldResponse
-	(*DominateRequest)(nil),   // 32: portolan.sync.v1.DominateRequest
-	(*DominateResponse)(nil),  // 33: portolan.sync.v1.DominateResponse
-	(*ResidenceRequest)(nil),  // 34: portolan.sync.v1.ResidenceRequest
-	(*ResidenceResponse)(nil), // 35: portolan.sync.v1.ResidenceResponse
-	(*SeenRequest)(nil),       // 36: portolan.sync.v1.SeenRequest
-	(*SeenResponse)(nil),      // 37: portolan.sync.v1.SeenResponse
-	(*ProveRequest)(nil),      // 38: portolan.sync.v1.ProveRequest
-	(*ProveResponse)(nil),     // 39: portolan.sync.v1.ProveResponse
+	(HoldResponse_Refused)(0), // 2: portolan.sync.v1.HoldResponse.Refused
+	(*Hello)(nil),             // 3: portolan.sync.v1.Hello
+	(*Refusal)(nil),           // 4: portolan.sync.v1.Refusal
+	(*CatalogueRequest)(nil),  // 5: portolan.sync.v1.CatalogueRequest
+	(*CatalogueResponse)(nil), // 6: portolan.sync.v1.CatalogueResponse
+	(*HeadsRequest)(nil),      // 7: portolan.sync.v1.HeadsRequest
+	(*Head)(nil),              // 8: portolan.sync.v1.Head
+	(*HeadsPage)(nil),         // 9: portolan.sync.v1.HeadsPage
+	(*PullRequest)(nil),       // 10: portolan.sync.v1.PullRequest
+	(*Page)(nil),              // 11: portolan.sync.v1.Page
+	(*PullEnd)(nil),           // 12: portolan.sync.v1.PullEnd
+	(*FeedRequest)(nil),       // 13: portolan.sync.v1.FeedRequest
+	(*FeedEntry)(nil),         // 14: portolan.sync.v1.FeedEntry
+	(*FeedResponse)(nil),      // 15: portolan.sync.v1.FeedResponse
+	(*AskRequest)(nil),        // 16: portolan.sync.v1.AskRequest
+	(*AskResponse)(nil),       // 17: portolan.sync.v1.AskResponse
+	(*HasRequest)(nil),        // 18: portolan.sync.v1.HasRequest
+	(*HasResponse)(nil),       // 19: portolan.sync.v1.HasResponse
+	(*PinRequest)(nil),        // 20: portolan.sync.v1.PinRequest
+	(*PinResponse)(nil),       // 21: portolan.sync.v1.PinResponse
+	(*TagRequest)(nil),        // 22: portolan.sync.v1.TagRequest
+	(*TagResponse)(nil),       // 23: portolan.sync.v1.TagResponse
+	(*ReadyRequest)(nil),      // 24: portolan.sync.v1.ReadyRequest
+	(*ReadyResponse)(nil),     // 25: portolan.sync.v1.ReadyResponse
+	(*KeepRequest)(nil),       // 26: portolan.sync.v1.KeepRequest
+	(*KeepResponse)(nil),      // 27: portolan.sync.v1.KeepResponse
+	(*CoverRequest)(nil),      // 28: portolan.sync.v1.CoverRequest
+	(*CoverResponse)(nil),     // 29: portolan.sync.v1.CoverResponse
+	(*Announcement)(nil),      // 30: portolan.sync.v1.Announcement
+	(*HoldRequest)(nil),       // 31: portolan.sync.v1.HoldRequest
+	(*HoldResponse)(nil),      // 32: portolan.sync.v1.HoldResponse
+	(*DominateRequest)(nil),   // 33: portolan.sync.v1.DominateRequest
+	(*DominateResponse)(nil),  // 34: portolan.sync.v1.DominateResponse
+	(*ResidenceRequest)(nil),  // 35: portolan.sync.v1.ResidenceRequest
+	(*ResidenceResponse)(nil), // 36: portolan.sync.v1.ResidenceResponse
+	(*SeenRequest)(nil),       // 37: portolan.sync.v1.SeenRequest
+	(*SeenResponse)(nil),      // 38: portolan.sync.v1.SeenResponse
+	(*ProveRequest)(nil),      // 39: portolan.sync.v1.ProveRequest
+	(*WordsRequest)(nil),      // 40: portolan.sync.v1.WordsRequest
+	(*WordsResponse)(nil),     // 41: portolan.sync.v1.WordsResponse
+	(*HeardWord)(nil),         // 42: portolan.sync.v1.HeardWord
+	(*ProveResponse)(nil),     // 43: portolan.sync.v1.ProveResponse
 }
 var file_transfer_sync_sync_proto_depIdxs = []int32{
 	1,  // 0: portolan.sync.v1.Refusal.code:type_name -> portolan.sync.v1.Refusal.Code
-	2,  // 1: portolan.sync.v1.CatalogueRequest.hello:type_name -> portolan.sync.v1.Hello
-	6,  // 2: portolan.sync.v1.CatalogueRequest.heads:type_name -> portolan.sync.v1.HeadsRequest
-	9,  // 3: portolan.sync.v1.CatalogueRequest.pull:type_name -> portolan.sync.v1.PullRequest
-	2,  // 4: portolan.sync.v1.CatalogueResponse.hello:type_name -> portolan.sync.v1.Hello
-	3,  // 5: portolan.sync.v1.CatalogueResponse.refusal:type_name -> portolan.sync.v1.Refusal
-	8,  // 6: portolan.sync.v1.CatalogueResponse.heads:type_name -> portolan.sync.v1.HeadsPage
-	10, // 7: portolan.sync.v1.CatalogueResponse.page:type_name -> portolan.sync.v1.Page
-	11, // 8: portolan.sync.v1.CatalogueResponse.end:type_name -> portolan.sync.v1.PullEnd
-	7,  // 9: portolan.sync.v1.HeadsPage.heads:type_name -> portolan.sync.v1.Head
-	2,  // 10: portolan.sync.v1.FeedRequest.hello:type_name -> portolan.sync.v1.Hello
-	2,  // 11: portolan.sync.v1.FeedResponse.hello:type_name -> portolan.sync.v1.Hello
-	3,  // 12: portolan.sync.v1.FeedResponse.refusal:type_name -> portolan.sync.v1.Refusal
-	13, // 13: portolan.sync.v1.FeedResponse.entries:type_name -> portolan.sync.v1.FeedEntry
-	2,  // 14: portolan.sync.v1.AskRequest.hello:type_name -> portolan.sync.v1.Hello
-	17, // 15: portolan.sync.v1.AskRequest.has:type_name -> portolan.sync.v1.HasRequest
-	19, // 16: portolan.sync.v1.AskRequest.pin:type_name -> portolan.sync.v1.PinRequest
-	21, // 17: portolan.sync.v1.AskRequest.tag:type_name -> portolan.sync.v1.TagRequest
-	23, // 18: portolan.sync.v1.AskRequest.ready:type_name -> portolan.sync.v1.ReadyRequest
-	25, // 19: portolan.sync.v1.AskRequest.keep:type_name -> portolan.sync.v1.KeepRequest
-	27, // 20: portolan.sync.v1.AskRequest.cover:type_name -> portolan.sync.v1.CoverRequest
-	30, // 21: portolan.sync.v1.AskRequest.hold:type_name -> portolan.sync.v1.HoldRequest
-	32, // 22: portolan.sync.v1.AskRequest.dominate:type_name -> portolan.sync.v1.DominateRequest
-	34, // 23: portolan.sync.v1.AskRequest.residence:type_name -> portolan.sync.v1.ResidenceRequest
-	36, // 24: portolan.sync.v1.AskRequest.seen:type_name -> portolan.sync.v1.SeenRequest
-	38, // 25: portolan.sync.v1.AskRequest.prove:type_name -> portolan.sync.v1.ProveRequest
-	2,  // 26: portolan.sync.v1.AskResponse.hello:type_name -> portolan.sync.v1.Hello
-	3,  // 27: portolan.sync.v1.AskResponse.refusal:type_name -> portolan.sync.v1.Refusal
-	18, // 28: portolan.sync.v1.AskResponse.has:type_name -> portolan.sync.v1.HasResponse
-	20, // 29: portolan.sync.v1.AskResponse.pin:type_name -> portolan.sync.v1.PinResponse
-	22, // 30: portolan.sync.v1.AskResponse.tag:type_name -> portolan.sync.v1.TagResponse
-	24, // 31: portolan.sync.v1.AskResponse.ready:type_name -> portolan.sync.v1.ReadyResponse
-	26, // 32: portolan.sync.v1.AskResponse.keep:type_name -> portolan.sync.v1.KeepResponse
-	28, // 33: portolan.sync.v1.AskResponse.cover:type_name -> portolan.sync.v1.CoverResponse
-	31, // 34: portolan.sync.v1.AskResponse.hold:type_name -> portolan.sync.v1.HoldResponse
-	33, // 35: portolan.sync.v1.AskResponse.dominate:type_name -> portolan.sync.v1.DominateResponse
-	35, // 36: portolan.sync.v1.AskResponse.residence:type_name -> portolan.sync.v1.ResidenceResponse
-	37, // 37: portolan.sync.v1.AskResponse.seen:type_name -> portolan.sync.v1.SeenResponse
-	39, // 38: portolan.sync.v1.AskResponse.prove:type_name -> portolan.sync.v1.ProveResponse
-	0,  // 39: portolan.sync.v1.HasResponse.manifests:type_name -> portolan.sync.v1.Holding
-	0,  // 40: portolan.sync.v1.HasResponse.blobs:type_name -> portolan.sync.v1.Holding
-	7,  // 41: portolan.sync.v1.Announcement.heads:type_name -> portolan.sync.v1.Head
-	42, // [42:42] is the sub-list for method output_type
-	42, // [42:42] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	3,  // 1: portolan.sync.v1.CatalogueRequest.hello:type_name -> portolan.sync.v1.Hello
+	7,  // 2: portolan.sync.v1.CatalogueRequest.heads:type_name -> portolan.sync.v1.HeadsRequest
+	10, // 3: portolan.sync.v1.CatalogueRequest.pull:type_name -> portolan.sync.v1.PullRequest
+	3,  // 4: portolan.sync.v1.CatalogueResponse.hello:type_name -> portolan.sync.v1.Hello
+	4,  // 5: portolan.sync.v1.CatalogueResponse.refusal:type_name -> portolan.sync.v1.Refusal
+	9,  // 6: portolan.sync.v1.CatalogueResponse.heads:type_name -> portolan.sync.v1.HeadsPage
+	11, // 7: portolan.sync.v1.CatalogueResponse.page:type_name -> portolan.sync.v1.Page
+	12, // 8: portolan.sync.v1.CatalogueResponse.end:type_name -> portolan.sync.v1.PullEnd
+	8,  // 9: portolan.sync.v1.HeadsPage.heads:type_name -> portolan.sync.v1.Head
+	3,  // 10: portolan.sync.v1.FeedRequest.hello:type_name -> portolan.sync.v1.Hello
+	3,  // 11: portolan.sync.v1.FeedResponse.hello:type_name -> portolan.sync.v1.Hello
+	4,  // 12: portolan.sync.v1.FeedResponse.refusal:type_name -> portolan.sync.v1.Refusal
+	14, // 13: portolan.sync.v1.FeedResponse.entries:type_name -> portolan.sync.v1.FeedEntry
+	3,  // 14: portolan.sync.v1.AskRequest.hello:type_name -> portolan.sync.v1.Hello
+	18, // 15: portolan.sync.v1.AskRequest.has:type_name -> portolan.sync.v1.HasRequest
+	20, // 16: portolan.sync.v1.AskRequest.pin:type_name -> portolan.sync.v1.PinRequest
+	22, // 17: portolan.sync.v1.AskRequest.tag:type_name -> portolan.sync.v1.TagRequest
+	24, // 18: portolan.sync.v1.AskRequest.ready:type_name -> portolan.sync.v1.ReadyRequest
+	26, // 19: portolan.sync.v1.AskRequest.keep:type_name -> portolan.sync.v1.KeepRequest
+	28, // 20: portolan.sync.v1.AskRequest.cover:type_name -> portolan.sync.v1.CoverRequest
+	31, // 21: portolan.sync.v1.AskRequest.hold:type_name -> portolan.sync.v1.HoldRequest
+	33, // 22: portolan.sync.v1.AskRequest.dominate:type_name -> portolan.sync.v1.DominateRequest
+	35, // 23: portolan.sync.v1.AskRequest.residence:type_name -> portolan.sync.v1.ResidenceRequest
+	37, // 24: portolan.sync.v1.AskRequest.seen:type_name -> portolan.sync.v1.SeenRequest
+	39, // 25: portolan.sync.v1.AskRequest.prove:type_name -> portolan.sync.v1.ProveRequest
+	40, // 26: portolan.sync.v1.AskRequest.words:type_name -> portolan.sync.v1.WordsRequest
+	3,  // 27: portolan.sync.v1.AskResponse.hello:type_name -> portolan.sync.v1.Hello
+	4,  // 28: portolan.sync.v1.AskResponse.refusal:type_name -> portolan.sync.v1.Refusal
+	19, // 29: portolan.sync.v1.AskResponse.has:type_name -> portolan.sync.v1.HasResponse
+	21, // 30: portolan.sync.v1.AskResponse.pin:type_name -> portolan.sync.v1.PinResponse
+	23, // 31: portolan.sync.v1.AskResponse.tag:type_name -> portolan.sync.v1.TagResponse
+	25, // 32: portolan.sync.v1.AskResponse.ready:type_name -> portolan.sync.v1.ReadyResponse
+	27, // 33: portolan.sync.v1.AskResponse.keep:type_name -> portolan.sync.v1.KeepResponse
+	29, // 34: portolan.sync.v1.AskResponse.cover:type_name -> portolan.sync.v1.CoverResponse
+	32, // 35: portolan.sync.v1.AskResponse.hold:type_name -> portolan.sync.v1.HoldResponse
+	34, // 36: portolan.sync.v1.AskResponse.dominate:type_name -> portolan.sync.v1.DominateResponse
+	36, // 37: portolan.sync.v1.AskResponse.residence:type_name -> portolan.sync.v1.ResidenceResponse
+	38, // 38: portolan.sync.v1.AskResponse.seen:type_name -> portolan.sync.v1.SeenResponse
+	43, // 39: portolan.sync.v1.AskResponse.prove:type_name -> portolan.sync.v1.ProveResponse
+	41, // 40: portolan.sync.v1.AskResponse.words:type_name -> portolan.sync.v1.WordsResponse
+	0,  // 41: portolan.sync.v1.HasResponse.manifests:type_name -> portolan.sync.v1.Holding
+	0,  // 42: portolan.sync.v1.HasResponse.blobs:type_name -> portolan.sync.v1.Holding
+	8,  // 43: portolan.sync.v1.Announcement.heads:type_name -> portolan.sync.v1.Head
+	2,  // 44: portolan.sync.v1.HoldResponse.refused:type_name -> portolan.sync.v1.HoldResponse.Refused
+	42, // 45: portolan.sync.v1.WordsResponse.words:type_name -> portolan.sync.v1.HeardWord
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_transfer_sync_sync_proto_init() }
@@ -3077,6 +3393,7 @@ func file_transfer_sync_sync_proto_init() {
 		(*AskRequest_Residence)(nil),
 		(*AskRequest_Seen)(nil),
 		(*AskRequest_Prove)(nil),
+		(*AskRequest_Words)(nil),
 	}
 	file_transfer_sync_sync_proto_msgTypes[14].OneofWrappers = []any{
 		(*AskResponse_Refusal)(nil),
@@ -3091,14 +3408,15 @@ func file_transfer_sync_sync_proto_init() {
 		(*AskResponse_Residence)(nil),
 		(*AskResponse_Seen)(nil),
 		(*AskResponse_Prove)(nil),
+		(*AskResponse_Words)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transfer_sync_sync_proto_rawDesc), len(file_transfer_sync_sync_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   38,
+			NumEnums:      3,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

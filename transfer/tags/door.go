@@ -72,6 +72,9 @@ type Config struct {
 	// Pushed is told of manifests that were put here, and of those that tags say now
 	// by the control state's word. It must not block; may be nil.
 	Pushed func(pid identity.ProjectID, repo string, d digest.Digest)
+	// Deleting is asked before something is deleted, and end called after it. With a
+	// wait this site takes no deletions for so long; nil: it always does.
+	Deleting func() (end func(), wait time.Duration)
 	// ClockOff says whether the clock here is too far off that of the others, and by
 	// how much; nil: it never is.
 	ClockOff func() (by time.Duration, off bool)
@@ -381,6 +384,11 @@ func (d *Door) putStrong(ctx context.Context, p state.Project, put catalog.Put, 
 
 // DeleteTag deletes a tag; catalog.ErrNotFound: there is none.
 func (d *Door) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, aclIndex uint64) error {
+	end, err := d.beginDelete()
+	if err != nil {
+		return err
+	}
+	defer end()
 	return d.inMode(ctx, pid, func() error {
 		return d.atHome(pid, func() error { return d.cat.DeleteTag(ctx, pid, repo, tag, actor, aclIndex) })
 	}, func(state.Project) error {
@@ -411,6 +419,11 @@ func (d *Door) remove(ctx context.Context, pid identity.ProjectID, actor string,
 // DeleteManifest deletes a manifest: with eventual tags together with those that
 // say it, with strong ones only if none does.
 func (d *Door) DeleteManifest(ctx context.Context, pid identity.ProjectID, repo string, m digest.Digest, actor string, aclIndex uint64) error {
+	end, err := d.beginDelete()
+	if err != nil {
+		return err
+	}
+	defer end()
 	return d.inMode(ctx, pid, func() error {
 		return d.atHome(pid, func() error { return d.cat.DeleteManifest(ctx, pid, repo, m, actor, aclIndex) })
 	}, func(state.Project) error {
@@ -430,6 +443,11 @@ func (d *Door) DeleteManifest(ctx context.Context, pid identity.ProjectID, repo 
 
 // DeleteRepository deletes all tags and manifests of a repository.
 func (d *Door) DeleteRepository(ctx context.Context, pid identity.ProjectID, repo, actor string, aclIndex uint64) error {
+	end, err := d.beginDelete()
+	if err != nil {
+		return err
+	}
+	defer end()
 	return d.inMode(ctx, pid, func() error {
 		return d.atHome(pid, func() error { return d.cat.DeleteRepository(ctx, pid, repo, actor, aclIndex) })
 	}, func(state.Project) error {
