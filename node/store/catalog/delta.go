@@ -148,16 +148,16 @@ type delta struct {
 	maxBytes int
 	sent     map[string]bool // suffixes of recent entries
 
-	// Behind the window; see there.
-	incs   []identity.Incarnation // ascending
-	at     int                    // the first of them that is to do
-	from   []byte                 // next key in it; nil: its beginning
-	window window
-	most   int // how far it may look ahead
-	look   int // how far it does
+	// Behind what is ahead; see lookahead.go.
+	incs  []identity.Incarnation // ascending
+	at    int                    // the first of them that is to do
+	from  []byte                 // next key in it; nil: its beginning
+	ahead lookahead
+	most  int // how far it may look ahead
+	look  int // how far it does
 }
 
-func (d *delta) done() bool { return d.at == len(d.incs) && len(d.window.next) == 0 }
+func (d *delta) done() bool { return d.at == len(d.incs) && len(d.ahead.next) == 0 }
 
 // next builds one page; nil if there was nothing to send any more.
 func (d *delta) next(r reader) (Page, error) {
@@ -165,26 +165,26 @@ func (d *delta) next(r reader) (Page, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(d.window.next) > 0 && d.window.sum != sum { // entries changed meanwhile
+	if len(d.ahead.next) > 0 && d.ahead.sum != sum { // entries changed meanwhile
 		d.forget()
 		d.look = max(d.look/2, aheadLeast)
 	}
 	p := &pageBuilder{delta: d, r: r, in: map[string]bool{}, pb: &rowpb.Page{Version: pageVersion}}
 	var last Dot
 	for !d.done() {
-		if len(d.window.next) == 0 {
+		if len(d.ahead.next) == 0 {
 			if err := d.fill(r, sum); err != nil {
 				return nil, err
 			}
 			d.look = min(2*d.look, d.most)
 			continue
 		}
-		n := d.window.next[0]
+		n := d.ahead.next[0]
 		if n.dot != last && p.size >= d.maxBytes { // requests are not torn
 			break
 		}
 		last = n.dot
-		d.window.next = d.window.next[1:]
+		d.ahead.next = d.ahead.next[1:]
 		if err := p.add(n.key, n.dot.Inc); err != nil {
 			return nil, err
 		}
@@ -315,8 +315,8 @@ func (p *pageBuilder) content(raw []byte) ([]byte, error) { return contentIn(p.g
 // get is reader.get for what may have been read ahead, and is let go of with that: most
 // of it is wanted once.
 func (p *pageBuilder) get(key []byte) ([]byte, error) {
-	if value, ok := p.window.rows[string(key)]; ok {
-		delete(p.window.rows, string(key))
+	if value, ok := p.ahead.rows[string(key)]; ok {
+		delete(p.ahead.rows, string(key))
 		return value, nil
 	}
 	return p.r.get(key)

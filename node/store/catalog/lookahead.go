@@ -38,9 +38,9 @@ const (
 	stepsPerKey = 24
 )
 
-// window are index rows of one snapshot that are still to be sent, and what was read
+// lookahead are index rows of one snapshot that are still to be sent, and what was read
 // of what they name.
-type window struct {
+type lookahead struct {
 	sum  sums // of the project then
 	next []named
 	rows map[string][]byte // by key; nil: it is not there; what is missing was not looked for
@@ -53,11 +53,11 @@ type named struct {
 	key entryKey
 }
 
-// fill reads the next window from a snapshot whose sum is given. It is empty when there
+// fill looks ahead in a snapshot whose sum is given. Nothing is ahead when there
 // is nothing to send any more.
 func (d *delta) fill(r reader, sum sums) error {
-	d.window = window{sum: sum}
-	w := &d.window
+	d.ahead = lookahead{sum: sum}
+	w := &d.ahead
 	for d.at < len(d.incs) && len(w.next) < d.look {
 		inc := d.incs[d.at]
 		if d.since[inc] == math.MaxUint64 {
@@ -95,15 +95,15 @@ func (d *delta) fill(r reader, sum sums) error {
 // forget gives up what was read ahead: the walk goes on with the first index row that
 // was not sent, or where it is now.
 func (d *delta) forget() {
-	if w := d.window.next; len(w) > 0 {
+	if w := d.ahead.next; len(w) > 0 {
 		d.at = slices.Index(d.incs, w[0].dot.Inc)
 		d.from = keyIndex(d.pid, w[0].dot, w[0].key)
 	}
-	d.window = window{}
+	d.ahead = lookahead{}
 }
 
-// readAhead reads what the entries of the window need that a page is built of.
-func (w *window) readAhead(r reader, pid identity.ProjectID) error {
+// readAhead reads what the entries that are ahead need that a page is built of.
+func (w *lookahead) readAhead(r reader, pid identity.ProjectID) error {
 	w.rows = make(map[string][]byte, 3*len(w.next))
 	if len(w.next) < walkLeast {
 		return nil
@@ -134,7 +134,7 @@ func (w *window) readAhead(r reader, pid identity.ProjectID) error {
 
 // read reads the rows of keys, all of one prefix, in their order. By an iterator, as
 // long as they lie close enough together.
-func (w *window) read(r reader, prefix []byte, keys [][]byte) error {
+func (w *lookahead) read(r reader, prefix []byte, keys [][]byte) error {
 	slices.SortFunc(keys, bytes.Compare)
 	keys = slices.CompactFunc(keys, bytes.Equal)
 	opts := badger.DefaultIteratorOptions
