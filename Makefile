@@ -50,7 +50,7 @@ bench-rules: ## a full pass of the rules over 1,000,000 artifacts (BENCH="-pass.
 	$(GO) test -run '^$$' -bench FullPass -benchtime 3x -timeout 2h ./transfer -pass.artifacts=1000000 $(BENCH)
 
 bench-bootstrap: ## a new site takes 1,000,000 catalogue entries in (BENCH="-bootstrap.entries=100000")
-	$(GO) test -run '^$$' -bench Bootstrap -benchtime 1x -timeout 1h ./transfer -bootstrap.entries=1000000 $(BENCH)
+	$(GO) test -run '^$$' -bench Bootstrap -benchtime 1x -timeout 1h ./transfer -bootstrap.entries=1000000 -bootstrap.out=$(CURDIR)/test/bench/results/bootstrap.json $(BENCH)
 
 micro: ## Go's own benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./node/... ./transfer/... ./consensus/... ./registryapi/...

@@ -5,11 +5,13 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/pprof"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -17,11 +19,13 @@ import (
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/test/bench/figures"
 )
 
 var (
 	bootstrapEntries = flag.Int("bootstrap.entries", 20_000, "entries that BenchmarkBootstrap's new site takes in")
 	bootstrapProfile = flag.String("bootstrap.cpuprofile", "", "file for a CPU profile of what BenchmarkBootstrap measures")
+	bootstrapOut     = flag.String("bootstrap.out", "", "file that gets BenchmarkBootstrap's figures, if it takes in as many entries as the targets are for")
 )
 
 // BenchmarkBootstrap measures how long a new site takes until it has all entries
@@ -60,7 +64,9 @@ func BenchmarkBootstrap(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		before, peak := watchMemory(b)
 		stop := startProfile(b)
-		begun := time.Now()
+		machine, err := figures.Now()
+		must(b, err)
+		begun, busy := time.Now(), processorTime(b)
 		n := bed.addSite(fmt.Sprint("new", i))
 		for _, pid := range pids {
 			for !equal(pid, fra, n) {
@@ -71,14 +77,51 @@ func BenchmarkBootstrap(b *testing.B) {
 				}
 			}
 		}
-		took := time.Since(begun)
+		took, used := time.Since(begun), processorTime(b)-busy
+		others, err := machine.Others()
+		must(b, err)
 		stop()
 		most := peak()
+		saveBootstrap(b, took, used, most, others)
 		b.ReportMetric(took.Seconds(), "s")
 		b.ReportMetric(float64(*bootstrapEntries)/took.Seconds(), "entries/s")
+		b.ReportMetric(used.Seconds(), "CPU-s")
 		b.ReportMetric(before, "MiB-before")
 		b.ReportMetric(most, "MiB-peak")
 	}
+}
+
+const (
+	// bootstrapFull entries are to be there within bootstrapWithin seconds, and a site
+	// is to take no more than bootstrapMemory MiB meanwhile.
+	bootstrapFull   = 1_000_000
+	bootstrapWithin = 60
+	bootstrapMemory = 300
+)
+
+// saveBootstrap writes a run's figures to the file of the results.
+func saveBootstrap(b *testing.B, took, used time.Duration, most, others float64) {
+	if *bootstrapOut == "" || *bootstrapEntries != bootstrapFull {
+		return
+	}
+	const name = "a new site takes 1,000,000 entries in, loopback: "
+	note := fmt.Sprintf("both sites in one process on %d cores", runtime.NumCPU())
+	rows := []figures.Row{
+		figures.New(name+"time", took.Seconds(), "s", figures.AtMost(bootstrapWithin), note),
+		figures.New(name+"processor time of both", used.Seconds(), "CPU-s", nil, note),
+		figures.New(name+"most memory of both", most, "MiB", figures.AtMost(2*bootstrapMemory), note),
+	}
+	for i := range rows {
+		rows[i].Others = &others
+	}
+	must(b, figures.Save(*bootstrapOut, rows))
+}
+
+// processorTime is what this process has used.
+func processorTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	must(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // startProfile profiles from here to the call of what it gives, if a file is named: the

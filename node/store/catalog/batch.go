@@ -298,7 +298,7 @@ func (b *batch) touch(pid identity.ProjectID, ch change) {
 func (b *batch) save(pid identity.ProjectID, k entryKey, old, new *entry) error {
 	if old == nil && new.live() {
 		new.goneMs = 0
-		p, err := prepare(pid, k, new)
+		p, err := prepare(pid, k, new, nil)
 		if err != nil {
 			return err
 		}

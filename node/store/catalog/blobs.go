@@ -358,12 +358,16 @@ func (b *batch) removeBlob(raw []byte) {
 }
 
 func (b *batch) blob(raw []byte) (BlobRow, bool, error) {
+	if b.c.arriving.noBlob(raw) {
+		return BlobRow{}, false, nil
+	}
 	pb := &rowpb.Blob{}
 	ok, err := b.message(prefixDigest(tabBlob, raw), pb)
 	return blobFromPB("", pb), ok, err
 }
 
 func (b *batch) setBlob(raw []byte, row BlobRow) error {
+	b.c.arriving.noteBlob(raw)
 	return b.setMessage(prefixDigest(tabBlob, raw), &rowpb.Blob{
 		Size: row.Size, State: uint32(row.State), Class: uint32(row.Class), Record: row.Record, Inline: row.Inline, ProvenFor: forPB(row.For),
 	})

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"math"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog/internal/rowpb"
 )
@@ -36,7 +34,13 @@ const (
 // the bytes of small manifests. A page is about maxBytes long; one request may
 // make it longer, up to MaxPageBytes. No snapshot is held while fn runs.
 func (c *Catalog) Delta(ctx context.Context, pid identity.ProjectID, since Vector, maxBytes int, fn func(Page) error) (Noted, error) {
-	d := &delta{pid: pid, since: since, maxBytes: max(maxBytes, minPageBytes), sent: map[string]bool{}}
+	d := &delta{pid: pid, since: since, maxBytes: max(maxBytes, minPageBytes), sent: map[string]bool{}, most: aheadLeast, look: aheadLeast}
+	select {
+	case c.ahead <- struct{}{}:
+		d.most = aheadMost
+		defer func() { <-c.ahead }()
+	default: // as many as may look ahead
+	}
 	covered, err := c.listFirst(ctx, pid, since, maxBytes, fn)
 	if err != nil {
 		return Noted{}, fmt.Errorf("catalog: list of project %s: %w", pid, err)
@@ -142,47 +146,48 @@ type delta struct {
 	since    Vector
 	noted    Vector
 	maxBytes int
-	incs     []identity.Incarnation // still to do, ascending
-	from     []byte                 // next key in the first of them; nil: its beginning
-	sent     map[string]bool        // suffixes of recent entries
+	sent     map[string]bool // suffixes of recent entries
+
+	// Behind what is ahead; see lookahead.go.
+	incs  []identity.Incarnation // ascending
+	at    int                    // the first of them that is to do
+	from  []byte                 // next key in it; nil: its beginning
+	ahead lookahead
+	most  int // how far it may look ahead
+	look  int // how far it does
 }
 
-func (d *delta) done() bool { return len(d.incs) == 0 }
+func (d *delta) done() bool { return d.at == len(d.incs) && len(d.ahead.next) == 0 }
 
 // next builds one page; nil if there was nothing to send any more.
 func (d *delta) next(r reader) (Page, error) {
+	sum, err := r.sums(d.pid)
+	if err != nil {
+		return nil, err
+	}
+	if len(d.ahead.next) > 0 && d.ahead.sum != sum { // entries changed meanwhile
+		d.forget()
+		d.look = max(d.look/2, aheadLeast)
+	}
 	p := &pageBuilder{delta: d, r: r, in: map[string]bool{}, pb: &rowpb.Page{Version: pageVersion}}
-	for len(d.incs) > 0 {
-		inc := d.incs[0]
-		if d.since[inc] == math.MaxUint64 {
-			d.incs = d.incs[1:]
+	var last Dot
+	for !d.done() {
+		if len(d.ahead.next) == 0 {
+			if err := d.fill(r, sum); err != nil {
+				return nil, err
+			}
+			d.look = min(2*d.look, d.most)
 			continue
 		}
-		prefix := prefixInc(tabIndex, d.pid, inc)
-		from := d.from
-		if from == nil {
-			from = keyIndex(d.pid, Dot{inc, d.since[inc] + 1}, entryKey{})[:len(prefix)+8]
-		}
-		last, full := uint64(0), false
-		err := r.scan(prefix, from, false, func(key, _ []byte) (bool, error) {
-			dot, k, ok := parseIndex(key)
-			if !ok {
-				return false, damaged(key)
-			}
-			if dot.Seq != last && p.size >= d.maxBytes { // requests are not torn
-				d.from, full = key, true
-				return false, nil
-			}
-			last = dot.Seq
-			return true, p.add(k, inc)
-		})
-		if err != nil {
-			return nil, err
-		}
-		if full {
+		n := d.ahead.next[0]
+		if n.dot != last && p.size >= d.maxBytes { // requests are not torn
 			break
 		}
-		d.incs, d.from = d.incs[1:], nil
+		last = n.dot
+		d.ahead.next = d.ahead.next[1:]
+		if err := p.add(n.key, n.dot.Inc); err != nil {
+			return nil, err
+		}
 	}
 	return p.finish()
 }
@@ -219,10 +224,11 @@ type pageBuilder struct {
 
 // add takes an entry found at an index row of inc.
 func (p *pageBuilder) add(k entryKey, inc identity.Incarnation) error {
-	if p.has(k) {
+	suffix := k.suffix()
+	if p.has(suffix) {
 		return nil // a tag took it along
 	}
-	e, err := p.r.entry(p.pid, k)
+	row, e, err := p.entry(k)
 	if err != nil {
 		return err
 	}
@@ -232,27 +238,18 @@ func (p *pageBuilder) add(k entryKey, inc identity.Incarnation) error {
 	if p.earlier(e, inc) {
 		return nil
 	}
-	return p.take(k, e)
+	return p.take(k, suffix, row, e)
 }
 
 // has says whether an entry is in the page, or was sent just now.
-func (p *pageBuilder) has(k entryKey) bool {
-	id := k.suffix()
-	return p.in[string(id)] || p.sent[string(id)]
-}
+func (p *pageBuilder) has(suffix []byte) bool { return p.in[string(suffix)] || p.sent[string(suffix)] }
 
-// take puts an entry into the page unless it was sent just now, and with it what
-// it needs to be of use.
-func (p *pageBuilder) take(k entryKey, e *entry) error {
-	suffix := k.suffix()
-	id := string(suffix)
-	if p.in[id] || p.sent[id] {
-		return nil
-	}
-	p.in[id] = true
-	pb := e.toPB()
-	p.pb.Entries = append(p.pb.Entries, &rowpb.Keyed{Key: suffix, Entry: pb})
-	p.size += len(suffix) + proto.Size(pb) + 8
+// take puts an entry, whose row is given, into the page, and with it what it needs to
+// be of use.
+func (p *pageBuilder) take(k entryKey, suffix, row []byte, e *entry) error {
+	p.in[string(suffix)] = true
+	p.pb.Entries = append(p.pb.Entries, &rowpb.Keyed{Key: suffix, Entry: row})
+	p.size += len(suffix) + len(row) + 8
 	var needs []string
 	for i := range e.sibs {
 		switch k.kind {
@@ -271,7 +268,7 @@ func (p *pageBuilder) take(k entryKey, e *entry) error {
 		}
 	}
 	if k.kind == kindManifest && e.live() {
-		content, err := p.r.contentIn(p.pid, []byte(k.name))
+		content, err := p.content([]byte(k.name))
 		if err != nil {
 			return err
 		}
@@ -285,20 +282,44 @@ func (p *pageBuilder) take(k entryKey, e *entry) error {
 			break // its own row is still to come
 		}
 		nk := entryKey{kindManifest, k.repo, name}
-		if p.has(nk) {
+		ns := nk.suffix()
+		if p.has(ns) {
 			continue
 		}
-		ne, err := p.r.entry(p.pid, nk)
+		nrow, ne, err := p.entry(nk)
 		if err != nil {
 			return err
 		}
 		if ne != nil && p.above(ne) {
-			if err := p.take(nk, ne); err != nil {
+			if err := p.take(nk, ns, nrow, ne); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// entry gives an entry and its row; nil: there is none.
+func (p *pageBuilder) entry(k entryKey) ([]byte, *entry, error) {
+	row, err := p.get(keyEntry(p.pid, k))
+	if err != nil || row == nil {
+		return nil, nil, err
+	}
+	e, err := decodeEntry(k, row)
+	return row, e, err
+}
+
+// content gives a manifest's bytes if they are here and the project's; nil: they are not.
+func (p *pageBuilder) content(raw []byte) ([]byte, error) { return contentIn(p.get, p.pid, raw) }
+
+// get is reader.get for what may have been read ahead, and is let go of with that: most
+// of it is wanted once.
+func (p *pageBuilder) get(key []byte) ([]byte, error) {
+	if value, ok := p.ahead.rows[string(key)]; ok {
+		delete(p.ahead.rows, string(key))
+		return value, nil
+	}
+	return p.r.get(key)
 }
 
 func (p *pageBuilder) finish() (Page, error) {

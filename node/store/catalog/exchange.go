@@ -100,7 +100,7 @@ func (r *Receiving) Check(p Page) (Checked, error) {
 func (p *page) prepare(pid identity.ProjectID) (err error) {
 	for i := range p.entries {
 		a := &p.entries[i]
-		if a.fresh, err = prepare(pid, a.key, a.e); err != nil {
+		if a.fresh, err = prepare(pid, a.key, a.e, a.encoded); err != nil {
 			return err
 		}
 	}
@@ -111,6 +111,8 @@ func (p *page) prepare(pid identity.ProjectID) (err error) {
 type arrival struct {
 	key entryKey
 	e   *entry
+	// encoded is e as it came; nil: it has to be encoded anew.
+	encoded []byte
 	// fresh is what it writes where nothing is here of its key; nil: not made.
 	fresh *prepared
 }
@@ -132,18 +134,25 @@ func parsePage(p Page) (*page, error) {
 	if pb.Version != pageVersion {
 		return nil, fmt.Errorf("%w: page of version %d, this node reads %d: update the older of the two nodes", ErrInvalid, pb.Version, pageVersion)
 	}
-	out := &page{contents: map[string][]byte{}, list: pb.List}
+	out := &page{contents: make(map[string][]byte, len(pb.Contents)), list: pb.List, entries: make([]arrival, 0, len(pb.Entries))}
 	for _, k := range pb.Entries {
 		key, ok := parseEntrySuffix(k.Key)
-		if !ok || k.Entry == nil || len(k.Entry.Ctx) == 0 {
+		if !ok {
 			return nil, fmt.Errorf("%w: page with entry %q", ErrInvalid, k.Key)
 		}
-		e, err := entryFromPB(key, k.Entry)
+		e, err := decodeEntry(key, k.Entry)
 		if err != nil {
 			return nil, err
 		}
+		if len(e.ctx) == 0 {
+			return nil, fmt.Errorf("%w: page with entry %q", ErrInvalid, k.Key)
+		}
+		a := arrival{key: key, e: e}
+		if e.goneMs == 0 {
+			a.encoded = k.Entry
+		}
 		e.goneMs = 0 // the sender's clock, and its time
-		out.entries = append(out.entries, arrival{key: key, e: e})
+		out.entries = append(out.entries, a)
 	}
 	for _, c := range pb.Contents {
 		d, ok := parseDigest(c.Digest)

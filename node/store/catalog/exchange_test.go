@@ -158,14 +158,28 @@ func TestApplyPage_RefusesWhatIsWrong(t *testing.T) {
 	if _, err := a.Delta(t.Context(), pid, nil, 1<<20, func(p Page) error { good = p; return nil }); err != nil {
 		t.Fatal(err)
 	}
+	entry := func(spoil func(*rowpb.Entry)) func(*rowpb.Page) {
+		return func(p *rowpb.Page) {
+			e := &rowpb.Entry{}
+			if err := proto.Unmarshal(p.Entries[0].Entry, e); err != nil {
+				t.Fatal(err)
+			}
+			spoil(e)
+			var err error
+			if p.Entries[0].Entry, err = proto.Marshal(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	for name, spoil := range map[string]func(*rowpb.Page){
 		"a later version":          func(p *rowpb.Page) { p.Version++ },
 		"other bytes":              func(p *rowpb.Page) { p.Contents[0].Bytes[3] ^= 1 },
 		"an unknown kind":          func(p *rowpb.Page) { p.Entries[0].Key[0] = 9 },
 		"no entry":                 func(p *rowpb.Page) { p.Entries[0].Entry = nil },
-		"no context":               func(p *rowpb.Page) { p.Entries[0].Entry.Ctx = nil },
-		"a dot outside the ctx":    func(p *rowpb.Page) { p.Entries[0].Entry.Siblings[0].Seq++ },
-		"a value that is not one":  func(p *rowpb.Page) { p.Entries[0].Entry.Siblings[0].Value = []byte{1} },
+		"no message":               func(p *rowpb.Page) { p.Entries[0].Entry = []byte{0xff} },
+		"no context":               entry(func(e *rowpb.Entry) { e.Ctx = nil }),
+		"a dot outside the ctx":    entry(func(e *rowpb.Entry) { e.Siblings[0].Seq++ }),
+		"a value that is not one":  entry(func(e *rowpb.Entry) { e.Siblings[0].Value = []byte{1} }),
 		"a repository with no end": func(p *rowpb.Page) { p.Entries[0].Key = []byte{1, 'a'} },
 	} {
 		t.Run(name, func(t *testing.T) {

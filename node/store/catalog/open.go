@@ -40,7 +40,7 @@ const (
 	// exchange does, is written again for each level that it passes and for what is
 	// there already: gathering more makes that less often. Each costs a read one look
 	// into its filter.
-	levelZeroTables, levelZeroStall = 8, 12
+	levelZeroTables, levelZeroStall = 16, 22
 	smallLevelZero, smallStall      = 3, 9 // on a small disk
 	// baseLevelBytes is how large the first level below those may grow: with Badger's
 	// 10 MiB a million entries that come in at once are written through one level more.
@@ -142,6 +142,7 @@ type Catalog struct {
 	sound   func(want, sum Check) bool // whether a full list adds up
 	seenAll func(seen, ctx Vector) bool
 	listing chan struct{} // one slot: a full list is being made
+	ahead   chan struct{} // slots of deltas that look far ahead
 
 	storesGen atomic.Uint64 // grows when a store gets a number, or is dropped
 	known     atomic.Pointer[storesKnown]
@@ -173,7 +174,7 @@ func Open(dir string, opts Options) (*Catalog, error) {
 		log:   opts.Logger, now: opts.Now, onConflict: opts.OnConflict, metrics: newMetrics(),
 		jobs: make(chan *job, maxQueued), committed: make(chan struct{}),
 		own: map[identity.Incarnation]bool{}, incarnate: newIncarnation, merge: merge,
-		windows: map[*Receiving]bool{}, arriving: arriving{}, maxDrops: maxDrops, sound: func(want, sum Check) bool { return want == sum }, seenAll: Vector.Dominates, listing: make(chan struct{}, 1), finish: (*badger.Txn).Commit,
+		windows: map[*Receiving]bool{}, maxDrops: maxDrops, sound: func(want, sum Check) bool { return want == sum }, seenAll: Vector.Dominates, listing: make(chan struct{}, 1), ahead: make(chan struct{}, maxAhead), finish: (*badger.Txn).Commit,
 		watchers: map[*watcher]bool{}, wake: make(chan struct{}, 1),
 		dirty: map[identity.ProjectID]change{}, wrote: map[identity.ProjectID]Written{},
 	}

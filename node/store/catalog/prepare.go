@@ -21,12 +21,15 @@ type prepared struct {
 }
 
 // prepare makes the rows of a live entry. A tombstone's have the time at which it is
-// written, so it gives nil for one.
-func prepare(pid identity.ProjectID, k entryKey, e *entry) (*prepared, error) {
+// written, so it gives nil for one. encoded is the entry's row; nil: it is made.
+func prepare(pid identity.ProjectID, k entryKey, e *entry, encoded []byte) (*prepared, error) {
 	if !e.live() {
 		return nil, nil
 	}
-	value, err := e.encode()
+	value, err := encoded, error(nil)
+	if value == nil {
+		value, err = e.encode()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -94,50 +97,88 @@ const (
 )
 
 // arriving is what the committer knows of projects of which nothing was here when an
-// exchange began: filters of the keys that were written since. What is in none needs
-// no read. Only the committer touches it.
-type arriving map[identity.ProjectID]*arrivals
+// exchange began, and of blobs if there were none then: filters of the keys that were
+// written since. What is in none needs no read. Only the committer touches it.
+type arriving struct {
+	projects map[identity.ProjectID]*arrivals
+	// blobs is kept when the exchange ends, for the next ones; nil: there were some, or
+	// there are more now than a filter is for.
+	blobs *z.Bloom
+	noted int // how often
+}
 
 type arrivals struct {
 	exchanges int // that are under way
 	keys      *z.Bloom
 }
 
-// begin notes that an exchange of a project begins. empty says that nothing is here of it.
-func (a arriving) begin(pid identity.ProjectID, empty func() (bool, error)) (began bool, err error) {
-	if here := a[pid]; here != nil {
+func newFilter() *z.Bloom { return z.NewBloomFilter(arrivingKeys, arrivingWrong) }
+
+// begin notes that an exchange of a project begins. empty says that no key has a prefix.
+func (a *arriving) begin(pid identity.ProjectID, empty func(prefix []byte) (bool, error)) (began bool, err error) {
+	if here := a.projects[pid]; here != nil {
 		here.exchanges++
 		return true, nil
 	}
-	if len(a) >= maxArriving {
+	if len(a.projects) >= maxArriving {
 		return false, nil
 	}
-	if none, err := empty(); err != nil || !none {
+	none, err := empty(prefixPID(tabEntry, pid))
+	if err != nil || !none {
 		return false, err
 	}
-	a[pid] = &arrivals{exchanges: 1, keys: z.NewBloomFilter(arrivingKeys, arrivingWrong)}
+	if a.projects == nil { // the first since the start
+		for _, tab := range []byte{tabBlob, tabProof} {
+			no, err := empty([]byte{tab})
+			if err != nil {
+				return false, err
+			}
+			none = none && no
+		}
+		if none {
+			a.blobs = newFilter()
+		}
+		a.projects = map[identity.ProjectID]*arrivals{}
+	}
+	a.projects[pid] = &arrivals{exchanges: 1, keys: newFilter()}
 	return true, nil
 }
 
 // end is called once for each begin that began.
-func (a arriving) end(pid identity.ProjectID) {
-	here := a[pid]
+func (a *arriving) end(pid identity.ProjectID) {
+	here := a.projects[pid]
 	if here.exchanges--; here.exchanges == 0 {
-		delete(a, pid)
+		delete(a.projects, pid)
 	}
 }
 
 // note is called before an entry's row is written, also if that fails later.
-func (a arriving) note(pid identity.ProjectID, k entryKey) {
-	if here := a[pid]; here != nil {
+func (a *arriving) note(pid identity.ProjectID, k entryKey) {
+	if here := a.projects[pid]; here != nil {
 		here.keys.Add(k.sum())
 	}
 }
 
 // absent reports that nothing is here of a key. No answer is false.
-func (a arriving) absent(pid identity.ProjectID, k entryKey) bool {
-	here := a[pid]
+func (a *arriving) absent(pid identity.ProjectID, k entryKey) bool {
+	here := a.projects[pid]
 	return here != nil && !here.keys.Has(k.sum())
+}
+
+// noteBlob is note for a blob's row, and for a proof of it.
+func (a *arriving) noteBlob(raw []byte) {
+	if a.blobs == nil {
+		return
+	}
+	a.blobs.Add(maphash.Bytes(keySeed, raw))
+	if a.noted++; a.noted > arrivingKeys {
+		a.blobs = nil
+	}
+}
+
+// noBlob is absent for a blob: neither its row nor a proof is here.
+func (a *arriving) noBlob(raw []byte) bool {
+	return a.blobs != nil && !a.blobs.Has(maphash.Bytes(keySeed, raw))
 }
 
 // sum is a number that few keys share.

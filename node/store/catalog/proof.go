@@ -7,6 +7,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog/internal/rowpb"
@@ -60,31 +61,43 @@ func (c *Catalog) ContentIn(pid identity.ProjectID, d digest.Digest) ([]byte, bo
 }
 
 func (r reader) blobIn(pid identity.ProjectID, raw []byte) (BlobRow, error) {
-	pb := &rowpb.Blob{}
-	ok, err := r.message(prefixDigest(tabBlob, raw), pb)
+	return blobIn(r.get, pid, raw)
+}
+
+func blobIn(get func([]byte) ([]byte, error), pid identity.ProjectID, raw []byte) (BlobRow, error) {
+	key := prefixDigest(tabBlob, raw)
+	value, err := get(key)
 	if err != nil {
 		return BlobRow{}, err
 	}
+	if value == nil {
+		return BlobRow{}, ErrNotFound
+	}
+	pb := &rowpb.Blob{}
+	if err := proto.Unmarshal(value, pb); err != nil {
+		return BlobRow{}, fmt.Errorf("%w: %w", damaged(key), err)
+	}
 	row := blobFromPB("", pb)
-	if ok && row.State == Present {
-		if ok, err = r.proven(pid, raw, row); ok {
-			return row, nil
+	if row.State == Present {
+		if ok, err := proven(get, pid, raw, row); ok || err != nil {
+			return row, err
 		}
 	}
-	if err == nil {
-		err = ErrNotFound
-	}
-	return BlobRow{}, err
+	return BlobRow{}, ErrNotFound
 }
 
 func (r reader) contentIn(pid identity.ProjectID, raw []byte) ([]byte, error) {
-	if _, err := r.blobIn(pid, raw); err != nil {
+	return contentIn(r.get, pid, raw)
+}
+
+func contentIn(get func([]byte) ([]byte, error), pid identity.ProjectID, raw []byte) ([]byte, error) {
+	if _, err := blobIn(get, pid, raw); err != nil {
 		if errors.Is(err, ErrNotFound) {
 			err = nil
 		}
 		return nil, err
 	}
-	return r.content(raw)
+	return get(prefixDigest(tabContent, raw))
 }
 
 // proven reports whether a blob, whose row is given, is a project's.
@@ -93,7 +106,11 @@ func (r reader) proven(pid identity.ProjectID, raw []byte, row BlobRow) (bool, e
 }
 
 func (b *batch) proven(pid identity.ProjectID, raw []byte, row BlobRow) (bool, error) {
-	return proven(b.get, pid, raw, row)
+	get := b.get
+	if b.c.arriving.noBlob(raw) {
+		get = func([]byte) ([]byte, error) { return nil, nil }
+	}
+	return proven(get, pid, raw, row)
 }
 
 func proven(get func([]byte) ([]byte, error), pid identity.ProjectID, raw []byte, row BlobRow) (bool, error) {
@@ -127,6 +144,7 @@ func (b *batch) prove(raw []byte, row *BlobRow, pid identity.ProjectID) (changed
 		row.For = pid
 		return true, nil
 	}
+	b.c.arriving.noteBlob(raw)
 	b.set(keyProof(raw, pid), []byte{})
 	return false, nil
 }
@@ -158,6 +176,7 @@ func (b *batch) dropProofs(raw []byte) error {
 // project.
 func (b *batch) keepProofs(raw []byte, row BlobRow) {
 	if !row.For.IsZero() {
+		b.c.arriving.noteBlob(raw)
 		b.set(keyProof(raw, row.For), []byte{})
 	}
 }

@@ -141,8 +141,8 @@ func (r *Receiving) begin(ctx context.Context) error {
 		if r.arriving { // jobs may be run twice
 			return nil
 		}
-		r.arriving, err = b.c.arriving.begin(r.pid, func() (bool, error) {
-			some, err := b.any(prefixPID(tabEntry, r.pid))
+		r.arriving, err = b.c.arriving.begin(r.pid, func(prefix []byte) (bool, error) {
+			some, err := b.any(prefix)
 			return !some, err
 		})
 		return err

@@ -1318,8 +1318,8 @@ func (x *Listed) GetHash() []byte {
 
 type Keyed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // kind, repository, NUL, name
-	Entry         *Entry                 `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`     // kind, repository, NUL, name
+	Entry         []byte                 `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"` // Entry, as its sender keeps it: it is not encoded anew on its way
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1361,7 +1361,7 @@ func (x *Keyed) GetKey() []byte {
 	return nil
 }
 
-func (x *Keyed) GetEntry() *Entry {
+func (x *Keyed) GetEntry() []byte {
 	if x != nil {
 		return x.Entry
 	}
@@ -1521,10 +1521,10 @@ const file_node_store_catalog_internal_rowpb_row_proto_rawDesc = "" +
 	"\x06shared\x18\x01 \x01(\rR\x06shared\x12\x12\n" +
 	"\x04rest\x18\x02 \x01(\fR\x04rest\x12-\n" +
 	"\x04dots\x18\x03 \x03(\v2\x19.portolan.catalog.v1.SeenR\x04dots\x12\x12\n" +
-	"\x04hash\x18\x04 \x01(\fR\x04hash\"K\n" +
+	"\x04hash\x18\x04 \x01(\fR\x04hash\"/\n" +
 	"\x05Keyed\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\fR\x03key\x120\n" +
-	"\x05entry\x18\x02 \x01(\v2\x1a.portolan.catalog.v1.EntryR\x05entry\"7\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
+	"\x05entry\x18\x02 \x01(\fR\x05entry\"7\n" +
 	"\aContent\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\fR\x05bytesB@Z>github.com/portolan/portolan/node/store/catalog/internal/rowpbb\x06proto3"
@@ -1578,12 +1578,11 @@ var file_node_store_catalog_internal_rowpb_row_proto_depIdxs = []int32{
 	19, // 8: portolan.catalog.v1.List.rows:type_name -> portolan.catalog.v1.Listed
 	8,  // 9: portolan.catalog.v1.List.check:type_name -> portolan.catalog.v1.Check
 	1,  // 10: portolan.catalog.v1.Listed.dots:type_name -> portolan.catalog.v1.Seen
-	4,  // 11: portolan.catalog.v1.Keyed.entry:type_name -> portolan.catalog.v1.Entry
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_node_store_catalog_internal_rowpb_row_proto_init() }
