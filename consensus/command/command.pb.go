@@ -3406,11 +3406,11 @@ type TagsMode struct {
 	NodeId        []byte                 `protobuf:"bytes,7,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`             // import, end: who imports
 	First         bool                   `protobuf:"varint,8,opt,name=first,proto3" json:"first,omitempty"`                            // import: what was imported before is dropped
 	Tags          []*ImportedTag         `protobuf:"bytes,9,rep,name=tags,proto3" json:"tags,omitempty"`
-	Count         uint32                 `protobuf:"varint,10,opt,name=count,proto3" json:"count,omitempty"`                    // end: tags that were imported in all
-	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`                   // cancel: why, for people
-	Late          []string               `protobuf:"bytes,12,rep,name=late,proto3" json:"late,omitempty"`                       // end: sites that were not waited for
-	Seen          []byte                 `protobuf:"bytes,13,opt,name=seen,proto3" json:"seen,omitempty"`                       // end, to strong: what the importer had seen of the project, pairs of 8 byte incarnation and sequence number
-	AllSeen       bool                   `protobuf:"varint,14,opt,name=all_seen,json=allSeen,proto3" json:"all_seen,omitempty"` // end, to strong: it is too long to say; nobody was late
+	Count         uint32                 `protobuf:"varint,10,opt,name=count,proto3" json:"count,omitempty"`   // end: tags that were imported in all
+	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`  // cancel: why, for people
+	Late          []string               `protobuf:"bytes,12,rep,name=late,proto3" json:"late,omitempty"`      // end: sites that were not waited for
+	Seen          []byte                 `protobuf:"bytes,13,opt,name=seen,proto3" json:"seen,omitempty"`      // end, to strong: what the importer had seen of the project, pairs of 8 byte incarnation and sequence number
+	Import        uint64                 `protobuf:"varint,15,opt,name=import,proto3" json:"import,omitempty"` // import, end to strong: names the attempt, by a random number
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3536,11 +3536,11 @@ func (x *TagsMode) GetSeen() []byte {
 	return nil
 }
 
-func (x *TagsMode) GetAllSeen() bool {
+func (x *TagsMode) GetImport() uint64 {
 	if x != nil {
-		return x.AllSeen
+		return x.Import
 	}
-	return false
+	return 0
 }
 
 type ImportedTag struct {
@@ -3551,6 +3551,7 @@ type ImportedTag struct {
 	Stamp         uint64                 `protobuf:"varint,4,opt,name=stamp,proto3" json:"stamp,omitempty"` // unix milliseconds << 16, as in the catalogue
 	Actor         string                 `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
 	AclIndex      uint64                 `protobuf:"varint,6,opt,name=acl_index,json=aclIndex,proto3" json:"acl_index,omitempty"`
+	Taken         []byte                 `protobuf:"bytes,7,opt,name=taken,proto3" json:"taken,omitempty"` // what it comes after of the tag's writes, and the end's seen does not cover: pairs as there
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3625,6 +3626,13 @@ func (x *ImportedTag) GetAclIndex() uint64 {
 		return x.AclIndex
 	}
 	return 0
+}
+
+func (x *ImportedTag) GetTaken() []byte {
+	if x != nil {
+		return x.Taken
+	}
+	return nil
 }
 
 // Snapshot is the whole state, as one stream of length-prefixed messages; the
@@ -4236,7 +4244,7 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"repository\x18\x02 \x01(\tR\n" +
 	"repository\x12\x10\n" +
 	"\x03tag\x18\x03 \x01(\tR\x03tag\x12\x16\n" +
-	"\x06digest\x18\x04 \x01(\tR\x06digest\"\xff\x03\n" +
+	"\x06digest\x18\x04 \x01(\tR\x06digest\"\x82\x04\n" +
 	"\bTagsMode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x126\n" +
 	"\x04step\x18\x02 \x01(\x0e2\".portolan.command.v1.TagsMode.StepR\x04step\x12,\n" +
@@ -4252,15 +4260,15 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	" \x01(\rR\x05count\x12\x16\n" +
 	"\x06reason\x18\v \x01(\tR\x06reason\x12\x12\n" +
 	"\x04late\x18\f \x03(\tR\x04late\x12\x12\n" +
-	"\x04seen\x18\r \x01(\fR\x04seen\x12\x19\n" +
-	"\ball_seen\x18\x0e \x01(\bR\aallSeen\"\\\n" +
+	"\x04seen\x18\r \x01(\fR\x04seen\x12\x16\n" +
+	"\x06import\x18\x0f \x01(\x04R\x06import\"\\\n" +
 	"\x04Step\x12\x14\n" +
 	"\x10STEP_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
 	"STEP_BEGIN\x10\x01\x12\x0f\n" +
 	"\vSTEP_IMPORT\x10\x02\x12\f\n" +
 	"\bSTEP_END\x10\x03\x12\x0f\n" +
-	"\vSTEP_CANCEL\x10\x04\"\xa2\x01\n" +
+	"\vSTEP_CANCEL\x10\x04J\x04\b\x0e\x10\x0f\"\xb8\x01\n" +
 	"\vImportedTag\x12\x1e\n" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
@@ -4269,7 +4277,8 @@ const file_consensus_command_command_proto_rawDesc = "" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x14\n" +
 	"\x05stamp\x18\x04 \x01(\x04R\x05stamp\x12\x14\n" +
 	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x1b\n" +
-	"\tacl_index\x18\x06 \x01(\x04R\baclIndex\"T\n" +
+	"\tacl_index\x18\x06 \x01(\x04R\baclIndex\x12\x14\n" +
+	"\x05taken\x18\a \x01(\fR\x05taken\"T\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\rR\x05level\x12\x14\n" +

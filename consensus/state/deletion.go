@@ -70,6 +70,7 @@ func (v *View) projectPurge(m *command.ProjectPurge) (int64, error) {
 	p.PurgedAt = v.now()
 	p.Leaving, p.Syncing, p.Expelled = nil, nil, nil
 	p.Tags = TagState{Seq: p.Tags.Seq}
+	v.dropTaken(p.PID)
 	p.Version++
 	v.putProject(p)
 	return p.ID, nil

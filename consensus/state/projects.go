@@ -57,6 +57,9 @@ func (v *View) projectCreate(m *command.ProjectCreate) (int64, error) {
 	if m.GetTags() > command.TagMode_TAG_MODE_STRONG || m.GetTags() < 0 {
 		return 0, refuse(command.CodeInvalid, "%d is not a mode of tags", m.GetTags())
 	}
+	if p.Tags.Mode == StrongTags {
+		p.Tags.LateBefore = v.index // what sites write comes after the mode
+	}
 	if err := v.checkDurability(m.GetDurability(), p); err != nil {
 		return 0, err
 	}

@@ -246,6 +246,8 @@ func (v *View) load(rec *Record) error {
 		return v.loadTag(row.StagedTag, true)
 	case *Record_TagMark:
 		return v.loadMark(row.TagMark)
+	case *Record_TakenTag:
+		return v.loadTaken(row.TakenTag)
 	case *Record_Token:
 		return v.loadToken(row.Token)
 	case *Record_Key:

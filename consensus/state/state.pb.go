@@ -50,6 +50,7 @@ type Record struct {
 	//	*Record_StrongTag
 	//	*Record_StagedTag
 	//	*Record_TagMark
+	//	*Record_TakenTag
 	Row           isRecord_Row `protobuf_oneof:"row"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -272,6 +273,15 @@ func (x *Record) GetTagMark() *TagMarkRow {
 	return nil
 }
 
+func (x *Record) GetTakenTag() *TakenTagRow {
+	if x != nil {
+		if x, ok := x.Row.(*Record_TakenTag); ok {
+			return x.TakenTag
+		}
+	}
+	return nil
+}
+
 type isRecord_Row interface {
 	isRecord_Row()
 }
@@ -356,6 +366,10 @@ type Record_TagMark struct {
 	TagMark *TagMarkRow `protobuf:"bytes,43,opt,name=tag_mark,json=tagMark,proto3,oneof"`
 }
 
+type Record_TakenTag struct {
+	TakenTag *TakenTagRow `protobuf:"bytes,46,opt,name=taken_tag,json=takenTag,proto3,oneof"`
+}
+
 func (*Record_Mesh) isRecord_Row() {}
 
 func (*Record_Site) isRecord_Row() {}
@@ -395,6 +409,8 @@ func (*Record_StrongTag) isRecord_Row() {}
 func (*Record_StagedTag) isRecord_Row() {}
 
 func (*Record_TagMark) isRecord_Row() {}
+
+func (*Record_TakenTag) isRecord_Row() {}
 
 type MeshRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1259,7 +1275,7 @@ type TagStateRow struct {
 	Note          string                 `protobuf:"bytes,12,opt,name=note,proto3" json:"note,omitempty"`                                // why the last switch was called off
 	LateBefore    uint64                 `protobuf:"varint,13,opt,name=late_before,json=lateBefore,proto3" json:"late_before,omitempty"` // raft index of the end of a switch to strong, or of one that did not wait for all
 	Seen          []byte                 `protobuf:"bytes,14,opt,name=seen,proto3" json:"seen,omitempty"`                                // by the importer of the last switch to strong, as in TagsMode
-	AllSeen       bool                   `protobuf:"varint,15,opt,name=all_seen,json=allSeen,proto3" json:"all_seen,omitempty"`
+	Import        uint64                 `protobuf:"varint,16,opt,name=import,proto3" json:"import,omitempty"`                           // of the switch under way: names the attempt, as in TagsMode
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1392,11 +1408,11 @@ func (x *TagStateRow) GetSeen() []byte {
 	return nil
 }
 
-func (x *TagStateRow) GetAllSeen() bool {
+func (x *TagStateRow) GetImport() uint64 {
 	if x != nil {
-		return x.AllSeen
+		return x.Import
 	}
-	return false
+	return 0
 }
 
 // StrongTagRow is what a tag says; without a digest it was deleted.
@@ -1410,6 +1426,7 @@ type StrongTagRow struct {
 	Stamp         uint64                 `protobuf:"varint,6,opt,name=stamp,proto3" json:"stamp,omitempty"`
 	Actor         string                 `protobuf:"bytes,7,opt,name=actor,proto3" json:"actor,omitempty"`
 	AclIndex      uint64                 `protobuf:"varint,8,opt,name=acl_index,json=aclIndex,proto3" json:"acl_index,omitempty"`
+	Taken         []byte                 `protobuf:"bytes,9,opt,name=taken,proto3" json:"taken,omitempty"` // staged: as in ImportedTag
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1500,6 +1517,83 @@ func (x *StrongTagRow) GetAclIndex() uint64 {
 	return 0
 }
 
+func (x *StrongTagRow) GetTaken() []byte {
+	if x != nil {
+		return x.Taken
+	}
+	return nil
+}
+
+// TakenTagRow says of a tag what a switch to strong tags ordered, and its seen does
+// not cover.
+type TakenTagRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ProjectId     []byte                 `protobuf:"bytes,1,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	Repository    string                 `protobuf:"bytes,2,opt,name=repository,proto3" json:"repository,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Taken         []byte                 `protobuf:"bytes,4,opt,name=taken,proto3" json:"taken,omitempty"` // pairs of 8 byte incarnation and sequence number
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakenTagRow) Reset() {
+	*x = TakenTagRow{}
+	mi := &file_consensus_state_state_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakenTagRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakenTagRow) ProtoMessage() {}
+
+func (x *TakenTagRow) ProtoReflect() protoreflect.Message {
+	mi := &file_consensus_state_state_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakenTagRow.ProtoReflect.Descriptor instead.
+func (*TakenTagRow) Descriptor() ([]byte, []int) {
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *TakenTagRow) GetProjectId() []byte {
+	if x != nil {
+		return x.ProjectId
+	}
+	return nil
+}
+
+func (x *TakenTagRow) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *TakenTagRow) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TakenTagRow) GetTaken() []byte {
+	if x != nil {
+		return x.Taken
+	}
+	return nil
+}
+
 // TagMarkRow says that a manifest, or all of a repository (no digest), was let go.
 type TagMarkRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1514,7 +1608,7 @@ type TagMarkRow struct {
 
 func (x *TagMarkRow) Reset() {
 	*x = TagMarkRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[12]
+	mi := &file_consensus_state_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1620,7 @@ func (x *TagMarkRow) String() string {
 func (*TagMarkRow) ProtoMessage() {}
 
 func (x *TagMarkRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[12]
+	mi := &file_consensus_state_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1633,7 @@ func (x *TagMarkRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagMarkRow.ProtoReflect.Descriptor instead.
 func (*TagMarkRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{12}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TagMarkRow) GetProjectId() []byte {
@@ -1595,7 +1689,7 @@ type UserRow struct {
 
 func (x *UserRow) Reset() {
 	*x = UserRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[13]
+	mi := &file_consensus_state_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1607,7 +1701,7 @@ func (x *UserRow) String() string {
 func (*UserRow) ProtoMessage() {}
 
 func (x *UserRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[13]
+	mi := &file_consensus_state_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1620,7 +1714,7 @@ func (x *UserRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRow.ProtoReflect.Descriptor instead.
 func (*UserRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{13}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UserRow) GetId() int64 {
@@ -1706,7 +1800,7 @@ type MemberRow struct {
 
 func (x *MemberRow) Reset() {
 	*x = MemberRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[14]
+	mi := &file_consensus_state_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1812,7 @@ func (x *MemberRow) String() string {
 func (*MemberRow) ProtoMessage() {}
 
 func (x *MemberRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[14]
+	mi := &file_consensus_state_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1825,7 @@ func (x *MemberRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRow.ProtoReflect.Descriptor instead.
 func (*MemberRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{14}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *MemberRow) GetId() int64 {
@@ -1781,7 +1875,7 @@ type RuleRow struct {
 
 func (x *RuleRow) Reset() {
 	*x = RuleRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[15]
+	mi := &file_consensus_state_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +1887,7 @@ func (x *RuleRow) String() string {
 func (*RuleRow) ProtoMessage() {}
 
 func (x *RuleRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[15]
+	mi := &file_consensus_state_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +1900,7 @@ func (x *RuleRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleRow.ProtoReflect.Descriptor instead.
 func (*RuleRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{15}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RuleRow) GetId() int64 {
@@ -1856,7 +1950,7 @@ type TokenRow struct {
 
 func (x *TokenRow) Reset() {
 	*x = TokenRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[16]
+	mi := &file_consensus_state_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1868,7 +1962,7 @@ func (x *TokenRow) String() string {
 func (*TokenRow) ProtoMessage() {}
 
 func (x *TokenRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[16]
+	mi := &file_consensus_state_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1881,7 +1975,7 @@ func (x *TokenRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenRow.ProtoReflect.Descriptor instead.
 func (*TokenRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{16}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TokenRow) GetId() int64 {
@@ -1975,7 +2069,7 @@ type RequestRow struct {
 
 func (x *RequestRow) Reset() {
 	*x = RequestRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[17]
+	mi := &file_consensus_state_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2081,7 @@ func (x *RequestRow) String() string {
 func (*RequestRow) ProtoMessage() {}
 
 func (x *RequestRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[17]
+	mi := &file_consensus_state_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2094,7 @@ func (x *RequestRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestRow.ProtoReflect.Descriptor instead.
 func (*RequestRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{17}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RequestRow) GetRequestId() []byte {
@@ -2052,7 +2146,7 @@ type RemovedRow struct {
 
 func (x *RemovedRow) Reset() {
 	*x = RemovedRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[18]
+	mi := &file_consensus_state_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2158,7 @@ func (x *RemovedRow) String() string {
 func (*RemovedRow) ProtoMessage() {}
 
 func (x *RemovedRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[18]
+	mi := &file_consensus_state_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2171,7 @@ func (x *RemovedRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovedRow.ProtoReflect.Descriptor instead.
 func (*RemovedRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{18}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RemovedRow) GetNodeId() []byte {
@@ -2124,7 +2218,7 @@ type End struct {
 
 func (x *End) Reset() {
 	*x = End{}
-	mi := &file_consensus_state_state_proto_msgTypes[19]
+	mi := &file_consensus_state_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2136,7 +2230,7 @@ func (x *End) String() string {
 func (*End) ProtoMessage() {}
 
 func (x *End) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[19]
+	mi := &file_consensus_state_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2149,7 +2243,7 @@ func (x *End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use End.ProtoReflect.Descriptor instead.
 func (*End) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{19}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *End) GetRecords() uint64 {
@@ -2173,7 +2267,7 @@ type BudgetRow struct {
 
 func (x *BudgetRow) Reset() {
 	*x = BudgetRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[20]
+	mi := &file_consensus_state_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2185,7 +2279,7 @@ func (x *BudgetRow) String() string {
 func (*BudgetRow) ProtoMessage() {}
 
 func (x *BudgetRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[20]
+	mi := &file_consensus_state_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2198,7 +2292,7 @@ func (x *BudgetRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BudgetRow.ProtoReflect.Descriptor instead.
 func (*BudgetRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{20}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BudgetRow) GetId() int64 {
@@ -2248,7 +2342,7 @@ type PauseRow struct {
 
 func (x *PauseRow) Reset() {
 	*x = PauseRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[21]
+	mi := &file_consensus_state_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2260,7 +2354,7 @@ func (x *PauseRow) String() string {
 func (*PauseRow) ProtoMessage() {}
 
 func (x *PauseRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[21]
+	mi := &file_consensus_state_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2273,7 +2367,7 @@ func (x *PauseRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRow.ProtoReflect.Descriptor instead.
 func (*PauseRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{21}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PauseRow) GetSite() string {
@@ -2314,7 +2408,7 @@ type HoldRow struct {
 
 func (x *HoldRow) Reset() {
 	*x = HoldRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[22]
+	mi := &file_consensus_state_state_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2420,7 @@ func (x *HoldRow) String() string {
 func (*HoldRow) ProtoMessage() {}
 
 func (x *HoldRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[22]
+	mi := &file_consensus_state_state_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2433,7 @@ func (x *HoldRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HoldRow.ProtoReflect.Descriptor instead.
 func (*HoldRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{22}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HoldRow) GetProjectId() []byte {
@@ -2404,7 +2498,7 @@ type RulePauseRow struct {
 
 func (x *RulePauseRow) Reset() {
 	*x = RulePauseRow{}
-	mi := &file_consensus_state_state_proto_msgTypes[23]
+	mi := &file_consensus_state_state_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2416,7 +2510,7 @@ func (x *RulePauseRow) String() string {
 func (*RulePauseRow) ProtoMessage() {}
 
 func (x *RulePauseRow) ProtoReflect() protoreflect.Message {
-	mi := &file_consensus_state_state_proto_msgTypes[23]
+	mi := &file_consensus_state_state_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2429,7 +2523,7 @@ func (x *RulePauseRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RulePauseRow.ProtoReflect.Descriptor instead.
 func (*RulePauseRow) Descriptor() ([]byte, []int) {
-	return file_consensus_state_state_proto_rawDescGZIP(), []int{23}
+	return file_consensus_state_state_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RulePauseRow) GetRuleId() int64 {
@@ -2464,7 +2558,7 @@ var File_consensus_state_state_proto protoreflect.FileDescriptor
 
 const file_consensus_state_state_proto_rawDesc = "" +
 	"\n" +
-	"\x1bconsensus/state/state.proto\x12\x11portolan.state.v1\x1a\x1fconsensus/command/command.proto\"\xdb\b\n" +
+	"\x1bconsensus/state/state.proto\x12\x11portolan.state.v1\x1a\x1fconsensus/command/command.proto\"\x9a\t\n" +
 	"\x06Record\x120\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x1a.portolan.state.v1.MeshRowH\x00R\x04mesh\x120\n" +
 	"\x04site\x18\x02 \x01(\v2\x1a.portolan.state.v1.SiteRowH\x00R\x04site\x120\n" +
@@ -2488,7 +2582,8 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"strong_tag\x18) \x01(\v2\x1f.portolan.state.v1.StrongTagRowH\x00R\tstrongTag\x12@\n" +
 	"\n" +
 	"staged_tag\x18* \x01(\v2\x1f.portolan.state.v1.StrongTagRowH\x00R\tstagedTag\x12:\n" +
-	"\btag_mark\x18+ \x01(\v2\x1d.portolan.state.v1.TagMarkRowH\x00R\atagMarkB\x05\n" +
+	"\btag_mark\x18+ \x01(\v2\x1d.portolan.state.v1.TagMarkRowH\x00R\atagMark\x12=\n" +
+	"\ttaken_tag\x18. \x01(\v2\x1e.portolan.state.v1.TakenTagRowH\x00R\btakenTagB\x05\n" +
 	"\x03row\"\xc4\x03\n" +
 	"\aMeshRow\x12\x17\n" +
 	"\amesh_id\x18\x01 \x01(\fR\x06meshId\x12\x1e\n" +
@@ -2581,7 +2676,7 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x04tags\x18\x1e \x01(\v2\x1e.portolan.state.v1.TagStateRowR\x04tags\x12\x1e\n" +
 	"\n" +
 	"durability\x18\x1f \x01(\rR\n" +
-	"durability\"\xbb\x03\n" +
+	"durability\"\xbe\x03\n" +
 	"\vTagStateRow\x120\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x1c.portolan.command.v1.TagModeR\x04mode\x12,\n" +
 	"\x02to\x18\x02 \x01(\x0e2\x1c.portolan.command.v1.TagModeR\x02to\x12!\n" +
@@ -2598,8 +2693,8 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x04note\x18\f \x01(\tR\x04note\x12\x1f\n" +
 	"\vlate_before\x18\r \x01(\x04R\n" +
 	"lateBefore\x12\x12\n" +
-	"\x04seen\x18\x0e \x01(\fR\x04seen\x12\x19\n" +
-	"\ball_seen\x18\x0f \x01(\bR\aallSeen\"\xd4\x01\n" +
+	"\x04seen\x18\x0e \x01(\fR\x04seen\x12\x16\n" +
+	"\x06import\x18\x10 \x01(\x04R\x06importJ\x04\b\x0f\x10\x10\"\xea\x01\n" +
 	"\fStrongTagRow\x12\x1d\n" +
 	"\n" +
 	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x1e\n" +
@@ -2611,7 +2706,16 @@ const file_consensus_state_state_proto_rawDesc = "" +
 	"\x03seq\x18\x05 \x01(\x04R\x03seq\x12\x14\n" +
 	"\x05stamp\x18\x06 \x01(\x04R\x05stamp\x12\x14\n" +
 	"\x05actor\x18\a \x01(\tR\x05actor\x12\x1b\n" +
-	"\tacl_index\x18\b \x01(\x04R\baclIndex\"\x92\x01\n" +
+	"\tacl_index\x18\b \x01(\x04R\baclIndex\x12\x14\n" +
+	"\x05taken\x18\t \x01(\fR\x05taken\"v\n" +
+	"\vTakenTagRow\x12\x1d\n" +
+	"\n" +
+	"project_id\x18\x01 \x01(\fR\tprojectId\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x02 \x01(\tR\n" +
+	"repository\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
+	"\x05taken\x18\x04 \x01(\fR\x05taken\"\x92\x01\n" +
 	"\n" +
 	"TagMarkRow\x12\x1d\n" +
 	"\n" +
@@ -2721,7 +2825,7 @@ func file_consensus_state_state_proto_rawDescGZIP() []byte {
 	return file_consensus_state_state_proto_rawDescData
 }
 
-var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_consensus_state_state_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_consensus_state_state_proto_goTypes = []any{
 	(*Record)(nil),         // 0: portolan.state.v1.Record
 	(*MeshRow)(nil),        // 1: portolan.state.v1.MeshRow
@@ -2735,62 +2839,64 @@ var file_consensus_state_state_proto_goTypes = []any{
 	(*ProjectRow)(nil),     // 9: portolan.state.v1.ProjectRow
 	(*TagStateRow)(nil),    // 10: portolan.state.v1.TagStateRow
 	(*StrongTagRow)(nil),   // 11: portolan.state.v1.StrongTagRow
-	(*TagMarkRow)(nil),     // 12: portolan.state.v1.TagMarkRow
-	(*UserRow)(nil),        // 13: portolan.state.v1.UserRow
-	(*MemberRow)(nil),      // 14: portolan.state.v1.MemberRow
-	(*RuleRow)(nil),        // 15: portolan.state.v1.RuleRow
-	(*TokenRow)(nil),       // 16: portolan.state.v1.TokenRow
-	(*RequestRow)(nil),     // 17: portolan.state.v1.RequestRow
-	(*RemovedRow)(nil),     // 18: portolan.state.v1.RemovedRow
-	(*End)(nil),            // 19: portolan.state.v1.End
-	(*BudgetRow)(nil),      // 20: portolan.state.v1.BudgetRow
-	(*PauseRow)(nil),       // 21: portolan.state.v1.PauseRow
-	(*HoldRow)(nil),        // 22: portolan.state.v1.HoldRow
-	(*RulePauseRow)(nil),   // 23: portolan.state.v1.RulePauseRow
-	(command.KeyKind)(0),   // 24: portolan.command.v1.KeyKind
-	(*command.KeyBox)(nil), // 25: portolan.command.v1.KeyBox
-	(*command.Label)(nil),  // 26: portolan.command.v1.Label
-	(*command.Node)(nil),   // 27: portolan.command.v1.Node
-	(command.TagMode)(0),   // 28: portolan.command.v1.TagMode
-	(*command.Rule)(nil),   // 29: portolan.command.v1.Rule
+	(*TakenTagRow)(nil),    // 12: portolan.state.v1.TakenTagRow
+	(*TagMarkRow)(nil),     // 13: portolan.state.v1.TagMarkRow
+	(*UserRow)(nil),        // 14: portolan.state.v1.UserRow
+	(*MemberRow)(nil),      // 15: portolan.state.v1.MemberRow
+	(*RuleRow)(nil),        // 16: portolan.state.v1.RuleRow
+	(*TokenRow)(nil),       // 17: portolan.state.v1.TokenRow
+	(*RequestRow)(nil),     // 18: portolan.state.v1.RequestRow
+	(*RemovedRow)(nil),     // 19: portolan.state.v1.RemovedRow
+	(*End)(nil),            // 20: portolan.state.v1.End
+	(*BudgetRow)(nil),      // 21: portolan.state.v1.BudgetRow
+	(*PauseRow)(nil),       // 22: portolan.state.v1.PauseRow
+	(*HoldRow)(nil),        // 23: portolan.state.v1.HoldRow
+	(*RulePauseRow)(nil),   // 24: portolan.state.v1.RulePauseRow
+	(command.KeyKind)(0),   // 25: portolan.command.v1.KeyKind
+	(*command.KeyBox)(nil), // 26: portolan.command.v1.KeyBox
+	(*command.Label)(nil),  // 27: portolan.command.v1.Label
+	(*command.Node)(nil),   // 28: portolan.command.v1.Node
+	(command.TagMode)(0),   // 29: portolan.command.v1.TagMode
+	(*command.Rule)(nil),   // 30: portolan.command.v1.Rule
 }
 var file_consensus_state_state_proto_depIdxs = []int32{
 	1,  // 0: portolan.state.v1.Record.mesh:type_name -> portolan.state.v1.MeshRow
 	6,  // 1: portolan.state.v1.Record.site:type_name -> portolan.state.v1.SiteRow
 	8,  // 2: portolan.state.v1.Record.node:type_name -> portolan.state.v1.NodeRow
 	9,  // 3: portolan.state.v1.Record.project:type_name -> portolan.state.v1.ProjectRow
-	13, // 4: portolan.state.v1.Record.user:type_name -> portolan.state.v1.UserRow
-	14, // 5: portolan.state.v1.Record.member:type_name -> portolan.state.v1.MemberRow
-	15, // 6: portolan.state.v1.Record.rule:type_name -> portolan.state.v1.RuleRow
-	16, // 7: portolan.state.v1.Record.token:type_name -> portolan.state.v1.TokenRow
-	17, // 8: portolan.state.v1.Record.request:type_name -> portolan.state.v1.RequestRow
+	14, // 4: portolan.state.v1.Record.user:type_name -> portolan.state.v1.UserRow
+	15, // 5: portolan.state.v1.Record.member:type_name -> portolan.state.v1.MemberRow
+	16, // 6: portolan.state.v1.Record.rule:type_name -> portolan.state.v1.RuleRow
+	17, // 7: portolan.state.v1.Record.token:type_name -> portolan.state.v1.TokenRow
+	18, // 8: portolan.state.v1.Record.request:type_name -> portolan.state.v1.RequestRow
 	4,  // 9: portolan.state.v1.Record.key:type_name -> portolan.state.v1.KeyRow
 	5,  // 10: portolan.state.v1.Record.secret:type_name -> portolan.state.v1.SecretRow
-	19, // 11: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
-	18, // 12: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
-	20, // 13: portolan.state.v1.Record.budget:type_name -> portolan.state.v1.BudgetRow
-	21, // 14: portolan.state.v1.Record.pause:type_name -> portolan.state.v1.PauseRow
-	22, // 15: portolan.state.v1.Record.hold:type_name -> portolan.state.v1.HoldRow
-	23, // 16: portolan.state.v1.Record.rule_pause:type_name -> portolan.state.v1.RulePauseRow
+	20, // 11: portolan.state.v1.Record.end:type_name -> portolan.state.v1.End
+	19, // 12: portolan.state.v1.Record.removed:type_name -> portolan.state.v1.RemovedRow
+	21, // 13: portolan.state.v1.Record.budget:type_name -> portolan.state.v1.BudgetRow
+	22, // 14: portolan.state.v1.Record.pause:type_name -> portolan.state.v1.PauseRow
+	23, // 15: portolan.state.v1.Record.hold:type_name -> portolan.state.v1.HoldRow
+	24, // 16: portolan.state.v1.Record.rule_pause:type_name -> portolan.state.v1.RulePauseRow
 	11, // 17: portolan.state.v1.Record.strong_tag:type_name -> portolan.state.v1.StrongTagRow
 	11, // 18: portolan.state.v1.Record.staged_tag:type_name -> portolan.state.v1.StrongTagRow
-	12, // 19: portolan.state.v1.Record.tag_mark:type_name -> portolan.state.v1.TagMarkRow
-	3,  // 20: portolan.state.v1.MeshRow.keys:type_name -> portolan.state.v1.KeysRow
-	2,  // 21: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
-	24, // 22: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
-	25, // 23: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
-	26, // 24: portolan.state.v1.SiteRow.labels:type_name -> portolan.command.v1.Label
-	7,  // 25: portolan.state.v1.SiteRow.leavings:type_name -> portolan.state.v1.LeavingRow
-	27, // 26: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
-	10, // 27: portolan.state.v1.ProjectRow.tags:type_name -> portolan.state.v1.TagStateRow
-	28, // 28: portolan.state.v1.TagStateRow.mode:type_name -> portolan.command.v1.TagMode
-	28, // 29: portolan.state.v1.TagStateRow.to:type_name -> portolan.command.v1.TagMode
-	29, // 30: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	13, // 19: portolan.state.v1.Record.tag_mark:type_name -> portolan.state.v1.TagMarkRow
+	12, // 20: portolan.state.v1.Record.taken_tag:type_name -> portolan.state.v1.TakenTagRow
+	3,  // 21: portolan.state.v1.MeshRow.keys:type_name -> portolan.state.v1.KeysRow
+	2,  // 22: portolan.state.v1.MeshRow.recoveries:type_name -> portolan.state.v1.RecoveryRow
+	25, // 23: portolan.state.v1.KeyRow.kind:type_name -> portolan.command.v1.KeyKind
+	26, // 24: portolan.state.v1.KeyRow.boxes:type_name -> portolan.command.v1.KeyBox
+	27, // 25: portolan.state.v1.SiteRow.labels:type_name -> portolan.command.v1.Label
+	7,  // 26: portolan.state.v1.SiteRow.leavings:type_name -> portolan.state.v1.LeavingRow
+	28, // 27: portolan.state.v1.NodeRow.node:type_name -> portolan.command.v1.Node
+	10, // 28: portolan.state.v1.ProjectRow.tags:type_name -> portolan.state.v1.TagStateRow
+	29, // 29: portolan.state.v1.TagStateRow.mode:type_name -> portolan.command.v1.TagMode
+	29, // 30: portolan.state.v1.TagStateRow.to:type_name -> portolan.command.v1.TagMode
+	30, // 31: portolan.state.v1.RuleRow.rule:type_name -> portolan.command.v1.Rule
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_consensus_state_state_proto_init() }
@@ -2819,6 +2925,7 @@ func file_consensus_state_state_proto_init() {
 		(*Record_StrongTag)(nil),
 		(*Record_StagedTag)(nil),
 		(*Record_TagMark)(nil),
+		(*Record_TakenTag)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2826,7 +2933,7 @@ func file_consensus_state_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_consensus_state_state_proto_rawDesc), len(file_consensus_state_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -16,7 +16,8 @@ const maxDurability = 5
 const (
 	// MaxSeen bounds the incarnations of TagState.Seen: they go into one command of
 	// 64 KiB, and stay with the project. A project gets one with each restart of each
-	// of its sites that is pushed to.
+	// of its sites that is pushed to. What of a longer vector is left out is said of the
+	// tags that it concerns (taken.go).
 	MaxSeen = 3000
 	// seenPair is an incarnation and a sequence number.
 	seenPair = 16
@@ -63,19 +64,21 @@ type TagState struct {
 	SwitchBy string
 	Force    bool // sites that do not answer are not waited for
 	Importer identity.NodeID
-	Staged   int // tags that it has imported
+	// Import names its attempt: tags, and what it had seen when it read them, are of one.
+	Import uint64
+	Staged int // tags that it has imported
 	// Late are the sites that the last switch did not wait for: what they wrote may
 	// turn up at any time.
 	Late []string
-	// LateBefore: what sites wrote before the last switch to strong was allowed under
-	// rights of an earlier raft index; 0: there was none.
+	// LateBefore: what sites wrote before the last switch to strong, or before the project
+	// was created strong, was allowed under rights of an earlier raft index; 0: it never was
+	// strong.
 	LateBefore uint64
 	// Seen is what the importer of the last switch to strong had seen of the project, in
 	// pairs of 8 byte incarnation and sequence number: what sites wrote of it was
-	// ordered before the switch, however old it is where it turns up. AllSeen: it was
-	// too much to be kept, and nobody was late.
-	Seen    []byte
-	AllSeen bool
+	// ordered before the switch, however old it is where it turns up. Of single tags
+	// there may be more: View.Taken.
+	Seen []byte
 	// Base: tags of the project without a row were gone at this seq.
 	Base uint64
 	// Seq is that of the last change of a strong tag, also after the project left
@@ -167,7 +170,7 @@ func (v *View) beginSwitch(actor string, p Project, m *command.TagsMode) error {
 		return nil // again is as good as once
 	default:
 		p.Tags.To, p.Tags.Index, p.Tags.SwitchAt, p.Tags.SwitchBy = to, v.index, v.now(), clip(actor)
-		p.Tags.Force, p.Tags.Note, p.Tags.Importer, p.Tags.Staged = m.GetForce(), "", identity.NodeID{}, 0
+		p.Tags.Force, p.Tags.Note, p.Tags.Importer, p.Tags.Import, p.Tags.Staged = m.GetForce(), "", identity.NodeID{}, 0, 0
 	}
 	p.Version++
 	p.UpdatedAt = v.now()
@@ -185,7 +188,7 @@ func (v *View) dropStaged(p *Project) {
 
 // settled takes a switch out of a project.
 func (t *TagState) settled() {
-	t.To, t.Index, t.SwitchAt, t.SwitchBy, t.Force, t.Importer = EventualTags, 0, time.Time{}, "", false, identity.NodeID{}
+	t.To, t.Index, t.SwitchAt, t.SwitchBy, t.Force, t.Importer, t.Import = EventualTags, 0, time.Time{}, "", false, identity.NodeID{}, 0
 }
 
 func (v *View) cancelSwitch(p Project, reason string) {
@@ -210,9 +213,10 @@ func (v *View) importTags(p Project, m *command.TagsMode) error {
 	}
 	if m.GetFirst() {
 		v.dropStaged(&p)
-		p.Tags.Importer = node
-	} else if p.Tags.Importer != node {
-		return refuse(command.CodeConflict, "another node imports the tags of project %s now", p.Name)
+		p.Tags.Importer, p.Tags.Import = node, m.GetImport()
+	} else if p.Tags.Importer != node || p.Tags.Import != m.GetImport() {
+		// Also of this node's own: a command that was given up may be carried out after all.
+		return refuse(command.CodeConflict, "the tags of project %s are imported anew now", p.Name)
 	}
 	for _, t := range m.GetTags() {
 		if err := checkRepository(t.GetRepository()); err != nil {
@@ -224,7 +228,10 @@ func (v *View) importTags(p Project, m *command.TagsMode) error {
 		if err := checkDigest(t.GetDigest()); err != nil {
 			return err
 		}
-		row := StrongTag{PID: p.PID, Repository: t.GetRepository(), Name: t.GetName(), Digest: t.GetDigest(), Stamp: t.GetStamp(), Actor: clip(t.GetActor()), ACLIndex: t.GetAclIndex()}
+		if err := checkTaken(t); err != nil {
+			return err
+		}
+		row := StrongTag{PID: p.PID, Repository: t.GetRepository(), Name: t.GetName(), Digest: t.GetDigest(), Stamp: t.GetStamp(), Actor: clip(t.GetActor()), ACLIndex: t.GetAclIndex(), Taken: string(t.GetTaken())}
 		if _, again := v.staged.Get(row.key()); !again {
 			p.Tags.Staged++
 		}
@@ -246,23 +253,26 @@ func (v *View) endSwitch(p Project, m *command.TagsMode) error {
 		if n := len(m.GetSeen()); n%seenPair != 0 || n > MaxSeen*seenPair {
 			return refuse(command.CodeInvalid, "%d bytes are not what a site has seen of project %s", n, p.Name)
 		}
-		if m.GetAllSeen() && len(m.GetLate()) > 0 {
-			return refuse(command.CodeInvalid, "not all is seen of project %s while sites are not waited for", p.Name)
+		if p.Tags.Importer != node || p.Tags.Import != m.GetImport() {
+			return refuse(command.CodeConflict, "the tags of project %s are imported anew now", p.Name)
 		}
-		if count := int(m.GetCount()); p.Tags.Importer != node && count > 0 || p.Tags.Staged != count {
+		if count := int(m.GetCount()); p.Tags.Staged != count {
 			return refuse(command.CodeConflict, "the tags of project %s are not all imported: %d of %d", p.Name, p.Tags.Staged, count)
 		}
 		var rows []StrongTag
 		for t := range all(v.staged, p.PID[:]) {
 			rows = append(rows, t)
 		}
+		if err := v.take(p.PID, m.GetSeen(), rows); err != nil {
+			return err
+		}
 		v.dropStaged(&p)
 		for _, t := range rows {
-			t.Seq = v.seq()
+			t.Seq, t.Taken = v.seq(), ""
 			v.putTag(t)
 		}
 		p.Tags.Base, p.Tags.Seq = v.seq(), v.seq()
-		p.Tags.Seen, p.Tags.AllSeen = m.GetSeen(), m.GetAllSeen()
+		p.Tags.Seen = m.GetSeen()
 	} else {
 		v.dropTags(p.PID)
 	}
@@ -307,12 +317,13 @@ func (v *View) deletedTags(p *Project) {
 	v.dropStaged(p)
 	v.dropTags(p.PID)
 	t := p.Tags
-	p.Tags = TagState{Base: t.Base, Seq: t.Seq, LateBefore: t.LateBefore, Seen: t.Seen, AllSeen: t.AllSeen}
+	p.Tags = TagState{Base: t.Base, Seq: t.Seq, LateBefore: t.LateBefore, Seen: t.Seen}
 }
 
 func (t TagState) row() *TagStateRow {
 	r := &TagStateRow{Mode: command.TagMode(t.Mode), To: command.TagMode(t.To), SwitchIndex: t.Index, SwitchUnixNs: toNanos(t.SwitchAt), SwitchBy: t.SwitchBy, Force: t.Force,
-		Staged: uint64(t.Staged), Late: t.Late, Base: t.Base, Seq: t.Seq, Note: t.Note, LateBefore: t.LateBefore, Seen: t.Seen, AllSeen: t.AllSeen}
+		Staged: uint64(t.Staged), Late: t.Late, Base: t.Base, Seq: t.Seq, Note: t.Note, LateBefore: t.LateBefore, Seen: t.Seen,
+		Import: t.Import}
 	if !t.Importer.IsZero() {
 		r.Importer = t.Importer[:]
 	}
@@ -323,7 +334,7 @@ func (t TagState) row() *TagStateRow {
 }
 
 func (t TagState) isZero() bool {
-	return t.Mode == EventualTags && t.Index == 0 && t.Seq == 0 && t.Base == 0 && t.Note == "" && len(t.Late) == 0
+	return t.Mode == EventualTags && t.Index == 0 && t.Seq == 0 && t.Base == 0 && t.Note == "" && len(t.Late) == 0 && t.LateBefore == 0
 }
 
 func loadTagState(r *TagStateRow) (TagState, error) {
@@ -332,7 +343,7 @@ func loadTagState(r *TagStateRow) (TagState, error) {
 	}
 	t := TagState{Mode: TagMode(r.GetMode()), To: TagMode(r.GetTo()), Index: r.GetSwitchIndex(), SwitchAt: fromNanos(r.GetSwitchUnixNs()), SwitchBy: r.GetSwitchBy(),
 		Force: r.GetForce(), Staged: int(r.GetStaged()), Late: slices.Clone(r.GetLate()), Base: r.GetBase(), Seq: r.GetSeq(), Note: r.GetNote(), LateBefore: r.GetLateBefore(),
-		Seen: slices.Clone(r.GetSeen()), AllSeen: r.GetAllSeen()}
+		Seen: slices.Clone(r.GetSeen()), Import: r.GetImport()}
 	if len(r.GetImporter()) > 0 {
 		id, err := identity.NodeIDFromBytes(r.GetImporter())
 		if err != nil {

@@ -45,6 +45,7 @@ type StrongTag struct {
 	Stamp      uint64 // when it was set, as the catalogue has it
 	Actor      string
 	ACLIndex   uint64
+	Taken      string // of a staged one: see take
 }
 
 // tagMark says that a manifest, or a whole repository, could be deleted.
@@ -66,6 +67,7 @@ type tagRows struct {
 	marks     *table.Tree[tagMark]   // by pid, repository, digest
 	markAge   *table.Tree[string]    // by index, key -> key in marks
 	strongPID *table.Tree[int64]     // by pid -> project, of projects with strong tags or a switch under way
+	taken     *table.Tree[string]    // by pid, repository, name -> pairs: see taken.go
 
 	liveTags  int
 	marksFrom uint64 // marks up to this raft index were let go
@@ -76,11 +78,12 @@ func newTagRows() tagRows {
 	return tagRows{
 		strong: table.New[StrongTag](), strongSeq: table.New[string](), strongOf: table.New[string](), gone: table.New[string](),
 		staged: table.New[StrongTag](), marks: table.New[tagMark](), markAge: table.New[string](), strongPID: table.New[int64](),
+		taken: table.New[string](),
 	}
 }
 
 func (r *tagRows) trees() []building {
-	return []building{r.strong, r.strongSeq, r.strongOf, r.gone, r.staged, r.marks, r.markAge, r.strongPID}
+	return []building{r.strong, r.strongSeq, r.strongOf, r.gone, r.staged, r.marks, r.markAge, r.strongPID, r.taken}
 }
 
 func repositoryKey(pid identity.ProjectID, repository string) []byte {
@@ -438,7 +441,8 @@ func seekKeys(t *table.Tree[string], prefix, from []byte) iter.Seq2[string, stri
 }
 
 func (t StrongTag) row() *StrongTagRow {
-	return &StrongTagRow{ProjectId: t.PID[:], Repository: t.Repository, Name: t.Name, Digest: t.Digest, Seq: t.Seq, Stamp: t.Stamp, Actor: t.Actor, AclIndex: t.ACLIndex}
+	return &StrongTagRow{ProjectId: t.PID[:], Repository: t.Repository, Name: t.Name, Digest: t.Digest, Seq: t.Seq, Stamp: t.Stamp, Actor: t.Actor, AclIndex: t.ACLIndex,
+		Taken: []byte(t.Taken)}
 }
 
 func (v *View) tagRecords(yield func(*Record) bool) bool {
@@ -457,7 +461,7 @@ func (v *View) tagRecords(yield func(*Record) bool) bool {
 			return false
 		}
 	}
-	return true
+	return v.takenRecords(yield)
 }
 
 func (v *View) loadTag(row *StrongTagRow, staged bool) error {
@@ -469,7 +473,7 @@ func (v *View) loadTag(row *StrongTagRow, staged bool) error {
 		return fmt.Errorf("the tag %s is of project %s, which is not there", row.GetName(), pid)
 	}
 	t := StrongTag{PID: pid, Repository: row.GetRepository(), Name: row.GetName(), Digest: row.GetDigest(), Seq: row.GetSeq(), Stamp: row.GetStamp(),
-		Actor: row.GetActor(), ACLIndex: row.GetAclIndex()}
+		Actor: row.GetActor(), ACLIndex: row.GetAclIndex(), Taken: string(row.GetTaken())}
 	if staged {
 		v.staged, _, _ = v.staged.Insert(t.key(), t)
 		return nil

@@ -187,25 +187,65 @@ func TestTags_RestoredProjectKnowsWhatWasOrdered(t *testing.T) {
 	id := m.must(&command.ProjectCreate{ProjectId: id16(0x52), Name: "plain"})
 	m.must(&command.TagsMode{Id: id, Step: command.TagsMode_STEP_BEGIN, To: command.TagMode_TAG_MODE_STRONG})
 	begun := m.index
-	m.must(&command.TagsMode{Id: id, Step: command.TagsMode_STEP_IMPORT, Index: begun, NodeId: node(1).Id, First: true})
-	m.must(&command.TagsMode{Id: id, Step: command.TagsMode_STEP_END, Index: begun, NodeId: node(1).Id, Seen: make([]byte, seenPair)})
+	stray := []*command.ImportedTag{{Repository: "app", Name: "1", Digest: sha(1), Taken: bytes.Repeat([]byte{1}, seenPair)}}
+	m.must(&command.TagsMode{Id: id, Step: command.TagsMode_STEP_IMPORT, Index: begun, NodeId: node(1).Id, First: true, Tags: stray})
+	m.must(&command.TagsMode{Id: id, Step: command.TagsMode_STEP_END, Index: begun, NodeId: node(1).Id, Count: 1, Seen: make([]byte, seenPair)})
 	was, _ := m.View().ProjectByID(id)
+	taken := func() []byte { return m.View().Taken(was.PID, "app", "1") }
+	if !bytes.Equal(taken(), stray[0].GetTaken()) || len(m.View().Taken(was.PID, "app", "2")) != 0 {
+		t.Errorf("taken: %x", taken())
+	}
 	if was.Tags.Mode != StrongTags || len(was.Tags.Seen) == 0 || was.Tags.LateBefore == 0 || was.Tags.Base == 0 {
 		t.Fatalf("%+v", was.Tags)
 	}
 	m.must(&command.ProjectDelete{Id: id})
 	m.must(&command.ProjectRestore{Id: id})
 	p, _ := m.View().ProjectByID(id)
-	if got := p.Tags; got.Mode != EventualTags || !bytes.Equal(got.Seen, was.Tags.Seen) || got.LateBefore != was.Tags.LateBefore || got.Base != was.Tags.Base || got.Seq != was.Tags.Seq {
+	if got := p.Tags; got.Mode != EventualTags || !bytes.Equal(got.Seen, was.Tags.Seen) || got.LateBefore != was.Tags.LateBefore || got.Base != was.Tags.Base || got.Seq != was.Tags.Seq || len(taken()) == 0 {
 		t.Errorf("restored: %+v, before its deletion: %+v", got, was.Tags)
 	}
 	m.must(&command.ProjectDelete{Id: id})
 	m.now = m.now.Add(DeletedKeptFor + time.Hour)
 	m.must(&command.ProjectPurge{Id: id})
 	for p := range all(m.View().projects, nil) {
-		if p.ID == id && (len(p.Tags.Seen) != 0 || p.Tags.Seq != was.Tags.Seq) {
+		if p.ID == id && (len(p.Tags.Seen) != 0 || p.Tags.Seq != was.Tags.Seq || len(taken()) != 0) {
 			t.Errorf("purged: %+v", p.Tags)
 		}
+	}
+}
+
+// TestTaken_Bounds: what a switch ordered of single tags is bounded, for a tag and in
+// all, and what is known of a tag stays when there is no room for another.
+func TestTaken_Bounds(t *testing.T) {
+	m := built(t)
+	pid, _ := m.strong()
+	more := pairs{}
+	for i := range uint64(MaxTakenPairs + 5) {
+		more[i+1] = i + 1
+	}
+	if got, err := readPairs([]byte(more.row()), MaxTakenPairs); err != nil || len(got) != MaxTakenPairs {
+		t.Errorf("%d pairs, %v", len(got), err)
+	}
+	v := *m.View()
+	one := pairs{7: 7}.row()
+	staged := make([]StrongTag, maxTaken+3)
+	for i := range staged {
+		staged[i] = StrongTag{PID: pid, Repository: "app", Name: fmt.Sprintf("%06d", i), Taken: one}
+	}
+	for range 2 {
+		if err := v.take(pid, nil, staged); err != nil {
+			t.Fatal(err)
+		}
+		if v.taken.Len() != maxTaken || string(v.Taken(pid, "app", "000000")) != one || len(v.Taken(pid, "app", fmt.Sprintf("%06d", maxTaken))) != 0 {
+			t.Fatalf("%d rows", v.taken.Len())
+		}
+	}
+	// The next switch's importer has seen all of it by now; but of one tag.
+	if err := v.take(pid, []byte(one), []StrongTag{{PID: pid, Repository: "app", Name: "000001", Taken: pairs{7: 9}.row()}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := readPairs(v.Taken(pid, "app", "000001"), MaxTakenPairs); v.taken.Len() != 1 || got[7] != 9 {
+		t.Errorf("%d rows, %v", v.taken.Len(), got)
 	}
 }
 

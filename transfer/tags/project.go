@@ -243,7 +243,8 @@ func (d *Door) noteOverruled(ctx context.Context) (next time.Duration, err error
 		return switchRetry, nil
 	}
 	for _, pid := range due {
-		p, ok := d.cfg.State.View().ProjectByPID(pid)
+		view := d.cfg.State.View()
+		p, ok := view.ProjectByPID(pid)
 		if !ok || p.Tags.Mode != state.EventualTags || p.Tags.Switching() {
 			continue
 		}
@@ -251,7 +252,7 @@ func (d *Door) noteOverruled(ctx context.Context) (next time.Duration, err error
 		delete(d.projected.beside, pid)
 		d.projected.noted[pid] = d.cfg.Now()
 		d.projected.mu.Unlock()
-		sw, one := ordered(p)
+		sw, one := ordered(view, p)
 		if one == nil {
 			one = d.cat.NoteOverruled(ctx, pid, sw)
 		}
@@ -267,10 +268,15 @@ func (d *Door) noteOverruled(ctx context.Context) (next time.Duration, err error
 }
 
 // ordered says what the last switch to strong tags ordered.
-func ordered(p state.Project) (catalog.Ordered, error) {
-	sw := catalog.Ordered{Before: p.Tags.LateBefore, All: p.Tags.AllSeen}
+func ordered(view *state.View, p state.Project) (catalog.Ordered, error) {
+	sw := catalog.Ordered{Before: p.Tags.LateBefore}
 	if err := sw.Seen.UnmarshalBinary(p.Tags.Seen); err != nil {
 		return sw, fmt.Errorf("what the switch of project %s ordered: %w", p.Name, err)
+	}
+	sw.Taken = func(repo, tag string) (v catalog.Vector) {
+		// The state took no other bytes.
+		_ = v.UnmarshalBinary(view.Taken(p.PID, repo, tag))
+		return v
 	}
 	return sw, nil
 }
@@ -299,8 +305,9 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 			return 0, err
 		}
 	}
-	// Nobody is late to a project that leaves the mode: what comes then may be later.
-	due := p.Tags.LateBefore != 0 && (!known || ruled || dirty && len(p.Tags.Late) > 0)
+	// Nobody is late to a project that leaves the mode: what comes then may be later. Nor
+	// to one that was created strong.
+	due := p.Tags.LateBefore != 0 && p.Tags.Base != 0 && (!known || ruled || dirty && len(p.Tags.Late) > 0)
 	late := due && !p.Tags.Switching()
 	if due && !late {
 		d.projected.mu.Lock()
@@ -324,7 +331,7 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 		for t := range view.StrongTagsSince(p.PID, at) {
 			rows = append(rows, row(t))
 		}
-		err = d.write(ctx, p, rows, at)
+		err = d.write(ctx, view, p, rows, at)
 	}
 	if err != nil {
 		return 0, err
@@ -337,8 +344,8 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 }
 
 // write puts rows into the catalogue and tells of what is new.
-func (d *Door) write(ctx context.Context, p state.Project, rows []catalog.StrongTag, from uint64) error {
-	sw, err := ordered(p)
+func (d *Door) write(ctx context.Context, view *state.View, p state.Project, rows []catalog.StrongTag, from uint64) error {
+	sw, err := ordered(view, p)
 	if err != nil {
 		return err
 	}
@@ -374,7 +381,7 @@ func (d *Door) projectAll(ctx context.Context, view *state.View, p state.Project
 	if err != nil {
 		return err
 	}
-	return d.write(ctx, p, rows, from)
+	return d.write(ctx, view, p, rows, from)
 }
 
 func row(t state.StrongTag) catalog.StrongTag {

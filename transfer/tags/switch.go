@@ -193,27 +193,21 @@ func (d *Door) advance(ctx context.Context, view *state.View, p state.Project) e
 		if err != nil {
 			return err
 		}
-		n, err := d.importTags(ctx, p, seen)
+		said, err := d.say(p, seen)
+		if err != nil {
+			return err
+		}
+		done, err := d.importTags(ctx, p, seen, said)
 		if err != nil {
 			return d.callOff(ctx, p, err)
 		}
-		end.Count = uint32(n)
-		if len(seen) > state.MaxSeen && len(waits) > 0 {
-			return d.callOff(ctx, p, refused(command.CodeInvalid, "the sites of project %s were started so often that late writes of site %s could not be told from others: bring it back, or remove it",
-				p.Name, end.GetLate()[0]))
-		}
-		if end.AllSeen = len(seen) > state.MaxSeen; !end.GetAllSeen() {
-			if end.Seen, err = seen.MarshalBinary(); err != nil {
-				return err
-			}
+		end.Count, end.Import = uint32(done.tags), done.attempt
+		if end.Seen, err = said.MarshalBinary(); err != nil {
+			return err
 		}
 	}
 	if err := d.propose(ctx, end); err != nil {
 		return err
-	}
-	if end.GetAllSeen() {
-		d.log.Warn("the sites of a project were started so often that it is not known which of their writes its switch ordered: what a disk that is put back brings of before is overwritten without a report",
-			"project", p.Name, "most", state.MaxSeen)
 	}
 	d.log.Info("a project's tags have another mode now", "project", p.Name, "mode", p.Tags.To.String(), "late", end.GetLate())
 	return nil
@@ -271,31 +265,6 @@ func (d *Door) merge(ctx context.Context, pid identity.ProjectID, vectors []cata
 			return false, err
 		}
 	}
-}
-
-// importTags brings all tags into the state, as they are in what was seen, in as
-// many commands as it takes. What late sites send meanwhile is not among it.
-func (d *Door) importTags(ctx context.Context, p state.Project, seen catalog.Vector) (n int, err error) {
-	part := &command.TagsMode{Id: p.ID, Step: command.TagsMode_STEP_IMPORT, Index: p.Tags.Index, NodeId: d.cfg.Self[:], First: true}
-	size := 0
-	send := func() error {
-		err := d.propose(ctx, part)
-		n += len(part.GetTags())
-		part.Tags, part.First, size = nil, false, 0
-		return err
-	}
-	err = d.cat.EachTag(p.PID, seen, func(t catalog.TagState) error {
-		one := &command.ImportedTag{Repository: t.Repo, Name: t.Name, Digest: t.Digest.String(), Stamp: t.Stamp, Actor: t.Actor, AclIndex: t.ACLIndex}
-		part.Tags = append(part.Tags, one)
-		if size += proto.Size(one) + 4; size < importBytes {
-			return nil
-		}
-		return send()
-	})
-	if err == nil && (len(part.GetTags()) > 0 || part.GetFirst()) {
-		err = send()
-	}
-	return n, err
 }
 
 // callOff ends a switch that cannot be carried out; what may pass is tried again.

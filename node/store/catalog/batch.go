@@ -151,7 +151,7 @@ type batch struct {
 	projects map[identity.ProjectID]change
 	feed     bool // the store's own feed grew
 	conflict bool // a conflict row was added
-	judged   bool // who knows the control state says what lost to its words
+	judged   *Ordered // who knows the control state says what lost to its words; nil: nobody yet
 	stores   bool // a store got a number, or was dropped
 	dropped  []Dropped
 }
@@ -442,11 +442,16 @@ func (b *batch) noteConflicts(pid identity.ProjectID, k entryKey, e *entry) erro
 		return b.setMessage(key, &rowpb.Conflict{Winner: winner, Loser: digest, Actor: actor, FoundUnixMs: nowMs})
 	}
 	losing := e.losing()
-	if w != nil && w.dot.Inc == strongInc && !b.judged {
+	if w != nil && w.dot.Inc == strongInc {
 		// Whether the control state's word came after what is beside it, or nobody knew of
 		// that, depends on the state: who knows it is told (OnOverruled), and makes a loser
 		// of it (PutStrong) or says so (NoteOverruled).
-		losing = nil
+		if b.judged == nil {
+			losing = nil
+		} else {
+			after := b.judged.of(k).after
+			losing = slices.DeleteFunc(losing, after)
+		}
 	}
 	for _, s := range losing {
 		if err := note(s.dot, tagDigest(s), s.actor); err != nil {

@@ -73,7 +73,7 @@ func crashExchangeChild(dir string) {
 func TestCrash_InAnExchange(t *testing.T) {
 	dir := t.TempDir()
 	for run := range 4 {
-		runUntilKilled(t, crashExchangeEnv+"="+dir, func(n int, line string) (kill bool) {
+		runUntilKilled(t, []string{crashExchangeEnv + "=" + dir}, func(n int, line string) (kill bool) {
 			if line != "pulled" {
 				t.Fatal(line)
 			}
@@ -118,14 +118,14 @@ func equalVectors(t *testing.T, pid identity.ProjectID, a, b *Catalog) {
 
 // runUntilKilled runs this test's program as a child and kills it at the line of its
 // output, the first is 1, that kill asks for; it returns when the child is gone.
-func runUntilKilled(t *testing.T, env string, kill func(n int, line string) bool) {
+func runUntilKilled(t *testing.T, env []string, kill func(n int, line string) bool) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), self)
-	cmd.Env = append(os.Environ(), env)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {

@@ -79,7 +79,7 @@ func TestCrash_InAFirstExchange(t *testing.T) {
 	for run := 0; ; run++ {
 		atPage := 1 + 40*run // one later each time, so that it ends
 		whole := false
-		runUntilKilled(t, crashFirstEnv+"="+dir, func(n int, line string) (kill bool) {
+		runUntilKilled(t, []string{crashFirstEnv + "=" + dir}, func(n int, line string) (kill bool) {
 			whole = whole || line == "all"
 			if !whole && line != "page" {
 				t.Errorf("child said %q", line)

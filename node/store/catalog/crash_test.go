@@ -1,11 +1,9 @@
 package catalog
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -53,47 +51,23 @@ func crashChild(dir string) {
 // TestCrash kills a writing process and finds all that it had acknowledged.
 func TestCrash(t *testing.T) {
 	dir := t.TempDir()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	acked := map[string]string{} // tag -> digest
 	dots := map[string]bool{}
 	for run := range 3 {
-		cmd := exec.CommandContext(t.Context(), self)
-		cmd.Env = append(os.Environ(), crashDirEnv+"="+dir, fmt.Sprintf("%s_RUN=%d", crashDirEnv, run))
-		cmd.Stderr = os.Stderr
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(stdout)
-		killed := false
-		for n := 0; lines.Scan(); n++ {
-			f := strings.Fields(lines.Text())
+		env := []string{crashDirEnv + "=" + dir, fmt.Sprintf("%s_RUN=%d", crashDirEnv, run)}
+		runUntilKilled(t, env, func(n int, line string) (kill bool) {
+			f := strings.Fields(line)
 			if len(f) != 4 || f[0] != "ack" {
-				t.Errorf("child said %q", lines.Text())
-				break
+				t.Errorf("child said %q", line)
+				return true // it may still run
 			}
 			acked[f[1]] = f[2]
 			if dots[f[3]] {
 				t.Errorf("dot %s was given twice", f[3])
 			}
 			dots[f[3]] = true
-			if n == 60+40*run && !killed { // then read on what is in the pipe
-				killed = true
-				if err := cmd.Process.Kill(); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		if !killed {
-			_ = cmd.Process.Kill() // it said something wrong and may still run
-		}
-		_ = cmd.Wait() // "signal: killed"
+			return n == 61+40*run // what is in the pipe is read on
+		})
 
 		c := openAt(t, dir, Options{})
 		for tag, d := range acked {

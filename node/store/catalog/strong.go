@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -34,24 +35,48 @@ type StrongTag struct {
 // not is late, whoever wrote it.
 type Ordered struct {
 	// Before is the raft index of the switch's end: what was written under rights of an
-	// earlier one is either ordered or late. 0: there was no switch.
+	// earlier one is either ordered or late, and what was under later ones comes after the
+	// mode. 0: there was no switch, and all that is not the control state's own word came
+	// before it.
 	Before uint64
 	// Seen is what the store had from which the tags were imported.
 	Seen Vector
-	// All: it had everything.
-	All bool
+	// Taken gives what of one tag was imported besides (TagState.From); nil: nothing was.
+	Taken func(repo, tag string) Vector
+}
+
+// of is what the switch ordered of one tag.
+func (o Ordered) of(k entryKey) ordering {
+	out := ordering{before: o.Before, seen: o.Seen}
+	if o.Taken != nil {
+		out.taken = o.Taken(k.repo, k.name)
+	}
+	return out
+}
+
+// ordering is Ordered for one tag. Of a sibling that a site wrote one of covers, late
+// and after holds; without a switch none, and words replace it.
+type ordering struct {
+	before      uint64
+	seen, taken Vector
 }
 
 // covers reports whether a sibling was there when the tags were imported, so that
 // the control state's words come after it.
-func (o Ordered) covers(s *sibling) bool {
-	return s.dot.Inc != strongInc && (o.Seen.Covers(s.dot) || o.All && s.aclIndex < o.Before)
+func (o ordering) covers(s *sibling) bool {
+	return s.dot.Inc != strongInc && (o.seen.Covers(s.dot) || o.taken.Covers(s.dot))
 }
 
 // late reports whether a sibling was written by who did not know of the switch, and
 // was not there.
-func (o Ordered) late(s *sibling) bool {
-	return s.dot.Inc != strongInc && s.aclIndex < o.Before && !o.covers(s)
+func (o ordering) late(s *sibling) bool {
+	return s.dot.Inc != strongInc && s.aclIndex < o.before && !o.covers(s)
+}
+
+// after reports whether a sibling was written by who knew of the switch. Sites write
+// tags only once the mode is over: whoever puts words down still has not heard of that.
+func (o ordering) after(s *sibling) bool {
+	return o.before != 0 && s.dot.Inc != strongInc && s.aclIndex >= o.before && !o.covers(s)
 }
 
 // strongChunk bounds the tags that one transaction writes.
@@ -119,7 +144,7 @@ func (b *batch) putStrong(pid identity.ProjectID, t StrongTag, sw Ordered) (*Man
 			return nil, err // its tombstone went already
 		}
 	}
-	new, err := old.strong(t, sw, b.c.now(), func() Dot { return b.dot(pid) })
+	new, err := old.strong(t, sw.of(k), b.c.now(), func() Dot { return b.dot(pid) })
 	if err != nil || new == nil {
 		return nil, err
 	}
@@ -134,7 +159,7 @@ func (b *batch) putStrong(pid identity.ProjectID, t StrongTag, sw Ordered) (*Man
 
 // strong gives the entry after the control state's word; nil: it is as it should
 // be, or newer.
-func (e *entry) strong(t StrongTag, sw Ordered, now time.Time, dot func() Dot) (*entry, error) {
+func (e *entry) strong(t StrongTag, sw ordering, now time.Time, dot func() Dot) (*entry, error) {
 	if e == nil {
 		e = &entry{}
 	}
@@ -168,7 +193,7 @@ func (e *entry) strong(t StrongTag, sw Ordered, now time.Time, dot func() Dot) (
 			}
 			s = &sibling{dot: Dot{strongInc, t.Seq}, stamp: t.Stamp, value: value, actor: t.Actor, aclIndex: t.ACLIndex}
 		}
-		new = e.next(Dot{strongInc, t.Seq}, stamp, s, all)
+		new = e.next(Dot{strongInc, t.Seq}, stamp, s, func(s *sibling) bool { return !sw.after(s) })
 		e.before(sw).keepLosers(new, stamp)
 	}
 	for _, l := range lost {
@@ -187,12 +212,13 @@ func (e *entry) strong(t StrongTag, sw Ordered, now time.Time, dot func() Dot) (
 }
 
 // before gives the entry as it was without what came beside the control state's
-// words: late siblings are losers for another reason, and ordered ones that a word
-// is beside were overwritten by it, and have only not been told so here.
-func (e *entry) before(sw Ordered) *entry {
+// words: late siblings are losers for another reason, those after the mode are none, and
+// ordered ones that a word is beside were overwritten by it, and have only not been told
+// so here.
+func (e *entry) before(sw ordering) *entry {
 	spoken := slices.ContainsFunc(e.sibs, func(s sibling) bool { return s.dot.Inc == strongInc })
 	return &entry{ctx: e.ctx, sibs: slices.DeleteFunc(slices.Clone(e.sibs), func(s sibling) bool {
-		return sw.late(&s) || spoken && sw.covers(&s)
+		return sw.late(&s) || sw.after(&s) || spoken && sw.covers(&s)
 	})}
 }
 
@@ -246,7 +272,7 @@ func (c *Catalog) NoteOverruled(ctx context.Context, pid identity.ProjectID, sw 
 
 // noteOverruled is NoteOverruled for some tags.
 func (b *batch) noteOverruled(pid identity.ProjectID, keys []entryKey, sw Ordered) error {
-	b.judged = true
+	b.judged = &sw
 	for _, k := range keys {
 		e, err := b.entry(pid, k)
 		if err != nil {
@@ -256,10 +282,11 @@ func (b *batch) noteOverruled(pid identity.ProjectID, keys []entryKey, sw Ordere
 		if w == nil || w.dot.Inc != strongInc {
 			continue // noted when it came to that, or gone since it was found
 		}
-		if !slices.ContainsFunc(e.sibs, func(s sibling) bool { return sw.covers(&s) }) {
+		one := sw.of(k)
+		if !slices.ContainsFunc(e.sibs, func(s sibling) bool { return one.covers(&s) }) {
 			err = b.noteConflicts(pid, k, e)
 		} else {
-			err = b.save(pid, k, e, e.next(b.dot(pid), e.nextStamp(b.c.now()), nil, sw.covers))
+			err = b.save(pid, k, e, e.next(b.dot(pid), e.nextStamp(b.c.now()), nil, one.covers))
 		}
 		if err != nil {
 			return err
@@ -292,11 +319,14 @@ type TagState struct {
 	Repo string
 	TagInfo
 	ACLIndex uint64
+	// From is what the tag's word here comes after, of this tag alone: the writes of it
+	// that whoever imports the word had.
+	From Vector
 }
 
 // EachTag calls fn for every tag of a project that says something. It holds no
 // snapshot meanwhile. With seen a tag says what it did without concurrent writes
-// that came later.
+// that came later, unless nothing else is left of it.
 func (c *Catalog) EachTag(pid identity.ProjectID, seen Vector, fn func(TagState) error) error {
 	prefix := append(prefixPID(tabLive, pid), byte(kindTag))
 	return c.walk(prefix, false, func(r reader, key, _ []byte) (func() error, error) {
@@ -308,25 +338,40 @@ func (c *Catalog) EachTag(pid identity.ProjectID, seen Vector, fn func(TagState)
 		if err != nil {
 			return nil, err
 		}
-		w := e.within(seen).winner()
+		e = e.within(seen)
+		w := e.winner()
 		if w == nil {
 			return nil, damaged(key)
 		}
-		t := TagState{Repo: k.repo, ACLIndex: w.aclIndex,
+		from := maps.Clone(e.ctx)
+		delete(from, strongInc)
+		t := TagState{Repo: k.repo, ACLIndex: w.aclIndex, From: from,
 			TagInfo: TagInfo{Name: k.name, Digest: digestOrEmpty(tagDigest(w)), Stamp: w.stamp, Dot: w.dot, Actor: w.actor, At: stampTime(w.stamp)}}
 		return func() error { return fn(t) }, nil
 	})
 }
 
-// within gives the entry without siblings that a vector does not cover, if any is
-// left.
+// without gives the entry without some siblings.
+func (e *entry) without(gone func(*sibling) bool) *entry {
+	return &entry{ctx: e.ctx, losers: e.losers, sibs: slices.DeleteFunc(slices.Clone(e.sibs), func(s sibling) bool { return gone(&s) })}
+}
+
+// within gives the entry without what a vector does not cover, if any sibling is
+// left. Else all of it: a tag that was new, or was written over what the vector covers,
+// which is nowhere any more and would be gone with it.
 func (e *entry) within(seen Vector) *entry {
 	if seen == nil || e == nil {
 		return e
 	}
-	out := &entry{ctx: e.ctx, sibs: slices.DeleteFunc(slices.Clone(e.sibs), func(s sibling) bool { return !seen.Covers(s.dot) })}
+	out := e.without(func(s *sibling) bool { return !seen.Covers(s.dot) })
 	if len(out.sibs) == 0 {
-		return e // all it had was overwritten
+		return e
+	}
+	out.ctx = make(Vector, len(e.ctx))
+	for inc, seq := range e.ctx {
+		if seq = min(seq, seen[inc]); seq > 0 {
+			out.ctx[inc] = seq
+		}
 	}
 	return out
 }

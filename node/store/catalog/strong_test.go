@@ -391,13 +391,81 @@ func TestStrong_ImportIsOfOneMoment(t *testing.T) {
 	}
 	mustPut(t, late, put(pid, "app", "theirs", "1", "2"))
 	mustPull(t, a, late, pid)
-	got := map[string]digest.Digest{}
-	if err := a.EachTag(pid, seen, func(s TagState) error { got[s.Name] = s.Digest; return nil }); err != nil {
+	mustPut(t, late, put(pid, "app", "first", "3"))
+	mustPut(t, late, put(pid, "app", "new", "3", "1")) // one dot: of one tag it is taken, of the other it is late
+	mustPull(t, a, late, pid)
+	got, sw := map[string]digest.Digest{}, Ordered{Before: 19, Seen: seen}
+	from := map[string]Vector{}
+	var words, next []StrongTag
+	err = a.EachTag(pid, seen, func(s TagState) error {
+		got[s.Name], from[s.Name] = s.Digest, s.From
+		words = append(words, StrongTag{Repo: s.Repo, Name: s.Name, Digest: s.Digest, Seq: 20, Stamp: s.Stamp, ACLIndex: s.ACLIndex})
+		next = append(next, strongTag(s.Name, "newer", 21))
+		return nil
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
+	sw.Taken = func(_, tag string) Vector { return from[tag] }
 	// What it overwrote is nowhere any more.
-	if got["1"] != digest.FromBytes(body("ours")) || got["2"] != digest.FromBytes(body("theirs")) {
+	if got["1"] != digest.FromBytes(body("ours")) || got["2"] != digest.FromBytes(body("theirs")) || got["3"] != digest.FromBytes(body("new")) {
 		t.Errorf("imported: %v", got)
+	}
+	// Who was late hears of the words once somebody wrote over them: of its own writes that
+	// were imported it lost none.
+	putOrdered(t, a, pid, sw, 20, words...)
+	putOrdered(t, a, pid, sw, 21, next...)
+	putOrdered(t, late, pid, sw, 21, next...)
+	if got := conflicts(t, late, pid); len(got) != 1 || got[0] != "1" {
+		t.Errorf("noted as lost: %q", got)
+	}
+	mustPull(t, a, late, pid)
+	putOrdered(t, a, pid, sw, 21, next...)
+	mustPull(t, late, a, pid)
+	for _, c := range []*Catalog{a, late} {
+		for tag, losers := range map[string]int{"1": 1, "2": 0, "3": 0} {
+			said(t, c, pid, tag, "newer")
+			if e := mustEntry(t, c, pid, entryKey{kindTag, "app", tag}); len(e.losers) != losers {
+				t.Errorf("tag %s keeps %d losers, want %d", tag, len(e.losers), losers)
+			}
+		}
+	}
+	audited(t, pid, a, late)
+}
+
+// TestStrong_AWordOfBeforeTakesNothingOfAfter: a store puts words down that has not
+// heard yet that the mode is over. What sites wrote since stays, also where the word says
+// that the tag is gone, and did not lose.
+func TestStrong_AWordOfBeforeTakesNothingOfAfter(t *testing.T) {
+	slow, a := openMemory(t, Options{}), openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	sw := Ordered{Before: 5, Seen: Vector{}}
+	putOrdered(t, a, pid, sw, 20, strongTag("1", "one", 20))
+	for _, tag := range []string{"1", "2"} {
+		mustPut(t, a, put(pid, "app", "two", tag)) // under rights of index 7
+	}
+	mustPull(t, slow, a, pid)
+	for range 2 { // the whole project, as after a start: "2" has no row, and is gone at 20
+		putOrdered(t, slow, pid, sw, 20, strongTag("1", "one", 20), strongTag("2", "", 20))
+	}
+	// And a word that it has not heard was written over.
+	if err := slow.DropProject(t.Context(), pid); err != nil {
+		t.Fatal(err)
+	}
+	mustPull(t, slow, a, pid)
+	putOrdered(t, slow, pid, sw, 21, strongTag("1", "three", 21))
+	if err := slow.NoteOverruled(t.Context(), pid, sw); err != nil {
+		t.Fatal(err)
+	}
+	mustPull(t, a, slow, pid)
+	for _, c := range []*Catalog{slow, a} {
+		said(t, c, pid, "2", "two")
+		if e := mustEntry(t, c, pid, entryKey{kindTag, "app", "1"}); len(e.losers) != 0 || len(e.sibs) != 2 {
+			t.Errorf("%d losers, %d siblings", len(e.losers), len(e.sibs))
+		}
+		if got := conflicts(t, c, pid); len(got) > 0 {
+			t.Errorf("noted as lost: %q", got)
+		}
 	}
 }
 
