@@ -181,7 +181,7 @@ func backBeforeWhoWasAwayReturns(t *testing.T, back func(*bed, int64)) {
 func (n *site) lookAgain(pid identity.ProjectID) {
 	n.t.Helper()
 	p, _ := n.state.View().ProjectByPID(pid)
-	sw := catalog.Ordered{Before: p.Tags.LateBefore, All: p.Tags.AllSeen}
+	sw := catalog.Ordered{Before: p.Tags.LateBefore}
 	must(n.t, sw.Seen.UnmarshalBinary(p.Tags.Seen))
 	must(n.t, n.store.Catalog().NoteOverruled(n.t.Context(), pid, sw))
 }

@@ -22,6 +22,9 @@ const (
 	// announcedWithin is how long a question waits for the control state to say what
 	// it relies on. It is within one question, with endPushes.
 	announcedWithin = 3 * time.Second / 2
+	// holdWithinOne bounds all that one question does here: it leaves the asker, who
+	// waits askSiteWithin, a round trip.
+	holdWithinOne = askSiteWithin - time.Second/2
 )
 
 // pushGate is the gate that what a client writes at a site passes: manifests that
@@ -167,6 +170,9 @@ func (r *Reconciler) awaitAnnounced(ctx context.Context, announced uint64) synce
 // stores elsewhere rely on and do not have yet count as pushes under way: they were
 // answered, and would go with this site.
 func (r *Reconciler) hold(ctx context.Context, from identity.NodeID, announced uint64) (out syncer.Holds, err error) {
+	// Who asks has given up by then.
+	ctx, cancel := context.WithTimeout(ctx, holdWithinOne)
+	defer cancel()
 	if out = r.awaitAnnounced(ctx, announced); out.Refused != syncer.HoldsNone {
 		r.log.Warn("a node asks that this site take no pushes, and it takes them", "asked_by", from, "announced", announced, "because", out.Refused, "clock_off", out.Off)
 		return out, nil
@@ -178,18 +184,10 @@ func (r *Reconciler) hold(ctx context.Context, from identity.NodeID, announced u
 		asker, _ := r.cfg.State.View().Node(from)
 		r.log.Warn("this site takes no pushes at the moment: a node finds out what only it holds, which comes before a removal", "asked_by", from, "site", asker.Site, "for", holdPushes)
 	}
-	view := r.cfg.State.View()
-	pins, err := r.cat.PinsNotFetched(maxPinsCounted, func(id identity.StoreID) bool {
-		_, member := view.NodeOfStore(id)
-		return member
-	})
+	pins, err := r.pinsNotFetched(ctx, out.UnderWay == 0)
 	if err != nil {
 		return syncer.Holds{}, fmt.Errorf("promises to other stores: %w", err)
 	}
 	out.UnderWay += pins
 	return out, nil
 }
-
-// maxPinsCounted bounds what one question counts of them: how many there are beyond
-// that changes nothing.
-const maxPinsCounted = 10_000

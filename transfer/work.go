@@ -105,6 +105,9 @@ func (r *Reconciler) attempt(ctx context.Context, t *task, from lane) error {
 		if err := r.bring(ctx, t, fetch, promote, always); err != nil {
 			return err
 		}
+		if t.kind == claimed {
+			return r.leaseClaimed(ctx, t)
+		}
 		if t.kind == large && p.NeedLabels() {
 			// Now its annotations can be read.
 			return r.arrived(arrival{t.pid, catalog.ManifestRef{Repo: t.repo, Digest: t.digest}})

@@ -18,6 +18,7 @@ func (c *Catalog) DropProject(ctx context.Context, pid identity.ProjectID) error
 		func() error { return c.forget(ctx, pid) },
 		func() error { return c.dropEntries(ctx, pid) },
 		func() error { return c.dropLeftovers(ctx, pid) },
+		func() error { return c.dropContent(ctx, pid) },
 		func() error { return c.dropRest(ctx, pid) },
 	}
 	for _, step := range steps {

@@ -12,6 +12,10 @@ import (
 )
 
 func (m *model) snapshot(from int, p Page) (lateDelivery, error) {
+	p, err := m.spoil(p)
+	if err != nil {
+		return lateDelivery{}, err
+	}
 	out := lateDelivery{page: p}
 	checked, err := parsePage(p)
 	if err != nil {
@@ -27,7 +31,7 @@ func (m *model) snapshot(from int, p Page) (lateDelivery, error) {
 		h.bury(m.seen[from][a.key].live())
 		out.keys, out.snap = append(out.keys, a.key), append(out.snap, h)
 	}
-	return out, nil
+	return out, m.checkPage(from, p)
 }
 
 // deliver gives a page to a node, in an exchange or (nil) outside of any.
@@ -40,6 +44,9 @@ func (m *model) deliver(to int, x *Receiving, d lateDelivery) (a Applied, err er
 		a, err = x.Page(m.ctx, d.page)
 	} else {
 		a, err = m.cats[to].ApplyPage(m.ctx, m.pid, d.page)
+	}
+	if err == nil {
+		err = m.fetchMissing(to, a)
 	}
 	if err != nil {
 		return a, err
@@ -248,6 +255,7 @@ func (m *model) exchange(from, to int) error {
 
 // since is what the receiver says of itself.
 func (m *model) since(x *Receiving) Vector {
+	m.sendTo(x.Since())
 	if !m.bad.noList {
 		return x.Since()
 	}
@@ -285,6 +293,9 @@ func (m *model) adopt(to int, x *Receiving, noted Noted, t told) error {
 
 // converge has everybody pull from everybody, and then wants one state.
 func (m *model) converge() error {
+	if err := m.hearAll(); err != nil {
+		return err
+	}
 	if err := m.settleResidence(); err != nil {
 		return err
 	}

@@ -57,8 +57,11 @@ func (m *model) write(n int) error {
 	if m.leaving[n] {
 		return nil // it refuses them
 	}
-	r := m.request()
-	r.do(m.ctx, m.cats[n], m.pid)
+	r, before := m.request(), m.cats[n].Written(m.pid)
+	m.bad.do(m.ctx, r, m.cats[n], m.pid)
+	if err := m.oneRequest(n, before, r); err != nil {
+		return err
+	}
 	if err := m.account(n, r); err != nil {
 		return err
 	}
@@ -143,6 +146,13 @@ func (m *model) account(n int, r *request) error {
 	}
 	if r.err != nil {
 		return fmt.Errorf("request at node %d: %w", n, r.err)
+	}
+	keys := make([]entryKey, len(changes))
+	for i, ch := range changes {
+		keys[i] = ch.key
+	}
+	if err := m.changedAll(n, r.dot, keys); err != nil {
+		return err
 	}
 	for _, ch := range changes {
 		h := m.seen[n][ch.key]

@@ -133,24 +133,15 @@ func (m *model) leave(n int) error {
 	if err := m.cats[n].DropProject(m.ctx, m.pid); err != nil {
 		return err
 	}
-	rows, err := m.rows(n)
-	if err != nil {
-		return err
-	}
-	for key := range rows {
-		if key[0] != tabInc {
-			return fmt.Errorf("rule 11: node %d left, and has the row %x", n, key)
-		}
-	}
 	// A pin or lease is the site's own business; its writes are nobody's own here.
-	return nil
+	return m.wantNothing("rule 11", n)
 }
 
 // comeBack lets a site that left be named again: it begins with nothing, or goes on
 // with what it has.
 func (m *model) comeBack() error {
 	for n := range modelNodes {
-		if m.away[n] && !m.gone[n] || m.leaving[n] && m.rng.IntN(3) == 0 {
+		if m.away[n] && !m.gone[n] && !m.rules.unknown[n] || m.leaving[n] && m.rng.IntN(3) == 0 {
 			if err := m.comeIn(n); err != nil {
 				return err
 			}

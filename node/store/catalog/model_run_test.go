@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-var histories = flag.Int("histories", 40, "random histories of TestModel, about 50 ms each")
+var histories = flag.Int("histories", 40, "random histories of TestModel, about 0.1 s each")
 
 var modelSeed = flag.Uint64("seed", 0, "run TestModel's history of this seed alone")
 

@@ -131,6 +131,8 @@ type mistakes struct {
 	leaveToNew   bool // or when one covers it that has not everything itself
 	memberEarly  bool // a site that came in is a member before it has what others have
 	countLow     bool // what never left a node is counted from what was told last
+
+	ruleMistakes
 }
 
 type lateDelivery struct {
@@ -165,6 +167,7 @@ type model struct {
 	teller   told // of the exchange under way
 	digests  map[string]digest.Digest
 	requests int
+	rules    ruleState
 }
 
 // fleet is five catalogues that many histories use, each with its own project.
@@ -205,6 +208,9 @@ func (f *fleet) run(ctx context.Context, seed uint64, steps int, bad mistakes) (
 	for i := range m.seen {
 		m.seen[i], m.expect[i] = map[entryKey]history{}, map[string]bool{}
 	}
+	if err := m.beginRules(); err != nil {
+		return err
+	}
 	for step := range steps {
 		if err := m.step(); err != nil {
 			return fmt.Errorf("seed %d, step %d: %w", seed, step, err)
@@ -215,6 +221,9 @@ func (f *fleet) run(ctx context.Context, seed uint64, steps int, bad mistakes) (
 	}
 	if err := m.converge(); err != nil {
 		return fmt.Errorf("seed %d, at the end: %w", seed, err)
+	}
+	if err := m.endProject(); err != nil {
+		return fmt.Errorf("seed %d, after it: %w", seed, err)
 	}
 	return nil
 }
@@ -242,6 +251,9 @@ func (m *model) put(repo, name string, tags ...string) Put {
 }
 
 func (m *model) step() error {
+	if err := m.ruleStep(m.member()); err != nil {
+		return err
+	}
 	n := m.member()
 	m.clocks[n].at = m.clocks[n].at.Add(time.Duration(m.rng.IntN(3)) * time.Millisecond)
 	switch r := m.rng.IntN(100); {
@@ -292,6 +304,9 @@ func (m *model) compare(n int) error {
 		if !slices.Equal(want, got) {
 			return fmt.Errorf("node %d has of %s %q: %v, want %v", n, k.repo, k.name, got, want)
 		}
+	}
+	if err := m.checkRules(n); err != nil {
+		return err
 	}
 	return m.checkVector(n)
 }

@@ -124,31 +124,28 @@ func (c *Catalog) Pins(d digest.Digest) ([]Pin, error) {
 	return out, err
 }
 
-// PinsNotFetched counts, up to a bound, the promises to stores that, as far as
-// their feeds were read here, do not hold the blob for good yet. Those to stores of
-// which counts says no are left out.
-func (c *Catalog) PinsNotFetched(most int, counts func(identity.StoreID) bool) (n int, err error) {
+// EachPin calls fn with every promise that holds, and whether the store that it was
+// made to said, as far as its feed was read here, that it holds the blob for good. A
+// feed does not tell for which projects: a copy of another project's content is
+// none that anybody of this one can read (invariant 23).
+func (c *Catalog) EachPin(fn func(p Pin, placed bool) error) error {
 	nowMs := c.now().UnixMilli()
-	err = c.view(func(r reader) error {
-		return r.scan([]byte{tabPin}, nil, true, func(key, value []byte) (bool, error) {
-			p, err := decodePin(key, value)
-			if err != nil {
-				return false, err
-			}
-			if over, err := r.pinOver(p, nowMs); err != nil || over || !counts(p.For) {
-				return true, err
-			}
-			there, err := r.placedAt(p.Digest, p.For)
-			if err == nil && !there {
-				n++
-			}
-			return n < most, err
-		})
+	err := c.walk([]byte{tabPin}, true, func(r reader, key, value []byte) (func() error, error) {
+		nothing := func() error { return nil }
+		p, err := decodePin(key, value)
+		if err != nil {
+			return nothing, err
+		}
+		if over, err := r.pinOver(p, nowMs); over || err != nil {
+			return nothing, err
+		}
+		placed, err := r.placedAt(p.Digest, p.For)
+		return func() error { return fn(p, placed) }, err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("catalog: count pins: %w", err)
+		return fmt.Errorf("catalog: promises to other stores: %w", err)
 	}
-	return n, nil
+	return nil
 }
 
 // placedAt reports whether another store said that it holds a blob for good.

@@ -1,0 +1,118 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/node/store/catalog"
+	syncer "github.com/portolan/portolan/transfer/sync"
+)
+
+const (
+	// maxPinsCounted bounds what one question counts of promises that are not
+	// fetched: how many there are beyond that changes nothing.
+	maxPinsCounted = 10_000
+	// maxPinsAsked bounds the promises that are held in memory, to ask the sites
+	// that they were made to.
+	maxPinsAsked = 10_000
+)
+
+// asker is what a site relies on for one project.
+type asker struct {
+	node identity.NodeID
+	pid  identity.ProjectID
+}
+
+// pinsNotFetched counts, up to maxPinsCounted, the blobs that this node promised to
+// keep for pushes elsewhere and that their sites have not got yet, for the project
+// that was pushed to (T13e). What the catalogue here knows is not asked: a store whose
+// feed does not say that it has a blob has not got it. A feed says nothing of projects,
+// so where it does say so the site is asked, if ask is set; one that does not answer has
+// not got it.
+func (r *Reconciler) pinsNotFetched(ctx context.Context, ask bool) (n int, err error) {
+	view := r.cfg.State.View()
+	unsure := map[asker][]digest.Digest{}
+	asked := 0
+	enough := errors.New("enough are counted")
+	flush := func() {
+		n += r.notFetchedAt(ctx, unsure)
+		clear(unsure)
+		asked = 0
+	}
+	err = r.cat.EachPin(func(p catalog.Pin, placed bool) error {
+		to, member := view.NodeOfStore(p.For)
+		project, known := view.ProjectByPID(p.PID)
+		if !member || !known || !project.Residence(to.Site).Holds() || !project.Residence(r.cfg.Site).Holds() {
+			// Nobody relies on it any more: the site is gone, or let go of the project, or
+			// this one did, which it may only when others have all (T26).
+			return nil
+		}
+		switch {
+		case !placed:
+			n++
+		case ask:
+			k := asker{to.ID, p.PID}
+			unsure[k] = append(unsure[k], p.Digest)
+			if asked++; asked == maxPinsAsked {
+				flush()
+			}
+		}
+		if n >= maxPinsCounted {
+			return enough
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, enough) {
+		return 0, err
+	}
+	if n < maxPinsCounted {
+		flush()
+	}
+	return min(n, maxPinsCounted), nil
+}
+
+// notFetchedAt asks the sites, all at once, and counts what they do not hold for good.
+func (r *Reconciler) notFetchedAt(ctx context.Context, unsure map[asker][]digest.Digest) (n int) {
+	var (
+		wg sync.WaitGroup
+		mu sync.Mutex
+	)
+	for of, blobs := range unsure {
+		wg.Go(func() {
+			lacks := len(blobs)
+			a, err := r.cfg.Sync.Has(ctx, of.node, syncer.Question{PID: of.pid, Blobs: blobs})
+			if err != nil {
+				to, _ := r.cfg.State.View().Node(of.node)
+				r.log.Warn("a site does not say whether it has what this one keeps for its pushes: it counts as not fetched", "node", of.node, "site", to.Site, "project", of.pid, "blobs", len(blobs), "error", err)
+			}
+			for _, h := range a.Blobs {
+				if h == syncer.Placed {
+					lacks--
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			n += lacks
+		})
+	}
+	wg.Wait()
+	return n
+}
+
+// leaseClaimed gives a claimed blob, which is here now, to the repository whose push
+// relies on it, as claimHere does with what was here before. Until the manifest names
+// it nothing else of the project would: it could be collected, and who asks whether it is
+// the project's here would hear no. It is durable when it returns.
+func (r *Reconciler) leaseClaimed(ctx context.Context, t *task) error {
+	err := r.cat.Lease(ctx, t.digest, catalog.Lease{PID: t.pid, Repo: t.repo, Until: r.cfg.Now().Add(store.LeaseFor)})
+	if err != nil {
+		return fmt.Errorf("lease blob %s: %w", t.digest, err)
+	}
+	return nil
+}
