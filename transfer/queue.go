@@ -11,6 +11,7 @@ import (
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/transfer/places"
 	"github.com/portolan/portolan/transfer/rules"
 )
 
@@ -114,14 +115,16 @@ type task struct {
 	reason   string    // why the last attempt ended early
 	next     time.Time // when to try again
 	running  bool
-	again    bool      // was asked for while it ran
-	until    time.Time // it is given up then; zero: never
-	fixed    bool      // next is when a window opens: news do not make it earlier
-	paused   bool      // people hold it back
-	in       *taskHeap // nil: it runs
-	place    int       // there
-	lane     lane      // as its kind and terms say, until it turns out to be bulk
-	slow     int64     // rule whose turn it takes in laneSlow
+	again    bool          // was asked for while it ran
+	until    time.Time     // it is given up then; zero: never
+	fixed    bool          // next is when a window opens: news do not make it earlier
+	paused   bool          // people hold it back
+	in       *taskHeap     // nil: it runs
+	place    int           // there
+	lane     lane          // as its kind and terms say, until it turns out to be bulk
+	slow     int64         // rule whose turn it takes in laneSlow
+	goes     places.Order  // where it stands, as of when it was taken; its attempt's alone from then on
+	bulk     *places.Place // while it runs in laneBulk
 
 	home     string // site that accepted it
 	measured bool   // total and missing are known
@@ -138,6 +141,7 @@ type queue struct {
 	mu    sync.Mutex
 	tasks map[key]*task
 	lanes [lanes]queueLane
+	bulk  *places.Places // of what runs in laneBulk
 }
 
 // queueLane has the tasks of one lane: ready ones by age, failed ones by the time
@@ -154,7 +158,7 @@ type queueLane struct {
 }
 
 func newQueue(now func() time.Time) *queue {
-	q := &queue{now: now, tasks: map[key]*task{}}
+	q := &queue{now: now, tasks: map[key]*task{}, bulk: places.New(artifactsAtOnce, aboveAtOnce, artifactsMost)}
 	for i := range q.lanes {
 		q.lanes[i] = queueLane{
 			most: maxBlobTasks, wake: make(chan struct{}, 1),
@@ -244,6 +248,21 @@ func before(a, b *task) bool {
 	return a.at.Before(b.at)
 }
 
+// order is where a task stands among others of its lanes. mu is held.
+func (t *task) order() places.Order {
+	o := places.Order{Priority: t.terms.Priority}
+	switch t.kind {
+	case kept: // a client waits for it
+		o.Priority = 2
+	case large: // nobody can pull by it before it is here
+		o.Priority = 1
+	}
+	if !t.at.IsZero() {
+		o.At = t.at.UnixNano()
+	}
+	return o
+}
+
 // again makes a task try at once, or once more after it ran.
 func (q *queue) again(k key) {
 	q.mu.Lock()
@@ -273,9 +292,15 @@ func (q *queue) take(from lane) (*task, time.Duration) {
 	if from == laneSlow {
 		ready, more = l.turns.next()
 	}
+	var bulk *places.Place
+	if from == laneBulk && len(ready.tasks) > 0 {
+		if bulk = q.bulk.Try(ready.tasks[0].order()); bulk == nil {
+			ready = &taskHeap{} // whoever ends tells
+		}
+	}
 	if len(ready.tasks) > 0 {
 		t := heap.Pop(ready).(*task)
-		t.running = true
+		t.running, t.goes, t.bulk = true, t.order(), bulk
 		if from == laneSlow {
 			l.turns.begin(t)
 		}
@@ -325,6 +350,10 @@ func (q *queue) finish(t *task, reason string, notBefore time.Time) {
 // is held.
 func (q *queue) stop(t *task) (again bool) {
 	again, t.running, t.again = t.again, false, false
+	if t.bulk != nil {
+		q.bulk.Leave(t.bulk)
+		t.bulk = nil
+	}
 	if t.lane == laneSlow {
 		q.of(t).turns.end(t)
 	}
