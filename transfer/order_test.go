@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
@@ -11,6 +12,8 @@ import (
 
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/transfer"
 	"github.com/portolan/portolan/transfer/swarm"
 	"github.com/portolan/portolan/transfer/tags"
 )
@@ -161,13 +164,28 @@ func TestPushes_DoNotWaitForRulesOnTheLink(t *testing.T) {
 	b := newBed(t, []string{"fra", "nyc"})
 	fra, nyc := b.site("fra"), b.site("nyc")
 	pid, _ := b.durable("prod", 2)
+	other := b.project("other")
 	backfill := b.slowBackfill(fra, nyc, 100)
 	put, err := fra.manifest(t.Context(), pid, "app", string(random(1, 2<<20)[0]))
 	must(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	must(t, fra.door.Put(ctx, put, tags.Condition{}))
+	img := fra.pushLayers(other, "app", "", []string{"1"}, random(2, 1<<20+1)...)
+	var want []transfer.Descriptor
+	for _, d := range img.blobs {
+		row, err := fra.store.Catalog().Blob(d)
+		must(t, err)
+		want = append(want, transfer.Descriptor{Digest: d, Size: row.Size})
+	}
+	eventually(t, "nyc claims the image's blobs", func() bool {
+		c, err := nyc.rec.Claim(t.Context(), other, "copy", want)
+		return err == nil && len(c.Claimed) == len(want)
+	})
+	eventually(t, "what was claimed is here", func() bool {
+		return !slices.ContainsFunc(img.blobs, func(d digest.Digest) bool { return nyc.class(d) != catalog.Home })
+	})
 	if n := backfill.whole(); n > 3 {
-		t.Errorf("%d images of the backfill are whole: the push waited for them", n)
+		t.Errorf("%d images of the backfill are whole: the pushes waited for them", n)
 	}
 }

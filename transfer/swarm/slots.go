@@ -5,6 +5,8 @@ import (
 	"context"
 	"slices"
 	"sync"
+
+	"github.com/portolan/portolan/transfer/places"
 )
 
 // maxSessions bounds the streams to one holder, below what its host admits (32 per
@@ -57,7 +59,11 @@ type slot struct {
 func (s *slots) take(ctx context.Context, n need) (*slot, error) {
 	for {
 		c, more := n.class()
-		w := s.stand(c, n.rank)
+		r := n.rank
+		if c == classClient {
+			r.Order = places.Order{} // clients go by age alone
+		}
+		w := s.stand(c, r)
 		select {
 		case <-w.got:
 			return w, nil
