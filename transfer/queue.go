@@ -115,16 +115,17 @@ type task struct {
 	reason   string    // why the last attempt ended early
 	next     time.Time // when to try again
 	running  bool
-	again    bool          // was asked for while it ran
-	until    time.Time     // it is given up then; zero: never
-	fixed    bool          // next is when a window opens: news do not make it earlier
-	paused   bool          // people hold it back
-	in       *taskHeap     // nil: it runs
-	place    int           // there
-	lane     lane          // as its kind and terms say, until it turns out to be bulk
-	slow     int64         // rule whose turn it takes in laneSlow
-	goes     places.Order  // where it stands, as of when it was taken; its attempt's alone from then on
-	bulk     *places.Place // while it runs in laneBulk
+	again    bool      // was asked for while it ran
+	until    time.Time // it is given up then; zero: never
+	fixed    bool      // next is when a window opens: news do not make it earlier
+	paused   bool      // people hold it back
+	in       *taskHeap // nil: it runs
+	place    int       // there
+	lane     lane      // as its kind and terms say, until it turns out to be bulk
+	slow     int64     // rule whose turn it takes in laneSlow
+
+	goes places.Order  // where it stands, as of when it was taken; from then on its attempt's
+	bulk *places.Place // while it runs in laneBulk
 
 	home     string // site that accepted it
 	measured bool   // total and missing are known
@@ -248,21 +249,6 @@ func before(a, b *task) bool {
 	return a.at.Before(b.at)
 }
 
-// order is where a task stands among others of its lanes. mu is held.
-func (t *task) order() places.Order {
-	o := places.Order{Priority: t.terms.Priority}
-	switch t.kind {
-	case kept: // a client waits for it
-		o.Priority = 2
-	case large: // nobody can pull by it before it is here
-		o.Priority = 1
-	}
-	if !t.at.IsZero() {
-		o.At = t.at.UnixNano()
-	}
-	return o
-}
-
 // again makes a task try at once, or once more after it ran.
 func (q *queue) again(k key) {
 	q.mu.Lock()
@@ -295,7 +281,7 @@ func (q *queue) take(from lane) (*task, time.Duration) {
 	var bulk *places.Place
 	if from == laneBulk && len(ready.tasks) > 0 {
 		if bulk = q.bulk.Try(ready.tasks[0].order()); bulk == nil {
-			ready = &taskHeap{} // whoever ends tells
+			ready = &taskHeap{} // whoever ends wakes the next
 		}
 	}
 	if len(ready.tasks) > 0 {

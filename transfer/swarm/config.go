@@ -64,9 +64,9 @@ type Want struct {
 	// does. One blob that several want comes at the widest of theirs, and unheld
 	// while a client reads it. OpenBlob looks not at it.
 	Limit *Limit
-	// Hurry: it is a manifest's, or a push waits for it, here or at another site. A
-	// Fetch then takes no turn behind others, and its bytes go before those that rules
-	// want, of which it has this much: clients that read go first.
+	// Hurry: it is a manifest, or a push waits for it, here or at another site. A Fetch
+	// then takes no turn behind others, and its bytes go before those that rules want,
+	// and after those that clients read.
 	Hurry bool
 	// Order is where it stands among others that are hurried as it is, or are not; with
 	// At zero it is of the time when it was first wanted. Of several wants of one blob

@@ -71,24 +71,25 @@ type flight struct {
 	// Guarded by Swarm.mu.
 	readers, fetchers int
 	orphan, dropped   bool
-	hurried           bool          // urgent is closed
-	flies             bool          // it has taken its turn
-	place             *places.Place // among those that nobody waits for, or in line; nil: it has none
-	aims              map[aim]int   // of fetchers
+	hurried           bool // urgent is closed
 	class             catalog.Class
 	sharing           map[*Limit]int // of fetchers, nil: without one
+	aims              map[aim]int    // of fetchers
+	flies             bool           // it has taken its turn
+	place             *places.Place  // among those that nobody waits for, or in line; nil: it has none
 
 	limits    atomic.Pointer[[]*Limit] // of sharing; none: it is not held
 	relimited chan struct{}            // capacity 1: they changed
 
-	uplink  uint32                       // what this node says that it can send to others
-	stirred chan struct{}                // capacity 1: there is something for the flight's goroutine
-	whole   chan struct{}                // closed when it is complete
-	reading atomic.Int32                 // readers, without Swarm.mu
-	hurries atomic.Int32                 // fetchers in a hurry
-	order   atomic.Pointer[places.Order] // the first of aims; of the last ones, if there are none
-	moved   atomic.Int64                 // Unix ns: when bytes last came, or could not be asked for
-	keeping atomic.Int32                 // units that this node itself holds up, see ownTime
+	uplink  uint32        // what this node says that it can send to others
+	stirred chan struct{} // capacity 1: there is something for the flight's goroutine
+	whole   chan struct{} // closed when it is complete
+	reading atomic.Int32  // readers, without Swarm.mu
+	hurries atomic.Int32  // fetchers in a hurry
+	moved   atomic.Int64  // Unix ns: when bytes last came, or could not be asked for
+	keeping atomic.Int32  // units that this node itself holds up, see ownTime
+
+	order atomic.Pointer[places.Order] // the first of aims; of the last ones, if there are none
 
 	mu        sync.Mutex
 	layout    *layout // nil: size not known yet

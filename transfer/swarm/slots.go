@@ -24,8 +24,8 @@ type need struct {
 	rank           rank
 }
 
-// class is what it is for now, and more is closed when it is for something more
-// urgent; nil: never.
+// class is the most urgent that it was for, and more is closed when it is for something
+// more urgent; nil: never.
 func (n need) class() (c class, more <-chan struct{}) {
 	select {
 	case <-n.sought:
