@@ -89,7 +89,7 @@ type flight struct {
 	moved   atomic.Int64  // Unix ns: when bytes last came, or could not be asked for
 	keeping atomic.Int32  // units that this node itself holds up, see ownTime
 
-	order atomic.Pointer[places.Order] // the first of aims; of the last ones, if there are none
+	order atomic.Pointer[places.Order] // the first of aims; of the last ones, if there are none; see standsAt
 
 	mu        sync.Mutex
 	layout    *layout // nil: size not known yet

@@ -29,7 +29,15 @@ func (f *flight) rank(c class) rank {
 	if c == classClient {
 		return rank{since: f.since}
 	}
-	return rank{*f.order.Load(), f.since}
+	return rank{f.standsAt(), f.since}
+}
+
+// standsAt is the order of the flight.
+func (f *flight) standsAt() places.Order {
+	if o := f.order.Load(); o != nil {
+		return *o
+	}
+	return places.Order{} // nobody has said
 }
 
 // need is that of the flight for a stream.
@@ -73,7 +81,7 @@ func (f *flight) wanted(w Want, by int) {
 			first = a.order
 		}
 	}
-	if *f.order.Load() == first {
+	if f.standsAt() == first {
 		return
 	}
 	f.order.Store(&first)
@@ -92,7 +100,7 @@ func (s *Swarm) turn(f *flight) error {
 		s.mu.Unlock()
 		return nil
 	}
-	place := s.turns.Stand(*f.order.Load())
+	place := s.turns.Stand(f.standsAt())
 	f.place = place
 	s.mu.Unlock()
 	select {
@@ -129,7 +137,7 @@ func (s *Swarm) count(f *flight) {
 		s.turns.Leave(f.place)
 		f.place = nil
 	case !waited && f.place == nil && f.flies:
-		f.place = s.turns.Push(*f.order.Load())
+		f.place = s.turns.Push(f.standsAt())
 	}
 }
 
