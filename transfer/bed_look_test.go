@@ -38,7 +38,11 @@ func (s slowly) Fetch(ctx context.Context, w swarm.Want) error {
 			return ctx.Err()
 		}
 	}
-	return s.Swarm.Fetch(ctx, w)
+	err := s.Swarm.Fetch(ctx, w)
+	if seen := s.n.seen.Load(); seen != nil && err == nil {
+		(*seen)(w)
+	}
+	return err
 }
 
 // sticks makes some blobs not come here, as over a link that is full, until the

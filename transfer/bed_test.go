@@ -24,6 +24,7 @@ import (
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/transfer"
+	"github.com/portolan/portolan/transfer/budget"
 	"github.com/portolan/portolan/transfer/peer"
 	"github.com/portolan/portolan/transfer/swarm"
 	syncer "github.com/portolan/portolan/transfer/sync"
@@ -81,7 +82,9 @@ type site struct {
 	ended  sync.WaitGroup
 	up     bool
 	stuck  atomic.Pointer[stuck]
-	held   atomic.Int32 // fetches of such that wait
+	caps   *budget.Budgets
+	seen   atomic.Pointer[func(swarm.Want)] // is told of blobs that were fetched
+	held   atomic.Int32                     // fetches of such that wait
 
 	relayed *traffic // of the link to it, if it is far; else nil
 
@@ -219,10 +222,11 @@ func (n *site) open() {
 		Announcer: hear{n}, Poll: n.poll, Truth: n.truth, Now: n.now, Logger: log,
 	})
 	must(n.t, err)
+	n.caps = budget.New(n.name, func(id identity.NodeID) string { m, _ := n.state.View().Node(id); return m.Site })
 	n.wire = prometheus.NewRegistry()
 	n.swarm, err = swarm.New(swarm.Config{
-		Registerer: n.wire,
-		Store:      n.store, Host: n.host, Holders: n.sync, Signer: n.id,
+		Registerer: n.wire, Pacer: n.caps,
+		Store: n.store, Host: n.host, Holders: n.sync, Signer: n.id,
 		Access: n.sync.Access, Small: n.sync.Small, Prove: n.sync.Prove,
 		KnownSigner: func(id identity.NodeID) bool { _, ok := n.state.View().Node(id); return ok },
 		SiteOf:      func(id identity.NodeID) string { m, _ := n.state.View().Node(id); return m.Site },
@@ -254,7 +258,8 @@ func (n *site) now() time.Time { return time.Now().Add(n.clock + time.Duration(n
 func (n *site) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
-	for _, run := range []func(context.Context) error{n.sync.Run, n.swarm.Run, n.rec.Run, n.door.Run, n.home.Run} {
+	caps := func(ctx context.Context) error { return n.caps.Run(ctx, n.state) }
+	for _, run := range []func(context.Context) error{caps, n.sync.Run, n.swarm.Run, n.rec.Run, n.door.Run, n.home.Run} {
 		n.ended.Go(func() {
 			if err := run(ctx); err != nil {
 				n.t.Errorf("%s: %v", n.name, err)

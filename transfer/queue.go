@@ -11,6 +11,7 @@ import (
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
+	"github.com/portolan/portolan/transfer/places"
 	"github.com/portolan/portolan/transfer/rules"
 )
 
@@ -123,6 +124,9 @@ type task struct {
 	lane     lane      // as its kind and terms say, until it turns out to be bulk
 	slow     int64     // rule whose turn it takes in laneSlow
 
+	goes places.Order  // where it stands, as of when it was taken; from then on its attempt's
+	bulk *places.Place // while it runs in laneBulk
+
 	home     string // site that accepted it
 	measured bool   // total and missing are known
 	total    int64  // bytes of its blobs that were missing at first
@@ -138,6 +142,7 @@ type queue struct {
 	mu    sync.Mutex
 	tasks map[key]*task
 	lanes [lanes]queueLane
+	bulk  *places.Places // of what runs in laneBulk
 }
 
 // queueLane has the tasks of one lane: ready ones by age, failed ones by the time
@@ -154,7 +159,7 @@ type queueLane struct {
 }
 
 func newQueue(now func() time.Time) *queue {
-	q := &queue{now: now, tasks: map[key]*task{}}
+	q := &queue{now: now, tasks: map[key]*task{}, bulk: places.New(artifactsAtOnce, aboveAtOnce, artifactsMost)}
 	for i := range q.lanes {
 		q.lanes[i] = queueLane{
 			most: maxBlobTasks, wake: make(chan struct{}, 1),
@@ -273,9 +278,15 @@ func (q *queue) take(from lane) (*task, time.Duration) {
 	if from == laneSlow {
 		ready, more = l.turns.next()
 	}
+	var bulk *places.Place
+	if from == laneBulk && len(ready.tasks) > 0 {
+		if bulk = q.bulk.Try(ready.tasks[0].order()); bulk == nil {
+			ready = &taskHeap{} // whoever ends wakes the next
+		}
+	}
 	if len(ready.tasks) > 0 {
 		t := heap.Pop(ready).(*task)
-		t.running = true
+		t.running, t.goes, t.bulk = true, t.order(), bulk
 		if from == laneSlow {
 			l.turns.begin(t)
 		}
@@ -325,6 +336,10 @@ func (q *queue) finish(t *task, reason string, notBefore time.Time) {
 // is held.
 func (q *queue) stop(t *task) (again bool) {
 	again, t.running, t.again = t.again, false, false
+	if t.bulk != nil {
+		q.bulk.Leave(t.bulk)
+		t.bulk = nil
+	}
 	if t.lane == laneSlow {
 		q.of(t).turns.end(t)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/transfer/places"
 	"github.com/portolan/portolan/transfer/rules"
 	"github.com/portolan/portolan/transfer/swarm"
 	syncer "github.com/portolan/portolan/transfer/sync"
@@ -31,6 +32,11 @@ const (
 	// a small blob is missing. One with few blobs must not leave the link idle; each
 	// holds its list of blobs in memory.
 	artifactsAtOnce = 16
+	// aboveAtOnce of the places for blobs, and as many more for artifacts, artifactsMost
+	// in all, are for each priority above most of what is under way: an image of that
+	// may take hours.
+	aboveAtOnce   = 4
+	artifactsMost = 32
 	// workers bounds the others in work, and maxSmall the small blobs that are on
 	// their way, 48 MiB at most: they come in batches, of which the swarm asks for
 	// as many ahead as a round trip needs. An artifact of 5 of them takes a round trip
@@ -110,8 +116,8 @@ type Reconciler struct {
 	pushes  pushGate
 	limits  limits
 	running running
-	active  *semaphore.Weighted // places for blobs, and
-	small   *semaphore.Weighted // for small ones
+	active  *places.Places      // for blobs, and
+	small   *places.Places      // for small ones
 	looks   *semaphore.Weighted // for finding out what an artifact lacks
 	metrics *metrics
 	unhook  []func()
@@ -141,8 +147,8 @@ func New(cfg Config) (*Reconciler, error) {
 	}
 	r := &Reconciler{
 		cfg: cfg, log: cfg.Logger, cat: cfg.Store.Catalog(),
-		queue: newQueue(cfg.Now), gate: newGate(), active: semaphore.NewWeighted(maxActive),
-		small: semaphore.NewWeighted(maxSmall), looks: semaphore.NewWeighted(looksAtOnce),
+		queue: newQueue(cfg.Now), gate: newGate(), active: places.New(maxActive-aboveAtOnce, aboveAtOnce, maxActive),
+		small: places.New(maxSmall, 0, maxSmall), looks: semaphore.NewWeighted(looksAtOnce),
 		inbox: newInbox(), scans: newScans(cfg.Now),
 		hurried: make(chan struct{}, 1), feedNews: make(chan struct{}, 1), goneNews: make(chan struct{}, 1),
 		waiting: map[key]map[key]bool{},
@@ -185,7 +191,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	wg.Go(func() { r.hurryNowAndThen(ctx) })
 	wg.Go(func() { r.watchLosses(ctx) })
 	wg.Go(func() { r.letGo(ctx) })
-	for l, n := range [lanes]int{laneArtifacts: workers, laneBulk: artifactsAtOnce, laneSlow: slowAtOnce, laneBlobs: blobsAtOnce, laneKept: keptAtOnce} {
+	for l, n := range [lanes]int{laneArtifacts: workers, laneBulk: artifactsMost, laneSlow: slowAtOnce, laneBlobs: blobsAtOnce, laneKept: keptAtOnce} {
 		for range n {
 			wg.Go(func() { r.work(ctx, lane(l)) })
 		}

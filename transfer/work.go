@@ -10,12 +10,11 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/portolan/portolan/consensus/state"
-	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/transfer/places"
 	"github.com/portolan/portolan/transfer/rules"
 	"github.com/portolan/portolan/transfer/swarm"
 )
@@ -285,30 +284,31 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 	larger, small := r.active, r.small
 	switch {
 	case t.kind.lane() != laneArtifacts: // one blob: its worker is its place
-		larger, small = semaphore.NewWeighted(1), semaphore.NewWeighted(1)
+		larger, small = places.New(1, 0, 1), places.New(1, 0, 1)
 	case t.lane == laneSlow:
-		larger, small = semaphore.NewWeighted(1), semaphore.NewWeighted(slowSmall)
+		larger, small = places.New(1, 0, 1), places.New(slowSmall, 0, slowSmall)
 	}
 	for _, b := range fetch {
 		r.cfg.Sync.Expect(b.digest, b.home)
-		// First come, first served: blobs of older artifacts asked earlier.
-		places := larger
+		// Blobs of the artifact that goes first begin first.
+		of := larger
 		if isSmall(b) {
-			places = small
+			of = small
 		}
-		if err := places.Acquire(ctx, 1); err != nil {
+		place, err := of.Take(ctx, t.goes)
+		if err != nil {
 			note(err)
 			break
 		}
 		limit, err := open()
 		if err != nil {
-			places.Release(1)
+			of.Leave(place)
 			wg.Wait()
 			return err
 		}
 		wg.Go(func() {
-			defer places.Release(1)
-			if err := r.fetch(ctx, t.pid, b, t.kind, limit); err != nil {
+			defer of.Leave(place)
+			if err := r.fetch(ctx, t, b, limit); err != nil {
 				note(err)
 				return
 			}
@@ -325,8 +325,12 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 // isSmall: it comes in a batch with others.
 func isSmall(b content) bool { return b.size > 0 && b.size <= swarm.SmallBytes }
 
-func (r *Reconciler) fetch(ctx context.Context, pid identity.ProjectID, b content, k kind, limit *swarm.Limit) error {
-	err := r.cfg.Swarm.Fetch(ctx, swarm.Want{Digest: b.digest, Size: b.size, PID: pid, Class: catalog.Placed, Limit: limit, Hurry: k == kept})
+func (r *Reconciler) fetch(ctx context.Context, t *task, b content, limit *swarm.Limit) error {
+	k := t.kind
+	err := r.cfg.Swarm.Fetch(ctx, swarm.Want{
+		Digest: b.digest, Size: b.size, PID: t.pid, Class: catalog.Placed, Limit: limit,
+		Hurry: k.lane() != laneArtifacts, Order: t.goes,
+	})
 	if errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("blob %s: no site in reach has it", b.digest)
 	}

@@ -7,8 +7,8 @@
 // senders back. Links without a cap are never waited for, and no link waits for
 // another.
 //
-// On a link with a cap clients go first, then manifests, replication and scrub;
-// each class that waits gets at least 5 % of the link, in pieces so small that
+// On a link with a cap clients go first, then what is hurried (manifests, what pushes
+// wait for), replication and scrub; each class that waits gets at least 5 % of the link, in pieces so small that
 // no stream that waits its turn looks dead.
 //
 // Caps count what is on the wire, near enough: payload and a thirty-second part

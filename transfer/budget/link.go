@@ -9,12 +9,12 @@ import (
 // Class is what bytes are for. Lower numbers go first.
 type Class uint8
 
-// The classes, the first of which goes first. What the swarm moves today is for
-// clients and for rules; the numbers of the others are on the wire already.
+// The classes, the first of which goes first. Their numbers are on the wire; nothing
+// is moved for a scrub today.
 const (
-	Client Class = iota
-	Manifest
-	Replication
+	Client      Class = iota // a client waits for it here
+	Hurried                  // a push waits for it, or all that would pull its image: bytes of manifests
+	Replication              // rules want it
 	Scrub
 	Classes // how many there are
 )

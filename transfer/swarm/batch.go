@@ -62,7 +62,7 @@ type batch struct {
 	running bool
 	ss      *session  // on which blobs are asked for; nil: on none
 	rest    time.Time // it failed: nothing comes this way until then
-	queue   []*parcel // not asked for, oldest first
+	queue   []*parcel // not asked for, in the order of their ranks
 	asked   []*parcel // in the order of their requests
 	sent    chan struct{}
 }
@@ -247,7 +247,7 @@ func (bs *batches) add(f *flight, w way, size int64) (*batch, *parcel) {
 	if time.Now().Before(b.rest) {
 		return b, nil
 	}
-	b.queue = append(b.queue, p) // bounded by maxFlights
+	b.queue = inLine(b.queue, p) // bounded by maxFlights
 	if !b.running {
 		b.running = true
 		bs.s.wg.Add(1) // f, which is counted, runs
@@ -290,8 +290,7 @@ func (b *batch) deliver(p *parcel, got delivery) {
 
 // run takes blobs until none is left.
 func (b *batch) run() {
-	b.s.enterTurn()
-	defer b.s.over()
+	defer b.s.enterTurn()()
 	again := false
 	for {
 		came, fresh, err := b.stream(b.s.ctx)
@@ -312,7 +311,7 @@ func (b *batch) run() {
 // stream takes blobs over one stream until none is left (nil), or it breaks.
 func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 	// It is one stream a holder: it does not wait until large blobs leave theirs.
-	ss, fresh, release, err := b.s.sessions.get(ctx, b.node, atOnce)
+	ss, fresh, release, err := b.s.sessions.get(ctx, b.node, need{urgent: atOnce})
 	if err != nil {
 		return 0, true, err
 	}
@@ -417,7 +416,7 @@ func (b *batch) request(p *parcel) *Request {
 	return r
 }
 
-// take moves the oldest blob of the queue to those that are asked for, if there
+// take moves the first blob of the queue to those that are asked for, if there
 // is room for it. ended: the blobs of the queue are another stream's.
 func (b *batch) take(ss *session) (p *parcel, ended bool) {
 	b.mu.Lock()
@@ -433,7 +432,7 @@ func (b *batch) take(ss *session) (p *parcel, ended bool) {
 		return nil, false
 	}
 	p = b.queue[0]
-	b.s.pipes.age(&b.waiter, p.f.since)
+	b.s.pipes.stands(&b.waiter, p.f.rank(classReplication))
 	if b.s.pipes.reserve(b.node, &b.waiter, classReplication, max(1, p.size), 1) == 0 {
 		return nil, false
 	}
@@ -562,12 +561,4 @@ func (r batchReader) Read(b []byte) (int, error) {
 		r.ss.heard()
 	}
 	return n, err
-}
-
-// enterTurn takes a place among the active blobs without waiting for one: a batch
-// is one, whatever it carries.
-func (s *Swarm) enterTurn() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.running++
 }

@@ -85,8 +85,7 @@ func TestBatch_SmallBlobsTakeNoPlaceOfTheirOwn(t *testing.T) {
 	l.held(from)
 	ws, bodies := from.littles(3)
 	for range maxActive {
-		to.swarm.enterTurn()
-		defer to.swarm.over()
+		defer to.swarm.enterTurn()()
 	}
 	l.check(to.fetchAll(t.Context(), ws))
 	for _, b := range bodies {

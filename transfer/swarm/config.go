@@ -14,6 +14,7 @@ import (
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/places"
 )
 
 // Config is what a Swarm needs. All functions answer from memory.
@@ -63,9 +64,14 @@ type Want struct {
 	// does. One blob that several want comes at the widest of theirs, and unheld
 	// while a client reads it. OpenBlob looks not at it.
 	Limit *Limit
-	// Hurry: a client waits for it elsewhere. A Fetch then takes no turn behind
-	// others, as if it were read here.
+	// Hurry: it is a manifest, or a push waits for it, here or at another site. A Fetch
+	// then takes no turn behind others, and its bytes go before those that rules want,
+	// and after those that clients read.
 	Hurry bool
+	// Order is where it stands among others that are hurried as it is, or are not; with
+	// At zero it is of the time when it was first wanted. Of several wants of one blob
+	// the first one's counts. OpenBlob looks not at it.
+	Order places.Order
 }
 
 // Blob is a blob that is read: from the store or as it arrives.

@@ -133,40 +133,53 @@ func TestPipe_ClassesShareALink(t *testing.T) {
 			}
 		}
 	}
-	all := came[classClient] + came[classReplication]
-	if share := float64(came[classReplication]) / float64(all); share < 0.05 || share > 0.08 {
-		t.Errorf("replication has %.1f %% of the link", 100*share)
+	all := came[classClient] + came[classHurried] + came[classReplication]
+	for c, name := range map[class]string{classHurried: "what is hurried", classReplication: "replication"} {
+		if share := float64(came[c]) / float64(all); share < 0.05 || share > 0.08 {
+			t.Errorf("%s has %.1f %% of the link", name, 100*share)
+		}
 	}
 }
 
 func TestPipes_BoundWhatIsOnItsWay(t *testing.T) {
-	ps := newPipes()
-	background, clients := 0, 0
-	for i := range 64 {
+	for _, order := range [][]class{
+		{classReplication, classHurried, classClient},
+		{classClient, classHurried, classReplication},
+		{classHurried, classClient, classReplication},
+	} {
+		ps := newPipes()
+		var got [classes]int
+		for k, c := range order {
+			for i := range 64 {
+				node := nodeOf(100*k + i)
+				w := &waiter{wake: make(chan struct{}, 1)}
+				ps.of(node).rate, ps.of(node).delay = 1<<30, time.Second // as fast as can be
+				got[c] += ps.reserve(node, w, c, mib, 64)
+			}
+		}
+		all := got[classClient] + got[classHurried] + got[classReplication]
+		if all*mib > maxAllBytes || got[classReplication]*mib > maxAllBytes/4*3 {
+			t.Errorf("%v: %v MiB are on their way", order, got)
+		}
+		for c, n := range got {
+			if int64(n)*mib < leastBytes[c] {
+				t.Errorf("%v: %d MiB for class %d", order, n, c)
+			}
+		}
+		if ps.flying() != int64(all)*mib {
+			t.Errorf("%d bytes are counted", ps.flying())
+		}
+		// Room that comes back is offered to those that wait.
 		w := &waiter{wake: make(chan struct{}, 1)}
-		ps.of(nodeOf(i)).rate, ps.of(nodeOf(i)).delay = 1<<30, time.Second // as fast as can be
-		background += ps.reserve(nodeOf(i), w, classReplication, mib, 64)
-	}
-	for i := range 64 {
-		w := &waiter{wake: make(chan struct{}, 1)}
-		clients += ps.reserve(nodeOf(100+i), w, classClient, mib, 64)
-	}
-	if background*mib > maxBackgroundBytes || (background+clients)*mib > maxAllBytes || clients == 0 {
-		t.Errorf("%d MiB for the background and %d MiB for clients are on their way", background, clients)
-	}
-	if ps.flying() != int64(background+clients)*mib {
-		t.Errorf("%d bytes are counted", ps.flying())
-	}
-	// Room that comes back is offered to those that wait.
-	w := &waiter{wake: make(chan struct{}, 1)}
-	if n := ps.reserve(nodeOf(200), w, classReplication, mib, 1); n != 0 {
-		t.Fatalf("room for %d more", n)
-	}
-	ps.release(nodeOf(0), classReplication, mib, false)
-	select {
-	case <-w.wake:
-	default:
-		t.Error("nobody was told of room")
+		if n := ps.reserve(nodeOf(900), w, classReplication, mib, 1); n != 0 {
+			t.Fatalf("room for %d more", n)
+		}
+		ps.release(nodeOf(0), order[0], mib, false)
+		select {
+		case <-w.wake:
+		default:
+			t.Error("nobody was told of room")
+		}
 	}
 }
 

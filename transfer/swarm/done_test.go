@@ -10,16 +10,14 @@ import (
 
 func TestSwarm_AHurriedFetchTakesNoTurn(t *testing.T) {
 	s := newLab(t).start().swarm
-	s.mu.Lock()
-	s.running = maxActive
-	s.mu.Unlock()
+	overs := filled(s)
 	w := Want{Digest: digest.FromString("x"), Class: catalog.Placed}
 	f := newFlight(s, w)
 	defer f.cancel()
 	begun := make(chan error, 1)
 	f.joined(w, false)
 	go func() { begun <- s.turn(f) }()
-	eventually(t, "it waits", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.queue) == 1 })
+	eventually(t, "it waits", func() bool { return s.turns.Waiting() == 1 })
 	w.Hurry = true
 	s.mu.Lock()
 	f.joined(w, false)
@@ -27,7 +25,21 @@ func TestSwarm_AHurriedFetchTakesNoTurn(t *testing.T) {
 	if err := <-begun; err != nil {
 		t.Fatal(err)
 	}
-	for range maxActive + 1 {
-		s.over()
+	if n := s.turns.Taken(); n != maxActive {
+		t.Errorf("%d places are taken: one that is waited for takes none", n)
+	}
+	s.mu.Lock()
+	f.wanted(w, -1) // the push is over, and a rule still wants it
+	s.count(f)
+	s.mu.Unlock()
+	if n := s.turns.Taken(); n != maxActive+1 {
+		t.Errorf("%d places are taken: nobody waits for it any more", n)
+	}
+	s.over(f)
+	for _, over := range overs {
+		over()
+	}
+	if s.turns.Taken() != 0 || s.active() != 0 {
+		t.Errorf("%d places are taken in the end, %d under way", s.turns.Taken(), s.active())
 	}
 }

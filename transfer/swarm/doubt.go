@@ -56,7 +56,7 @@ func (s *Swarm) doubt(c candidate, d digest.Digest) {
 func (s *Swarm) tellDoubt(c candidate, d digest.Digest) error {
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.Stall)
 	defer cancel()
-	ss, _, release, err := s.sessions.get(ctx, c.node, nil)
+	ss, _, release, err := s.sessions.get(ctx, c.node, need{})
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/transfer/places"
 )
 
 const (
@@ -61,7 +62,7 @@ type flight struct {
 	pass   bool // through a window, nothing is stored; not in Swarm.flights
 
 	urgent chan struct{} // closed when the first reader, or fetcher in a hurry, joins
-	begin  chan struct{} // closed when its turn in the queue comes; made by turn
+	sought chan struct{} // closed when the first reader joins
 	opened chan struct{} // closed when the first unit is here
 	done   chan struct{} // closed at the end; err and stored are set before
 	err    error
@@ -73,6 +74,9 @@ type flight struct {
 	hurried           bool // urgent is closed
 	class             catalog.Class
 	sharing           map[*Limit]int // of fetchers, nil: without one
+	aims              map[aim]int    // of fetchers
+	flies             bool           // it has taken its turn
+	place             *places.Place  // among those that nobody waits for, or in line; nil: it has none
 
 	limits    atomic.Pointer[[]*Limit] // of sharing; none: it is not held
 	relimited chan struct{}            // capacity 1: they changed
@@ -81,8 +85,11 @@ type flight struct {
 	stirred chan struct{} // capacity 1: there is something for the flight's goroutine
 	whole   chan struct{} // closed when it is complete
 	reading atomic.Int32  // readers, without Swarm.mu
+	hurries atomic.Int32  // fetchers in a hurry
 	moved   atomic.Int64  // Unix ns: when bytes last came, or could not be asked for
 	keeping atomic.Int32  // units that this node itself holds up, see ownTime
+
+	order atomic.Pointer[places.Order] // the first of aims; of the last ones, if there are none; see standsAt
 
 	mu        sync.Mutex
 	layout    *layout // nil: size not known yet
@@ -128,14 +135,15 @@ type flight struct {
 func newFlight(s *Swarm, w Want) *flight {
 	f := &flight{
 		s: s, digest: w.Digest, pid: w.PID, size: w.Size, since: time.Now(),
-		urgent: make(chan struct{}), opened: make(chan struct{}), done: make(chan struct{}),
+		urgent: make(chan struct{}), sought: make(chan struct{}), opened: make(chan struct{}), done: make(chan struct{}),
 		changed: make(chan struct{}), positions: map[*reader]int{}, asked: map[identity.NodeID]int{},
 		strikes: map[identity.NodeID]int{}, failed: map[identity.NodeID]bool{}, good: map[identity.NodeID]bool{},
 		stirred: make(chan struct{}, 1), whole: make(chan struct{}), uplink: s.uplink.share(),
 		lanes: map[identity.NodeID]*lane{}, told: map[identity.NodeID][]receiver{}, resting: map[identity.NodeID]time.Time{},
-		sharing: map[*Limit]int{}, relimited: make(chan struct{}, 1),
+		aims: map[aim]int{}, sharing: map[*Limit]int{}, relimited: make(chan struct{}, 1),
 		watches: map[identity.NodeID]identity.ProjectID{}, rumour: true, // some may watch this node already
 	}
+	f.order.Store(&places.Order{At: f.since.UnixNano()})
 	f.ctx, f.cancel = context.WithCancel(s.ctx)
 	return f
 }
@@ -147,16 +155,20 @@ func (f *flight) joined(w Want, reader bool) {
 		f.s.orphans--
 	}
 	if reader {
-		f.readers++
-		f.reading.Add(1)
-		f.wakeLanes(nil) // they are held no more
+		if f.readers++; f.reading.Add(1) == 1 {
+			f.seek()
+		}
 	} else {
 		f.fetchers++
-		f.shares(w.Limit, 1)
+		f.wanted(w, 1)
 	}
 	if (reader || w.Hurry) && !f.hurried {
 		f.hurried = true
 		close(f.urgent)
+	}
+	f.s.count(f)
+	if reader || w.Hurry {
+		f.wakeLanes(nil) // they are held no more, and ask for more
 	}
 	if f.class == 0 || w.Class == catalog.Placed {
 		f.class = w.Class
@@ -297,7 +309,7 @@ func (f *flight) fly() error {
 	if err := f.s.turn(f); err != nil {
 		return err
 	}
-	defer f.s.over()
+	defer f.s.over(f)
 	f.begun = !f.pass && f.s.cfg.Store.FetchBegan(f.digest)
 	stalled := false
 	for {

@@ -35,6 +35,7 @@ type lane struct {
 
 	// Guarded by flight.mu.
 	asked map[int]inRoom // units on their way
+	ranks rank           // as waiter has it
 	early *early         // of the unit that is read now; nil: it has no sub-states
 	err   error          // why it ended
 }
@@ -66,7 +67,7 @@ func (f *flight) start(c candidate, holder bool, first *contender, giveUp func()
 	}
 	l := &lane{
 		f: f, holder: holder, candidate: c, cancel: cancel, asked: map[int]inRoom{},
-		waiter: waiter{since: f.since, wake: make(chan struct{}, 1)},
+		waiter: waiter{wake: make(chan struct{}, 1)},
 	}
 	f.mu.Lock()
 	f.lanes[c.node] = l
@@ -127,7 +128,7 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 			}
 			continue
 		}
-		ss, fresh, release, err := f.s.sessions.get(ctx, l.node, f.urgent)
+		ss, fresh, release, err := f.s.sessions.get(ctx, l.node, f.need())
 		if err != nil {
 			return err
 		}
@@ -172,7 +173,8 @@ func (l *lane) plan() (order, bool) {
 		f.s.pipes.forget(l.node, &l.waiter)
 		return order{}, false
 	}
-	c := classOf(f.reading.Load() > 0)
+	c := f.purpose()
+	l.stand(f.rank(c))
 	f.sched.wanted(l.node, f.s.pipes.wanted(l.node, &l.waiter, c, f.sched.fresh(l.node)))
 	now := time.Now()
 	limit := f.limit()
@@ -216,6 +218,15 @@ func (l *lane) plan() (order, bool) {
 	return o, ok
 }
 
+// stand says where the lane's flight stands among those that wait for its peer;
+// flight.mu is held.
+func (l *lane) stand(r rank) {
+	if l.ranks != r {
+		l.ranks = r
+		l.f.s.pipes.stands(&l.waiter, r)
+	}
+}
+
 // note enters what was asked for before there was a lane.
 func (l *lane) note(o order) {
 	f := l.f
@@ -224,7 +235,7 @@ func (l *lane) note(o order) {
 	if f.layout == nil || f.sched == nil {
 		return
 	}
-	c, now := classOf(f.reading.Load() > 0), time.Now()
+	c, now := f.purpose(), time.Now()
 	for i := o.first; i < min(o.first+o.n, f.layout.units()); i++ {
 		_, n := f.layout.span(i)
 		f.s.pipes.force(l.node, c, n)

@@ -77,7 +77,7 @@ func TestPacer_IsAskedForEveryByteWithItsClass(t *testing.T) {
 }
 
 func TestPacer_AClassThatIsNotKnownIsReplication(t *testing.T) {
-	for named, want := range map[uint32]budget.Class{0: budget.Replication, 1: budget.Client, 2: budget.Manifest, 3: budget.Replication, 4: budget.Scrub,
+	for named, want := range map[uint32]budget.Class{0: budget.Replication, 1: budget.Client, 2: budget.Hurried, 3: budget.Replication, 4: budget.Scrub,
 		5: budget.Replication, 1<<32 - 1: budget.Replication} {
 		if got := sentAs(named); got != want {
 			t.Errorf("%d is class %d, want %d", named, got, want)

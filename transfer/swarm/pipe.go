@@ -6,6 +6,7 @@ import (
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/transfer/budget"
+	"github.com/portolan/portolan/transfer/places"
 )
 
 const (
@@ -14,8 +15,6 @@ const (
 	// out 128 MiB. The rest is for streams' first windows and the other protocols.
 	maxPeerBytes = 32 << 20
 	maxAllBytes  = 96 << 20
-	// maxBackgroundBytes leaves room for clients.
-	maxBackgroundBytes = maxAllBytes / 4 * 3
 	// firstWindow is asked for ahead while a peer's rate is not known, and slack on
 	// top of windowDelays times the bandwidth times delay; the sum is rounded up to units. So a
 	// peer that sends slowly has one unit to send and one that follows, as others
@@ -38,24 +37,32 @@ const (
 type class uint8
 
 const (
-	classClient      class = iota // a client waits
-	classReplication              // what rules and claims want here
+	classClient      class = iota // a client waits here
+	classHurried                  // a push waits, here or elsewhere, or it is a manifest: see Want.Hurry
+	classReplication              // what rules want here
 	classes
 )
 
 // onLink is how it stands in line at a capped link, where more classes meet.
 func (c class) onLink() budget.Class {
-	if c == classClient {
-		return budget.Client
-	}
-	return budget.Replication
+	return [classes]budget.Class{budget.Client, budget.Hurried, budget.Replication}[c]
 }
 
-func classOf(read bool) class {
-	if read {
-		return classClient
+// leastBytes is how much of maxAllBytes is kept for each class, whatever the others
+// have on its way: what one flight asks ahead of a peer for clients, and a unit of the
+// largest blobs for the others. So rules have three quarters of it at most.
+var leastBytes = [classes]int64{inflightBytes, 8 << 20, 8 << 20}
+
+// spare is how much of most class c may take, if so much is used, and the least of
+// each other one is kept for it.
+func spare[N int | int64](most N, used, least [classes]N, c class) N {
+	for o := range classes {
+		most -= used[o]
+		if o != c {
+			most -= max(0, least[o]-used[o])
+		}
 	}
-	return classReplication
+	return max(0, most)
 }
 
 // pipe is the way from one peer: how fast it was, and what is on its way. It
@@ -74,9 +81,23 @@ type pipe struct {
 
 // waiter is a lane that has something to ask for, and no room.
 type waiter struct {
-	since time.Time // of its flight: older ones go first
-	fresh bool      // it would ask for what nobody was asked for; guarded by pipes.mu
+	rank  rank // of its flight; guarded by pipes.mu, as fresh is
+	fresh bool // it would ask for what nobody was asked for
 	wake  chan struct{}
+}
+
+// rank is where a flight stands among those of its class: by what it is wanted for,
+// then by age.
+type rank struct {
+	places.Order
+	since time.Time
+}
+
+func (r rank) before(o rank) bool {
+	if r.Order != o.Order {
+		return r.Before(o.Order)
+	}
+	return r.since.Before(o.since)
 }
 
 func (p *pipe) total() int64 {
@@ -185,9 +206,8 @@ func (p *pipe) unitTook(now time.Time) time.Duration {
 // pipes are the ways from all peers.
 type pipes struct {
 	mu   sync.Mutex
-	all  int64 // on its way, from all peers
-	low  int64 // of it, not for clients
-	full bool  // somebody was refused because of all
+	all  [classes]int64 // on its way, from all peers
+	full bool           // somebody was refused because of all
 	// filled is told what each peer was measured to fill: bytes a second times the
 	// delay; nil: nobody is. It must not block.
 	filled func(node identity.NodeID, bytes int64)
@@ -218,11 +238,7 @@ func (ps *pipes) reserve(node identity.NodeID, w *waiter, c class, unit int64, n
 	got := int64(0)
 	if !p.behind(w, c) {
 		got = p.room(c, unit, int64(n)*unit)
-		limit := maxAllBytes - ps.all
-		if c != classClient {
-			limit = min(limit, maxBackgroundBytes-ps.low)
-		}
-		if got > limit {
+		if limit := spare(maxAllBytes, ps.all, leastBytes, c); got > limit {
 			ps.full = true
 			got = limit
 		}
@@ -251,11 +267,11 @@ func (ps *pipes) wanted(node identity.NodeID, w *waiter, c class, fresh bool) bo
 	return false
 }
 
-// age says how old what a waiter asks for is.
-func (ps *pipes) age(w *waiter, since time.Time) {
+// stands says where what a waiter asks for stands among others.
+func (ps *pipes) stands(w *waiter, r rank) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	w.since = since
+	w.rank = r
 }
 
 // force takes room for n bytes that were asked for already.
@@ -270,19 +286,14 @@ func (ps *pipes) force(node identity.NodeID, c class, n int64) {
 // behind says whether somebody waits that goes before w.
 func (p *pipe) behind(w *waiter, c class) bool {
 	for o, oc := range p.waiting {
-		if o != w && oc == c && o.since.Before(w.since) {
+		if o != w && oc == c && o.rank.before(w.rank) {
 			return true
 		}
 	}
 	return false
 }
 
-func (ps *pipes) add(c class, n int64) {
-	ps.all += n
-	if c != classClient {
-		ps.low += n
-	}
-}
+func (ps *pipes) add(c class, n int64) { ps.all[c] += n }
 
 // release gives back room: the bytes came, or will not come.
 func (ps *pipes) release(node identity.NodeID, c class, n int64, lost bool) {
@@ -355,7 +366,11 @@ func (ps *pipes) crowded() bool {
 func (ps *pipes) flying() int64 {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	return ps.all
+	sum := int64(0)
+	for _, n := range ps.all {
+		sum += n
+	}
+	return sum
 }
 
 // wake tells who waits on a channel of capacity 1.

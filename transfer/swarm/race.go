@@ -253,7 +253,7 @@ func (f *flight) contact(q *field) *contender {
 	start := func(c candidate) {
 		ctx, cancel := context.WithCancel(f.ctx)
 		ct := &contender{candidate: c, request: f.opening(), cancel: cancel}
-		ct.request.class = classOf(f.reading.Load() > 0)
+		ct.request.class = f.purpose()
 		f.mu.Lock()
 		ct.request.subs = f.worthSplitting(c.node, ct.request)
 		f.mu.Unlock()
@@ -349,7 +349,7 @@ func (f *flight) letGo(q *field, running []*contender, before int) {
 // sends, and ct has the session.
 func (f *flight) approach(ctx context.Context, ct *contender) error {
 	for {
-		ss, fresh, release, err := f.s.sessions.get(ctx, ct.node, f.urgent)
+		ss, fresh, release, err := f.s.sessions.get(ctx, ct.node, f.need())
 		if err != nil {
 			return err
 		}

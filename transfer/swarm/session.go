@@ -20,10 +20,6 @@ const (
 	// windows that they have grown count against those of streams in use.
 	maxIdle    = 4
 	maxIdleAll = 32
-	// maxSessions bounds the streams to one holder, below what its host admits
-	// (32 per protocol). The last ones are for flights that a client waits for.
-	maxSessions           = 28
-	maxBackgroundSessions = 20
 )
 
 // sessions keeps streams to holders for reuse.
@@ -40,10 +36,9 @@ type sessions struct {
 }
 
 type peerSessions struct {
-	heard      atomic.Int64 // Unix nanoseconds: when the holder last sent a byte
-	idle       []*session
-	all        chan struct{} // a slot for each session in use
-	background chan struct{} // further, for those in use by background flights
+	heard atomic.Int64 // Unix nanoseconds: when the holder last sent a byte
+	idle  []*session
+	inUse slots
 }
 
 func newSessions(ctx context.Context, host *peer.Host, stall time.Duration, pipes *pipes) *sessions {
@@ -51,38 +46,18 @@ func newSessions(ctx context.Context, host *peer.Host, stall time.Duration, pipe
 }
 
 // get gives an idle or a new stream to a holder, and the function that takes it
-// back: reuse says that nothing is outstanding on it. urgent is closed when a
-// client waits.
-func (p *sessions) get(ctx context.Context, node identity.NodeID, urgent <-chan struct{}) (ss *session, fresh bool, release func(reuse bool), err error) {
+// back: reuse says that nothing is outstanding on it.
+func (p *sessions) get(ctx context.Context, node identity.NodeID, n need) (ss *session, fresh bool, release func(reuse bool), err error) {
 	p.mu.Lock()
 	ps := p.peers[node]
 	if ps == nil {
-		ps = &peerSessions{all: make(chan struct{}, maxSessions), background: make(chan struct{}, maxBackgroundSessions)}
+		ps = &peerSessions{}
 		p.peers[node] = ps
 	}
 	p.mu.Unlock()
-	background := false
-	select {
-	case <-urgent:
-	default:
-		select {
-		case ps.background <- struct{}{}:
-			background = true
-		case <-urgent:
-		case <-ctx.Done():
-			return nil, false, nil, ctx.Err()
-		}
-	}
-	free := func() {
-		if background {
-			<-ps.background
-		}
-	}
-	select {
-	case ps.all <- struct{}{}:
-	case <-ctx.Done():
-		free()
-		return nil, false, nil, ctx.Err()
+	slot, err := ps.inUse.take(ctx, n)
+	if err != nil {
+		return nil, false, nil, err
 	}
 	p.mu.Lock()
 	if n := len(ps.idle); n > 0 {
@@ -94,8 +69,7 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, urgent <-chan 
 	if ss == nil {
 		fresh = true
 		if ss, err = p.open(ctx, node, ps); err != nil {
-			<-ps.all
-			free()
+			ps.inUse.leave(slot)
 			return nil, false, nil, err
 		}
 	}
@@ -105,8 +79,7 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, urgent <-chan 
 			reuse = false
 		}
 		p.put(ps, ss, reuse)
-		<-ps.all
-		free()
+		ps.inUse.leave(slot)
 	}, nil
 }
 
@@ -219,7 +192,7 @@ func (p *sessions) reap(since time.Time) {
 		}
 		p.idle -= len(ps.idle) - len(keep)
 		ps.idle = keep
-		if len(ps.idle) == 0 && len(ps.all) == 0 && len(ps.background) == 0 {
+		if len(ps.idle) == 0 && ps.inUse.unused() {
 			delete(p.peers, node) // a get that holds on to it at worst doubles the bound once
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/budget"
+	"github.com/portolan/portolan/transfer/places"
 )
 
 const (
@@ -38,9 +39,6 @@ const (
 	// the time in which a restarted node is back.
 	retryAfter = 5 * time.Second
 
-	// maxActive bounds the blobs on their way without a client waiting; further
-	// ones queue, oldest first.
-	maxActive = 64
 	// maxFlights bounds all flights, waiting ones included.
 	maxFlights = 4096
 	// maxOrphans bounds the flights that nobody waits for any more.
@@ -113,8 +111,8 @@ type Swarm struct {
 	mu       sync.Mutex
 	closed   bool
 	flights  map[digest.Digest]*flight
-	queue    []*flight // waiting for a turn
-	running  int       // flights that took a turn
+	turns    *places.Places // of flights that nobody waits for
+	running  int            // flights, and batches, under way
 	orphans  int
 	badRoots map[[32]byte]struct{}
 	wg       sync.WaitGroup
@@ -135,7 +133,7 @@ func New(cfg Config) (*Swarm, error) {
 		cfg: cfg, log: cfg.Logger, keep: cfg.Store.BeginFetch, storeAgain: storeAgainAfter,
 		buffers:  semaphore.NewWeighted(bufferBytes),
 		unitPool: sync.Pool{New: func() any { b := make([]byte, units.Unit); return &b }},
-		passing:  make(chan struct{}, maxPassing),
+		passing:  make(chan struct{}, maxPassing), turns: places.New(maxActive-aboveActive, aboveActive, maxActive),
 		flights:  map[digest.Digest]*flight{},
 		badRoots: map[[32]byte]struct{}{},
 	}
@@ -214,7 +212,8 @@ func (s *Swarm) fetched(ctx context.Context, f *flight, w Want) error {
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		f.shares(w.Limit, -1)
+		f.wanted(w, -1)
+		s.count(f)
 	}()
 	select {
 	case <-f.done:
@@ -356,6 +355,7 @@ func (s *Swarm) leave(f *flight, reader bool) {
 	} else {
 		f.fetchers--
 	}
+	s.count(f)
 	if f.readers+f.fetchers > 0 || f.ended() {
 		return
 	}
@@ -366,58 +366,6 @@ func (s *Swarm) leave(f *flight, reader bool) {
 	}
 	f.dropped = true
 	f.cancel()
-}
-
-// turn waits until the flight may start. A flight that a client waits for, or
-// waited for, does not wait.
-func (s *Swarm) turn(f *flight) error {
-	s.mu.Lock()
-	if s.running < maxActive && len(s.queue) == 0 || f.hurried {
-		s.running++
-		s.mu.Unlock()
-		return nil
-	}
-	f.begin = make(chan struct{})
-	s.queue = append(s.queue, f)
-	s.mu.Unlock()
-	select {
-	case <-f.begin:
-		return nil
-	case <-f.urgent:
-	case <-f.ctx.Done():
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i, q := range s.queue {
-		if q == f {
-			s.queue = append(s.queue[:i], s.queue[i+1:]...)
-			if f.ctx.Err() != nil {
-				return f.ctx.Err()
-			}
-			s.running++
-			return nil
-		}
-	}
-	return nil // its turn came meanwhile
-}
-
-// over gives the turn to the next in the queue.
-func (s *Swarm) over() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.running--
-	for s.running < maxActive && len(s.queue) > 0 {
-		next := s.queue[0]
-		s.queue = s.queue[1:]
-		s.running++
-		close(next.begin)
-	}
-}
-
-func (s *Swarm) active() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.running
 }
 
 // Progress is a blob on its way.

@@ -344,12 +344,18 @@ func FuzzSession(f *testing.F) {
 	})
 }
 
+// filled takes all places for blobs that nobody waits for.
+func filled(s *Swarm) (overs []func()) {
+	for range maxActive {
+		overs = append(overs, s.enterTurn())
+	}
+	return overs
+}
+
 func TestSwarm_TurnsGoByAge(t *testing.T) {
 	l := newLab(t)
 	s := l.start().swarm
-	s.mu.Lock()
-	s.running = maxActive
-	s.mu.Unlock()
+	overs := filled(s)
 	var flights []*flight
 	order := make(chan int, 4)
 	for i := range 4 {
@@ -360,10 +366,10 @@ func TestSwarm_TurnsGoByAge(t *testing.T) {
 				order <- i
 			}
 		}()
-		eventually(t, "it waits", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.queue) == i+1 })
+		eventually(t, "it waits", func() bool { return s.turns.Waiting() == i+1 })
 	}
 	for want := range 3 {
-		s.over()
+		overs[want]()
 		if got := <-order; got != want {
 			t.Fatalf("turn of %d, want %d", got, want)
 		}
@@ -375,11 +381,14 @@ func TestSwarm_TurnsGoByAge(t *testing.T) {
 	if got := <-order; got != 3 {
 		t.Fatalf("turn of %d, want 3", got)
 	}
-	for range maxActive + 1 {
-		s.over()
+	for _, over := range overs[3:] {
+		over()
 	}
-	if s.active() != 0 {
-		t.Fatalf("%d turns out", s.active())
+	for _, f := range flights {
+		s.over(f)
+	}
+	if s.active() != 0 || s.turns.Taken() != 0 {
+		t.Fatalf("%d turns out, %d places taken", s.active(), s.turns.Taken())
 	}
 	for _, f := range flights {
 		f.cancel()
