@@ -10,6 +10,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -89,7 +90,9 @@ type Host struct {
 	metrics    *metrics
 	handshakes *handshakes
 	lines      *lines
-	window     int64 // bytes that one connection can hold
+	windows    *windows
+	peers      atomic.Int32 // that are connected
+	window     int64        // bytes that one connection can hold
 	congestion *congestion.Watcher
 }
 
@@ -118,6 +121,7 @@ func New(cfg Config) (*Host, error) {
 	h := &Host{cfg: cfg, self: self, log: cfg.Logger, dials: map[identity.NodeID]*dial{}, probes: map[identity.NodeID]*probe{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.metrics = newMetrics(h)
+	h.windows = newWindows(h.metrics.windowRefusals.Inc)
 	h.handshakes = newHandshakes(h.metrics.refuse)
 	h.lines, h.window = newLines(h), kernelWindow("/proc/sys/net/ipv4")
 	h.congestion = congestion.Watch(cfg.Logger)
@@ -129,7 +133,7 @@ func New(cfg Config) (*Host, error) {
 		// does not take half of the connections.
 		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport(), tcp.WithConnectionTimeout(dialTimeout)),
 		libp2p.Security(libp2ptls.ID, newWired),
-		libp2p.Muxer(muxerID, crediting{muxer()}),
+		libp2p.Muxer(muxerID, bounded{crediting{muxer()}, h.windows}),
 		libp2p.ConnectionGater(gater{h}),
 		libp2p.ConnectionManager(connmgr.NullConnMgr{}),
 		libp2p.ResourceManager(limits),
