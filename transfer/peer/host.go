@@ -219,10 +219,12 @@ func (h *Host) Close() error {
 }
 
 // Handle serves a protocol: each stream that a member opens gets a goroutine of
-// its own, at most maxStreamsPerPeer per peer and protocol. The context ends
+// its own, at most maxStreamsPerPeer per peer and protocol; when there are too many
+// of all peers, the newest of those that have the most are reset. The context ends
 // with the host; when it does the stream is reset. When handle returns the
 // stream is closed.
 func (h *Host) Handle(proto string, handle func(ctx context.Context, from identity.NodeID, s *Stream)) {
+	var streams admitted
 	h.h.SetStreamHandler(protocol.ID(proto), func(ns network.Stream) {
 		h.mu.Lock()
 		if h.closed {
@@ -241,7 +243,17 @@ func (h *Host) Handle(proto string, handle func(ctx context.Context, from identi
 		ctx, cancel := context.WithCancel(h.ctx)
 		defer cancel()
 		s := newStream(ctx, ns)
+		out, ok := streams.enter(from, s)
+		if !ok {
+			_ = s.Reset()
+			return
+		}
+		if out != nil {
+			h.metrics.streamsShed.Inc()
+			_ = out.Reset() // its handler ends by that
+		}
 		defer func() { _ = s.Close() }()
+		defer streams.leave(from, s)
 		handle(ctx, from, s)
 	})
 }

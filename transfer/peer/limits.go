@@ -47,16 +47,19 @@ const (
 	// direction, as each node opens its part of that to each other (StreamsEach);
 	// beside them there are n that tell what a node has, in each direction, and those
 	// of questions and of the catalogue, which are closed when they are answered. At 32
-	// other nodes that is 96 + 32 in each direction, and 16 are left; with more,
-	// streams are refused when all are busy at once, and tried again.
-	bulkStreams = 96
+	// other nodes that is 96 + 32 in each direction, which is all; with more, streams
+	// are refused when all are busy at once, and tried again.
+	bulkStreams = 112
 	// minStreamsEach is what a node may open to each other in the largest mesh.
 	minStreamsEach = 2
 	// maxStreams is over all peers, in one direction; maxStreamsBoth in both.
-	maxStreams     = 144
+	maxStreams     = 176
 	maxStreamsBoth = 256
-	// maxProtocolStreams is per protocol and direction over all peers: whatever one is
-	// flooded with, 32 are left for the others.
+	// maxAdmitted is how many streams of one protocol others may have here: from there
+	// on they are shared out (admitted). maxProtocolStreams, per protocol and direction,
+	// is the resource manager's: some more, for those that are being reset. Whatever
+	// one protocol is flooded with, 32 are left for the others.
+	maxAdmitted        = 128
 	maxProtocolStreams = maxStreams - 32
 	// maxStreamsPerPeer is per protocol and direction.
 	maxStreamsPerPeer = 32

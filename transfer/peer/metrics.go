@@ -10,6 +10,7 @@ type metrics struct {
 	lines          prometheus.GaugeFunc
 	windows        prometheus.GaugeFunc
 	windowRefusals prometheus.Counter
+	streamsShed    prometheus.Counter
 	dialFailures   prometheus.Counter
 	refusals       *prometheus.CounterVec
 }
@@ -31,6 +32,10 @@ func newMetrics(h *Host) *metrics {
 		windowRefusals: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "portolan_transfer_peer_window_refusals_total",
 			Help: "Receive windows that did not grow for want of memory: transfers over long links are slower for it.",
+		}),
+		streamsShed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "portolan_transfer_peer_streams_shed_total",
+			Help: "Streams that were reset because their peer had more than others, and there were too many.",
 		}),
 		dialFailures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "portolan_transfer_peer_dial_failures_total",
@@ -55,7 +60,7 @@ func (h *Host) windowBytes() (n int64) {
 }
 
 func (m *metrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.connections, m.lines, m.windows, m.windowRefusals, m.dialFailures, m.refusals}
+	return []prometheus.Collector{m.connections, m.lines, m.windows, m.windowRefusals, m.streamsShed, m.dialFailures, m.refusals}
 }
 
 func (m *metrics) register(r prometheus.Registerer) error {

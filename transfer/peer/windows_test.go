@@ -126,7 +126,7 @@ func TestLimits_AddUp(t *testing.T) {
 	if maxWindowMemory != promised || maxFirstWindows+maxGrowth > promised {
 		t.Errorf("windows may have %d bytes", maxWindowMemory)
 	}
-	if maxStreams > maxStreamsBoth || maxProtocolStreams >= maxStreams || maxStreamsPerPeer >= maxStreamsPerPeerTotal || bulkStreams > maxProtocolStreams {
+	if maxStreams > maxStreamsBoth || maxProtocolStreams >= maxStreams || maxStreamsPerPeer >= maxStreamsPerPeerTotal || bulkStreams > maxAdmitted || maxAdmitted >= maxProtocolStreams {
 		t.Error("a part is larger than the whole")
 	}
 }
@@ -244,7 +244,7 @@ func TestWindows_AtOnce(t *testing.T) {
 func TestHost_StreamsEach(t *testing.T) {
 	var m mesh
 	a := m.start(t)
-	for peers, want := range map[int32]int{0: 28, 1: 28, 3: 28, 4: 24, 8: 12, 12: 8, 32: 3, 200: 2} {
+	for peers, want := range map[int32]int{0: 28, 1: 28, 3: 28, 4: 28, 8: 14, 12: 9, 32: 3, 200: 2} {
 		a.peers.Store(peers)
 		if got := a.StreamsEach(); got != want {
 			t.Errorf("%d streams to each of %d nodes, want %d", got, peers, want)

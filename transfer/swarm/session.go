@@ -9,7 +9,7 @@ import (
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/transfer/budget"
-	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 const (
@@ -21,15 +21,16 @@ const (
 	maxIdle    = 4
 	maxIdleAll = 32
 	// maxSessions bounds the streams to one holder, below what its host admits
-	// (32 per protocol). The last ones are for flights that a client waits for.
-	maxSessions           = 28
-	maxBackgroundSessions = 20
+	// (32 per protocol); Host.StreamsEach does in a larger mesh.
+	maxSessions = 28
+	// background is what flights may use that no client waits for: 5 of 7.
+	backgroundPart, backgroundOf = 5, 7
 )
 
 // sessions keeps streams to holders for reuse.
 type sessions struct {
 	ctx   context.Context // the streams' lifetime
-	host  *peer.Host
+	host  Host
 	stall time.Duration
 	pipes *pipes // told how long answers take
 	pacer Pacer  // nil: nothing is held back
@@ -42,11 +43,11 @@ type sessions struct {
 type peerSessions struct {
 	heard      atomic.Int64 // Unix nanoseconds: when the holder last sent a byte
 	idle       []*session
-	all        chan struct{} // a slot for each session in use
-	background chan struct{} // further, for those in use by background flights
+	all        slots // a slot for each session in use
+	background slots // further, for those in use by background flights
 }
 
-func newSessions(ctx context.Context, host *peer.Host, stall time.Duration, pipes *pipes) *sessions {
+func newSessions(ctx context.Context, host Host, stall time.Duration, pipes *pipes) *sessions {
 	return &sessions{ctx: ctx, host: host, stall: stall, pipes: pipes, peers: map[identity.NodeID]*peerSessions{}}
 }
 
@@ -57,7 +58,8 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, urgent <-chan 
 	p.mu.Lock()
 	ps := p.peers[node]
 	if ps == nil {
-		ps = &peerSessions{all: make(chan struct{}, maxSessions), background: make(chan struct{}, maxBackgroundSessions)}
+		ps = &peerSessions{}
+		ps.all.most, ps.background.most = p.each, p.eachBackground
 		p.peers[node] = ps
 	}
 	p.mu.Unlock()
@@ -65,22 +67,14 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, urgent <-chan 
 	select {
 	case <-urgent:
 	default:
-		select {
-		case ps.background <- struct{}{}:
-			background = true
-		case <-urgent:
-		case <-ctx.Done():
-			return nil, false, nil, ctx.Err()
-		}
+		background = ps.background.take(ctx, urgent)
 	}
 	free := func() {
 		if background {
-			<-ps.background
+			ps.background.free()
 		}
 	}
-	select {
-	case ps.all <- struct{}{}:
-	case <-ctx.Done():
+	if ctx.Err() != nil || !ps.all.take(ctx, nil) {
 		free()
 		return nil, false, nil, ctx.Err()
 	}
@@ -94,7 +88,7 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, urgent <-chan 
 	if ss == nil {
 		fresh = true
 		if ss, err = p.open(ctx, node, ps); err != nil {
-			<-ps.all
+			ps.all.free()
 			free()
 			return nil, false, nil, err
 		}
@@ -105,10 +99,15 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, urgent <-chan 
 			reuse = false
 		}
 		p.put(ps, ss, reuse)
-		<-ps.all
+		ps.all.free()
 		free()
 	}, nil
 }
+
+// each is how many streams there may be to one holder now.
+func (p *sessions) each() int { return min(maxSessions, p.host.StreamsEach()) }
+
+func (p *sessions) eachBackground() int { return max(1, p.each()*backgroundPart/backgroundOf) }
 
 // open opens a stream that outlives ctx.
 func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessions) (*session, error) {
@@ -140,7 +139,7 @@ func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessi
 
 // ownedStream releases its context when it ends.
 type ownedStream struct {
-	*peer.Stream
+	plane.Stream
 	cancel context.CancelFunc
 }
 
@@ -219,7 +218,7 @@ func (p *sessions) reap(since time.Time) {
 		}
 		p.idle -= len(ps.idle) - len(keep)
 		ps.idle = keep
-		if len(ps.idle) == 0 && len(ps.all) == 0 && len(ps.background) == 0 {
+		if len(ps.idle) == 0 && ps.all.used() == 0 && ps.background.used() == 0 {
 			delete(p.peers, node) // a get that holds on to it at worst doubles the bound once
 		}
 	}
