@@ -108,7 +108,7 @@ func (h *Host) Open(ctx context.Context, to identity.NodeID, protocol string) (p
 		return nil, fmt.Errorf("node %s does not speak %s", to.Short(), protocol)
 	}
 	s := newStream(ctx, back, out)
-	context.AfterFunc(h.ctx, func() { _ = s.Reset() })
+	context.AfterFunc(h.ctx, s.breakOff)
 	return s, nil
 }
 
@@ -222,7 +222,7 @@ type stream struct {
 
 func newStream(ctx context.Context, in, out *pipe) *stream {
 	s := &stream{in: in, out: out, idle: idle}
-	s.stop = context.AfterFunc(ctx, func() { _ = s.Reset() })
+	s.stop = context.AfterFunc(ctx, s.breakOff) // which must not look at stop
 	return s
 }
 
@@ -319,7 +319,11 @@ func (s *stream) Close() error {
 
 func (s *stream) Reset() error {
 	s.stop()
+	s.breakOff()
+	return nil
+}
+
+func (s *stream) breakOff() {
 	s.out.end(errReset)
 	s.in.end(errReset)
-	return nil
 }
