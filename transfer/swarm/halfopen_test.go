@@ -37,6 +37,7 @@ func ended(streams []*peer.Stream) <-chan error {
 		go func() {
 			_ = st.SetReadDeadline(time.Now().Add(20 * time.Second)) // fails on one that ended
 			_, err := st.Read(make([]byte, 1))
+			_ = st.Reset() // this side may open another one then
 			out <- err
 		}()
 	}
