@@ -20,6 +20,7 @@ import (
 	"github.com/portolan/portolan/transfer"
 	"github.com/portolan/portolan/transfer/budget"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 	"github.com/portolan/portolan/transfer/swarm"
 	"github.com/portolan/portolan/transfer/sync"
 	"github.com/portolan/portolan/transfer/tags"
@@ -222,9 +223,10 @@ func (n *node) startContent() error {
 		log.Info("the machine's TCP settings slow transfers over long links", "advice", advice)
 	}
 	n.stages.start("data plane", n.host.Run)
+	data := plane.Of(n.host)
 	if n.sync, err = sync.New(sync.Config{
 		Self: n.id.ID, Site: s.Site, Dir: n.dir, Store: n.store, State: n.raft.State(),
-		Host: n.host, Announcer: n.gossip, Now: n.cfg.Now, Logger: log, Registerer: reg,
+		Host: data, Announcer: n.gossip, Now: n.cfg.Now, Logger: log, Registerer: reg,
 	}); err != nil {
 		return err
 	}
@@ -233,7 +235,7 @@ func (n *node) startContent() error {
 	n.budgets = budget.New(s.Site, n.siteOf)
 	n.budgets.Apply(n.view())
 	if n.swarm, err = swarm.New(swarm.Config{
-		Store: n.store, Host: n.host, Holders: n.sync, Pacer: n.budgets, Signer: n.id, Logger: log, Registerer: reg,
+		Store: n.store, Host: data, Holders: n.sync, Pacer: n.budgets, Signer: n.id, Logger: log, Registerer: reg,
 		Access: n.sync.Access, Small: n.sync.Small, Prove: n.sync.Prove,
 		KnownSigner: func(id identity.NodeID) bool { m, ok := n.view().Node(id); return ok && !m.Witness },
 		SiteOf:      n.siteOf,
@@ -256,7 +258,7 @@ func (n *node) startContent() error {
 		Self: n.id.ID, Site: s.Site, State: n.raft.State(), Store: n.store, Sync: n.sync, Control: n.raft, Copies: n.reconciler,
 		Settle: n.tags.Settle, Abandon: n.swarm.Abandon, Now: n.cfg.Now, Logger: log,
 	})
-	n.checker.Start(preflight.Parts{Gossip: n.gossip, Host: n.host, Pacer: n.budgets, Store: n.store})
+	n.checker.Start(preflight.Parts{Gossip: n.gossip, Host: data, Pacer: n.budgets, Store: n.store})
 	n.stages.start("bandwidth budgets", func(ctx context.Context) error { return n.budgets.Run(ctx, n.raft.State()) })
 	n.stages.start("transfer of blobs", n.swarm.Run)
 	n.stages.start("exchange of catalogues", n.sync.Run)

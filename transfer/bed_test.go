@@ -26,6 +26,8 @@ import (
 	"github.com/portolan/portolan/transfer"
 	"github.com/portolan/portolan/transfer/budget"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
+	"github.com/portolan/portolan/transfer/plane/planetest"
 	"github.com/portolan/portolan/transfer/swarm"
 	syncer "github.com/portolan/portolan/transfer/sync"
 	"github.com/portolan/portolan/transfer/tags"
@@ -45,9 +47,10 @@ type bed struct {
 	log   []*command.Envelope
 	nodes []*site
 	poll  time.Duration
-	deaf  bool          // hints are lost
-	truth time.Duration // how often hints are compared; zero: as always
-	far   time.Duration // from any node to any other, one way; 0: as loopback has it
+	deaf  bool           // hints are lost
+	truth time.Duration  // how often hints are compared; zero: as always
+	net   *planetest.Net // nil: the sites have real hosts
+	far   time.Duration  // from any node to any other, one way; 0: as loopback has it
 
 	raft sync.Mutex // one command after the other
 
@@ -70,7 +73,9 @@ type site struct {
 	ahead atomic.Int64  // the same, while it runs
 
 	store  *store.Store
-	host   *peer.Host
+	host   *peer.Host // nil: the bed has a net
+	plane  plane.Host
+	close  func() error // of either
 	sync   *syncer.Sync
 	swarm  *swarm.Swarm
 	rec    *transfer.Reconciler
@@ -96,6 +101,9 @@ type option func(*bed)
 
 // noHints loses all hints; polls alone find what is new.
 func noHints(b *bed) { b.deaf, b.poll = true, 200*time.Millisecond }
+
+// inMemory has no network.
+func inMemory(b *bed) { b.net = planetest.NewNet() }
 
 func newBed(t testing.TB, sites []string, opts ...option) *bed {
 	t.Helper()
@@ -199,6 +207,43 @@ func (n *site) open() {
 	n.store, err = store.Open(context.Background(), store.Config{Dir: n.dir + "/store", Identity: n.id, Logger: log, Now: n.now,
 		Catalog: catalog.Options{OnConflict: n.hasLost}})
 	must(n.t, err)
+	if n.net != nil {
+		host := n.net.Join(n.id.ID)
+		n.plane, n.close, n.port = host, host.Close, 1
+	} else {
+		n.listen(log)
+	}
+	n.sync, err = syncer.New(syncer.Config{
+		Self: n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.plane,
+		Announcer: hear{n}, Poll: n.poll, Truth: n.truth, Now: n.now, Logger: log,
+	})
+	must(n.t, err)
+	n.caps = budget.New(n.name, func(id identity.NodeID) string { m, _ := n.state.View().Node(id); return m.Site })
+	n.wire = prometheus.NewRegistry()
+	n.swarm, err = swarm.New(swarm.Config{
+		Registerer: n.wire, Pacer: n.caps,
+		Store: n.store, Host: n.plane, Holders: n.sync, Signer: n.id,
+		Access: n.sync.Access, Small: n.sync.Small, Prove: n.sync.Prove,
+		KnownSigner: func(id identity.NodeID) bool { _, ok := n.state.View().Node(id); return ok },
+		SiteOf:      func(id identity.NodeID) string { m, _ := n.state.View().Node(id); return m.Site },
+		Logger:      log,
+	})
+	must(n.t, err)
+	n.counts = prometheus.NewRegistry()
+	n.rec, err = transfer.New(transfer.Config{
+		Registerer: n.counts,
+		Self:       n.id.ID, Site: n.name, Store: n.store, State: n.state, Swarm: slowly{n.swarm, n}, Sync: n.sync, PushesTold: true, Now: n.now, Logger: log,
+	})
+	must(n.t, err)
+	n.openDoor(log)
+	n.home = transfer.NewResidency(transfer.ResidencyConfig{Self: n.id.ID, Site: n.name, State: n.state, Store: n.store, Sync: n.sync, Control: control{n}, Copies: n.rec,
+		Settle: func() { n.door.Settle() }, Abandon: n.swarm.Abandon, Now: n.now, Logger: log})
+}
+
+// listen opens a host.
+func (n *site) listen(log *slog.Logger) {
+	n.t.Helper()
+	var err error
 	n.host, err = peer.New(peer.Config{
 		Identity: n.id, Listen: net.JoinHostPort("127.0.0.1", strconv.Itoa(n.port)), Logger: log,
 		Members: func(id identity.NodeID) (string, int, bool) {
@@ -217,31 +262,7 @@ func (n *site) open() {
 			n.port = farFrom(n.t, n.host.Addr().String(), n.far, n.relayed)
 		})
 	}
-	n.sync, err = syncer.New(syncer.Config{
-		Self: n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.host,
-		Announcer: hear{n}, Poll: n.poll, Truth: n.truth, Now: n.now, Logger: log,
-	})
-	must(n.t, err)
-	n.caps = budget.New(n.name, func(id identity.NodeID) string { m, _ := n.state.View().Node(id); return m.Site })
-	n.wire = prometheus.NewRegistry()
-	n.swarm, err = swarm.New(swarm.Config{
-		Registerer: n.wire, Pacer: n.caps,
-		Store: n.store, Host: n.host, Holders: n.sync, Signer: n.id,
-		Access: n.sync.Access, Small: n.sync.Small, Prove: n.sync.Prove,
-		KnownSigner: func(id identity.NodeID) bool { _, ok := n.state.View().Node(id); return ok },
-		SiteOf:      func(id identity.NodeID) string { m, _ := n.state.View().Node(id); return m.Site },
-		Logger:      log,
-	})
-	must(n.t, err)
-	n.counts = prometheus.NewRegistry()
-	n.rec, err = transfer.New(transfer.Config{
-		Registerer: n.counts,
-		Self:       n.id.ID, Site: n.name, Store: n.store, State: n.state, Swarm: slowly{n.swarm, n}, Sync: n.sync, PushesTold: true, Now: n.now, Logger: log,
-	})
-	must(n.t, err)
-	n.openDoor(log)
-	n.home = transfer.NewResidency(transfer.ResidencyConfig{Self: n.id.ID, Site: n.name, State: n.state, Store: n.store, Sync: n.sync, Control: control{n}, Copies: n.rec,
-		Settle: func() { n.door.Settle() }, Abandon: n.swarm.Abandon, Now: n.now, Logger: log})
+	n.plane, n.close = plane.Of(n.host), n.host.Close
 }
 
 // openDoor opens what sets tags.
@@ -281,7 +302,7 @@ func (n *site) stop() {
 	}
 	n.cancel()
 	n.ended.Wait()
-	must(n.t, n.host.Close())
+	must(n.t, n.close())
 	must(n.t, n.store.Close())
 }
 

@@ -23,7 +23,12 @@ import (
 // TestSync_APushIsSeenElsewhereByItsHint: no poll comes within the time that is
 // waited, so the announcement is what brought it. How soon is for `make bench-wan`.
 func TestSync_APushIsSeenElsewhereByItsHint(t *testing.T) {
-	b := newBed(t, []string{"fra", "nyc", "sgp"})
+	t.Run("libp2p", func(t *testing.T) { testPushIsSeen(t) })
+	t.Run("in memory", func(t *testing.T) { testPushIsSeen(t, inMemory) })
+}
+
+func testPushIsSeen(t *testing.T, opts ...option) {
+	b := newBed(t, []string{"fra", "nyc", "sgp"}, opts...)
 	if soonest := b.poll * 4 / 5; soonest <= within { // see jitter
 		t.Fatalf("a poll may come after %s", soonest)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/wire"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 const (
@@ -153,7 +154,7 @@ func (c *Checker) askControl(ctx context.Context, to state.Node, q *Question) (*
 
 // askStream asks over the data plane's connection, which the other side may have
 // opened: it may work where a dial does not.
-func askStream(ctx context.Context, host *peer.Host, to identity.NodeID, q *Question) (*Answer, error) {
+func askStream(ctx context.Context, host Host, to identity.NodeID, q *Question) (*Answer, error) {
 	st, err := host.Open(ctx, to, streamProtocol)
 	if err != nil {
 		return nil, err
@@ -285,7 +286,7 @@ func tokens(list [][]byte) ([]gossip.Token, error) {
 }
 
 // serveStream answers one question, or takes or gives a burst.
-func (c *Checker) serveStream(ctx context.Context, from identity.NodeID, st *peer.Stream) {
+func (c *Checker) serveStream(ctx context.Context, from identity.NodeID, st plane.Stream) {
 	st.SetIdle(dialFor)
 	q := new(StreamRequest)
 	if peer.ReadMsg(st, q, maxMessage) != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/transfer/budget"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 const (
@@ -66,7 +67,7 @@ func (c *Checker) burstFrom(ctx context.Context, p *Parts, from identity.NodeID)
 	return finishBurst(ctx, st, c.takeBurst(ctx, p, st))
 }
 
-func openBurst(ctx context.Context, host *peer.Host, node identity.NodeID, toMe bool) (*peer.Stream, error) {
+func openBurst(ctx context.Context, host Host, node identity.NodeID, toMe bool) (plane.Stream, error) {
 	open := host.Open
 	if toMe {
 		open = host.OpenBulk
@@ -83,7 +84,7 @@ func openBurst(ctx context.Context, host *peer.Host, node identity.NodeID, toMe 
 	return st, nil
 }
 
-func finishBurst(ctx context.Context, st *peer.Stream, b burst) burst {
+func finishBurst(ctx context.Context, st plane.Stream, b burst) burst {
 	if b.err == nil && b.bytes == 0 {
 		b.err = errors.New("too little came to tell")
 	}
@@ -98,7 +99,7 @@ func finishBurst(ctx context.Context, st *peer.Stream, b burst) burst {
 	return b
 }
 
-func (c *Checker) serveBurst(ctx context.Context, p *Parts, from identity.NodeID, st *peer.Stream, q *Burst) error {
+func (c *Checker) serveBurst(ctx context.Context, p *Parts, from identity.NodeID, st plane.Stream, q *Burst) error {
 	select {
 	case c.answers <- struct{}{}:
 		defer func() { <-c.answers }()
@@ -120,7 +121,7 @@ func (c *Checker) serveBurst(ctx context.Context, p *Parts, from identity.NodeID
 }
 
 // sendBurst sends at most so much for so long, and ends its side of the stream.
-func (c *Checker) sendBurst(ctx context.Context, p *Parts, to identity.NodeID, st *peer.Stream, bytes int64, most time.Duration) error {
+func (c *Checker) sendBurst(ctx context.Context, p *Parts, to identity.NodeID, st plane.Stream, bytes int64, most time.Duration) error {
 	piece := make([]byte, burstPiece)
 	_, _ = rand.Read(piece) // never fails; nothing on the way may make it smaller
 	for begun := time.Now(); bytes > 0 && time.Since(begun) < most; {
@@ -139,7 +140,7 @@ func (c *Checker) sendBurst(ctx context.Context, p *Parts, to identity.NodeID, s
 
 // takeBurst reads until the sender ends. What came with the first piece is not
 // counted: nobody knows how long it took.
-func (c *Checker) takeBurst(ctx context.Context, p *Parts, st *peer.Stream) burst {
+func (c *Checker) takeBurst(ctx context.Context, p *Parts, st plane.Stream) burst {
 	piece := make([]byte, burstPiece)
 	var first time.Time
 	var b burst

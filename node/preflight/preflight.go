@@ -15,7 +15,7 @@ import (
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/wire"
 	"github.com/portolan/portolan/transfer/budget"
-	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 const (
@@ -43,6 +43,14 @@ type Pacer interface {
 	Receive(ctx context.Context, c budget.Class, n int) (int, error)
 }
 
+// Host is what a Checker needs of a data plane (plane.Of makes one of a *peer.Host).
+type Host interface {
+	Handle(protocol string, handle plane.Handler)
+	Open(ctx context.Context, to identity.NodeID, protocol string) (plane.Stream, error)
+	OpenBulk(ctx context.Context, to identity.NodeID, protocol string) (plane.Stream, error)
+	DialAfresh(ctx context.Context, to identity.NodeID) error
+}
+
 // Config is what a Checker needs.
 type Config struct {
 	Identity *identity.Identity
@@ -58,7 +66,7 @@ type Config struct {
 type Parts struct {
 	Gossip *gossip.Mesh
 	// Host, Pacer and Store are nil at a witness.
-	Host  *peer.Host
+	Host  Host
 	Pacer Pacer
 	Store *store.Store
 }

@@ -163,6 +163,29 @@ func TestState_IsDeterministic(t *testing.T) {
 	}
 }
 
+// TestDataPlane_IsKnownByItsInterface: only node wires the one that there is; its
+// users know streams and hosts by the interfaces that they declare, so that another
+// one can be put in its place. (Messages on streams are transfer/peer's for all.)
+func TestDataPlane_IsKnownByItsInterface(t *testing.T) {
+	itself := regexp.MustCompile(`\bpeer\.(Host|Stream|Config|New)\b`)
+	for _, p := range packages(t) {
+		if under(p.ImportPath, "transfer/peer") || p.ImportPath == "node" || under(p.ImportPath, "test") {
+			continue
+		}
+		for _, f := range p.GoFiles {
+			src, err := os.ReadFile(filepath.Join(p.Dir, f))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, line := range strings.Split(string(src), "\n") {
+				if code, _, _ := strings.Cut(line, "//"); itself.MatchString(code) {
+					t.Errorf("%s/%s names the data plane itself: %s", p.ImportPath, f, strings.TrimSpace(line))
+				}
+			}
+		}
+	}
+}
+
 // TestPackages_SayWhatTheyAreFor: one package comment each.
 func TestPackages_SayWhatTheyAreFor(t *testing.T) {
 	for _, p := range packages(t) {

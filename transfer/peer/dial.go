@@ -82,7 +82,8 @@ func (h *Host) connect(ctx context.Context, to identity.NodeID, id corepeer.ID) 
 }
 
 // connected notes a handshake for those that wait for a sign of life.
-func (h *Host) connected(_ network.Network, c network.Conn) {
+func (h *Host) connected(n network.Network, c network.Conn) {
+	h.peers.Store(int32(len(n.Peers())))
 	id, err := nodeID(c.RemotePeer())
 	if err != nil {
 		return
@@ -99,7 +100,8 @@ func (h *Host) connected(_ network.Network, c network.Conn) {
 }
 
 // disconnected ends the lines to a node with its last common connection.
-func (h *Host) disconnected(_ network.Network, c network.Conn) {
+func (h *Host) disconnected(n network.Network, c network.Conn) {
+	h.peers.Store(int32(len(n.Peers())))
 	if id, err := nodeID(c.RemotePeer()); err == nil && !h.Connected(id) {
 		h.lines.drop(id)
 	}

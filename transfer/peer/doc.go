@@ -12,6 +12,8 @@
 // imports it. A new yamux stream starts with a window of 256 KiB and grows
 // while it is read, so users open few streams and keep them (DESIGN.md).
 //
+// Its users know it by the interfaces of package plane.
+//
 // A [Host] is safe for concurrent use. A [Stream] takes one reader and one
 // writer at a time; Reset may be called from anywhere.
 package peer

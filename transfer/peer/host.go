@@ -10,6 +10,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -89,7 +90,9 @@ type Host struct {
 	metrics    *metrics
 	handshakes *handshakes
 	lines      *lines
-	window     int64 // bytes that one connection can hold
+	windows    *windows
+	peers      atomic.Int32 // that are connected
+	window     int64        // bytes that one connection can hold
 	congestion *congestion.Watcher
 }
 
@@ -118,6 +121,7 @@ func New(cfg Config) (*Host, error) {
 	h := &Host{cfg: cfg, self: self, log: cfg.Logger, dials: map[identity.NodeID]*dial{}, probes: map[identity.NodeID]*probe{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.metrics = newMetrics(h)
+	h.windows = newWindows(h.metrics.windowRefusals.Inc)
 	h.handshakes = newHandshakes(h.metrics.refuse)
 	h.lines, h.window = newLines(h), kernelWindow("/proc/sys/net/ipv4")
 	h.congestion = congestion.Watch(cfg.Logger)
@@ -129,7 +133,7 @@ func New(cfg Config) (*Host, error) {
 		// does not take half of the connections.
 		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport(), tcp.WithConnectionTimeout(dialTimeout)),
 		libp2p.Security(libp2ptls.ID, newWired),
-		libp2p.Muxer(muxerID, crediting{muxer()}),
+		libp2p.Muxer(muxerID, bounded{crediting{muxer()}, h.windows}),
 		libp2p.ConnectionGater(gater{h}),
 		libp2p.ConnectionManager(connmgr.NullConnMgr{}),
 		libp2p.ResourceManager(limits),
@@ -215,10 +219,12 @@ func (h *Host) Close() error {
 }
 
 // Handle serves a protocol: each stream that a member opens gets a goroutine of
-// its own, at most maxStreamsPerPeer per peer and protocol. The context ends
+// its own, at most maxStreamsPerPeer per peer and protocol; when there are too many
+// of all peers, the newest of those that have the most are reset. The context ends
 // with the host; when it does the stream is reset. When handle returns the
 // stream is closed.
 func (h *Host) Handle(proto string, handle func(ctx context.Context, from identity.NodeID, s *Stream)) {
+	var streams admitted
 	h.h.SetStreamHandler(protocol.ID(proto), func(ns network.Stream) {
 		h.mu.Lock()
 		if h.closed {
@@ -237,7 +243,17 @@ func (h *Host) Handle(proto string, handle func(ctx context.Context, from identi
 		ctx, cancel := context.WithCancel(h.ctx)
 		defer cancel()
 		s := newStream(ctx, ns)
+		out, ok := streams.enter(from, s)
+		if !ok {
+			_ = s.Reset()
+			return
+		}
+		if out != nil {
+			h.metrics.streamsShed.Inc()
+			_ = out.Reset() // its handler ends by that
+		}
 		defer func() { _ = s.Close() }()
+		defer streams.leave(from, s)
 		handle(ctx, from, s)
 	})
 }

@@ -15,13 +15,14 @@ import (
 
 // Limits. libp2p's own grow with the machine's memory and, when one is reached,
 // windows stop growing without a word (kubo#8680); ours are the same
-// everywhere. A mesh has tens of sites, not thousands.
+// everywhere, and say so (windows). A mesh has tens of sites, not thousands.
 const (
 	muxerID = libp2pyamux.ID
 
-	// maxStreamWindow lets one stream fill 1.7 Gbit/s at 300 ms; libp2p's 16 MiB
-	// stops at a quarter of that.
-	maxStreamWindow = 64 << 20
+	// maxStreamWindow is twice what a flight asks for ahead of a peer (16 MiB): a
+	// receiver gives back half of a window at a time, so a window holds twice the
+	// bandwidth times round trip that it is good for.
+	maxStreamWindow = 32 << 20
 	// keepAliveInterval finds a dead connection in about this plus writeTimeout.
 	keepAliveInterval = 15 * time.Second
 	// writeTimeout is yamux's own valve for a connection that takes no bytes.
@@ -38,21 +39,62 @@ const (
 	// makes us do TLS handshakes.
 	connsPerAddressPerSecond = 4
 	connBurstPerAddress      = 128
+
+	// Streams. Each has a first window of 256 KiB at both ends, which yamux gives
+	// before anybody is asked, whoever opened it: so the number of streams is memory.
+	//
+	// Of a mesh of n other nodes, streams of blobs are at most bulkStreams in each
+	// direction, as each node opens its part of that to each other (StreamsEach);
+	// beside them there are n that tell what a node has, in each direction, and those
+	// of questions and of the catalogue, which are closed when they are answered. At 32
+	// other nodes that is 96 + 32 in each direction, which is all; with more, streams
+	// are refused when all are busy at once, and tried again.
+	bulkStreams = 112
+	// minStreamsEach is what a node may open to each other in the largest mesh.
+	minStreamsEach = 2
+	// maxStreams is over all peers, in one direction; maxStreamsBoth in both.
+	maxStreams     = 176
+	maxStreamsBoth = 256
+	// maxAdmitted is how many streams of one protocol others may have here: from there
+	// on they are shared out (admitted). maxProtocolStreams, per protocol and direction,
+	// is the resource manager's: some more, for those that are being reset. Whatever
+	// one protocol is flooded with, 32 are left for the others.
+	maxAdmitted        = 128
+	maxProtocolStreams = maxStreams - 32
 	// maxStreamsPerPeer is per protocol and direction.
 	maxStreamsPerPeer = 32
-	// maxProtocolStreams is per protocol over all peers.
-	maxProtocolStreams = 1024
-	// maxStreamsPerPeerTotal is over all protocols, libp2p's own included.
-	maxStreamsPerPeerTotal = 160
-	maxStreams             = 4096
+	// reservedStreams are those of a peer that StreamsEach leaves out: streams end
+	// later at the side that they were opened to.
+	reservedStreams = 4
+	// maxStreamsPerPeerTotal is over all protocols, libp2p's own included, in one
+	// direction: what one floods with two protocols leaves more than half to others.
+	maxStreamsPerPeerTotal = 64
 
-	// Receive windows grow with yamux priority 128, for which the resource
-	// manager gives out half of a limit: all windows together grow to 128 MiB,
-	// those of one peer to 96 MiB. The other half is for first windows (256 KiB a
-	// stream), so a new stream can always be opened.
-	maxWindowMemory     = 256 << 20
-	maxPeerWindowMemory = 192 << 20
+	// Receive windows of all peers together: 64 MiB of first ones, and as much for
+	// growth, so that neither a stream nor its growth depends on how many, or how
+	// large, the others are. Growth of 64 MiB is 1.6 Gbit/s at 160 ms over all peers.
+	firstWindow     = 256 << 10
+	maxFirstWindows = maxStreamsBoth * firstWindow
+	maxGrowth       = 64 << 20
+	maxWindowMemory = maxFirstWindows + maxGrowth // 128 MiB
+	// maxPeerGrowth leaves a quarter to others. A window takes at most a third of what
+	// is left of all at a time, and half of what is left of its peer's.
+	maxPeerGrowth  = maxGrowth / 4 * 3
+	growthPart     = 3
+	peerGrowthPart = 2
+	// maxPeerWindowMemory is for the resource manager's wall.
+	maxPeerWindowMemory = maxOpenedPerPeer*firstWindow + maxPeerGrowth // 88 MiB
+	// maxOpenedPerPeer are a peer's streams in both directions, and some that are being
+	// refused: yamux charges a window before anybody can refuse the stream.
+	maxOpenedPerPeer = 2*maxStreamsPerPeerTotal + 32
 )
+
+// StreamsEach is how many streams of one protocol this node may keep open to each
+// other one: if all keep to it, a node that all others open streams to has no more
+// than it admits. It changes with the number of nodes that are connected.
+func (h *Host) StreamsEach() int {
+	return min(max(minStreamsEach, bulkStreams/max(1, int(h.peers.Load()))), maxStreamsPerPeer-reservedStreams)
+}
 
 // muxer is libp2p's yamux with larger windows (a copy: the default is shared by
 // the whole process).
@@ -81,16 +123,17 @@ func resourceManager() (network.ResourceManager, error) {
 		return l
 	}
 	system := withConns(streams(maxStreams, maxWindowMemory), (2+MaxLines)*maxNodes)
+	system.Streams = maxStreamsBoth
 	one := rcmgr.ResourceLimits{
 		Streams: 1, StreamsInbound: 1, StreamsOutbound: 1,
 		Conns: 1, ConnsInbound: 1, ConnsOutbound: 1, FD: 1, Memory: unlimitedMemory,
 	}
 	limits := rcmgr.PartialLimitConfig{
 		System:    system,
-		Transient: withConns(streams(maxProtocolStreams, 64<<20), maxNodes), // not yet authenticated
+		Transient: withConns(streams(maxStreams, maxFirstWindows), maxNodes), // not yet authenticated
 		// No address is trusted more than another.
 		AllowlistedSystem:    system,
-		AllowlistedTransient: withConns(streams(maxProtocolStreams, 64<<20), maxNodes),
+		AllowlistedTransient: withConns(streams(maxStreams, maxFirstWindows), maxNodes),
 		ServiceDefault:       streams(maxStreams, unlimitedMemory),
 		ServicePeerDefault:   streams(maxStreamsPerPeerTotal, unlimitedMemory),
 		ProtocolDefault:      streams(maxProtocolStreams, unlimitedMemory),

@@ -108,10 +108,16 @@ func TestOpenBlob_MemoryIsBoundedWhateverClientsDo(t *testing.T) {
 	}
 }
 
-// Peers that ask for much and read nothing cost a window and a buffer a stream,
-// and nobody else waits for them.
+// Peers that ask for much and read nothing cost a window and a buffer a stream, of
+// which there are so many at most, whatever they open; and nobody else waits for them.
 func TestServer_ReceiversThatReadNothing(t *testing.T) {
-	const evil, streams = 5, maxSessions
+	const (
+		evil, streams = 5, maxSessions
+		// What the host admits of one protocol, with a first window (the receivers are in
+		// this process too) and a buffer each, and what goes to who fetches.
+		admits, window = 128, 256 << 10
+		bound          = admits*(window+copyBuffer)*3/2 + 2*inflightBytes
+	)
 	l := newLab(t)
 	a, b := l.start(), l.start()
 	l.held(a)
@@ -122,24 +128,27 @@ func TestServer_ReceiversThatReadNothing(t *testing.T) {
 	}
 	before := heap()
 	opened := 0
-	for _, h := range hosts {
-		for range streams {
+open:
+	for range streams {
+		for _, h := range hosts {
 			st, err := h.Open(t.Context(), a.id.ID, Protocol)
 			if err != nil {
-				t.Fatal(err)
+				continue // it has as many as it may
 			}
 			defer st.Reset()
+			opened++
 			ss := &session{st: st}
 			for first := 0; first < unitsOf(int(w.Size)); first += maxRun {
 				if err := ss.ask(w.Digest, w.PID, order{first: first, n: maxRun}); err != nil {
-					t.Fatal(err)
+					continue open // reset meanwhile, for the sake of others
 				}
 			}
-			opened++
 		}
 	}
+	if opened < admits {
+		t.Errorf("%d streams were opened, and %d are admitted: the test says nothing", opened, admits)
+	}
 	// Each is answered until its window is full.
-	const window = 256 << 10
 	if err := b.swarm.Fetch(t.Context(), w); err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +157,7 @@ func TestServer_ReceiversThatReadNothing(t *testing.T) {
 	}
 	used := heap() - before
 	t.Logf("%d streams cost %.1f MiB", opened, float64(used)/mib)
-	if bound := int64(opened*(window+copyBuffer)*3/2 + 2*inflightBytes); used > bound {
+	if used > bound {
 		t.Errorf("%d MiB in use for %d streams, want at most %d", used/mib, opened, bound/mib)
 	}
 }

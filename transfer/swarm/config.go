@@ -13,14 +13,13 @@ import (
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
-	"github.com/portolan/portolan/transfer/peer"
 	"github.com/portolan/portolan/transfer/places"
 )
 
 // Config is what a Swarm needs. All functions answer from memory.
 type Config struct {
 	Store   *store.Store
-	Host    *peer.Host
+	Host    Host
 	Holders Holders
 	// Pacer holds back what is sent and taken; nil: nothing is.
 	Pacer Pacer
@@ -52,6 +51,9 @@ type Config struct {
 	// Answer bounds OpenBlob's wait for the first unit from holders that show
 	// signs of life; 0: DefaultAnswer.
 	Answer time.Duration
+
+	// Of tests. Zero: the constants.
+	requestIdle, watchFor time.Duration
 }
 
 // Want is a blob that is wanted here.

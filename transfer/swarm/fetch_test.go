@@ -19,8 +19,9 @@ import (
 
 const odd = 8*mib + 12345 // nine units, the last one short
 
-func TestFetch_BlobsOfAllSizes(t *testing.T) {
-	l := newLab(t)
+func TestFetch_BlobsOfAllSizes(t *testing.T) { onEachPlane(t, testBlobsOfAllSizes) }
+
+func testBlobsOfAllSizes(t *testing.T, l *lab) {
 	a, b := l.start(), l.start()
 	l.held(a)
 	for _, size := range []int{0, 1, 100, store.InlineMax, store.InlineMax + 1, mib - 1, mib, mib + 1, 3 * mib, odd} {

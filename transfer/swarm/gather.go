@@ -21,7 +21,8 @@ const (
 // is larger than it gathers goes through. One goroutine reads and writes.
 type gatherer struct {
 	stream
-	in *bufio.Reader
+	in   *bufio.Reader
+	idle time.Duration // how long a request may be waited for
 
 	mu    sync.Mutex
 	out   []byte // nil: nothing waits
@@ -29,8 +30,8 @@ type gatherer struct {
 	err   error // of a write
 }
 
-func newGatherer(st stream) *gatherer {
-	g := &gatherer{stream: st, in: bufio.NewReaderSize(st, requestsBytes)}
+func newGatherer(st stream, idle time.Duration) *gatherer {
+	g := &gatherer{stream: st, idle: idle, in: bufio.NewReaderSize(st, requestsBytes)}
 	g.timer = time.AfterFunc(time.Hour, func() { _ = g.flush() })
 	g.timer.Stop()
 	return g
@@ -41,7 +42,7 @@ func (g *gatherer) Read(p []byte) (int, error) {
 	if g.in.Buffered() == 0 {
 		g.SetIdle(sendIdle)
 		err := g.flush()
-		g.SetIdle(requestIdle)
+		g.SetIdle(g.idle)
 		if err != nil {
 			return 0, err
 		}

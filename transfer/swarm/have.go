@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 // HaveProtocol is the name of the protocol by which nodes tell what they have of
@@ -52,7 +54,7 @@ const (
 type haveStream struct {
 	s    *Swarm
 	from identity.NodeID
-	st   *peer.Stream
+	st   plane.Stream
 	wake chan struct{}
 	done chan struct{} // closed when its watches are gone
 
@@ -83,7 +85,7 @@ func (h *haveStream) forget(w *watched) {
 
 // serveHave serves one stream of watches until its other end closes it, or opens
 // another: a node has one.
-func (s *Swarm) serveHave(ctx context.Context, from identity.NodeID, st *peer.Stream) {
+func (s *Swarm) serveHave(ctx context.Context, from identity.NodeID, st plane.Stream) {
 	ctx, cancel := context.WithCancel(ctx)
 	h := &haveStream{s: s, from: from, st: st, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	defer close(h.done)
@@ -93,7 +95,7 @@ func (s *Swarm) serveHave(ctx context.Context, from identity.NodeID, st *peer.St
 	}
 	defer s.crowds.exit(h)
 	st.SetIdle(sendIdle)
-	_ = st.SetReadDeadline(time.Now().Add(watchFor)) // a watch may be silent for long
+	_ = st.SetReadDeadline(time.Now().Add(cmp.Or(s.cfg.watchFor, watchFor))) // a watch may be silent for long
 	var telling sync.WaitGroup
 	telling.Go(func() {
 		if err := h.run(ctx, st); err != nil {
@@ -469,7 +471,7 @@ func (ws *watching) stream(ctx context.Context, p *watchPeer) error {
 	}
 }
 
-func (ws *watching) read(st *peer.Stream, p *watchPeer) error {
+func (ws *watching) read(st io.Reader, p *watchPeer) error {
 	for {
 		var m Haves
 		if err := peer.ReadMsg(st, &m, maxHaves); err != nil {

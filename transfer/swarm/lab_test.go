@@ -25,6 +25,8 @@ import (
 	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/peer"
 	"github.com/portolan/portolan/transfer/peer/peertest"
+	"github.com/portolan/portolan/transfer/plane"
+	"github.com/portolan/portolan/transfer/plane/planetest"
 )
 
 func TestMain(m *testing.M) {
@@ -42,6 +44,9 @@ type lab struct {
 	pacer  Pacer          // of the nodes that are started
 	bucket *blobs.Backend // of the stores that are started; nil: a disk
 	small  bool           // the nodes that are started give small blobs in one look
+	net    *planetest.Net // of the nodes that are started; nil: they have real hosts
+
+	requestIdle, watchFor time.Duration // as in Config
 
 	mu      sync.Mutex
 	members map[identity.NodeID]*net.TCPAddr
@@ -53,7 +58,8 @@ type node struct {
 	lab   *lab
 	dir   string
 	id    *identity.Identity
-	host  *peer.Host
+	host  *peer.Host // nil: the lab has a net
+	plane plane.Host
 	store *store.Store
 	swarm *Swarm
 	stop  func()
@@ -131,12 +137,19 @@ func (l *lab) startIn(dir string) *node {
 		Dir: filepath.Join(dir, "store"), Identity: id, Logger: log, Bucket: l.bucket,
 	})
 	l.check(err)
-	host, err := peer.New(peer.Config{Identity: id, Listen: "127.0.0.1:0", Members: l.lookup, Logger: log})
-	l.check(err)
+	n := &node{lab: l, dir: dir, id: id, store: st}
+	at, closing := &net.TCPAddr{}, func() error { return nil }
+	if l.net != nil {
+		host := l.net.Join(id.ID)
+		n.plane, closing = host, host.Close
+	} else {
+		n.host, err = peer.New(peer.Config{Identity: id, Listen: "127.0.0.1:0", Members: l.lookup, Logger: log})
+		l.check(err)
+		n.plane, closing, at = plane.Of(n.host), n.host.Close, n.host.Addr().(*net.TCPAddr)
+	}
 	l.mu.Lock()
-	l.members[id.ID] = host.Addr().(*net.TCPAddr)
+	l.members[id.ID] = at
 	l.mu.Unlock()
-	n := &node{lab: l, dir: dir, id: id, host: host, store: st}
 	n.swarm, err = New(n.config(log))
 	l.check(err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -145,7 +158,7 @@ func (l *lab) startIn(dir string) *node {
 	n.stop = sync.OnceFunc(func() {
 		cancel()
 		<-done
-		_ = host.Close()
+		_ = closing()
 		l.check(st.Close())
 	})
 	l.t.Cleanup(n.stop)
@@ -160,7 +173,7 @@ func (n *node) config(log *slog.Logger) Config {
 	}
 	return Config{
 		Small: small,
-		Store: n.store, Host: n.host, Holders: l, Pacer: l.pacer, Signer: n.id, Logger: log,
+		Store: n.store, Host: n.plane, Holders: l, Pacer: l.pacer, Signer: n.id, Logger: log,
 		Access: func(_ context.Context, from identity.NodeID, _ digest.Digest, pid identity.ProjectID) bool {
 			l.mu.Lock()
 			defer l.mu.Unlock()
@@ -171,6 +184,7 @@ func (n *node) config(log *slog.Logger) Config {
 		Registerer:  prometheus.NewRegistry(),
 		Stall:       l.stall,
 		Answer:      time.Minute,
+		requestIdle: l.requestIdle, watchFor: l.watchFor,
 	}
 }
 
@@ -313,6 +327,21 @@ func (b *faultyBlob) Read(p []byte) (int, error) {
 	}
 	b.off += int64(n)
 	return n, err
+}
+
+// serve is handle, for a host's streams.
+func (s *server) serve(ctx context.Context, from identity.NodeID, st *peer.Stream) {
+	s.handle(ctx, from, st)
+}
+
+// onEachPlane runs a test on the data plane, and on one in memory.
+func onEachPlane(t *testing.T, run func(t *testing.T, l *lab)) {
+	t.Run("libp2p", func(t *testing.T) { run(t, newLab(t)) })
+	t.Run("in memory", func(t *testing.T) {
+		l := newLab(t)
+		l.net = planetest.NewNet()
+		run(t, l)
+	})
 }
 
 // bend makes a node serve from a faulty source.

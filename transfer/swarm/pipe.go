@@ -11,8 +11,8 @@ import (
 
 const (
 	// maxPeerBytes and maxAllBytes bound what is asked for and not yet here, of one
-	// peer and of all: it may all lie in receive windows, of which the host gives
-	// out 128 MiB. The rest is for streams' first windows and the other protocols.
+	// peer and of all: it comes to lie in receive windows, of which the host gives out
+	// 128 MiB, half of it as first ones. What has no window waits at its sender.
 	maxPeerBytes = 32 << 20
 	maxAllBytes  = 96 << 20
 	// firstWindow is asked for ahead while a peer's rate is not known, and slack on

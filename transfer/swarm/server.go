@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,8 +26,8 @@ const (
 	// sendIdle is how long a receiver may take nothing.
 	sendIdle = 30 * time.Second
 	// copyBuffer is what a stream that sends has in memory. The host bounds the
-	// streams (32 a peer, 1024 in all: 64 MiB); a bound here on those that send
-	// would let a few slow receivers hold up all others.
+	// streams (32 a peer, 128 in all: 8 MiB); a bound here on those that send would
+	// let a few slow receivers hold up all others.
 	copyBuffer = 64 << 10
 )
 
@@ -68,7 +69,8 @@ type server struct {
 	circles  *circles
 	landings *landings
 	soon     func(d digest.Digest, pid identity.ProjectID) (body []byte, aside bool)
-	pacer    Pacer // nil: nothing is held back
+	pacer    Pacer         // nil: nothing is held back
+	idle     time.Duration // requestIdle
 	// split gives the sub-states of a unit, or none; nil: none ever.
 	split func(ctx context.Context, d digest.Digest, b store.Blob, unit int) []byte
 
@@ -78,7 +80,7 @@ type server struct {
 func newServer(cfg Config, src source, m *metrics) *server {
 	s := &server{
 		src: src, access: cfg.Access, small: cfg.Small, known: cfg.KnownSigner, self: cfg.Host.ID(), signer: cfg.Signer,
-		log: cfg.Logger, metrics: m, pacer: cfg.Pacer,
+		log: cfg.Logger, metrics: m, pacer: cfg.Pacer, idle: cmp.Or(cfg.requestIdle, requestIdle),
 		buffers: sync.Pool{New: newBuffer},
 	}
 	s.split = newSplitter(s).of
@@ -109,13 +111,13 @@ func (o *openBlob) close() {
 
 // handle serves one stream until the peer closes it.
 func (s *server) handle(ctx context.Context, from identity.NodeID, st stream) {
-	g := newGatherer(st)
+	g := newGatherer(st, s.idle)
 	defer g.end()
 	st = g
 	var open openBlob
 	defer open.close()
 	for {
-		st.SetIdle(requestIdle)
+		st.SetIdle(s.idle)
 		var req Request
 		if err := peer.ReadMsg(st, &req, maxMessage); err != nil {
 			if !errors.Is(err, io.EOF) {
@@ -348,9 +350,4 @@ type appender []byte
 func (a *appender) Write(p []byte) (int, error) {
 	*a = append(*a, p...)
 	return len(p), nil
-}
-
-// serve is handle for a peer's stream.
-func (s *server) serve(ctx context.Context, from identity.NodeID, st *peer.Stream) {
-	s.handle(ctx, from, st)
 }

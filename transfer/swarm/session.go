@@ -9,7 +9,7 @@ import (
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/transfer/budget"
-	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 const (
@@ -25,7 +25,7 @@ const (
 // sessions keeps streams to holders for reuse.
 type sessions struct {
 	ctx   context.Context // the streams' lifetime
-	host  *peer.Host
+	host  Host
 	stall time.Duration
 	pipes *pipes // told how long answers take
 	pacer Pacer  // nil: nothing is held back
@@ -41,7 +41,7 @@ type peerSessions struct {
 	inUse slots
 }
 
-func newSessions(ctx context.Context, host *peer.Host, stall time.Duration, pipes *pipes) *sessions {
+func newSessions(ctx context.Context, host Host, stall time.Duration, pipes *pipes) *sessions {
 	return &sessions{ctx: ctx, host: host, stall: stall, pipes: pipes, peers: map[identity.NodeID]*peerSessions{}}
 }
 
@@ -52,6 +52,7 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, n need) (ss *s
 	ps := p.peers[node]
 	if ps == nil {
 		ps = &peerSessions{}
+		ps.inUse.most = p.each
 		p.peers[node] = ps
 	}
 	p.mu.Unlock()
@@ -83,6 +84,9 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, n need) (ss *s
 	}, nil
 }
 
+// each is how many streams there may be to one holder now.
+func (p *sessions) each() int { return min(maxSessions, p.host.StreamsEach()) }
+
 // open opens a stream that outlives ctx.
 func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessions) (*session, error) {
 	life, cancel := context.WithCancel(p.ctx)
@@ -113,7 +117,7 @@ func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessi
 
 // ownedStream releases its context when it ends.
 type ownedStream struct {
-	*peer.Stream
+	plane.Stream
 	cancel context.CancelFunc
 }
 

@@ -10,11 +10,11 @@ import (
 )
 
 // maxSessions bounds the streams to one holder, below what its host admits (32 per
-// protocol).
+// protocol); Host.StreamsEach does in a larger mesh.
 const maxSessions = 28
 
 // leastSessions is how many of maxSessions are kept for each class: rules have 20 at
-// most, and 2 however many clients wait.
+// most, and 2 however many clients wait. Of fewer streams as large a part is.
 var leastSessions = [classes]int{6, 2, 2}
 
 // need is what somebody needs a stream for, which may become more urgent meanwhile.
@@ -40,8 +40,21 @@ func (n need) class() (c class, more <-chan struct{}) {
 	return classReplication, n.urgent
 }
 
+// least is what of so many streams is kept for each class.
+func least(most int) (out [classes]int) {
+	if most < len(out) {
+		return out // there are not enough: who comes first has one
+	}
+	for c, n := range leastSessions {
+		out[c] = max(1, n*most/maxSessions)
+	}
+	return out
+}
+
 // slots are the streams to one holder. They are given by class, and by rank in it.
 type slots struct {
+	most func() int // may change; at most maxSessions
+
 	mu   sync.Mutex
 	used [classes]int
 	line []*slot
@@ -110,8 +123,10 @@ func (s *slots) leave(w *slot) {
 
 // give gives what is free to the first of each class; mu is held.
 func (s *slots) give() {
+	most := max(1, s.most())
+	kept := least(most)
 	s.line = slices.DeleteFunc(s.line, func(w *slot) bool {
-		if spare(maxSessions, s.used, leastSessions, w.class) == 0 {
+		if spare(most, s.used, kept, w.class) == 0 {
 			return false
 		}
 		s.used[w.class]++

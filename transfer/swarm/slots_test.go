@@ -3,6 +3,8 @@ package swarm
 import (
 	"context"
 	"errors"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -24,7 +26,7 @@ func TestSlots_SomeForEachClass(t *testing.T) {
 		{classReplication, classHurried, classClient},
 		{classHurried, classReplication, classClient},
 	} {
-		var s slots
+		s := slots{most: func() int { return maxSessions }}
 		var got [classes][]*slot
 		for _, c := range order {
 			for range 2 * maxSessions {
@@ -53,7 +55,7 @@ func TestSlots_SomeForEachClass(t *testing.T) {
 }
 
 func TestSlots_InOrderAndMoreUrgentMeanwhile(t *testing.T) {
-	var s slots
+	s := slots{most: func() int { return maxSessions }}
 	var held []*slot
 	for {
 		w := s.stand(classReplication, rank{})
@@ -94,5 +96,81 @@ func TestSlots_InOrderAndMoreUrgentMeanwhile(t *testing.T) {
 	}
 	if !s.unused() {
 		t.Errorf("%v are used in the end, %d wait", s.used, len(s.line))
+	}
+}
+
+// In a larger mesh there are fewer to each holder; each class has some as long as
+// there are so many. How many there are may change while they are used.
+func TestSlots_AsManyAsThereAre(t *testing.T) {
+	most := 0
+	s := slots{most: func() int { return most }}
+	for most = 1; most <= maxSessions; most++ {
+		var held []*slot
+		var got [classes]int
+		for c := range classes {
+			for range 2 * most {
+				w := s.stand(c, rank{})
+				if w.given() {
+					got[c]++
+				}
+				held = append(held, w)
+			}
+		}
+		all := 0
+		for c, n := range got {
+			if most >= int(classes) && n == 0 {
+				t.Errorf("of %d streams none is for class %d", most, c)
+			}
+			all += n
+		}
+		if all != most {
+			t.Errorf("%d streams of %d", all, most)
+		}
+		for _, w := range held {
+			s.leave(w)
+		}
+	}
+	most = 4
+	a, b, c := s.stand(classClient, rank{}), s.stand(classClient, rank{}), s.stand(classClient, rank{})
+	if !a.given() || !b.given() || c.given() {
+		t.Fatal("of four streams two are for clients")
+	}
+	most = 1
+	if s.leave(a); c.given() {
+		t.Error("a second one of one")
+	}
+	if s.leave(b); !c.given() {
+		t.Error("none of one")
+	}
+	s.leave(c)
+	if !s.unused() {
+		t.Error("used in the end")
+	}
+}
+
+// A slot that is given to one that just stops waiting is not lost.
+func TestSlots_AtOnce(t *testing.T) {
+	s := slots{most: func() int { return 3 }}
+	var in atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		wg.Go(func() {
+			if i%3 == 0 {
+				cancel()
+			}
+			if w, err := s.take(ctx, need{}); err == nil {
+				if n := in.Add(1); n > 3 {
+					t.Errorf("%d are in", n)
+				}
+				in.Add(-1)
+				s.leave(w)
+			}
+		})
+		wg.Go(cancel)
+	}
+	wg.Wait()
+	if !s.unused() {
+		t.Errorf("%v are in, %d wait", s.used, len(s.line))
 	}
 }

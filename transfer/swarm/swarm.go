@@ -18,6 +18,7 @@ import (
 	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/budget"
 	"github.com/portolan/portolan/transfer/places"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 const (
@@ -153,7 +154,7 @@ func New(cfg Config) (*Swarm, error) {
 	s.server = newServer(cfg, supply{s}, s.metrics)
 	s.server.crowds, s.server.uplink = s.crowds, &s.uplink
 	s.server.circles, s.server.landings, s.server.soon = newCircles(), &s.landings, s.soon
-	cfg.Host.Handle(Protocol, s.server.serve)
+	cfg.Host.Handle(Protocol, func(ctx context.Context, from identity.NodeID, st plane.Stream) { s.server.handle(ctx, from, st) })
 	cfg.Host.Handle(HaveProtocol, s.serveHave)
 	return s, nil
 }

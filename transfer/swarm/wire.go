@@ -13,6 +13,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 // Protocol is the name of the blob protocol on the data plane.
@@ -47,7 +48,7 @@ func (e *refusedError) Error() string {
 	return e.reason
 }
 
-// stream is what sessions and the server need of a peer.Stream.
+// stream is what sessions and the server need of a plane.Stream.
 type stream interface {
 	io.ReadWriter
 	SetIdle(time.Duration)
@@ -56,7 +57,7 @@ type stream interface {
 	Close() error
 }
 
-var _ stream = (*peer.Stream)(nil)
+var _ stream = plane.Stream(nil)
 
 // run is a request whose answers are not all here.
 type run struct {

@@ -14,6 +14,7 @@ import (
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 const (
@@ -147,9 +148,9 @@ func (s *Sync) ask(ctx context.Context, node identity.NodeID, q *AskRequest) (a 
 }
 
 // serveAsk answers questions until the asker is done.
-func (s *Sync) serveAsk(ctx context.Context, from identity.NodeID, st *peer.Stream) {
+func (s *Sync) serveAsk(ctx context.Context, from identity.NodeID, st plane.Stream) {
 	for {
-		st.SetIdle(keepStream)
+		st.SetIdle(s.cfg.keepStream)
 		q := new(AskRequest)
 		if peer.ReadMsg(st, q, maxQuestion) != nil {
 			return

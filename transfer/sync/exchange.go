@@ -13,6 +13,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 // maxHeads bounds what a peer may list: more projects than a mesh can have.
@@ -44,7 +45,7 @@ const (
 func (l *link) exchangeHeads(ctx context.Context, t *talk) ([]*call, error) {
 	var heads []*Head
 	q := &CatalogueRequest{Hello: l.s.hello(), Question: &CatalogueRequest_Heads{Heads: &HeadsRequest{}}}
-	err := t.ask(ctx, q, func(st *peer.Stream) error {
+	err := t.ask(ctx, q, func(st plane.Stream) error {
 		heads = nil
 		for first := true; ; first = false {
 			a := new(CatalogueResponse)
@@ -210,7 +211,7 @@ func (l *link) pull(ctx context.Context, t *talk, pid identity.ProjectID) (err e
 	q := &CatalogueRequest{Hello: s.hello(), Question: &CatalogueRequest_Pull{Pull: &PullRequest{
 		ProjectId: pid[:], Vector: encoded, PageBytes: pageBytes,
 	}}}
-	err = t.ask(ctx, q, func(st *peer.Stream) error {
+	err = t.ask(ctx, q, func(st plane.Stream) error {
 		end, err := l.takeAll(ctx, st, pid, x)
 		if err != nil {
 			return err
@@ -226,7 +227,7 @@ func (l *link) pull(ctx context.Context, t *talk, pid identity.ProjectID) (err e
 // takeAll takes in all pages of an answer and gives its end. While one page
 // becomes durable the next one comes and is checked: more is not read ahead, so
 // that no more than three pages of a pull are in memory.
-func (l *link) takeAll(ctx context.Context, st *peer.Stream, pid identity.ProjectID, x *catalog.Receiving) (*PullEnd, error) {
+func (l *link) takeAll(ctx context.Context, st plane.Stream, pid identity.ProjectID, x *catalog.Receiving) (*PullEnd, error) {
 	ahead := make(chan readPage)
 	var taking errgroup.Group
 	failed := make(chan struct{})
@@ -263,7 +264,7 @@ type readPage struct {
 }
 
 // readPages reads an answer to a pull until its end, or until a page is not taken.
-func readPages(st *peer.Stream, x *catalog.Receiving, taken func(readPage) bool) (*PullEnd, error) {
+func readPages(st plane.Stream, x *catalog.Receiving, taken func(readPage) bool) (*PullEnd, error) {
 	for {
 		a := new(CatalogueResponse)
 		if err := peer.ReadMsg(st, a, maxAnswer); err != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 // feedBatch is how many entries of a feed travel in one answer: about 90 bytes
@@ -25,6 +26,7 @@ func (l *link) followFeed(ctx context.Context) {
 		if err == nil {
 			err = l.checkTruth(ctx, t, &truth)
 		}
+		t.rest()
 		if ctx.Err() != nil {
 			return
 		}
@@ -112,9 +114,9 @@ func (l *link) applyFeed(ctx context.Context, from identity.StoreID, after catal
 
 // serveFeed answers a peer's questions for this store's feed until the peer is
 // done.
-func (s *Sync) serveFeed(ctx context.Context, from identity.NodeID, st *peer.Stream) {
+func (s *Sync) serveFeed(ctx context.Context, from identity.NodeID, st plane.Stream) {
 	for {
-		st.SetIdle(keepStream)
+		st.SetIdle(s.cfg.keepStream)
 		q := new(FeedRequest)
 		if peer.ReadMsg(st, q, maxQuestion) != nil {
 			return

@@ -187,7 +187,8 @@ func (l *link) next() (identity.ProjectID, *call) {
 	return pid, c
 }
 
-func (l *link) finish(pid identity.ProjectID, c *call, err error) {
+// finish ends a pull, and reports whether none is to be begun.
+func (l *link) finish(pid identity.ProjectID, c *call, err error) (idle bool) {
 	l.mu.Lock()
 	delete(l.hung, pid)
 	delete(l.running, pid)
@@ -195,9 +196,11 @@ func (l *link) finish(pid identity.ProjectID, c *call, err error) {
 		l.queue = append(l.queue, pid)
 		l.more.Signal()
 	}
+	idle = len(l.queue) == 0
 	l.mu.Unlock()
 	c.err = err
 	close(c.done)
+	return idle
 }
 
 func (l *link) pullQueued(ctx context.Context) {
@@ -215,7 +218,9 @@ func (l *link) pullQueued(ctx context.Context) {
 			// would be asked in a loop.
 			l.s.log.Debug("pull of a project's catalogue ended early", "node", l.node, "pid", pid, "error", err)
 		}
-		l.finish(pid, c, err)
+		if l.finish(pid, c, err) {
+			t.rest()
+		}
 	}
 }
 
@@ -228,6 +233,7 @@ func (l *link) followHeads(ctx context.Context) {
 	for {
 		begun := l.s.cfg.Now()
 		calls, err := l.exchangeHeads(ctx, t)
+		t.rest()
 		if ctx.Err() != nil {
 			return
 		}

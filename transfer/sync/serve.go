@@ -8,6 +8,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 const (
@@ -19,9 +20,9 @@ const (
 
 // serveCatalogue answers a peer's questions about the catalogue until the peer
 // is done. A stream has one page in memory.
-func (s *Sync) serveCatalogue(ctx context.Context, from identity.NodeID, st *peer.Stream) {
+func (s *Sync) serveCatalogue(ctx context.Context, from identity.NodeID, st plane.Stream) {
 	for {
-		st.SetIdle(keepStream)
+		st.SetIdle(s.cfg.keepStream)
 		q := new(CatalogueRequest)
 		if peer.ReadMsg(st, q, maxQuestion) != nil {
 			return
@@ -53,12 +54,12 @@ func (s *Sync) serveCatalogue(ctx context.Context, from identity.NodeID, st *pee
 	}
 }
 
-func (s *Sync) refuse(st *peer.Stream, cameAt time.Time, r *Refusal) error {
+func (s *Sync) refuse(st plane.Stream, cameAt time.Time, r *Refusal) error {
 	return peer.WriteMsg(st, &CatalogueResponse{Hello: s.answer(cameAt), Answer: &CatalogueResponse_Refusal{Refusal: r}}, maxAnswer)
 }
 
 // sendHeads lists the projects that both sites may hold.
-func (s *Sync) sendHeads(from identity.NodeID, st *peer.Stream, cameAt time.Time) error {
+func (s *Sync) sendHeads(from identity.NodeID, st plane.Stream, cameAt time.Time) error {
 	view := s.cfg.State.View()
 	if n, ok := view.Node(from); !ok || n.Witness {
 		return s.refuse(st, cameAt, refusal(Refusal_CODE_NOT_A_PEER, "the asking node is no content node of this mesh, or not yet known at site "+s.cfg.Site))
@@ -97,7 +98,7 @@ func (s *Sync) sendHeads(from identity.NodeID, st *peer.Stream, cameAt time.Time
 }
 
 // sendDelta streams what the asker's vector lacks, then the vector noted before.
-func (s *Sync) sendDelta(ctx context.Context, from identity.NodeID, st *peer.Stream, cameAt time.Time, q *PullRequest) error {
+func (s *Sync) sendDelta(ctx context.Context, from identity.NodeID, st plane.Stream, cameAt time.Time, q *PullRequest) error {
 	pid, err := identity.ProjectIDFromBytes(q.GetProjectId())
 	if err != nil {
 		return s.refuse(st, cameAt, refusal(Refusal_CODE_INVALID, err.Error()))

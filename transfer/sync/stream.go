@@ -10,6 +10,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 // The protocols of sync.proto.
@@ -63,20 +64,20 @@ func refusal(code Refusal_Code, message string) *Refusal {
 
 func refused(r *Refusal) error { return &refusedError{code: r.GetCode(), message: r.GetMessage()} }
 
-// talk is a stream to one peer that is kept between questions. It has one user
-// at a time.
+// talk is a stream to one peer that is kept between questions that follow one
+// another. It has one user at a time.
 type talk struct {
 	host     Host
 	to       identity.NodeID
 	protocol string
 	life     context.Context // of the stream
-	s        *peer.Stream
+	s        plane.Stream
 }
 
 // ask writes the question and lets answer read what comes back. A kept stream
 // may have ended since the last question: then it asks once more on a new one,
 // which is safe because no question changes anything by being repeated.
-func (t *talk) ask(ctx context.Context, question proto.Message, answer func(*peer.Stream) error) error {
+func (t *talk) ask(ctx context.Context, question proto.Message, answer func(plane.Stream) error) error {
 	for {
 		fresh := t.s == nil
 		if fresh {
@@ -111,6 +112,16 @@ func (t *talk) ask(ctx context.Context, question proto.Message, answer func(*pee
 		if fresh || ours || ctx.Err() != nil {
 			return err
 		}
+	}
+}
+
+// rest ends the stream until something is asked again. One that nobody uses has a
+// window at both ends, of which there are 256 among all peers (transfer/peer), and
+// a new one costs no round trip.
+func (t *talk) rest() {
+	if t.s != nil {
+		_ = t.s.Close()
+		t.s = nil
 	}
 }
 

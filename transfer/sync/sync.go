@@ -19,7 +19,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
-	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 const (
@@ -44,10 +44,10 @@ var (
 	ErrNotContent = errors.New("the node is no content node of this mesh")
 )
 
-// Host is the data plane (*peer.Host).
+// Host is what a Sync needs of a data plane (plane.Of makes one of a *peer.Host).
 type Host interface {
-	Handle(protocol string, handle func(ctx context.Context, from identity.NodeID, s *peer.Stream))
-	Open(ctx context.Context, to identity.NodeID, protocol string) (*peer.Stream, error)
+	Handle(protocol string, handle plane.Handler)
+	Open(ctx context.Context, to identity.NodeID, protocol string) (plane.Stream, error)
 	Connected(id identity.NodeID) bool
 }
 
@@ -85,6 +85,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer takes the metrics; nil: none.
 	Registerer prometheus.Registerer
+
+	// Of tests. Zero: the constant.
+	keepStream time.Duration
 }
 
 // Sync exchanges catalogues and feeds with all other content nodes.
@@ -135,6 +138,7 @@ func New(cfg Config) (*Sync, error) {
 	if cfg.Poll == 0 {
 		cfg.Poll = DefaultPoll
 	}
+	cfg.keepStream = cmp.Or(cfg.keepStream, keepStream)
 	if cfg.Truth == 0 {
 		cfg.Truth = DefaultTruth
 	}

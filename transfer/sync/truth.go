@@ -11,6 +11,7 @@ import (
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/transfer/peer"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 const (
@@ -125,7 +126,7 @@ func (l *link) repair(ctx context.Context, t *talk, store identity.StoreID, diff
 // askFeed puts one question about a peer's feed.
 func (l *link) askFeed(ctx context.Context, t *talk, q *FeedRequest) (*FeedResponse, error) {
 	var a *FeedResponse
-	err := t.ask(ctx, q, func(st *peer.Stream) error {
+	err := t.ask(ctx, q, func(st plane.Stream) error {
 		a = new(FeedResponse)
 		if err := peer.ReadMsg(st, a, maxAnswer); err != nil {
 			return err
