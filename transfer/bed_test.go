@@ -76,7 +76,7 @@ type site struct {
 	door   *tags.Door
 	home   *transfer.Residency
 	counts *prometheus.Registry // of the reconciler
-	wire   *prometheus.Registry // of the swarm
+	wire   *prometheus.Registry // of swarm and sync
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
 	up     bool
@@ -214,12 +214,13 @@ func (n *site) open() {
 			n.port = farFrom(n.t, n.host.Addr().String(), n.far, n.relayed)
 		})
 	}
+	n.wire = prometheus.NewRegistry()
 	n.sync, err = syncer.New(syncer.Config{
-		Self: n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.host,
+		Registerer: n.wire,
+		Self:       n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.host,
 		Announcer: hear{n}, Poll: n.poll, Truth: n.truth, Now: n.now, Logger: log,
 	})
 	must(n.t, err)
-	n.wire = prometheus.NewRegistry()
 	n.swarm, err = swarm.New(swarm.Config{
 		Registerer: n.wire,
 		Store:      n.store, Host: n.host, Holders: n.sync, Signer: n.id,

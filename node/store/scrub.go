@@ -131,15 +131,10 @@ func (s *Store) Scrub() Scrub {
 		Damaged: c.at.Damaged, Unread: c.at.Unread, PassedAt: c.at.PassedAt}
 }
 
-// ErrNoScrub is returned by StartScrub for a store that does not scrub.
-var ErrNoScrub = errors.New("this store does not read its blobs again: its scrub rate is 0")
-
-// StartScrub has a pass begin at once, from the first blob on. It does not wait.
-func (s *Store) StartScrub() error {
+// StartScrub has a pass begin at once, from the first blob on, if the store scrubs
+// at all. It does not wait.
+func (s *Store) StartScrub() {
 	c := s.scrub
-	if c.rate == 0 {
-		return ErrNoScrub
-	}
 	c.mu.Lock()
 	c.asked = true
 	c.mu.Unlock()
@@ -147,7 +142,6 @@ func (s *Store) StartScrub() error {
 	case c.wake <- struct{}{}:
 	default:
 	}
-	return nil
 }
 
 // under reports whether a pass is under way. mu is held.

@@ -7,7 +7,9 @@
 // senders back. Links without a cap are never waited for, and no link waits for
 // another.
 //
-// On a link with a cap clients go first, then manifests, replication and scrub;
+// On a link with a cap clients go first, then manifests, replication and scrub
+// (what a receiver says may wait for all else; what a node's own scrub found
+// damaged comes as replication: a copy is missing then);
 // each class that waits gets at least 5 % of the link, in pieces so small that
 // no stream that waits its turn looks dead.
 //
