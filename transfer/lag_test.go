@@ -1,19 +1,12 @@
 package transfer_test
 
 import (
-	"errors"
-	"slices"
 	"testing"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/portolan/portolan/consensus/command"
-	"github.com/portolan/portolan/node/store"
-	"github.com/portolan/portolan/node/store/catalog"
-	"github.com/portolan/portolan/transfer"
 	"github.com/portolan/portolan/transfer/swarm"
 )
 
@@ -84,57 +77,4 @@ func TestLag_IsToldOfEachSite(t *testing.T) {
 	if v, ok := ofSite(t, nyc.wire, "portolan_transfer_lag_seconds", "sgp"); !ok || v > 1800 {
 		t.Errorf("of a site that was not reached since the start the lag is %v (told: %v), want the time since the start", v, ok)
 	}
-}
-
-// What holders promised to keep for a push outlasts a day, if the blobs do not come
-// for so long.
-func TestClaim_IsRenewed(t *testing.T) {
-	b := newBed(t, []string{"fra", "nyc"})
-	fra, nyc := b.site("fra"), b.site("nyc")
-	pid := b.project("prod")
-	put := func(n *site, text string) v1.Descriptor {
-		d, err := n.store.PutBytes(t.Context(), []byte(text), store.Link{PID: pid, Repo: "app"})
-		must(t, err)
-		return v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: d.Digest, Size: d.Size}
-	}
-	layer := put(fra, string(make([]byte, 100_000)))
-	end := nyc.fails(func(w swarm.Want) bool { return w.Digest == layer.Digest }, errors.New("the link is slow"))
-	defer end()
-	eventually(t, "a claim that reaches fra", func() bool {
-		c, err := nyc.rec.Claim(t.Context(), pid, "app", []transfer.Descriptor{{Digest: layer.Digest, Size: layer.Size}})
-		must(t, err)
-		return slices.Equal(c.Claimed, []digest.Digest{layer.Digest})
-	})
-	until := func() time.Time {
-		t.Helper()
-		pins, err := fra.store.Catalog().Pins(layer.Digest)
-		must(t, err)
-		if len(pins) != 1 {
-			t.Fatalf("pins at fra: %+v", pins)
-		}
-		return pins[0].Until
-	}
-	config := put(nyc, "{}")
-	config.MediaType = v1.MediaTypeImageConfig
-	m := v1.Manifest{MediaType: v1.MediaTypeImageManifest, Config: config, Layers: []v1.Descriptor{layer}}
-	m.SchemaVersion = 2
-	img := nyc.put(pid, "app", m, []string{"1"})
-	first := until()
-	for _, hours := range []time.Duration{7, 14, 30} { // the promise was for 24
-		if hours == 14 {
-			nyc.restart() // the task is made anew, from the catalogue
-			eventually(t, "nyc and fra know one another", func() bool {
-				peers := nyc.sync.Peers()
-				return len(peers) == 1 && peers[0].Connected && !peers[0].SyncedAt.IsZero()
-			})
-		}
-		for _, n := range b.nodes {
-			n.ahead.Store(int64(hours * time.Hour))
-		}
-		nyc.rec.Pushed(pid, "app", img.digest) // an attempt now
-		eventually(t, "the promise is renewed", func() bool { return until().Sub(first) > (hours-1)*time.Hour })
-	}
-	end()
-	nyc.rec.Pushed(pid, "app", img.digest)
-	eventually(t, "the blob at nyc, its new home", func() bool { return nyc.class(layer.Digest) == catalog.Home })
 }

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -116,9 +119,16 @@ and how long that will take, and which nodes sent wrong bytes.`,
 			if err != nil {
 				return err
 			}
+			ctx := cmd.Context()
+			if watch {
+				// An interrupt is how it is meant to end.
+				notified, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+				defer stop()
+				ctx = notified
+			}
 			for {
-				t, err := c.Transfers(cmd.Context())
-				if watch && cmd.Context().Err() != nil {
+				t, err := c.Transfers(ctx)
+				if watch && ctx.Err() != nil {
 					return nil // interrupted: the one who watches has seen enough
 				}
 				if err != nil {
@@ -127,7 +137,7 @@ and how long that will take, and which nodes sent wrong bytes.`,
 				if err := a.show(t, func(w io.Writer) { showTransfers(w, t) }); err != nil || !watch {
 					return err
 				}
-				if pause(cmd.Context(), watchEvery) != nil {
+				if pause(ctx, watchEvery) != nil {
 					return nil //nolint:nilerr // interrupted
 				}
 			}
