@@ -48,7 +48,7 @@ func (n *node) api() (registryapi.Config, error) {
 	sites, err := mesh.New(mesh.Config{
 		View: n.view, Replica: n.raft, Proposer: n.raft, Access: who, Catalog: guarded{n.store.Catalog(), n.tags}, Placement: placement{n.reconciler}, Refresh: n.sync.PullProject,
 		Self: n.id.ID, Site: s.Site, Consensus: n.consensusStatus, Peer: n.peerStatus, JoinToken: n.joinToken,
-		Removed: n.removedStatus, LastCopies: n.lastCopies, TagsWait: n.tagsWait, StepWaits: n.stepWaits, Transfers: n.transfers, CheckSite: n.checkSite, Standing: n.standingOfSites,
+		Removed: n.removedStatus, LastCopies: n.lastCopies, TagsWait: n.tagsWait, StepWaits: n.stepWaits, Transfers: n.transfers, CheckSite: n.checkSite, Scrub: n.scrub, StartScrub: n.store.StartScrub, Standing: n.standingOfSites,
 		Backup: n.backup, CheckRecovery: backup.CheckRecipient,
 		CheckRule: checkRule, PreviewRule: n.previewRule,
 		Version: n.cfg.Version, Now: n.cfg.Now, Logger: log,

@@ -207,7 +207,7 @@ func (n *node) open(ctx context.Context, made bool) error {
 	}
 	if n.store, err = store.Open(ctx, store.Config{
 		Dir: filepath.Join(n.dir, storeDir), Identity: n.id, Logger: n.cfg.Logger, Now: n.cfg.Now, Bucket: bucket, Metrics: n.metrics,
-		MaxUpload: s.MaxBlobBytes, MaxUploads: s.MaxUploads, MaxUploadsPerUser: s.MaxUploadsPerUser, UploadsKeptFor: s.UploadsKeptFor,
+		MaxUpload: s.MaxBlobBytes, MaxUploads: s.MaxUploads, MaxUploadsPerUser: s.MaxUploadsPerUser, UploadsKeptFor: s.UploadsKeptFor, ScrubRate: scrubRate(s.ScrubRate),
 		Catalog: catalog.Options{Metrics: n.metrics, OnConflict: n.conflict},
 	}); err != nil {
 		return err

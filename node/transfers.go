@@ -62,6 +62,7 @@ func (n *node) standingOfSites() ([]mesh.Behind, []mesh.Suspect) {
 			b.Catalogue = -1
 		}
 		b.Site, b.Seconds, b.Bytes, b.Artifacts, b.Unmeasured = w.Site, max(0, now.Sub(w.Oldest).Seconds()), w.Bytes, w.Artifacts, w.Unmeasured
+		b.Total, b.ETA, b.Partial = w.Total, w.ETA.Seconds(), w.Partial
 		sites[w.Site] = b
 	}
 	behind, suspects := []mesh.Behind{}, []mesh.Suspect{}

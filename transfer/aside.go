@@ -39,8 +39,7 @@ func (q *queue) makeRoom(first *queueLane) {
 	})
 	for _, t := range out[:min(len(out), max(1, first.most/asideShare))] {
 		q.takeOut(t)
-		delete(q.tasks, t.key)
-		first.count--
+		q.drop(t)
 		first.fixed--
 		switch a := &first.aside; {
 		case t.paused:

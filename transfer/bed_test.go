@@ -82,7 +82,7 @@ type site struct {
 	door   *tags.Door
 	home   *transfer.Residency
 	counts *prometheus.Registry // of the reconciler
-	wire   *prometheus.Registry // of the swarm
+	wire   *prometheus.Registry // of swarm and sync
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
 	up     bool
@@ -213,13 +213,14 @@ func (n *site) open() {
 	} else {
 		n.listen(log)
 	}
+	n.wire = prometheus.NewRegistry()
 	n.sync, err = syncer.New(syncer.Config{
-		Self: n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.plane,
+		Registerer: n.wire,
+		Self:       n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.plane,
 		Announcer: hear{n}, Poll: n.poll, Truth: n.truth, Now: n.now, Logger: log,
 	})
 	must(n.t, err)
 	n.caps = budget.New(n.name, func(id identity.NodeID) string { m, _ := n.state.View().Node(id); return m.Site })
-	n.wire = prometheus.NewRegistry()
 	n.swarm, err = swarm.New(swarm.Config{
 		Registerer: n.wire, Pacer: n.caps,
 		Store: n.store, Host: n.plane, Holders: n.sync, Signer: n.id,

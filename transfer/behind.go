@@ -2,9 +2,11 @@ package transfer
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -17,6 +19,12 @@ type Behind struct {
 	// looked at yet, are not in it.
 	Bytes      int64
 	Unmeasured int
+	// Total is Bytes and what came since nothing was awaited of the site last.
+	Total int64
+	// ETA is how long Bytes take at the mean rate of the last minutes; 0: not known.
+	ETA time.Duration
+	// Partial: more is awaited than the queue takes. It is in Oldest alone.
+	Partial bool
 	// Oldest is when the first of them was pushed.
 	Oldest time.Time
 }
@@ -25,30 +33,61 @@ type Behind struct {
 // left out. It goes through the queue.
 func (r *Reconciler) Behind() []Behind {
 	sites := map[string]*Behind{}
-	r.queue.mu.Lock()
-	for _, t := range r.queue.tasks {
+	at := func(home string, pushed time.Time) *Behind {
+		b := sites[home]
+		if b == nil {
+			b = &Behind{Site: home, Oldest: pushed}
+			sites[home] = b
+		}
+		if pushed.Before(b.Oldest) {
+			b.Oldest = pushed
+		}
+		return b
+	}
+	q := r.queue
+	q.mu.Lock()
+	for _, t := range q.tasks {
 		if t.kind != artifact || t.home == "" {
 			continue
 		}
-		b := sites[t.home]
-		if b == nil {
-			b = &Behind{Site: t.home, Oldest: t.at}
-			sites[t.home] = b
-		}
+		b := at(t.home, t.at)
 		b.Artifacts++
 		b.Bytes += t.missing
 		if !t.measured {
 			b.Unmeasured++
 		}
-		if t.at.Before(b.Oldest) {
-			b.Oldest = t.at
+	}
+	for home, pushed := range q.owing.refused {
+		at(home, pushed).Partial = true
+	}
+	coming := map[string][]digest.Digest{}
+	for home := range sites {
+		if d := q.owing.of[home]; d != nil {
+			coming[home] = slices.Collect(maps.Keys(d.flying))
 		}
 	}
-	r.queue.mu.Unlock()
+	q.mu.Unlock()
+	// Of the blobs on their way, what is here; without the queue's lock, as the swarm
+	// has its own.
+	here := map[string]int64{}
+	for home, blobs := range coming {
+		for _, d := range blobs {
+			here[home] += r.cfg.Swarm.Done(d)
+		}
+	}
 	out := make([]Behind, 0, len(sites))
+	q.mu.Lock()
 	for _, b := range sites {
+		part := min(here[b.Site], b.Bytes)
+		b.Bytes -= part
+		b.Total = b.Bytes
+		if d := q.owing.of[b.Site]; d != nil {
+			b.Total += d.done + part
+			b.ETA = d.eta(q.now(), b.Bytes, part)
+		}
 		out = append(out, *b)
 	}
+	q.mu.Unlock()
 	slices.SortFunc(out, func(a, b Behind) int { return cmp.Compare(a.Site, b.Site) })
 	return out
 }
@@ -57,8 +96,10 @@ func (r *Reconciler) Behind() []Behind {
 func (q *queue) from(k key, home string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if t := q.tasks[k]; t != nil {
+	if t := q.tasks[k]; t != nil && t.home != home {
+		q.owing.drop(t)
 		t.home = home
+		q.owing.add(t, q.now())
 	}
 }
 
@@ -79,6 +120,7 @@ func (q *queue) came(t *task, bytes int64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t.missing = max(0, t.missing-bytes)
+	q.owing.came(t, bytes, q.now())
 }
 
 // measure looks at what a task lacks that may not begin, once.
@@ -123,10 +165,22 @@ func (c behindCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- behindSecondsDesc
 }
 
+// Collect tells of each other site with content, also of one that nothing is
+// awaited of: an alert has to tell that from a series that is not there. A site
+// that is gone is told of while its pushes are awaited.
 func (c behindCollector) Collect(out chan<- prometheus.Metric) {
 	now := c.r.cfg.Now()
+	sites := map[string]Behind{}
+	for _, s := range c.r.cfg.State.View().ContentSites() {
+		if s.Name != c.r.cfg.Site {
+			sites[s.Name] = Behind{Oldest: now}
+		}
+	}
 	for _, b := range c.r.Behind() {
-		out <- prometheus.MustNewConstMetric(behindBytesDesc, prometheus.GaugeValue, float64(b.Bytes), b.Site)
-		out <- prometheus.MustNewConstMetric(behindSecondsDesc, prometheus.GaugeValue, max(0, now.Sub(b.Oldest).Seconds()), b.Site)
+		sites[b.Site] = b
+	}
+	for site, b := range sites {
+		out <- prometheus.MustNewConstMetric(behindBytesDesc, prometheus.GaugeValue, float64(b.Bytes), site)
+		out <- prometheus.MustNewConstMetric(behindSecondsDesc, prometheus.GaugeValue, max(0, now.Sub(b.Oldest).Seconds()), site)
 	}
 }

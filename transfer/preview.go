@@ -173,7 +173,7 @@ func (p *preview) manifest(pr state.Project, rs previewRules, m catalog.Manifest
 	a := rules.Artifact{Repository: m.Repo, Home: m.Home, Type: m.ArtifactType, MediaType: m.MediaType}
 	var err error
 	if rs.now.NeedTags() || rs.then.NeedTags() {
-		if a.Tags, err = p.r.cat.TagsOf(pr.PID, m.Repo, m.Digest, maxTags); err != nil {
+		if a.Tags, err = p.r.tagsFor(pr.PID, m, rs.now, rs.then, rs.alone); err != nil {
 			return err
 		}
 	}

@@ -127,10 +127,11 @@ type task struct {
 	goes places.Order  // where it stands, as of when it was taken; from then on its attempt's
 	bulk *places.Place // while it runs in laneBulk
 
-	home     string // site that accepted it
-	measured bool   // total and missing are known
-	total    int64  // bytes of its blobs that were missing at first
-	missing  int64  // of them, now
+	home     string    // site that accepted it
+	measured bool      // total and missing are known
+	total    int64     // bytes of its blobs that were missing at first
+	missing  int64     // of them, now
+	claimAt  time.Time // when promises that its blobs are kept are renewed; zero: not known yet
 	begun    time.Time
 	begunAt  int64 // missing when the attempt began
 }
@@ -143,6 +144,10 @@ type queue struct {
 	tasks map[key]*task
 	lanes [lanes]queueLane
 	bulk  *places.Places // of what runs in laneBulk
+	owing owing
+
+	// gone is told of each task that leaves; it is called with mu held.
+	gone func(key)
 }
 
 // queueLane has the tasks of one lane: ready ones by age, failed ones by the time
@@ -159,7 +164,7 @@ type queueLane struct {
 }
 
 func newQueue(now func() time.Time) *queue {
-	q := &queue{now: now, tasks: map[key]*task{}, bulk: places.New(artifactsAtOnce, aboveAtOnce, artifactsMost)}
+	q := &queue{now: now, tasks: map[key]*task{}, bulk: places.New(artifactsAtOnce, aboveAtOnce, artifactsMost), owing: newOwing(), gone: func(key) {}}
 	for i := range q.lanes {
 		q.lanes[i] = queueLane{
 			most: maxBlobTasks, wake: make(chan struct{}, 1),
@@ -317,8 +322,7 @@ func (q *queue) finish(t *task, reason string, notBefore time.Time) {
 		t.reason = reason
 		q.makeReady(t)
 	case reason == "", !t.until.IsZero() && !q.now().Before(t.until):
-		delete(q.tasks, t.key)
-		q.lanes[t.kind.lane()].count--
+		q.drop(t)
 	case !notBefore.IsZero():
 		t.reason = reason
 		q.fix(t, notBefore)
@@ -330,6 +334,14 @@ func (q *queue) finish(t *task, reason string, notBefore time.Time) {
 		heap.Push(&l.later, t)
 	}
 	l.signal()
+}
+
+// drop ends a task. mu is held; it is in no heap.
+func (q *queue) drop(t *task) {
+	delete(q.tasks, t.key)
+	q.lanes[t.kind.lane()].count--
+	q.owing.drop(t)
+	q.gone(t.key)
 }
 
 // stop ends an attempt, and says whether the task was asked for while it ran. mu
@@ -424,6 +436,7 @@ func (q *queue) refill() bool {
 		l := &q.lanes[i]
 		if lane(i) != laneKept && l.overflow && l.count <= l.most/2 {
 			l.overflow = false
+			clear(q.owing.refused) // the scan finds them, or is refused again
 			return true
 		}
 	}

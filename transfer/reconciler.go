@@ -70,8 +70,9 @@ type Fetcher interface {
 
 // Exchange is what the reconciler needs of the catalogue exchange (*sync.Sync).
 type Exchange interface {
-	// OnApplied, OnPeers and OnHolders tell of news.
+	// OnApplied, OnPulled, OnPeers and OnHolders tell of news.
 	OnApplied(fn func(identity.ProjectID, catalog.Applied))
+	OnPulled(fn func(identity.ProjectID))
 	OnPeers(fn func())
 	OnHolders(fn func())
 	pushExchange
@@ -130,9 +131,12 @@ type Reconciler struct {
 	feedNews chan struct{}                                // capacity 1
 	goneNews chan struct{}                                // capacity 1
 
-	mu      sync.Mutex
-	waiting map[key]map[key]bool // absent manifest -> artifacts that name it
-	gone    []catalog.Dropped    // lost names, and were not looked at yet
+	waiting waiting
+	// waitsFull and rootsCut say once that a bound was met.
+	waitsFull, rootsCut sync.Once
+
+	mu   sync.Mutex
+	gone []catalog.Dropped // lost names, and were not looked at yet
 
 	holdsSeen *state.View // by followHolds; Run's alone
 }
@@ -151,8 +155,9 @@ func New(cfg Config) (*Reconciler, error) {
 		small: places.New(maxSmall, 0, maxSmall), looks: semaphore.NewWeighted(looksAtOnce),
 		inbox: newInbox(), scans: newScans(cfg.Now),
 		hurried: make(chan struct{}, 1), feedNews: make(chan struct{}, 1), goneNews: make(chan struct{}, 1),
-		waiting: map[key]map[key]bool{},
+		waiting: newWaiting(),
 	}
+	r.queue.gone = r.waiting.drop
 	var err error
 	if r.labels, err = lru.New[digest.Digest, map[string]string](maxLabelled); err != nil {
 		return nil, err
@@ -161,6 +166,7 @@ func New(cfg Config) (*Reconciler, error) {
 		return nil, err
 	}
 	cfg.Sync.OnApplied(r.applied)
+	cfg.Sync.OnPulled(r.pulled)
 	hurry := func() { wake(r.hurried) }
 	cfg.Sync.OnPeers(hurry)
 	cfg.Sync.OnHolders(hurry)
@@ -231,6 +237,8 @@ func (r *Reconciler) followRules(f *followed) {
 	for p := range view.ProjectsChangedSince(f.index) {
 		if p.Deleted() || !view.MayRest(p, r.cfg.Site) {
 			delete(f.here, p.PID)
+			book.forget(p.PID)
+			r.scans.forget(p.PID)
 			continue
 		}
 		here := book.here(p)
@@ -251,6 +259,7 @@ func (r *Reconciler) followRules(f *followed) {
 // manifests whose blobs are elsewhere. It does not block.
 func (r *Reconciler) Pushed(pid identity.ProjectID, repository string, d digest.Digest) {
 	r.applied(pid, catalog.Applied{NewManifests: []catalog.NewManifest{{ManifestRef: catalog.ManifestRef{Repo: repository, Digest: d}}}})
+	r.pulled(pid) // nothing else says when it is over
 }
 
 // applied takes note of manifests that are new here, or that a tag says now: to
@@ -275,12 +284,16 @@ func (r *Reconciler) applied(pid identity.ProjectID, a catalog.Applied) {
 			}
 			seen[m] = true
 			if !r.inbox.put(arrival{pid, m}) {
-				r.scans.ask(pid, whole)
+				r.scans.overflowed(pid)
 				return
 			}
 		}
 	}
 }
+
+// pulled ends what applied began: what did not fit into the inbox is found by one
+// scan, when all is here.
+func (r *Reconciler) pulled(pid identity.ProjectID) { r.scans.settle(pid) }
 
 // concerns reports whether there may be something to do for a manifest that arrived: a
 // first exchange brings hundreds of thousands for which there is nothing.
@@ -288,9 +301,7 @@ func (r *Reconciler) concerns(p *rules.Project, m catalog.NewManifest) bool {
 	if !m.Whole || m.Home == r.cfg.Site || p.Matches(m.Repo) {
 		return true
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.waiting[key{artifact, p.PID, m.Repo, m.Digest}] != nil
+	return r.waiting.isFor(key{artifact, p.PID, m.Repo, m.Digest})
 }
 
 // written is for pushes made here that nobody told of.
@@ -364,6 +375,8 @@ func (r *Reconciler) want(k key, at time.Time, home string, d rules.Demand) {
 	terms, _, _ := d.At(r.cfg.Now())
 	if r.queue.add(k, 0, at, terms) {
 		r.queue.from(k, home)
+	} else if k.kind == artifact {
+		r.queue.refuse(home, at)
 	}
 }
 
@@ -380,61 +393,17 @@ func (r *Reconciler) wantBlob(k kind, pid identity.ProjectID, repo string, b con
 // wakeWaiting makes artifacts that name this manifest try again.
 func (r *Reconciler) wakeWaiting(a arrival) {
 	absent := key{artifact, a.pid, a.ref.Repo, a.ref.Digest}
-	r.mu.Lock()
-	roots := r.waiting[absent]
-	delete(r.waiting, absent)
-	r.mu.Unlock()
-	for k := range roots {
+	for _, k := range r.waiting.roots(absent) {
 		r.queue.again(k)
 	}
 }
 
-// waitFor notes that an artifact names manifests that the catalogue lacks. It is
-// bounded by the queue: an artifact in it has been noted here at most once for
-// each of them.
+// waitFor notes that an artifact names manifests that the catalogue lacks.
 func (r *Reconciler) waitFor(root key, absent []digest.Digest) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, d := range absent {
-		k := key{artifact, root.pid, root.repo, d}
-		if r.waiting[k] == nil {
-			if len(r.waiting) >= maxTasks {
-				return // its own retries find it
-			}
-			r.waiting[k] = map[key]bool{}
-		}
-		r.waiting[k][root] = true
-	}
-}
-
-// watchLosses notices blobs that this store no longer has, by its own feed. What
-// went before the start is found by the scan at the start.
-func (r *Reconciler) watchLosses(ctx context.Context) {
-	const batch = 1000
-	cursor, started := uint64(0), false
-	for {
-		entries, err := r.cat.Feed(cursor, batch)
-		if err != nil {
-			if !errors.Is(err, catalog.ErrClosed) {
-				r.log.Error("this store's feed can't be read: lost blobs are found at the next start", "error", err)
-			}
-			return
-		}
-		for _, e := range entries {
-			cursor = e.N
-			if started && e.State == catalog.Gone {
-				r.lost(e.Digest)
-			}
-		}
-		if len(entries) == batch {
-			continue
-		}
-		started = true
-		select {
-		case <-ctx.Done():
-			return
-		case <-r.feedNews:
-		}
+	if !r.waiting.note(root, absent) {
+		r.waitsFull.Do(func() {
+			r.log.Warn("more manifests are waited for than can be remembered: artifacts that name others find them by retrying", "most", maxWaits)
+		})
 	}
 }
 

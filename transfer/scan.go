@@ -64,6 +64,9 @@ type depth uint8
 const (
 	// patient waits its turn.
 	patient depth = iota
+	// settled waits its turn as well, and is quick then: a pull brought more than the
+	// inbox takes.
+	settled
 	// whole comes now: at the start, after a change of rules.
 	whole
 )
@@ -75,11 +78,12 @@ type scans struct {
 	mu   sync.Mutex
 	due  map[identity.ProjectID]depth
 	rest map[identity.ProjectID]time.Time
+	over map[identity.ProjectID]bool // the inbox was full, and a pull goes on
 	wake chan struct{}
 }
 
 func newScans(now func() time.Time) scans {
-	return scans{now: now, due: map[identity.ProjectID]depth{}, rest: map[identity.ProjectID]time.Time{}, wake: make(chan struct{}, 1)}
+	return scans{now: now, due: map[identity.ProjectID]depth{}, rest: map[identity.ProjectID]time.Time{}, over: map[identity.ProjectID]bool{}, wake: make(chan struct{}, 1)}
 }
 
 // ask asks for a scan, unless one that comes as soon is due already.
@@ -95,6 +99,35 @@ func (s *scans) ask(pid identity.ProjectID, how depth) {
 	case !there && s.rest[pid].Before(at):
 		s.rest[pid] = at
 	}
+}
+
+// overflowed notes that something of a project has to be looked for when the pull
+// has ended that brought it: a scan before that would be one of many.
+func (s *scans) overflowed(pid identity.ProjectID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over[pid] = true
+}
+
+// settle asks for the scan that overflowed put off. One after another of them takes
+// a tenth of a processor, like patient ones (T8).
+func (s *scans) settle(pid identity.ProjectID) {
+	s.mu.Lock()
+	over := s.over[pid]
+	delete(s.over, pid)
+	s.mu.Unlock()
+	if over {
+		s.ask(pid, settled)
+	}
+}
+
+// forget is for a project that is not for this site any more. What is due finds
+// that out.
+func (s *scans) forget(pid identity.ProjectID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.rest, pid)
+	delete(s.over, pid)
 }
 
 // everything asks for a whole scan of all projects of the site.
@@ -160,7 +193,7 @@ func (r *Reconciler) scan(ctx context.Context) {
 			continue
 		}
 		workers := 1
-		if how == whole {
+		if how >= settled {
 			workers = min(runtime.GOMAXPROCS(0), scanWorkers)
 		}
 		begun := time.Now()
@@ -177,6 +210,9 @@ func (r *Reconciler) scan(ctx context.Context) {
 			took = max(took, time.Second)
 		}
 		r.scans.done(pid, took*time.Duration(1+workers)) // one more reads
+		if _, ok := r.relevant(pid); !ok {
+			r.scans.forget(pid)
+		}
 	}
 }
 

@@ -21,12 +21,11 @@ import (
 )
 
 const (
-	// maxTags is how many of a manifest's tags are looked at.
-	maxTags = 1000
 	// maxLabelled is how many manifests' annotations are remembered: they never
 	// change, and reading them means reading the manifest. About 500 bytes each.
 	maxLabelled = 20_000
-	// maxRoots bounds the walk from a manifest to what takes it along.
+	// maxRoots bounds the walk from a manifest to what takes it along. A scan comes to
+	// each artifact by what is missing of it, by the same walk.
 	maxRoots = 1000
 )
 
@@ -86,6 +85,13 @@ func (b *book) here(p state.Project) *rules.Project {
 	return page.here
 }
 
+// forget is for a project that is not for this site any more.
+func (b *book) forget(pid identity.ProjectID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.projects, pid)
+}
+
 // relevant gives the rules that hold for a project here; false: the project is
 // unknown, or not for this site.
 func (r *Reconciler) relevant(pid identity.ProjectID) (*rules.Project, bool) {
@@ -102,7 +108,7 @@ func (r *Reconciler) artifact(p *rules.Project, m catalog.ManifestInfo) (rules.A
 	a := rules.Artifact{Repository: m.Repo, Home: m.Home, Type: m.ArtifactType, MediaType: m.MediaType}
 	var err error
 	if p.NeedTags() {
-		if a.Tags, err = r.cat.TagsOf(p.PID, m.Repo, m.Digest, maxTags); err != nil {
+		if a.Tags, err = r.tagsFor(p.PID, m, p); err != nil {
 			return a, err
 		}
 	}
@@ -110,6 +116,14 @@ func (r *Reconciler) artifact(p *rules.Project, m catalog.ManifestInfo) (rules.A
 		a.Labels, err = r.annotations(p.PID, m)
 	}
 	return a, err
+}
+
+// tagsFor gives those of a manifest's tags that rules can tell apart, however many
+// it has.
+func (r *Reconciler) tagsFor(pid identity.ProjectID, m catalog.ManifestInfo, ps ...*rules.Project) ([]string, error) {
+	tell := rules.NewTeller(ps...)
+	err := r.cat.EachTagOf(pid, m.Repo, m.Digest, tell.Hear)
+	return tell.Tags(), err
 }
 
 // annotations gives those of a manifest. One whose bytes are not here yet has
@@ -187,8 +201,15 @@ func (r *Reconciler) roots(p *rules.Project, m catalog.ManifestInfo, fn func(cat
 			above = append(above, up.Digest)
 		}
 		for _, d := range above {
-			if d == "" || seen[d] || len(seen) >= maxRoots {
+			if d == "" || seen[d] {
 				continue
+			}
+			if len(seen) >= maxRoots {
+				r.rootsCut.Do(func() {
+					r.log.Warn("a manifest belongs to more artifacts than are looked at: rules may want it for one that was not (this is said once)",
+						"pid", p.PID, "repository", m.Repo, "digest", m.Digest, "looked_at", maxRoots)
+				})
+				break
 			}
 			seen[d] = true
 			info, err := r.cat.Manifest(p.PID, m.Repo, d)

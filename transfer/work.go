@@ -147,6 +147,7 @@ func (r *Reconciler) attempt(ctx context.Context, t *task, from lane) error {
 	begun := r.cfg.Now()
 	r.queue.lacks(t, fetch)
 	if err := r.bring(ctx, t, fetch, promote, open); err != nil {
+		r.renewClaims(ctx, t, fetch)
 		if why := whyHeld(ctx); why != nil {
 			return why
 		}
@@ -308,6 +309,7 @@ func (r *Reconciler) bring(ctx context.Context, t *task, fetch, promote []conten
 		}
 		wg.Go(func() {
 			defer of.Leave(place)
+			defer r.queue.comes(t, b)()
 			if err := r.fetch(ctx, t, b, limit); err != nil {
 				note(err)
 				return

@@ -65,7 +65,7 @@ PORTOLAN_USERNAME and PORTOLAN_PASSWORD or the saved one.`,
 	root.AddCommand(
 		newLoginCommand(a), newLogoutCommand(a), newVersionCommand(a), newStatusCommand(a),
 		newWhereCommand(a), newWaitCommand(a), newSiteCommand(a), newNodeCommand(a), newTagCommand(a),
-		newProjectCommand(a), newUserCommand(a), newRuleCommand(a), newBudgetCommand(a), newTransferCommand(a), newTransfersCommand(a), newTokenCommand(a), newMeshCommand(a), newKeysCommand(a), newBackupCommand(a),
+		newProjectCommand(a), newUserCommand(a), newRuleCommand(a), newBudgetCommand(a), newTransferCommand(a), newTransfersCommand(a), newScrubCommand(a), newTokenCommand(a), newMeshCommand(a), newKeysCommand(a), newBackupCommand(a),
 	)
 	return root
 }

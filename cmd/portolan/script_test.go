@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,8 @@ func TestMain(m *testing.M) {
 //	push IMAGE TEXT            an image arrives in the catalogue
 //	presence SITE WORDS…       what the site answers of any image: reachable, complete, covered, spare, evictable, missing=N, torn (an error of several lines)
 //	leaving SITE WORDS…        what the site alone holds: copies=N (in parts of two), unseen, silent, away (no gossip of it)
+//	conflict IMAGE TEXT        another site pushes the tag, unknown to this one, and this one hears of it
+//	watched N                  waits until the node was asked N times for its transfers
 //	removed                    the asked node was removed
 //	lose SITES… | heal         the majority is out of reach, or back
 //	rotate                     the nodes do what keys rotate has asked for
@@ -67,6 +70,8 @@ func TestScripts(t *testing.T) {
 			},
 			"presence": func(ts *testscript.TestScript, _ bool, args []string) { world(ts).placement.set(args[0], args[1:]) },
 			"leaving":  func(ts *testscript.TestScript, _ bool, args []string) { world(ts).leaving.set(args[0], args[1:]) },
+			"conflict": conflict,
+			"watched":  func(ts *testscript.TestScript, _ bool, args []string) { world(ts).transfers.await(ts, args[0]) },
 			"removed":  func(ts *testscript.TestScript, _ bool, _ []string) { world(ts).leaving.remove() },
 			"lose":     func(ts *testscript.TestScript, _ bool, args []string) { world(ts).mesh.Lose(args) },
 			"heal":     func(ts *testscript.TestScript, _ bool, _ []string) { world(ts).mesh.Lose(nil) },
@@ -92,6 +97,8 @@ type scene struct {
 	catalog   *catalog.Catalog
 	placement *placement
 	leaving   *leaving
+	transfers *transfers
+	scrubs    atomic.Int64 // that were asked for
 }
 
 type sceneKey struct{}
@@ -101,7 +108,7 @@ func world(ts *testscript.TestScript) *scene { return ts.Value(sceneKey{}).(*sce
 func setup(env *testscript.Env) error {
 	tb := env.T().(testing.TB)
 	m := apitest.New(tb, "fra", "nyc", "sgp")
-	w := &scene{mesh: m, catalog: apitest.OpenCatalog(tb), placement: &placement{at: map[string]mesh.Presence{}}, leaving: &leaving{}}
+	w := &scene{mesh: m, catalog: apitest.OpenCatalog(tb), placement: &placement{at: map[string]mesh.Presence{}}, leaving: &leaving{}, transfers: newTransfers()}
 	log := slog.New(slog.DiscardHandler)
 	hapi, err := harbor.New(harbor.Config{View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: w.catalog, Version: "test", Logger: log})
 	if err != nil {
@@ -142,8 +149,13 @@ func setup(env *testscript.Env) error {
 			}
 			return out
 		},
-		PreviewRule: preview,
-		Version:     "test", Now: time.Now, Logger: log, Poll: time.Millisecond,
+		PreviewRule: preview, Transfers: w.transfers.answer,
+		Scrub: func() mesh.Scrub {
+			begun := time.Date(2026, 8, 1, 12, 0, int(w.scrubs.Load()), 0, time.UTC)
+			return mesh.Scrub{Rate: 8 << 20, Running: w.scrubs.Load() > 0, BegunAt: &begun, Blobs: 12, Bytes: 3 << 20, Damaged: 1, PassedAt: &begun}
+		},
+		StartScrub: func() { w.scrubs.Add(1) },
+		Version:    "test", Now: time.Now, Logger: log, Poll: time.Millisecond,
 	})
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"io"
 	"time"
 
@@ -35,6 +36,7 @@ func newTagCommand(a *app) *cobra.Command {
 				})
 			},
 		}),
+		newConflictsCommand(a),
 		&cobra.Command{
 			Use:   "delete PROJECT/NAME:TAG",
 			Short: "Delete a tag; what it names stays",
@@ -51,6 +53,42 @@ func newTagCommand(a *app) *cobra.Command {
 				return nil
 			},
 		})
+}
+
+func newConflictsCommand(a *app) *cobra.Command {
+	n := 100
+	cmd := a.withJSON(&cobra.Command{
+		Use:   "conflicts [PROJECT]",
+		Short: "List pushes that lost to one that another site took at the same time",
+		Long: `List writes of tags made at the site of the node that is asked (see --server) that
+lost to one which another site took at the same time, the last found first. Each
+site tells its own. What lost can be pulled by its digest: push its tag again to
+make it win.`,
+		Args: maybe("PROJECT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			project := ""
+			if len(args) > 0 {
+				project = args[0]
+			}
+			found, err := c.Conflicts(cmd.Context(), project, n)
+			if err != nil {
+				return err
+			}
+			return a.show(found, func(w io.Writer) {
+				var rows [][]string
+				for _, x := range found {
+					rows = append(rows, []string{x.Repository + ":" + x.Tag, x.Loser.String(), cmp.Or(short(x.Winner.String()), "-"), cmp.Or(x.Actor, "-"), when(x.FoundAt)})
+				}
+				table(w, []string{"TAG", "LOST", "TO", "BY", "FOUND"}, rows)
+			})
+		},
+	})
+	cmd.Flags().IntVar(&n, "limit", n, "how many to show, 1000 at most")
+	return cmd
 }
 
 // when shows a time to people.

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -116,16 +119,26 @@ and how long that will take, and which nodes sent wrong bytes.`,
 			if err != nil {
 				return err
 			}
+			ctx := cmd.Context()
+			if watch {
+				// An interrupt is how it is meant to end.
+				notified, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+				defer stop()
+				ctx = notified
+			}
 			for {
-				t, err := c.Transfers(cmd.Context())
+				t, err := c.Transfers(ctx)
+				if watch && ctx.Err() != nil {
+					return nil // interrupted: the one who watches has seen enough
+				}
 				if err != nil {
 					return err
 				}
 				if err := a.show(t, func(w io.Writer) { showTransfers(w, t) }); err != nil || !watch {
 					return err
 				}
-				if pause(cmd.Context(), watchEvery) != nil {
-					return nil //nolint:nilerr // the one who watches has seen enough
+				if pause(ctx, watchEvery) != nil {
+					return nil //nolint:nilerr // interrupted
 				}
 			}
 		},
@@ -192,14 +205,22 @@ func showStanding(w io.Writer, behind []mesh.Behind, suspects []mesh.Suspect) {
 			known = fmt.Sprintf("%.0fs ago", b.Catalogue)
 		}
 		bytes := strconv.FormatInt(b.Bytes, 10)
-		if b.Unmeasured > 0 {
+		if b.Unmeasured > 0 || b.Partial {
 			bytes += " or more"
 		}
-		rows = append(rows, []string{b.Site, fmt.Sprintf("%.0fs", b.Seconds), bytes, strconv.Itoa(b.Artifacts), known})
+		artifacts := strconv.Itoa(b.Artifacts)
+		if b.Partial {
+			artifacts += " or more"
+		}
+		done := "-"
+		if b.Total > 0 {
+			done = progress(b.Total-b.Bytes, b.Total)
+		}
+		rows = append(rows, []string{b.Site, fmt.Sprintf("%.0fs", b.Seconds), bytes, artifacts, done, left(b.ETA), known})
 	}
 	if len(rows) > 0 {
 		fmt.Fprintln(w)
-		table(w, []string{"BEHIND SITE", "BY", "BYTES", "ARTIFACTS", "CATALOGUE"}, rows)
+		table(w, []string{"BEHIND SITE", "BY", "BYTES", "ARTIFACTS", "DONE", "LEFT", "CATALOGUE"}, rows)
 	}
 	rows = nil
 	for _, s := range suspects {

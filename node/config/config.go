@@ -72,6 +72,10 @@ type Config struct {
 	// StoreRedirect: GETs of blobs in a bucket are answered with presigned URLs.
 	StoreRedirect bool
 
+	// ScrubRate is how many bytes a second are read again to find damaged blobs; 0:
+	// none.
+	ScrubRate int64
+
 	// explicit has the values that some source named, by option.
 	explicit map[string]string
 	// saved has those of settings.yaml.
@@ -166,6 +170,8 @@ func Load(flags *pflag.FlagSet, env []string) (cfg Config, warnings []string, er
 	cfg.TLSCert, cfg.TLSKey = get("tls-cert"), get("tls-key")
 	size, _ := parseSize(get("max-blob-size"))
 	cfg.MaxBlobBytes = int64(size)
+	rate, _ := parseSize(get("scrub-rate"))
+	cfg.ScrubRate = int64(rate)
 	cfg.MaxUploads, _ = strconv.Atoi(get("max-uploads"))
 	cfg.MaxUploadsPerUser, _ = strconv.Atoi(get("max-uploads-per-user"))
 	cfg.UploadsKeptFor, _ = time.ParseDuration(get("uploads-kept-for"))

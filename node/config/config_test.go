@@ -89,36 +89,38 @@ func TestLoad_Refuses(t *testing.T) {
 		args []string
 		want string
 	}{
-		"an unknown key":           {yaml: "gosip-port: 1\n", want: `unknown key "gosip-port": did you mean "gossip-port"?`},
-		"an underscore":            {yaml: "log_level: info\n", want: `did you mean "log-level"?`},
-		"a key from nowhere":       {yaml: "frobnicate: 1\n", want: `unknown key "frobnicate": known are data, site,`},
-		"not YAML":                 {yaml: "a: [\n", want: "not readable YAML"},
-		"not a map":                {yaml: "- a\n", want: "not readable YAML"},
-		"keys below a key":         {yaml: "http: {addr: x}\n", want: "expected a value"},
-		"data in DIR":              {yaml: "data: /x\n", want: "cannot name another one"},
-		"a bad port in the file":   {yaml: "gossip-port: 70000\n", want: `portolan.yaml: gossip-port: "70000" is not a port`},
-		"a bad port in a variable": {env: []string{"PORTOLAN_DATA_PORT=x"}, want: `PORTOLAN_DATA_PORT: "x" is not a port`},
-		"a bad port in a flag":     {args: []string{"--control-port", "0"}, want: `--control-port: "0" is not a port`},
-		"a bad level":              {args: []string{"--log-level", "loud"}, want: "is not one of debug"},
-		"a bad site":               {args: []string{"--site", "Frankfurt!"}, want: "is not a site name"},
-		"a site called all":        {args: []string{"--site", "all"}, want: "means every site"},
-		"an address with a port":   {args: []string{"--advertise", "a.example:7946"}, want: "leave out scheme and port"},
-		"an address nobody dials":  {args: []string{"--advertise", "0.0.0.0"}, want: "no address that others can dial"},
-		"HTTP without a port":      {args: []string{"--http", "localhost"}, want: "use host:port"},
-		"a URL with a path":        {args: []string{"--registry-url", "http://a/b"}, want: "is not a registry's URL"},
-		"a proxy by name":          {args: []string{"--trusted-proxies", "10.0.0.0/8,lb"}, want: `"lb" is not an address`},
-		"one port twice":           {args: []string{"--data-port", "7946"}, want: "--gossip-port and --data-port both name port 7946"},
-		"a bind address by name":   {args: []string{"--bind", "eth0"}, want: "is not an address"},
-		"a blob of nothing":        {args: []string{"--max-blob-size", "0"}, want: "is not a size of a blob"},
-		"a blob beyond the format": {args: []string{"--max-blob-size", "2TiB"}, want: "is not a size of a blob"},
-		"a size that is none":      {yaml: "max-blob-size: large\n", want: `max-blob-size: "large" is not a size`},
-		"no uploads":               {args: []string{"--max-uploads", "0"}, want: "is not a number of uploads"},
-		"uploads without end":      {args: []string{"--max-uploads", "1000001"}, want: "use 1 to 1000000"},
-		"uploads kept for seconds": {args: []string{"--uploads-kept-for", "10s"}, want: "is not a time from 1h to 720h"},
-		"a timeout without a unit": {args: []string{"--client-timeout", "90"}, want: "use such as 90s"},
-		"metrics for nobody":       {args: []string{"--metrics-for", "me"}, want: "is not one of anyone, users, admins"},
-		"a share above the whole":  {args: []string{"--max-uploads", "100", "--max-uploads-per-user", "200"}, want: "more than --max-uploads"},
-		"a missing file":           {args: []string{"--config", "/nowhere/p.yaml"}, want: "does not exist: correct --config"},
+		"an unknown key":            {yaml: "gosip-port: 1\n", want: `unknown key "gosip-port": did you mean "gossip-port"?`},
+		"an underscore":             {yaml: "log_level: info\n", want: `did you mean "log-level"?`},
+		"a key from nowhere":        {yaml: "frobnicate: 1\n", want: `unknown key "frobnicate": known are data, site,`},
+		"not YAML":                  {yaml: "a: [\n", want: "not readable YAML"},
+		"not a map":                 {yaml: "- a\n", want: "not readable YAML"},
+		"keys below a key":          {yaml: "http: {addr: x}\n", want: "expected a value"},
+		"data in DIR":               {yaml: "data: /x\n", want: "cannot name another one"},
+		"a bad port in the file":    {yaml: "gossip-port: 70000\n", want: `portolan.yaml: gossip-port: "70000" is not a port`},
+		"a bad port in a variable":  {env: []string{"PORTOLAN_DATA_PORT=x"}, want: `PORTOLAN_DATA_PORT: "x" is not a port`},
+		"a bad port in a flag":      {args: []string{"--control-port", "0"}, want: `--control-port: "0" is not a port`},
+		"a bad level":               {args: []string{"--log-level", "loud"}, want: "is not one of debug"},
+		"a bad site":                {args: []string{"--site", "Frankfurt!"}, want: "is not a site name"},
+		"a site called all":         {args: []string{"--site", "all"}, want: "means every site"},
+		"an address with a port":    {args: []string{"--advertise", "a.example:7946"}, want: "leave out scheme and port"},
+		"an address nobody dials":   {args: []string{"--advertise", "0.0.0.0"}, want: "no address that others can dial"},
+		"HTTP without a port":       {args: []string{"--http", "localhost"}, want: "use host:port"},
+		"a URL with a path":         {args: []string{"--registry-url", "http://a/b"}, want: "is not a registry's URL"},
+		"a proxy by name":           {args: []string{"--trusted-proxies", "10.0.0.0/8,lb"}, want: `"lb" is not an address`},
+		"one port twice":            {args: []string{"--data-port", "7946"}, want: "--gossip-port and --data-port both name port 7946"},
+		"a bind address by name":    {args: []string{"--bind", "eth0"}, want: "is not an address"},
+		"a blob of nothing":         {args: []string{"--max-blob-size", "0"}, want: "is not a size of a blob"},
+		"a blob beyond the format":  {args: []string{"--max-blob-size", "2TiB"}, want: "is not a size of a blob"},
+		"a size that is none":       {yaml: "max-blob-size: large\n", want: `max-blob-size: "large" is not a size`},
+		"a scrub that ends never":   {args: []string{"--scrub-rate", "1KiB"}, want: "is no rate of the scrub"},
+		"a scrub rate that is none": {args: []string{"--scrub-rate", "slow"}, want: "use 64KiB to 1TiB, such as 8MiB, or 0"},
+		"no uploads":                {args: []string{"--max-uploads", "0"}, want: "is not a number of uploads"},
+		"uploads without end":       {args: []string{"--max-uploads", "1000001"}, want: "use 1 to 1000000"},
+		"uploads kept for seconds":  {args: []string{"--uploads-kept-for", "10s"}, want: "is not a time from 1h to 720h"},
+		"a timeout without a unit":  {args: []string{"--client-timeout", "90"}, want: "use such as 90s"},
+		"metrics for nobody":        {args: []string{"--metrics-for", "me"}, want: "is not one of anyone, users, admins"},
+		"a share above the whole":   {args: []string{"--max-uploads", "100", "--max-uploads-per-user", "200"}, want: "more than --max-uploads"},
+		"a missing file":            {args: []string{"--config", "/nowhere/p.yaml"}, want: "does not exist: correct --config"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -150,6 +152,15 @@ func TestLoad_Limits(t *testing.T) {
 	if cfg.MaxBlobBytes != 20<<30 || cfg.UploadsKeptFor != 90*time.Minute || cfg.MetricsFor != "admins" || cfg.MaxUploads != 77 ||
 		cfg.ClientTimeout != 45*time.Second || cfg.MaxUploadsPerUser != 7 {
 		t.Fatalf("%+v", cfg)
+	}
+	for rate, want := range map[string]int64{"": 8 << 20, "20MiB": 20 << 20, "0": 0} {
+		args := []string{"--data", t.TempDir()}
+		if rate != "" {
+			args = append(args, "--scrub-rate", rate)
+		}
+		if cfg, _, err := load(t, nil, args...); err != nil || cfg.ScrubRate != want {
+			t.Errorf("--scrub-rate %q: %d, %v", rate, cfg.ScrubRate, err)
+		}
 	}
 	// Few uploads need no share to be named.
 	if cfg, _, err = load(t, nil, "--data", dir, "--max-uploads", "50"); err != nil || cfg.MaxUploadsPerUser != 50 {

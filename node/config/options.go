@@ -115,6 +115,8 @@ var options = []Option{
 		Help:    "parameters of the storage driver, comma-separated or the flag several times; each may come from another source"},
 	{Name: "store-redirect", Arg: "BOOL", Default: "false", check: oneOf("true", "false"),
 		Help: "answer GETs of blobs that are in a bucket with a redirect to a presigned URL"},
+	{Name: "scrub-rate", Arg: "SIZE", Default: "8MiB", Saved: true, check: checkScrubRate,
+		Help: "bytes a second at which stored blobs are read again to find damaged ones, such as 20MiB; 0: never"},
 	{Name: "log-level", Arg: "LEVEL", Default: "info", check: oneOf("debug", "info", "warn", "error"),
 		Help: "least level that is logged: debug, info, warn or error"},
 	{Name: "log-format", Arg: "FORMAT", Default: "text", check: oneOf("text", "json"),
@@ -238,6 +240,15 @@ func formatSize(n uint64) string {
 		}
 	}
 	return strconv.FormatUint(n, 10)
+}
+
+// checkScrubRate takes 0, which is none, or what gets somewhere.
+func checkScrubRate(s string) (string, error) {
+	n, err := parseSize(s)
+	if err != nil || n != 0 && n < 64<<10 || n > 1<<40 {
+		return "", fmt.Errorf("%q is no rate of the scrub: use 64KiB to 1TiB, such as 8MiB, or 0", s)
+	}
+	return formatSize(n), nil
 }
 
 // mostUploads bounds what an operator may ask for: at some 150 bytes each and a

@@ -77,6 +77,9 @@ type Config struct {
 	// Bucket is where blobs above InlineMax are kept; nil: in Dir. A store stays
 	// where it was made.
 	Bucket *blobs.Backend
+	// ScrubRate is how many bytes a second are read again to find bit rot; zero:
+	// DefaultScrubRate, below: none.
+	ScrubRate int64
 	// Metrics takes the store's; nil: none are published.
 	Metrics prometheus.Registerer
 }
@@ -98,6 +101,7 @@ type Store struct {
 	doubted *atomic.Uint64
 	doubts  *doubts // blobs that are to be read again
 	memory  *memory // for units of a bucket's blobs while they are checked
+	scrub   *scrubber
 }
 
 // Open opens the store at cfg.Dir, or makes one there. It reads no blob: its
@@ -184,8 +188,13 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Bucket != nil && cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(held.metric(), files)
 	}
+	scrub := newScrubber(cfg.Dir, cfg.ScrubRate, cfg.Now, cfg.Logger)
+	if cfg.Metrics != nil {
+		cfg.Metrics.MustRegister(scrub)
+	}
 	return &Store{
-		id: id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, disk: disk, checks: seen, memory: held, damaged: damaged, doubted: doubted, doubts: newDoubts(),
+		scrub: scrub,
+		id:    id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, disk: disk, checks: seen, memory: held, damaged: damaged, doubted: doubted, doubts: newDoubts(),
 		keep: blobs.Keep{Uploads: cfg.UploadsKeptFor, Partials: PartialsKeptFor, Quarantine: QuarantineKeptFor},
 	}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -18,8 +19,11 @@ const sweepEvery = 10 * time.Minute
 
 // Run keeps the store tidy until ctx ends: at once and then every few minutes it
 // removes uploads and partial blobs that nobody goes on with, and finishes what
-// crashes have cut short.
+// crashes have cut short. Beside that it scrubs: slowly, it reads all blobs again.
 func (s *Store) Run(ctx context.Context) error {
+	var scrub sync.WaitGroup
+	defer scrub.Wait()
+	scrub.Go(func() { s.runScrub(ctx) })
 	t := time.NewTicker(sweepEvery)
 	defer t.Stop()
 	for {

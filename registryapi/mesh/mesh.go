@@ -39,6 +39,7 @@ type Catalog interface {
 	Tag(pid identity.ProjectID, repo, tag string) (catalog.TagInfo, error)
 	Tags(pid identity.ProjectID, repo, after string, n int) ([]string, error)
 	Repository(pid identity.ProjectID, repo string) (catalog.RepositoryInfo, error)
+	Conflicts(pid identity.ProjectID, n int) ([]catalog.FoundConflict, error)
 	DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, aclIndex uint64) error
 }
 
@@ -88,6 +89,10 @@ type Config struct {
 	// Standing says what this node's site waits for of the others, and whom it
 	// suspects, from memory; nil: nobody can ask.
 	Standing func() ([]Behind, []Suspect)
+	// Scrub says how far this node is with reading its blobs again, without Site, and
+	// StartScrub has it begin anew; nil: nobody can ask.
+	Scrub      func() Scrub
+	StartScrub func()
 	// CheckSite tries the path to another site and back; nil: nobody can ask.
 	CheckSite func(ctx context.Context, site string) (SiteCheck, error)
 	// CheckRule judges what the fields of a rule say; PreviewRule says what a rule
@@ -147,6 +152,8 @@ func New(cfg Config) (*API, error) {
 	a.registerPlacement()
 	a.registerTransfers()
 	a.registerSiteCheck()
+	a.registerScrub()
+	a.registerConflicts()
 	return a, nil
 }
 

@@ -59,6 +59,7 @@ func (p *placement) Presence(_ context.Context, q Question) ([]Presence, error) 
 }
 
 type fixture struct {
+	scrub Scrub
 	*testing.T
 	mesh      *apitest.Mesh
 	catalog   *catalog.Catalog
@@ -103,6 +104,8 @@ func newFixture(t *testing.T) *fixture {
 			return nil
 		},
 		CheckRule:   checkRule,
+		Scrub:       func() Scrub { return f.scrub },
+		StartScrub:  func() { f.scrub.Running = true },
 		PreviewRule: func(_ context.Context, q PreviewQuestion) (Preview, error) { f.previewed = q; return f.preview, nil },
 		Version:     "test", Now: time.Now, Logger: slog.New(slog.DiscardHandler), Poll: time.Millisecond,
 	})

@@ -98,6 +98,9 @@ type Behind struct {
 	Bytes      int64   `json:"bytes" doc:"What is missing of such pushes, as far as they were looked at"`
 	Artifacts  int     `json:"artifacts" doc:"How many they are"`
 	Unmeasured int     `json:"unmeasured,omitempty" doc:"Of them, those whose bytes are not known yet"`
+	Total      int64   `json:"total_bytes" doc:"Bytes that were missing since nothing was awaited of the site last, those that came meanwhile included; 0: nothing is known to be"`
+	ETA        float64 `json:"eta_seconds,omitempty" doc:"Until what is missing is here, at the mean rate of the last minutes; 0: not known, or nothing is missing"`
+	Partial    bool    `json:"partial,omitempty" doc:"More is awaited than the queue takes, which is not in the numbers: it is looked for again when the queue has run low"`
 	Catalogue  float64 `json:"catalogue_seconds" doc:"How long ago all that the site then knew was here; -1: never"`
 }
 

@@ -24,23 +24,7 @@ func TestRot(t *testing.T) {
 	_, _ = rand.NewChaCha8([32]byte{'r', 'o', 't'}).Read(layer)
 	m.Must(t, 0, "project", "create", "prod", "--public")
 	m.Must(t, 0, "rule", "create", "everywhere", "--projects", "prod", "--sites", "all")
-	config := []byte("{}")
-	digestOf := func(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
-	put := func(method, path, mediaType string, b []byte) {
-		t.Helper()
-		status, body, err := m.Do(t, 0, method, path, http.Header{"Content-Type": {mediaType}}, bytes.NewReader(b))
-		if err != nil || status != http.StatusCreated {
-			t.Fatalf("%s %s: %d %s, %v", method, path, status, body, err)
-		}
-	}
-	for _, b := range [][]byte{config, layer} {
-		put("POST", "/v2/prod/app/blobs/uploads/?digest="+digestOf(b), "application/octet-stream", b)
-	}
-	const image = "application/vnd.oci.image.manifest.v1+json"
-	put("PUT", "/v2/prod/app/manifests/1", image, fmt.Appendf(nil,
-		`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},`+
-			`"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}]}`,
-		image, digestOf(config), len(config), digestOf(layer), len(layer)))
+	m.pushLayer(t, 0, "prod/app", "1", layer)
 	m.Must(t, 0, "wait", "prod/app:1", "--sites", "all", "--timeout", "60s")
 
 	for i, site := range m.Sites {
@@ -71,6 +55,29 @@ func TestRot(t *testing.T) {
 			t.Errorf("the log does not say %q", says)
 		}
 	}
+}
+
+func digestOf(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
+
+// pushLayer pushes an image of one layer.
+func (m mesh) pushLayer(t *testing.T, site int, repo, tag string, layer []byte) {
+	t.Helper()
+	config := []byte("{}")
+	put := func(method, path, mediaType string, b []byte) {
+		t.Helper()
+		status, body, err := m.Do(t, site, method, path, http.Header{"Content-Type": {mediaType}}, bytes.NewReader(b))
+		if err != nil || status != http.StatusCreated {
+			t.Fatalf("%s %s: %d %s, %v", method, path, status, body, err)
+		}
+	}
+	for _, b := range [][]byte{config, layer} {
+		put("POST", "/v2/"+repo+"/blobs/uploads/?digest="+digestOf(b), "application/octet-stream", b)
+	}
+	const image = "application/vnd.oci.image.manifest.v1+json"
+	put("PUT", "/v2/"+repo+"/manifests/"+tag, image, fmt.Appendf(nil,
+		`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},`+
+			`"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}]}`,
+		image, digestOf(config), len(config), digestOf(layer), len(layer)))
 }
 
 // damaged is what a site's metric says.

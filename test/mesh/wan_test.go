@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -239,9 +242,46 @@ func TestWAN_CutAndHeal(t *testing.T) {
 		t.Errorf("%d bytes crossed the cut link", n)
 	}
 
+	// An alert sees the cut: the lag grows, and what is told of a site does not vanish.
+	lags := func(at *farSite, of string, ok func(lag float64) bool) {
+		t.Helper()
+		cluster.Eventually(t, cluster.Patience, at.site+"'s lag behind "+of, func() error {
+			lag, err := at.asker().sample(t.Context(), "portolan_transfer_lag_seconds", of)
+			if err == nil && !ok(lag) {
+				err = fmt.Errorf("it is %v s", lag)
+			}
+			for _, name := range []string{"portolan_transfer_behind_bytes", "portolan_transfer_behind_seconds"} {
+				if v, merr := at.asker().sample(t.Context(), name, of); merr != nil || v != 0 { // no rule wants anything
+					err = errors.Join(err, fmt.Errorf("%s is %v, %w", name, v, merr))
+				}
+			}
+			return err
+		})
+	}
+	const late, soon = 12, 8 // s; heads are asked for each 6
+	lags(fra, "sgp", func(lag float64) bool { return lag > late })
+	lags(sgp, "fra", func(lag float64) bool { return lag > late })
+
 	lab.Heal()
 	healed := time.Now()
 	arrives(sgp, "library/apart-fra:1", fromFra)
 	arrives(fra, "library/apart-sgp:1", fromSgp)
+	lags(fra, "sgp", func(lag float64) bool { return lag < soon })
+	lags(sgp, "fra", func(lag float64) bool { return lag < soon })
 	t.Logf("both sites had what was pushed at the other %s after the link healed", time.Since(healed).Round(time.Millisecond))
+}
+
+// sample is what a metric says of a site; an error if it says nothing.
+func (a asker) sample(ctx context.Context, name, site string) (float64, error) {
+	b, err := a.want(ctx, http.MethodGet, "/metrics", "")
+	if err != nil {
+		return 0, err
+	}
+	begins := fmt.Sprintf("%s{site=%q} ", name, site)
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, begins); ok {
+			return strconv.ParseFloat(strings.TrimSpace(v), 64)
+		}
+	}
+	return 0, fmt.Errorf("there is no %s", begins)
 }

@@ -8,7 +8,9 @@
 // another.
 //
 // On a link with a cap clients go first, then what is hurried (manifests, what pushes
-// wait for), replication and scrub; each class that waits gets at least 5 % of the link, in pieces so small that
+// wait for), replication and scrub (what a receiver says may wait for all else; what a
+// node's own scrub found damaged comes as replication: a copy is missing then);
+// each class that waits gets at least 5 % of the link, in pieces so small that
 // no stream that waits its turn looks dead.
 //
 // Caps count what is on the wire, near enough: payload and a thirty-second part

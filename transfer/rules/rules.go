@@ -185,6 +185,38 @@ func (p *Project) NeedTags() bool {
 	return slices.ContainsFunc(p.rules, func(c candidate) bool { return len(c.Tags) > 0 })
 }
 
+// Teller keeps of a manifest's tags those that rules can tell apart: at most one for
+// each rule, so that a manifest may have any number of them.
+type Teller struct {
+	rules []candidate // that none of tags matches yet
+	tags  []string
+}
+
+// NewTeller makes one for the rules of some projects' records.
+func NewTeller(ps ...*Project) *Teller {
+	t := &Teller{}
+	for _, p := range ps {
+		for _, c := range p.rules {
+			if len(c.Tags) > 0 {
+				t.rules = append(t.rules, c)
+			}
+		}
+	}
+	return t
+}
+
+// Hear takes a tag, and reports whether others can still make a difference.
+func (t *Teller) Hear(tag string) (more bool) {
+	left := slices.DeleteFunc(t.rules, func(c candidate) bool { return matchesAny(c.Tags, tag) })
+	if len(left) < len(t.rules) {
+		t.rules, t.tags = left, append(t.tags, tag)
+	}
+	return len(t.rules) > 0
+}
+
+// Tags gives what was kept.
+func (t *Teller) Tags() []string { return t.tags }
+
 // NeedLabels is NeedTags for annotations.
 func (p *Project) NeedLabels() bool {
 	return slices.ContainsFunc(p.rules, func(c candidate) bool { return len(c.Labels) > 0 })

@@ -198,6 +198,11 @@ func (l *link) pull(ctx context.Context, t *talk, pid identity.ProjectID) (err e
 		return fmt.Errorf("pull project %s: %w", pid, err)
 	}
 	defer s.courteous(ctx, pid)()
+	defer func() {
+		for _, fn := range s.onPulled {
+			fn(pid)
+		}
+	}()
 	defer func() { s.metrics.pulls.WithLabelValues(outcome(err)).Inc() }()
 	x, err := s.cat.Receive(pid)
 	if err != nil {

@@ -86,7 +86,7 @@ type peerCollector struct{ s *Sync }
 
 var (
 	lagDesc = prometheus.NewDesc("portolan_transfer_lag_seconds",
-		"How long ago everything that a site then had was last known to be here.", []string{"site"}, nil)
+		"How long ago everything that a site then had was last known to be here; if it never was: how long this node runs.", []string{"site"}, nil)
 	offsetDesc = prometheus.NewDesc("portolan_transfer_clock_offset_seconds",
 		"A site's clock minus this one's.", []string{"site"}, nil)
 )
@@ -96,14 +96,30 @@ func (c peerCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- offsetDesc
 }
 
+// Collect tells of each site once, by the node of it that this one knows most of.
 func (c peerCollector) Collect(out chan<- prometheus.Metric) {
-	seen := map[string]bool{}
+	lag, offset := map[string]float64{}, map[string]float64{}
+	now := c.s.cfg.Now()
 	for _, p := range c.s.Peers() {
-		if p.Site == "" || seen[p.Site] || p.SyncedAt.IsZero() {
+		if p.Site == "" {
 			continue
 		}
-		seen[p.Site] = true
-		out <- prometheus.MustNewConstMetric(lagDesc, prometheus.GaugeValue, max(0, c.s.cfg.Now().Sub(p.SyncedAt).Seconds()), p.Site)
-		out <- prometheus.MustNewConstMetric(offsetDesc, prometheus.GaugeValue, p.Offset.Seconds(), p.Site)
+		since := p.SyncedAt
+		if since.IsZero() {
+			since = c.s.began
+		}
+		behind := max(0, now.Sub(since).Seconds())
+		if known, ok := lag[p.Site]; !ok || behind < known {
+			lag[p.Site] = behind
+		}
+		if !p.SyncedAt.IsZero() {
+			offset[p.Site] = p.Offset.Seconds()
+		}
+	}
+	for site, v := range lag {
+		out <- prometheus.MustNewConstMetric(lagDesc, prometheus.GaugeValue, v, site)
+	}
+	for site, v := range offset {
+		out <- prometheus.MustNewConstMetric(offsetDesc, prometheus.GaugeValue, v, site)
 	}
 }

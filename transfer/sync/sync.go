@@ -108,11 +108,13 @@ type Sync struct {
 	dropping  map[identity.ProjectID]bool                                // see Drop
 	first     chan struct{}
 	firstDone bool
-	peersSet  bool // the control state names this node: the list of peers is whole
+	began     time.Time // by this node's clock
+	peersSet  bool      // the control state names this node: the list of peers is whole
 
 	onPeers   []func()
 	onHolders []func()
 	onApplied []func(identity.ProjectID, catalog.Applied)
+	onPulled  []func(identity.ProjectID)
 	onExplain func(identity.ProjectID, string, digest.Digest) string
 	onReason  func(identity.ProjectID) string
 	unhook    []func() // of the catalogue's callbacks
@@ -151,6 +153,7 @@ func New(cfg Config) (*Sync, error) {
 		anew:     map[identity.ProjectID]time.Time{},
 		dropping: map[identity.ProjectID]bool{},
 		first:    make(chan struct{}),
+		began:    cfg.Now(),
 		expected: newExpectations(), provers: newProvers(proofsAtOnce, 1), proving: newProvers(provesAtOnce, provesEach),
 	}
 	s.hints.init()
@@ -337,6 +340,10 @@ func (s *Sync) OnHolders(fn func()) { s.onHolders = append(s.onHolders, fn) }
 func (s *Sync) OnApplied(fn func(identity.ProjectID, catalog.Applied)) {
 	s.onApplied = append(s.onApplied, fn)
 }
+
+// OnPulled has fn called after a pull of a project ended, also one that broke off:
+// no page of it comes any more. Call it before Run; fn must not block.
+func (s *Sync) OnPulled(fn func(identity.ProjectID)) { s.onPulled = append(s.onPulled, fn) }
 
 // OnExplain has fn called to tell other nodes why an artifact is not wholly
 // here. Call it before Run.

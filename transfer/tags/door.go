@@ -230,6 +230,24 @@ var ErrNoCondition = errors.New("only projects with strong tags can keep conditi
 // Put accepts a manifest and sets its tags. It returns when that is durable, at
 // as many sites as the project wants, and to be read here.
 func (d *Door) Put(ctx context.Context, put catalog.Put, cond Condition) error {
+	for {
+		err := d.put(ctx, put, cond)
+		switch {
+		case !errors.Is(err, errUnprepared):
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+	}
+}
+
+// errUnprepared: the project wants more of a push than was prepared, since a moment
+// ago. Nothing was written. It ends when people stop to change the project.
+var errUnprepared = errors.New("the project wants more of a push than it did")
+
+// put is Put for the project as it is: errUnprepared if it is another one when the
+// push is to be written.
+func (d *Door) put(ctx context.Context, put catalog.Put, cond Condition) error {
 	p, v, err := d.find(put.PID)
 	if err != nil {
 		return err
@@ -237,11 +255,20 @@ func (d *Door) Put(ctx context.Context, put catalog.Put, cond Condition) error {
 	if len(put.Tags) > 0 && p.Tags.Switching() {
 		return d.busy(p) // before anything is moved
 	}
-	held, err := d.prepare(ctx, v, p, put)
+	ready := d.needs(v, p, put)
+	held, err := d.prepare(ctx, ready, p, put)
 	if err != nil {
 		return err
 	}
 	if p, v, err = d.find(put.PID); err != nil {
+		return err
+	}
+	// still reports whether what was prepared is as much as is wanted now.
+	still := func() error {
+		p, v, err := d.find(put.PID)
+		if err == nil && !ready.covers(d.needs(v, p, put)) {
+			err = errUnprepared
+		}
 		return err
 	}
 	said := map[string]string{}
@@ -257,6 +284,9 @@ func (d *Door) Put(ctx context.Context, put catalog.Put, cond Condition) error {
 		if !cond.isZero() && len(put.Tags) > 0 {
 			return ErrNoCondition // the mode changed meanwhile
 		}
+		if err := still(); err != nil {
+			return err
+		}
 		dot, err = d.putManifest(ctx, put)
 		return err
 	}
@@ -264,6 +294,9 @@ func (d *Door) Put(ctx context.Context, put catalog.Put, cond Condition) error {
 		err = write()
 	} else {
 		err = d.inMode(ctx, put.PID, write, func(p state.Project) error {
+			if err := still(); err != nil {
+				return err
+			}
 			tags, put := put.Tags, put
 			put.Tags = nil
 			return d.putStrong(ctx, p, put, tags, said, held)
@@ -275,12 +308,30 @@ func (d *Door) Put(ctx context.Context, put catalog.Put, cond Condition) error {
 	return err
 }
 
+// needs is what a push takes before it is written.
+type needs struct {
+	strong bool // it is compared with what the control state says
+	copies int  // sites that have the blobs
+}
+
+// covers reports whether who prepared n has prepared o.
+func (n needs) covers(o needs) bool { return (n.strong || !o.strong) && n.copies >= o.copies }
+
+func (d *Door) needs(v *state.View, p state.Project, put catalog.Put) needs {
+	tagged := len(put.Tags) > 0
+	n := needs{strong: tagged && p.Tags.Mode == state.StrongTags}
+	if d.cfg.Copies != nil {
+		n.copies = v.PushCopies(p, tagged)
+	}
+	return n
+}
+
 // prepare does what has to be done before anything of a push is visible: other
 // sites take its blobs (D1), and where tags are strong this site's state catches up
 // meanwhile, so that the push is compared with all that was answered before it.
-func (d *Door) prepare(ctx context.Context, v *state.View, p state.Project, put catalog.Put) (held Held, err error) {
+func (d *Door) prepare(ctx context.Context, want needs, p state.Project, put catalog.Put) (held Held, err error) {
 	g, ctx := errgroup.WithContext(ctx)
-	if len(put.Tags) > 0 && p.Tags.Mode == state.StrongTags {
+	if want.strong {
 		g.Go(func() error {
 			_, err := d.cfg.Control.CatchUp(ctx)
 			var u *command.Unavailable
@@ -292,7 +343,7 @@ func (d *Door) prepare(ctx context.Context, v *state.View, p state.Project, put 
 			return err
 		})
 	}
-	if n := v.PushCopies(p, len(put.Tags) > 0); n > 1 && d.cfg.Copies != nil {
+	if n := want.copies; n > 1 {
 		g.Go(func() error {
 			blobs, err := d.pieces(put)
 			if err == nil {

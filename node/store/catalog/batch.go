@@ -149,10 +149,10 @@ type batch struct {
 	repo map[string]*rowpb.Repository // by key
 
 	projects map[identity.ProjectID]change
-	feed     bool // the store's own feed grew
-	conflict bool // a conflict row was added
+	feed     bool     // the store's own feed grew
+	lost     int      // conflict rows that were added
 	judged   *Ordered // who knows the control state says what lost to its words; nil: nobody yet
-	stores   bool // a store got a number, or was dropped
+	stores   bool     // a store got a number, or was dropped
 	dropped  []Dropped
 }
 
@@ -438,7 +438,7 @@ func (b *batch) noteConflicts(pid identity.ProjectID, k entryKey, e *entry) erro
 		if v, err := b.get(key); err != nil || v != nil {
 			return err
 		}
-		b.conflict = true
+		b.lost++
 		return b.setMessage(key, &rowpb.Conflict{Winner: winner, Loser: digest, Actor: actor, FoundUnixMs: nowMs})
 	}
 	losing := e.losing()

@@ -237,6 +237,34 @@ func (c *Catalog) EachBlob(fn func(BlobRow) error) error {
 	})
 }
 
+// BlobsAfter gives the rows of the next n blobs that are present, in the order of
+// their keys; an empty digest: from the first one on.
+func (c *Catalog) BlobsAfter(d digest.Digest, n int) ([]BlobRow, error) {
+	start := []byte{tabBlob}
+	if d != "" {
+		raw, err := rawDigest(d)
+		if err != nil {
+			return nil, err
+		}
+		start = append(prefixDigest(tabBlob, raw), 0) // the first key behind it
+	}
+	var out []BlobRow
+	err := c.view(func(r reader) error {
+		return r.scan([]byte{tabBlob}, start, true, func(key, value []byte) (bool, error) {
+			d, ok := parseDigestKey(key)
+			pb := &rowpb.Blob{}
+			if err := proto.Unmarshal(value, pb); err != nil || !ok {
+				return false, damaged(key)
+			}
+			if row := blobFromPB(d, pb); row.State == Present {
+				out = append(out, row)
+			}
+			return len(out) < n, nil
+		})
+	})
+	return out, err
+}
+
 // MarkDeleting begins the collection of a blob: from now on it is absent to
 // everyone. It returns ErrInUse if a manifest refers to it, or a lease or pin
 // holds it.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/node/identity"
@@ -335,6 +336,20 @@ func TestConflict_IsReportedOnceByTheLosersSite(t *testing.T) {
 	if got := <-reports; got != want {
 		t.Errorf("reported %+v, want %+v", got, want)
 	}
+	// It stays to be read after the report, which may have been to a log that was lost.
+	kept := []FoundConflict{{want, clk.at}}
+	same := func(a, b FoundConflict) bool { return a.Conflict == b.Conflict && a.FoundAt.Equal(b.FoundAt) }
+	for of, want := range map[identity.ProjectID][]FoundConflict{{}: kept, pid: kept, identity.NewProjectID(): nil} {
+		if got, err := loser.Conflicts(of, 10); err != nil || !slices.EqualFunc(got, want, same) {
+			t.Errorf("lists %+v, %v, want %+v", got, err, want)
+		}
+	}
+	if got, err := winner.Conflicts(pid, 10); err != nil || len(got) != 0 {
+		t.Errorf("the winner's site lists %+v, %v", got, err)
+	}
+	if n := testutil.ToFloat64(loser.metrics.conflicts); n != 1 {
+		t.Errorf("it counts %v conflicts", n)
+	}
 	for _, c := range []*Catalog{loser, winner, third} {
 		info, err := c.Tag(pid, "app", "latest")
 		if err != nil || info.Digest != won.Digest || !slices.Equal(info.Conflicts, []digest.Digest{lost.Digest}) {
@@ -356,6 +371,9 @@ func TestConflict_IsReportedOnceByTheLosersSite(t *testing.T) {
 	}
 	loser = openAt(t, dir, opts)
 	mustPull(t, loser, third, pid)
+	if got, err := loser.Conflicts(pid, 10); err != nil || !slices.EqualFunc(got, kept, same) {
+		t.Errorf("after a restart it lists %+v, %v", got, err)
+	}
 	// Time passes, and the next write lets the loser go.
 	clk.at = clk.at.Add(LoserKeptFor + time.Hour)
 	mustPut(t, loser, put(pid, "app", "later", "latest"))

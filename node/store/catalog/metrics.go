@@ -49,8 +49,6 @@ func (m *metrics) group(g *group) {
 	m.requests.Add(float64(len(g.waiting)))
 	m.bytes.Add(float64(g.size))
 	for _, b := range g.batches {
-		if b.conflict {
-			m.conflicts.Inc()
-		}
+		m.conflicts.Add(float64(b.lost))
 	}
 }

@@ -3,8 +3,6 @@ package catalog
 import (
 	"maps"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog/internal/rowpb"
 )
@@ -63,7 +61,7 @@ func (c *Catalog) notify(g *group) {
 			c.dirty[pid] = old.and(ch)
 		}
 		c.feedNew = c.feedNew || b.feed
-		c.conflict = c.conflict || b.conflict
+		c.conflict = c.conflict || b.lost > 0
 		c.dropped = append(c.dropped, b.dropped[:min(len(b.dropped), maxDropped-len(c.dropped))]...)
 	}
 	c.mu.Unlock()
@@ -126,19 +124,11 @@ func (c *Catalog) report() error {
 		var found []Conflict
 		err := c.view(func(r reader) error {
 			return r.scan([]byte{tabConflict}, nil, true, func(key, value []byte) (bool, error) {
-				pb := &rowpb.Conflict{}
-				pid, dot, repo, tag, ok := parseConflict(key)
-				if err := proto.Unmarshal(value, pb); err != nil || !ok {
-					return false, damaged(key)
+				f, reported, err := readConflict(key, value)
+				if err != nil || reported {
+					return err == nil, err
 				}
-				if pb.Reported {
-					return true, nil
-				}
-				keys = append(keys, key)
-				found = append(found, Conflict{
-					PID: pid, Repo: repo, Tag: tag, Dot: dot, Actor: pb.Actor,
-					Loser: digestOrEmpty(pb.Loser), Winner: digestOrEmpty(pb.Winner),
-				})
+				keys, found = append(keys, key), append(found, f.Conflict)
 				return len(keys) < maxReports, nil
 			})
 		})

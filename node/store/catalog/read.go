@@ -210,26 +210,32 @@ func (c *Catalog) Repository(pid identity.ProjectID, repo string) (RepositoryInf
 // TagsOf gives up to n tags that say the digest, in order of their bytes.
 func (c *Catalog) TagsOf(pid identity.ProjectID, repo string, d digest.Digest, n int) ([]string, error) {
 	out := []string{}
-	raw, err := rawInRepo(repo, d)
-	if err != nil {
-		return nil, err
-	}
 	if n = bound(n); n == 0 {
 		return out, nil
 	}
-	err = c.view(func(r reader) error {
+	err := c.EachTagOf(pid, repo, d, func(tag string) bool {
+		out = append(out, tag)
+		return len(out) < n
+	})
+	return out, err
+}
+
+// EachTagOf calls fn for all tags that say the digest, in order of their bytes, until
+// it returns false. fn must not call the catalogue.
+func (c *Catalog) EachTagOf(pid identity.ProjectID, repo string, d digest.Digest, fn func(tag string) (more bool)) error {
+	raw, err := rawInRepo(repo, d)
+	if err != nil {
+		return err
+	}
+	return c.view(func(r reader) error {
 		return r.scan(prefixTagOf(pid, repo, raw), nil, true, func(key, value []byte) (bool, error) {
 			_, _, tag, ok := parseTagOf(key)
 			if !ok || len(value) == 0 {
 				return false, damaged(key)
 			}
-			if value[0] == roleWinner {
-				out = append(out, tag)
-			}
-			return len(out) < n, nil
+			return value[0] != roleWinner || fn(tag), nil
 		})
 	})
-	return out, err
 }
 
 // Referrers gives up to n manifests that have the subject, and the artifact type

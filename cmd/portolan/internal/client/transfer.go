@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"strconv"
 
 	"github.com/portolan/portolan/registryapi/mesh"
 )
@@ -29,6 +30,23 @@ func (c *Client) DeleteBudget(ctx context.Context, from, to string) error {
 // Transfers says what comes to the site of the node that is asked.
 func (c *Client) Transfers(ctx context.Context) (mesh.Transfers, error) {
 	return get[mesh.Transfers](ctx, c, mesh.Prefix+"/transfers", nil)
+}
+
+// Scrub says how far the node that is asked is with reading its blobs again.
+func (c *Client) Scrub(ctx context.Context) (mesh.Scrub, error) {
+	return get[mesh.Scrub](ctx, c, mesh.Prefix+"/scrub", nil)
+}
+
+// StartScrub has the node that is asked read all its blobs again.
+func (c *Client) StartScrub(ctx context.Context) error {
+	_, err := c.do(ctx, http.MethodPost, mesh.Prefix+"/scrub", nil, nil, nil)
+	return err
+}
+
+// Conflicts gives the last n writes of tags of the asked node's site that lost; of
+// all projects if none is named.
+func (c *Client) Conflicts(ctx context.Context, project string, n int) ([]mesh.Conflict, error) {
+	return get[[]mesh.Conflict](ctx, c, mesh.Prefix+"/conflicts", url.Values{"project": {project}, "n": {strconv.Itoa(n)}})
 }
 
 // CheckSite tries the path to a site and back, from the node that is asked. It
