@@ -19,7 +19,6 @@ import (
 type stuck struct {
 	which func(swarm.Want) bool
 	over  chan struct{}
-	err   error // what is stuck fails at once; nil: it waits
 }
 
 // slowly fetches as the swarm does, but for what is stuck.
@@ -33,9 +32,6 @@ func (s slowly) Fetch(ctx context.Context, w swarm.Want) error {
 	if stuck := s.n.stuck.Load(); stuck != nil && stuck.which(w) {
 		s.n.held.Add(1)
 		defer s.n.held.Add(-1)
-		if stuck.err != nil {
-			return stuck.err
-		}
 		select {
 		case <-stuck.over:
 		case <-ctx.Done():
@@ -52,15 +48,7 @@ func (s slowly) Fetch(ctx context.Context, w swarm.Want) error {
 // sticks makes some blobs not come here, as over a link that is full, until the
 // function it returns is called.
 func (n *site) sticks(which func(swarm.Want) bool) (end func()) {
-	return n.sticksWith(&stuck{which: which, over: make(chan struct{})})
-}
-
-// fails has attempts at some blobs fail, until the function it returns is called.
-func (n *site) fails(which func(swarm.Want) bool, err error) (end func()) {
-	return n.sticksWith(&stuck{which, make(chan struct{}), err})
-}
-
-func (n *site) sticksWith(s *stuck) (end func()) {
+	s := &stuck{which, make(chan struct{})}
 	n.stuck.Store(s)
 	return sync.OnceFunc(func() { n.stuck.CompareAndSwap(s, nil); close(s.over) })
 }

@@ -19,12 +19,8 @@ import (
 
 const (
 	// claimFor is how long a holder keeps a blob for a push that relies on it: long
-	// enough to fetch it over any link, and through an outage of a day. If it takes
-	// longer the promise is renewed, each claimEvery, or claimAgain after nobody gave
-	// it: until the blob is here, or the holder's own entry of the push keeps it.
-	claimFor   = 24 * time.Hour
-	claimEvery = claimFor / 4
-	claimAgain = time.Hour
+	// enough to fetch it over any link, and through an outage of a day.
+	claimFor = 24 * time.Hour
 	// claimAskWithin bounds the question who has the blobs, claimPinWithin the
 	// promises: a client's push waits for both.
 	claimAskWithin = 2 * time.Second
@@ -73,13 +69,7 @@ func (r *Reconciler) Claim(ctx context.Context, pid identity.ProjectID, repo str
 		}
 	}
 	slices.Sort(c.Unreachable)
-	now := r.cfg.Now()
-	left = r.pin(ctx, pid, left, holders, func(d Descriptor, site string) {
-		c.Claimed = append(c.Claimed, d.Digest)
-		r.cfg.Sync.Expect(d.Digest, site)
-		// After a restart the manifest, whose home is here, wants them.
-		r.queue.add(key{claimed, pid, repo, d.Digest}, d.Size, now, rules.Terms{})
-	})
+	left = r.pin(ctx, pid, repo, left, holders, &c)
 	for _, d := range left {
 		c.Missing = append(c.Missing, d.Digest)
 	}
@@ -169,9 +159,9 @@ func (r *Reconciler) holdersOf(ctx context.Context, pid identity.ProjectID, want
 }
 
 // pin gets a durable promise for each blob, from its next holder if one does not
-// give it, and says which were promised, and where. It returns those for which
+// give it, and queues the blobs that were promised. It returns those for which
 // nobody gave it.
-func (r *Reconciler) pin(ctx context.Context, pid identity.ProjectID, left []Descriptor, holders map[digest.Digest][]holding, promised func(d Descriptor, site string)) []Descriptor {
+func (r *Reconciler) pin(ctx context.Context, pid identity.ProjectID, repo string, left []Descriptor, holders map[digest.Digest][]holding, c *Claim) []Descriptor {
 	ctx, cancel := context.WithTimeout(ctx, claimPinWithin)
 	defer cancel()
 	now := r.cfg.Now()
@@ -206,51 +196,11 @@ func (r *Reconciler) pin(ctx context.Context, pid identity.ProjectID, left []Des
 					left = append(left, d)
 					continue
 				}
-				promised(d, h.site)
+				c.Claimed = append(c.Claimed, d.Digest)
+				r.cfg.Sync.Expect(d.Digest, h.site)
+				// After a restart the manifest, whose home is here, wants them.
+				r.queue.add(key{claimed, pid, repo, d.Digest}, d.Size, now, rules.Terms{})
 			}
 		}
-	}
-}
-
-// renewClaims has holders go on to keep what a manifest that was accepted here still
-// lacks: it relied on their promises, which end.
-func (r *Reconciler) renewClaims(ctx context.Context, t *task, fetch []content) {
-	if !r.queue.claimsDue(t, r.cfg.Site) {
-		return
-	}
-	fetch, _, err := r.lacking(t.pid, &closure{blobs: fetch})
-	if err != nil || len(fetch) == 0 {
-		return // its next attempt finds out
-	}
-	left := make([]Descriptor, len(fetch))
-	for i, b := range fetch {
-		left[i] = Descriptor{b.digest, b.size}
-	}
-	holders, _ := r.holdersOf(ctx, t.pid, left)
-	if left = r.pin(ctx, t.pid, left, holders, func(Descriptor, string) {}); len(left) > 0 {
-		r.log.Warn("no site in reach promises to keep blobs that a push here relies on: asking again", "repository", r.fullName(t.key), "digest", t.digest, "blobs", len(left), "again_in", claimAgain)
-	}
-	r.queue.claimed(t, len(left) == 0)
-}
-
-// claimsDue reports whether it is time to renew what a task's blobs are kept by.
-func (q *queue) claimsDue(t *task, site string) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if t.kind != own && (t.kind != artifact || t.home != site) {
-		return false
-	}
-	if t.claimAt.IsZero() {
-		t.claimAt = t.at.Add(claimEvery) // it was claimed when it was pushed
-	}
-	return !q.now().Before(t.claimAt)
-}
-
-// claimed notes what came of it.
-func (q *queue) claimed(t *task, all bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if t.claimAt = q.now().Add(claimEvery); !all {
-		t.claimAt = q.now().Add(claimAgain)
 	}
 }

@@ -127,11 +127,10 @@ type task struct {
 	goes places.Order  // where it stands, as of when it was taken; from then on its attempt's
 	bulk *places.Place // while it runs in laneBulk
 
-	home     string    // site that accepted it
-	measured bool      // total and missing are known
-	total    int64     // bytes of its blobs that were missing at first
-	missing  int64     // of them, now
-	claimAt  time.Time // when promises that its blobs are kept are renewed; zero: not known yet
+	home     string // site that accepted it
+	measured bool   // total and missing are known
+	total    int64  // bytes of its blobs that were missing at first
+	missing  int64  // of them, now
 	begun    time.Time
 	begunAt  int64 // missing when the attempt began
 }

@@ -147,7 +147,6 @@ func (r *Reconciler) attempt(ctx context.Context, t *task, from lane) error {
 	begun := r.cfg.Now()
 	r.queue.lacks(t, fetch)
 	if err := r.bring(ctx, t, fetch, promote, open); err != nil {
-		r.renewClaims(ctx, t, fetch)
 		if why := whyHeld(ctx); why != nil {
 			return why
 		}
