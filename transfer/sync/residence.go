@@ -70,29 +70,43 @@ func (s *Sync) TakeIn(ctx context.Context, pid identity.ProjectID) (late []strin
 	if !ok || !s.mayRestHere(view, pid) {
 		return nil, ErrUnknownProject
 	}
-	calls := map[*link]*call{}
+	var links []*link
 	for _, l := range s.allLinks() {
 		r := p.Residence(l.site())
 		if (r == state.Resident || r == state.Leaving) && s.shared(view, pid, l.node) == nil {
-			calls[l] = l.request(pid)
+			links = append(links, l)
 		}
 	}
-	got := len(calls) == 0 // nobody has anything
-	for l, c := range calls {
-		err := waitAll(ctx, []*call{c})
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+	got := len(links) == 0 // nobody has anything
+	for len(links) > 0 {
+		calls := map[*link]*call{}
+		for _, l := range links {
+			calls[l] = l.request(pid)
 		}
-		if err == nil {
-			got = true
-			continue
+		gave := links[:0:0]
+		for l, c := range calls {
+			err := waitAll(ctx, []*call{c})
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			if err == nil {
+				got = true
+				gave = append(gave, l)
+				continue
+			}
+			// One that answers and does not give it is waited for; it may not know yet that
+			// the project may rest here.
+			var no *refusedError
+			if errors.As(err, &no) || s.nearness(l.node) < outOfReach {
+				late = append(late, l.site())
+			}
 		}
-		// One that answers and does not give it is waited for; it may not know yet that
-		// the project may rest here.
-		var no *refusedError
-		if errors.As(err, &no) || s.nearness(l.node) < outOfReach {
-			late = append(late, l.site())
+		if len(late) > 0 || len(gave) == len(links) {
+			break
 		}
+		// What one that went meanwhile gave to others first is at them, and may have come
+		// there after they gave what they had.
+		links = gave
 	}
 	if !got && len(late) == 0 {
 		return nil, fmt.Errorf("no site that has project %s is in reach", p.Name)

@@ -14,8 +14,9 @@ import (
 
 // takingIn is what a syncing site has to come to.
 type takingIn struct {
-	from map[int]bool              // has not sent all that it had
-	want map[entryKey]map[Dot]bool // requests that it must know in the end
+	from map[int]bool // has not sent all that it had
+	// want are the requests that it must know in the end, and who had them.
+	want map[entryKey]map[Dot]map[int]bool
 }
 
 // full reports whether a site is a full member.
@@ -32,7 +33,7 @@ func (m *model) fulls() (count int) {
 
 // comeIn begins a site's taking in.
 func (m *model) comeIn(n int) error {
-	t := &takingIn{from: map[int]bool{}, want: map[entryKey]map[Dot]bool{}}
+	t := &takingIn{from: map[int]bool{}, want: map[entryKey]map[Dot]map[int]bool{}}
 	m.away[n], m.leaving[n] = false, false
 	for o := range modelNodes {
 		if o == n || m.away[o] {
@@ -43,9 +44,12 @@ func (m *model) comeIn(n int) error {
 			for d := range h {
 				if d == d.real() {
 					if t.want[k] == nil {
-						t.want[k] = map[Dot]bool{}
+						t.want[k] = map[Dot]map[int]bool{}
 					}
-					t.want[k][d] = true
+					if t.want[k][d] == nil {
+						t.want[k][d] = map[int]bool{}
+					}
+					t.want[k][d][o] = true
 				}
 			}
 		}
@@ -91,12 +95,44 @@ func (m *model) tookIn(n int) error {
 	return nil
 }
 
-// again begins a taking in anew at a site that lost what it had taken in.
+// again begins a taking in anew at a site that lost what it had taken in. One that
+// waits for a site can't come to what only that one had, and lost before it sent it:
+// others may have had it from there since, after they sent what they had.
 func (m *model) again(n int) error {
+	for _, t := range m.syncing {
+		if t == nil || !t.from[n] {
+			continue
+		}
+		for k, dots := range t.want {
+			for d, had := range dots {
+				if m.seen[n][k][d] != nil {
+					continue
+				}
+				if delete(had, n); len(had) == 0 {
+					delete(dots, d)
+				}
+			}
+		}
+	}
 	if m.syncing[n] == nil {
 		return nil
 	}
 	return m.comeIn(n)
+}
+
+// askAgain has those that wait for a site that is out, or gone, ask all others once
+// more: what only it had is at one that may have sent what it had before.
+func (m *model) askAgain(n int) {
+	for to, t := range m.syncing {
+		if t == nil || !t.from[n] {
+			continue
+		}
+		for o := range modelNodes {
+			if o != to && !m.away[o] {
+				t.from[o] = true
+			}
+		}
+	}
 }
 
 // leave has a site leave, or ends that: a full member's vector covers its own.
@@ -129,6 +165,7 @@ func (m *model) leave(n int) error {
 		return nil
 	}
 	m.leaving[n], m.away[n] = false, true
+	m.askAgain(n)
 	m.seen[n], m.expect[n], m.copies[n] = map[entryKey]history{}, map[string]bool{}, nil
 	if err := m.cats[n].DropProject(m.ctx, m.pid); err != nil {
 		return err
@@ -205,6 +242,7 @@ func (m *model) tell() error {
 func (m *model) goneForGood(n int) error {
 	m.excuse(n)
 	m.away[n], m.gone[n], m.leaving[n], m.syncing[n] = true, true, false, nil
+	m.askAgain(n)
 	for o := range modelNodes {
 		if m.away[o] {
 			continue
