@@ -109,15 +109,21 @@ func (f *flight) batched() (bool, error) {
 	}
 	at, self, now := circleAt{c.node, f.pid}, f.s.self(), time.Now()
 	w := ways{holder: c.node, self: self.node, owner: f.s.swaps.owner(at, self, f.digest, now)}
+	fit := func(node identity.NodeID) bool { return f.s.swaps.fit(swapBetween{c.node, node}, time.Now()) }
 	defer f.setAside(false)
-	for said := error(nil); ; {
-		way, ok := w.next(said, func(node identity.NodeID) bool { return f.s.swaps.fit(node, time.Now()) })
-		if !ok {
+	var way way
+	for said, waits := error(nil), 0; ; {
+		if coming(said) && waits < swapWaits && fit(way.node) && f.s.loaded() {
+			waits++ // the same way once more
+		} else if way, ok = w.next(said, fit); !ok {
 			return false, nil
 		}
-		if !way.holder && !f.s.cfg.Access(f.ctx, way.node, f.digest, f.pid) {
-			said = errNotHis // as T13 has it: it is asked for nothing that it may not have
-			continue
+		if !way.holder {
+			if !f.s.cfg.Access(f.ctx, way.node, f.digest, f.pid) {
+				said = errNotHis // as T13 has it: it is asked for nothing that it may not have
+				continue
+			}
+			way.wait = f.s.patience(c.node)
 		}
 		f.setAside(!way.holder)
 		got, asked := f.askBatch(way, l.size)
@@ -126,14 +132,17 @@ func (f *flight) batched() (bool, error) {
 		}
 		if got.err == nil {
 			defer got.free()
-			return f.tookSmall(candidate{node: way.node, pid: f.pid}, way, got.data)
+			return f.tookSmall(candidate{node: way.node, pid: f.pid}, c.node, got.data)
 		}
 		said = got.err
 		var taken *takenError
 		switch {
 		case errors.As(said, &taken):
 		case !way.holder:
-			if f.s.letDown(way.node, said) {
+			if coming(said) && waits < swapWaits {
+				break // it is behind, and does not hold up what waits for nothing else
+			}
+			if f.s.letDown(swapBetween{c.node, way.node}, said) {
 				f.s.log.Info("small blobs are left to a receiver no longer, for a while", "node", way.node, "site", f.s.site(way.node), "error", said)
 			}
 		case errors.Is(said, errNotAsked):
@@ -167,13 +176,31 @@ func (f *flight) setAside(aside bool) {
 // letDown notes that a receiver that was asked did not bring a blob; true: it is to
 // blame, for the first time in a while. One that refuses does as it may, and each
 // refusal costs a round trip.
-func (s *Swarm) letDown(node identity.NodeID, said error) bool {
+func (s *Swarm) letDown(who swapBetween, said error) bool {
 	if errors.Is(said, errNotHis) || errors.Is(said, errNotAsked) {
 		return false
 	}
-	first := s.swaps.failed(node, time.Now())
+	first := s.swaps.failed(who, time.Now())
 	var refused *refusedError
 	return first && !(errors.As(said, &refused) && refused.status != Status_STATUS_NOT_YET)
+}
+
+// coming says whether a receiver has not got a blob yet and is bringing it, or others.
+func coming(said error) bool {
+	var refused *refusedError
+	return errors.As(said, &refused) && refused.coming
+}
+
+// loaded says whether this node has more to bring than what one client waits for.
+func (s *Swarm) loaded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.flights) >= maxActive
+}
+
+// patience is how long a receiver may take to bring a blob from a holder.
+func (s *Swarm) patience(holder identity.NodeID) time.Duration {
+	return min(swapPatience+swapDelays*s.pipes.delay(holder), swapPatienceMost)
 }
 
 // self is this node as one of the receivers.
@@ -198,8 +225,9 @@ func (f *flight) askBatch(w way, size int64) (got delivery, asked bool) {
 	return got, true
 }
 
-// tookSmall checks and stores what came.
-func (f *flight) tookSmall(c candidate, w way, data []byte) (bool, error) {
+// tookSmall checks and stores what came, from the holder or another receiver of what
+// it has.
+func (f *flight) tookSmall(c candidate, holder identity.NodeID, data []byte) (bool, error) {
 	// The data was read for this flight alone: it need not be copied.
 	if err := f.take(0, data, c.node, func(b []byte) []byte { return b }); err != nil {
 		f.mu.Lock()
@@ -208,14 +236,14 @@ func (f *flight) tookSmall(c candidate, w way, data []byte) (bool, error) {
 		f.s.suspects.add(c.node, f.digest, "bytes that are not the blob's")
 		f.s.doubt(c, f.digest)
 		f.s.metrics.badUnits.WithLabelValues(c.node.String()).Inc()
-		f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", 0, "holder", w.holder, "error", err)
-		if !w.holder {
-			f.s.swaps.failed(c.node, time.Now())
+		f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", 0, "holder", c.node == holder, "error", err)
+		if c.node != holder {
+			f.s.swaps.failed(swapBetween{holder, c.node}, time.Now())
 		}
 		return false, nil
 	}
-	if !w.holder {
-		f.s.swaps.brought(c.node)
+	if c.node != holder {
+		f.s.swaps.brought(swapBetween{holder, c.node})
 	}
 	f.s.landings.news(f.digest)
 	f.s.metrics.unitsReceived.Inc()
@@ -319,7 +347,8 @@ func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 	b.mu.Lock()
 	b.ss = ss
 	b.mu.Unlock()
-	in := bufio.NewReaderSize(batchReader{ss}, copyBuffer)
+	from := &batchReader{ss: ss}
+	in := bufio.NewReaderSize(from, copyBuffer)
 	stop := make(chan struct{})
 	var asking sync.WaitGroup
 	asking.Go(func() {
@@ -344,6 +373,10 @@ func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 			case <-ctx.Done():
 				return came, fresh, ctx.Err()
 			}
+		}
+		from.quiet = ss.quiet
+		if p.way.wait > 0 {
+			from.quiet = max(ss.quiet, p.way.wait+b.s.pipes.delay(b.node)+swapSlack)
 		}
 		if err := b.receive(ctx, in, p); err != nil {
 			return came, fresh, err
@@ -412,7 +445,7 @@ func (b *batch) request(p *parcel) *Request {
 	if p.way.holder {
 		r.Swap, r.Share, r.UnlessGivenMs = true, p.f.uplink, uint32(p.way.unless/time.Millisecond)
 	} else {
-		r.WaitMs = uint32(swapPatience / time.Millisecond)
+		r.WaitMs = uint32(p.way.wait / time.Millisecond)
 	}
 	return r
 }
@@ -469,7 +502,7 @@ func (b *batch) receive(ctx context.Context, in *bufio.Reader, p *parcel) error 
 	}
 	if a.Status != Status_STATUS_OK {
 		b.shift(p, true)
-		b.deliver(p, delivery{err: &refusedError{status: a.Status, reason: a.Reason, end: 1}})
+		b.deliver(p, delivery{err: &refusedError{status: a.Status, reason: a.Reason, end: 1, coming: a.Coming && p.way.wait > 0 && a.Status == Status_STATUS_NOT_YET}})
 		return nil
 	}
 	if a.Size != p.size && a.Size >= 0 && a.Size <= units.MaxSize {
@@ -542,11 +575,14 @@ func (b *batch) fail(err error) {
 	}
 }
 
-// batchReader gives a holder the session's quiet time for each read: the blobs of
-// one that is silent for longer are asked of all that have them.
-type batchReader struct{ ss *session }
+// batchReader gives a peer a quiet time for each read: the blobs of one that is silent
+// for longer are asked of all that have them.
+type batchReader struct {
+	ss    *session
+	quiet time.Duration // the session's; longer for one that was asked to wait
+}
 
-func (r batchReader) Read(b []byte) (int, error) {
+func (r *batchReader) Read(b []byte) (int, error) {
 	if r.ss.pace != nil && len(b) > 0 {
 		n, err := r.ss.pace(len(b))
 		if err != nil {
@@ -554,7 +590,7 @@ func (r batchReader) Read(b []byte) (int, error) {
 		}
 		b = b[:n]
 	}
-	if err := r.ss.st.SetReadDeadline(time.Now().Add(r.ss.quiet)); err != nil {
+	if err := r.ss.st.SetReadDeadline(time.Now().Add(r.quiet)); err != nil {
 		return 0, err
 	}
 	n, err := r.ss.st.Read(b)

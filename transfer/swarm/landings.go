@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -41,19 +42,34 @@ func (l *landings) news(d digest.Digest) {
 	}
 }
 
+// bringing is what is known here of a small blob that is not here yet.
+type bringing uint8
+
+const (
+	toNobody bringing = iota // nothing
+	toHolder                 // a holder is asked for it, or brings others of the project
+	toOther                  // another receiver is asked for it
+)
+
 // soon looks at the flight of a small blob that somebody waits for here: its bytes, if
-// they came and are to be stored, and whether they come from another receiver.
-func (s *Swarm) soon(d digest.Digest, pid identity.ProjectID) (body []byte, aside bool) {
+// they came and are to be stored, or else whether they are being brought.
+func (s *Swarm) soon(d digest.Digest, pid identity.ProjectID) (body []byte, to bringing) {
 	s.mu.Lock()
 	f := s.flights[d]
 	s.mu.Unlock()
 	if f == nil || !f.serves(pid) {
-		return nil, false
+		if s.swaps.lively(pid, time.Now()) {
+			return nil, toHolder
+		}
+		return nil, toNobody
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.complete && !f.poisoned {
-		body = f.small // checked, invariant T11
+	switch {
+	case f.complete && !f.poisoned:
+		return f.small, toHolder // checked, invariant T11
+	case f.aside.Load():
+		return nil, toOther
 	}
-	return body, body == nil && f.aside.Load()
+	return nil, toHolder
 }

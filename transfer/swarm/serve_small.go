@@ -25,9 +25,10 @@ func (s *server) answerSmall(ctx context.Context, from identity.NodeID, st strea
 		if !s.access(ctx, from, d, project) {
 			return false, nil
 		}
-		if body, ok = s.awaitSmall(ctx, from, d, project, time.Duration(req.WaitMs)*time.Millisecond, open); !ok {
+		var coming bool
+		if body, ok, coming = s.awaitSmall(ctx, from, d, project, time.Duration(req.WaitMs)*time.Millisecond, open); !ok {
 			s.metrics.refused.WithLabelValues(Status_STATUS_NOT_YET.String()).Inc()
-			return true, peer.WriteMsg(st, &Answer{Id: req.Id, Status: Status_STATUS_NOT_YET, Reason: "the blob is not here yet", Last: true}, maxMessage)
+			return true, peer.WriteMsg(st, &Answer{Id: req.Id, Status: Status_STATUS_NOT_YET, Reason: "the blob is not here yet", Last: true, Coming: coming}, maxMessage)
 		}
 	}
 	if !ok || len(body) == 0 || len(body) > SmallBytes {
@@ -53,13 +54,15 @@ func (s *server) answerSmall(ctx context.Context, from identity.NodeID, st strea
 	return true, nil
 }
 
-// awaitSmall waits for a small blob that is to come here, from a holder. A stream's
-// answers come in order, so one that waited in vain is not waited on again for as
-// long: else what lies behind it would take that long each.
-func (s *server) awaitSmall(ctx context.Context, from identity.NodeID, d digest.Digest, project identity.ProjectID, most time.Duration, open *openBlob) ([]byte, bool) {
-	most = min(most, swapPatience)
+// awaitSmall waits for a small blob that is to come here, from a holder. coming: it
+// is not here, and being brought, or others of the project are. A stream's answers come
+// in order, so after swapWaits that were in vain in a row, or one where nothing is
+// brought, it is not waited on again for as long: else what lies behind it would take
+// that long each.
+func (s *server) awaitSmall(ctx context.Context, from identity.NodeID, d digest.Digest, project identity.ProjectID, most time.Duration, open *openBlob) (body []byte, ok, coming bool) {
+	most = min(most, swapPatienceMost)
 	if s.landings == nil || time.Now().Before(open.hasty) {
-		return nil, false
+		return nil, false, false
 	}
 	end := time.NewTimer(most)
 	defer end.Stop()
@@ -67,25 +70,30 @@ func (s *server) awaitSmall(ctx context.Context, from identity.NodeID, d digest.
 		landed := s.landings.of(d) // before the look: what lands after it is heard of
 		if body, ok := s.small(from, d, project); ok {
 			s.landings.news(d)
-			return body, true
+			open.vain = 0
+			return body, true, false
 		}
-		body, aside := s.soon(d, project)
+		body, to := s.soon(d, project)
 		if body != nil {
 			s.landings.news(d)
-			return body, true
+			open.vain = 0
+			return body, true, false
 		}
-		if aside { // two that wait for one another would wait in vain
-			return nil, false
+		if to == toOther { // two that wait for one another would wait in vain
+			return nil, false, false
 		}
 		select {
 		case <-landed:
 		case <-end.C:
 			s.landings.news(d)
-			open.hasty = time.Now().Add(most)
-			return nil, false
+			if open.vain++; to == toHolder && open.vain < swapWaits {
+				return nil, false, true
+			}
+			open.vain, open.hasty = 0, time.Now().Add(most)
+			return nil, false, false
 		case <-ctx.Done():
 			s.landings.news(d)
-			return nil, false
+			return nil, false, false
 		}
 	}
 }

@@ -64,10 +64,10 @@ type server struct {
 	uplink  *uplink // measured; nil: not
 	// circles, landings and soon are for small blobs that receivers swap: who takes
 	// them, news of those that come here, and what of one is here before it is stored,
-	// or that it is to come from another receiver. nil: nothing is swapped.
+	// or where it is to come from. nil: nothing is swapped.
 	circles  *circles
 	landings *landings
-	soon     func(d digest.Digest, pid identity.ProjectID) (body []byte, aside bool)
+	soon     func(d digest.Digest, pid identity.ProjectID) (body []byte, to bringing)
 	pacer    Pacer // nil: nothing is held back
 	// split gives the sub-states of a unit, or none; nil: none ever.
 	split func(ctx context.Context, d digest.Digest, b store.Blob, unit int) []byte
@@ -98,13 +98,14 @@ type openBlob struct {
 	// Of the stream, whatever is open:
 	told  toldCircles
 	hasty time.Time // no blob is waited for before then
+	vain  int       // waits in a row that brought nothing
 }
 
 func (o *openBlob) close() {
 	if o.blob != nil {
 		_ = o.blob.Close()
 	}
-	*o = openBlob{told: o.told, hasty: o.hasty}
+	*o = openBlob{told: o.told, hasty: o.hasty, vain: o.vain}
 }
 
 // handle serves one stream until the peer closes it.

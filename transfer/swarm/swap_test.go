@@ -115,18 +115,28 @@ func TestOwnerOf(t *testing.T) {
 // brings something.
 func TestSwaps_Rest(t *testing.T) {
 	sw, now := newSwaps(), time.Now()
+	who, other, elsewhere := swapBetween{named(9), named(1)}, swapBetween{named(9), named(2)}, swapBetween{named(8), named(1)}
 	for i, rest := range []time.Duration{swapRest, 2 * swapRest, 4 * swapRest} {
-		if !sw.failed(named(1), now) || sw.failed(named(1), now.Add(rest-1)) {
+		if !sw.failed(who, now) || sw.failed(who, now.Add(rest-1)) {
 			t.Fatalf("%d: it is not told from what it was left before", i)
 		}
-		if sw.fit(named(1), now.Add(rest-1)) || !sw.fit(named(1), now.Add(rest)) || !sw.fit(named(2), now) {
+		if sw.fit(who, now.Add(rest-1)) || !sw.fit(who, now.Add(rest)) || !sw.fit(other, now) {
 			t.Fatalf("%d: its rest is not %s", i, rest)
+		}
+		if !sw.fit(elsewhere, now) {
+			t.Fatalf("%d: it is left nothing of another holder's", i)
 		}
 		now = now.Add(rest)
 	}
-	sw.brought(named(1))
-	if sw.failed(named(1), now); !sw.fit(named(1), now.Add(swapRest)) {
+	sw.brought(who)
+	if sw.failed(who, now); !sw.fit(who, now.Add(swapRest)) {
 		t.Error("what it brought is not held in its favour")
+	}
+	for i := range 5 * maxRests {
+		sw.failed(swapBetween{named(byte(i)), named(byte(i >> 8))}, now)
+	}
+	if len(sw.rests) > 2*maxRests {
+		t.Errorf("%d are remembered", len(sw.rests))
 	}
 }
 
@@ -393,7 +403,7 @@ func TestSwap_AWaitEnds(t *testing.T) {
 	wait := func(w Want) <-chan bool {
 		got := make(chan bool, 1)
 		go func() {
-			_, ok := srv.awaitSmall(t.Context(), to[1].id.ID, w.Digest, project, swapPatience, open)
+			_, ok, _ := srv.awaitSmall(t.Context(), to[1].id.ID, w.Digest, project, swapPatience, open)
 			got <- ok
 		}()
 		return got

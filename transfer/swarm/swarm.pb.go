@@ -27,6 +27,7 @@
 //   -> Request{id: 3, digest, units: 1, swap, unless_given_ms}
 //   <- Answer{id: 3, last: true, taken, taken_by, receivers}
 //   -> Request{id: 1, digest, units: 1, wait_ms}              to that one
+//   <- Answer{id: 1, status: NOT_YET, last: true, coming}     if it is behind: ask again
 //
 // Room for later forms: further kinds of payload.
 //
@@ -334,8 +335,11 @@ type Answer struct {
 	// changed. Only to a request with swap.
 	Receivers        []*Receiver `protobuf:"bytes,21,rep,name=receivers,proto3" json:"receivers,omitempty"`
 	ReceiversChanged bool        `protobuf:"varint,22,opt,name=receivers_changed,json=receiversChanged,proto3" json:"receivers_changed,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// With STATUS_NOT_YET, to a request with wait_ms: the other side is bringing the
+	// blob from a holder, or others of the project: it may be asked once more.
+	Coming        bool `protobuf:"varint,23,opt,name=coming,proto3" json:"coming,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Answer) Reset() {
@@ -469,6 +473,13 @@ func (x *Answer) GetReceivers() []*Receiver {
 func (x *Answer) GetReceiversChanged() bool {
 	if x != nil {
 		return x.ReceiversChanged
+	}
+	return false
+}
+
+func (x *Answer) GetComing() bool {
+	if x != nil {
+		return x.Coming
 	}
 	return false
 }
@@ -783,7 +794,7 @@ const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\x05doubt\x18\x0f \x01(\bR\x05doubt\x12\x12\n" +
 	"\x04swap\x18\x14 \x01(\bR\x04swap\x12\x14\n" +
 	"\x05share\x18\x15 \x01(\rR\x05share\x12\x17\n" +
-	"\await_ms\x18\x16 \x01(\rR\x06waitMs\"\xc6\x03\n" +
+	"\await_ms\x18\x16 \x01(\rR\x06waitMs\"\xde\x03\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x19.portolan.swarm.v1.StatusR\x06status\x12\x12\n" +
@@ -802,7 +813,8 @@ const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\tsub_bytes\x18\f \x01(\rR\bsubBytes\x12\x19\n" +
 	"\btaken_by\x18\x14 \x01(\fR\atakenBy\x129\n" +
 	"\treceivers\x18\x15 \x03(\v2\x1b.portolan.swarm.v1.ReceiverR\treceivers\x12+\n" +
-	"\x11receivers_changed\x18\x16 \x01(\bR\x10receiversChanged\"s\n" +
+	"\x11receivers_changed\x18\x16 \x01(\bR\x10receiversChanged\x12\x16\n" +
+	"\x06coming\x18\x17 \x01(\bR\x06coming\"s\n" +
 	"\x05Watch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +

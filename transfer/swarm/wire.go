@@ -38,6 +38,7 @@ type refusedError struct {
 	reason string
 	// The units asked for that do not come.
 	first, end int
+	coming     bool // see Answer.coming
 }
 
 func (e *refusedError) Error() string {
