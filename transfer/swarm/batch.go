@@ -119,7 +119,7 @@ func (f *flight) batched() (bool, error) {
 			return false, nil
 		}
 		if !way.holder {
-			if !f.s.cfg.Access(f.ctx, way.node, f.digest, f.pid) {
+			if !f.s.mayAsk(f.ctx, way.node, f.digest, f.pid) {
 				said = errNotHis // as T13 has it: it is asked for nothing that it may not have
 				continue
 			}
@@ -165,46 +165,6 @@ var (
 	// errNotHis: a receiver is asked for nothing that it may not have.
 	errNotHis = errors.New("the receiver may not have the blob")
 )
-
-// setAside says whether the blob is to come from another receiver.
-func (f *flight) setAside(aside bool) {
-	if f.aside.Swap(aside) != aside && aside {
-		f.s.landings.news(f.digest) // who waits for it here waits in vain
-	}
-}
-
-// letDown notes that a receiver that was asked did not bring a blob; true: it is to
-// blame, for the first time in a while. One that refuses does as it may, and each
-// refusal costs a round trip.
-func (s *Swarm) letDown(who swapBetween, said error) bool {
-	if errors.Is(said, errNotHis) || errors.Is(said, errNotAsked) {
-		return false
-	}
-	first := s.swaps.failed(who, time.Now())
-	var refused *refusedError
-	return first && !(errors.As(said, &refused) && refused.status != Status_STATUS_NOT_YET)
-}
-
-// coming says whether a receiver has not got a blob yet and is bringing it, or others.
-func coming(said error) bool {
-	var refused *refusedError
-	return errors.As(said, &refused) && refused.coming
-}
-
-// loaded says whether this node has more to bring than what one client waits for.
-func (s *Swarm) loaded() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.flights) >= maxActive
-}
-
-// patience is how long a receiver may take to bring a blob from a holder.
-func (s *Swarm) patience(holder identity.NodeID) time.Duration {
-	return min(swapPatience+swapDelays*s.pipes.delay(holder), swapPatienceMost)
-}
-
-// self is this node as one of the receivers.
-func (s *Swarm) self() receiver { return receiver{s.cfg.Host.ID(), s.uplink.share()} }
 
 // askBatch asks for the blob in a batch and waits for what becomes of it. false:
 // nobody waits for it any more, or a client does.

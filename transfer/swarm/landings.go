@@ -46,30 +46,30 @@ func (l *landings) news(d digest.Digest) {
 type bringing uint8
 
 const (
-	toNobody bringing = iota // nothing
-	toHolder                 // a holder is asked for it, or brings others of the project
+	toNobody bringing = iota // nothing: it may be in the store
+	toHolder                 // a holder is asked for it
 	toOther                  // another receiver is asked for it
 )
 
 // soon looks at the flight of a small blob that somebody waits for here: its bytes, if
-// they came and are to be stored, or else whether they are being brought.
+// they came and are to be stored, or else whom they are to come from.
 func (s *Swarm) soon(d digest.Digest, pid identity.ProjectID) (body []byte, to bringing) {
 	s.mu.Lock()
 	f := s.flights[d]
 	s.mu.Unlock()
 	if f == nil || !f.serves(pid) {
-		if s.swaps.lively(pid, time.Now()) {
-			return nil, toHolder
-		}
 		return nil, toNobody
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case f.complete && !f.poisoned:
-		return f.small, toHolder // checked, invariant T11
+		return f.small.Bytes(), toHolder // checked, invariant T11
 	case f.aside.Load():
 		return nil, toOther
 	}
 	return nil, toHolder
 }
+
+// lively says whether small blobs of a project are brought here from a holder.
+func (s *Swarm) lively(pid identity.ProjectID) bool { return s.swaps.lively(pid, time.Now()) }

@@ -19,19 +19,18 @@ func (s *server) answerSmall(ctx context.Context, from identity.NodeID, st strea
 	if s.small == nil || req.Units != 1 || req.FirstUnit != 0 || req.WantRecord || req.UnlessGivenMs != 0 && !req.Swap {
 		return false, nil
 	}
-	body, ok := s.small(from, d, project)
-	if !ok && req.WaitMs > 0 {
-		// Access before existence, and before a wait that would tell of it.
-		if !s.access(ctx, from, d, project) {
-			return false, nil
-		}
-		var coming bool
-		if body, ok, coming = s.awaitSmall(ctx, from, d, project, time.Duration(req.WaitMs)*time.Millisecond, open); !ok {
+	var body []byte
+	if req.WaitMs == 0 || s.landings == nil {
+		body, _ = s.small(from, d, project)
+	} else {
+		var allowed, coming bool
+		body, allowed, coming = s.awaitSmall(ctx, from, d, project, time.Duration(req.WaitMs)*time.Millisecond, open)
+		if body == nil && allowed {
 			s.metrics.refused.WithLabelValues(Status_STATUS_NOT_YET.String()).Inc()
 			return true, peer.WriteMsg(st, &Answer{Id: req.Id, Status: Status_STATUS_NOT_YET, Reason: "the blob is not here yet", Last: true, Coming: coming}, maxMessage)
 		}
 	}
-	if !ok || len(body) == 0 || len(body) > SmallBytes {
+	if len(body) == 0 || len(body) > SmallBytes {
 		return false, nil
 	}
 	l := layoutOf(int64(len(body)))
@@ -54,46 +53,53 @@ func (s *server) answerSmall(ctx context.Context, from identity.NodeID, st strea
 	return true, nil
 }
 
-// awaitSmall waits for a small blob that is to come here, from a holder. coming: it
-// is not here, and being brought, or others of the project are. A stream's answers come
-// in order, so after swapWaits that were in vain in a row, or one where nothing is
-// brought, it is not waited on again for as long: else what lies behind it would take
-// that long each.
-func (s *server) awaitSmall(ctx context.Context, from identity.NodeID, d digest.Digest, project identity.ProjectID, most time.Duration, open *openBlob) (body []byte, ok, coming bool) {
+// awaitSmall waits for a small blob that is to come here, from a holder, if the peer
+// may have it. coming: it is not here, and being brought, or others of the project are.
+// A stream's answers come in order, so after swapWaits that were in vain in a row, or
+// one where nothing is brought, none is waited for as long again: else what lies behind
+// it would take that long each.
+//
+// A look into the catalogue costs more than all else here. A blob that is on its way
+// is in no store yet, and its bytes, once they were checked, are given from memory.
+func (s *server) awaitSmall(ctx context.Context, from identity.NodeID, d digest.Digest, project identity.ProjectID, most time.Duration, open *openBlob) (body []byte, allowed, coming bool) {
 	most = min(most, swapPatienceMost)
-	if s.landings == nil || time.Now().Before(open.hasty) {
-		return nil, false, false
-	}
-	end := time.NewTimer(most)
-	defer end.Stop()
+	now := time.Now()
+	var end <-chan time.Time
+	defer s.landings.news(d)
 	for {
 		landed := s.landings.of(d) // before the look: what lands after it is heard of
-		if body, ok := s.small(from, d, project); ok {
-			s.landings.news(d)
-			open.vain = 0
-			return body, true, false
-		}
 		body, to := s.soon(d, project)
+		if to == toNobody {
+			var ok bool
+			body, ok = s.small(from, d, project)
+			allowed = allowed || ok
+		}
+		// Access before existence, and before a wait that would tell of it.
+		if allowed = allowed || s.access(ctx, from, d, project); !allowed {
+			return nil, false, false
+		}
 		if body != nil {
-			s.landings.news(d)
 			open.vain = 0
 			return body, true, false
 		}
-		if to == toOther { // two that wait for one another would wait in vain
-			return nil, false, false
+		if to == toOther || now.Before(open.hasty) { // two that wait for one another would wait in vain
+			return nil, true, false
+		}
+		if end == nil {
+			t := time.NewTimer(most)
+			defer t.Stop()
+			end = t.C
 		}
 		select {
 		case <-landed:
-		case <-end.C:
-			s.landings.news(d)
-			if open.vain++; to == toHolder && open.vain < swapWaits {
-				return nil, false, true
+		case <-end:
+			if open.vain++; open.vain < swapWaits && (to == toHolder || s.lively != nil && s.lively(project)) {
+				return nil, true, true
 			}
 			open.vain, open.hasty = 0, time.Now().Add(most)
-			return nil, false, false
+			return nil, true, false
 		case <-ctx.Done():
-			s.landings.news(d)
-			return nil, false, false
+			return nil, true, false
 		}
 	}
 }

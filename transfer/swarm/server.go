@@ -62,12 +62,13 @@ type server struct {
 	metrics *metrics
 	crowds  *crowds // who receives what at the same time; nil: nobody knows
 	uplink  *uplink // measured; nil: not
-	// circles, landings and soon are for small blobs that receivers swap: who takes
-	// them, news of those that come here, and what of one is here before it is stored,
-	// or where it is to come from. nil: nothing is swapped.
+	// circles, landings, soon and lively are for small blobs that receivers swap: who
+	// takes them, news of those that come here, what of one is here before it is stored,
+	// or where it is to come from, and whether any come. nil: nothing is swapped.
 	circles  *circles
 	landings *landings
 	soon     func(d digest.Digest, pid identity.ProjectID) (body []byte, to bringing)
+	lively   func(pid identity.ProjectID) bool
 	pacer    Pacer // nil: nothing is held back
 	// split gives the sub-states of a unit, or none; nil: none ever.
 	split func(ctx context.Context, d digest.Digest, b store.Blob, unit int) []byte

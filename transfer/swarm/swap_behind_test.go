@@ -20,7 +20,7 @@ func (n *node) gives(small func(identity.NodeID, digest.Digest, identity.Project
 	cfg := n.config(slog.New(slog.DiscardHandler))
 	cfg.Small = small
 	srv := newServer(cfg, supply{n.swarm}, n.swarm.metrics)
-	srv.circles, srv.landings, srv.soon = n.swarm.server.circles, &n.swarm.landings, soon
+	srv.circles, srv.landings, srv.soon, srv.lively = n.swarm.server.circles, &n.swarm.landings, soon, n.swarm.lively
 	n.host.Handle(Protocol, srv.serve)
 }
 
@@ -32,9 +32,9 @@ func TestSwap_AWaitInVainSaysWhetherToAskAgain(t *testing.T) {
 	srv, open := a.swarm.server, &openBlob{}
 	wait := func(w Want) (coming bool) {
 		t.Helper()
-		_, ok, coming := srv.awaitSmall(t.Context(), from, w.Digest, project, time.Millisecond, open)
-		if ok {
-			t.Error("what is not here was given")
+		body, allowed, coming := srv.awaitSmall(t.Context(), from, w.Digest, project, time.Millisecond, open)
+		if body != nil || !allowed {
+			t.Errorf("%d bytes of what is not here were given; allowed: %v", len(body), allowed)
 		}
 		return coming
 	}

@@ -403,8 +403,8 @@ func TestSwap_AWaitEnds(t *testing.T) {
 	wait := func(w Want) <-chan bool {
 		got := make(chan bool, 1)
 		go func() {
-			_, ok, _ := srv.awaitSmall(t.Context(), to[1].id.ID, w.Digest, project, swapPatience, open)
-			got <- ok
+			body, _, _ := srv.awaitSmall(t.Context(), to[1].id.ID, w.Digest, project, swapPatience, open)
+			got <- body != nil
 		}()
 		return got
 	}
@@ -413,7 +413,7 @@ func TestSwap_AWaitEnds(t *testing.T) {
 	if !<-landed {
 		t.Error("what landed was not given")
 	}
-	f := &flight{s: a.swarm, digest: ws[1].Digest}
+	f := &flight{s: a.swarm, digest: ws[1].Digest, pid: project}
 	a.swarm.mu.Lock()
 	a.swarm.flights[f.digest] = f
 	a.swarm.mu.Unlock()
