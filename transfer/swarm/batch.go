@@ -462,7 +462,7 @@ func (b *batch) receive(ctx context.Context, in *bufio.Reader, p *parcel) error 
 	}
 	if a.Status != Status_STATUS_OK {
 		b.shift(p, true)
-		b.deliver(p, delivery{err: &refusedError{status: a.Status, reason: a.Reason, end: 1, coming: a.Coming && p.way.wait > 0 && a.Status == Status_STATUS_NOT_YET}})
+		b.deliver(p, delivery{err: &refusedError{status: a.Status, reason: a.Reason, end: 1, coming: a.Coming && p.way.wait > 0 && a.Status == Status_STATUS_NOT_YET, elsewhere: a.Taken}})
 		return nil
 	}
 	if a.Size != p.size && a.Size >= 0 && a.Size <= units.MaxSize {

@@ -23,11 +23,12 @@ func (s *server) answerSmall(ctx context.Context, from identity.NodeID, st strea
 	if req.WaitMs == 0 || s.landings == nil {
 		body, _ = s.small(from, d, project)
 	} else {
-		var allowed, coming bool
-		body, allowed, coming = s.awaitSmall(ctx, from, d, project, time.Duration(req.WaitMs)*time.Millisecond, open)
+		var allowed bool
+		var to bringing
+		body, allowed, to = s.awaitSmall(ctx, from, d, project, time.Duration(req.WaitMs)*time.Millisecond, open)
 		if body == nil && allowed {
 			s.metrics.refused.WithLabelValues(Status_STATUS_NOT_YET.String()).Inc()
-			return true, peer.WriteMsg(st, &Answer{Id: req.Id, Status: Status_STATUS_NOT_YET, Reason: "the blob is not here yet", Last: true, Coming: coming}, maxMessage)
+			return true, peer.WriteMsg(st, &Answer{Id: req.Id, Status: Status_STATUS_NOT_YET, Reason: "the blob is not here yet", Last: true, Coming: to == toHolder, Taken: to == toOther}, maxMessage)
 		}
 	}
 	if len(body) == 0 || len(body) > SmallBytes {
@@ -54,36 +55,38 @@ func (s *server) answerSmall(ctx context.Context, from identity.NodeID, st strea
 }
 
 // awaitSmall waits for a small blob that is to come here, from a holder, if the peer
-// may have it. coming: it is not here, and being brought, or others of the project are.
+// may have it. If it is not here, to says whether it, or others of the project, are brought.
 // A stream's answers come in order, so after swapWaits that were in vain in a row, or
 // one where nothing is brought, none is waited for as long again: else what lies behind
 // it would take that long each.
 //
 // A look into the catalogue costs more than all else here. A blob that is on its way
 // is in no store yet, and its bytes, once they were checked, are given from memory.
-func (s *server) awaitSmall(ctx context.Context, from identity.NodeID, d digest.Digest, project identity.ProjectID, most time.Duration, open *openBlob) (body []byte, allowed, coming bool) {
+func (s *server) awaitSmall(ctx context.Context, from identity.NodeID, d digest.Digest, project identity.ProjectID, most time.Duration, open *openBlob) (body []byte, allowed bool, to bringing) {
 	most = min(most, swapPatienceMost)
 	now := time.Now()
 	var end <-chan time.Time
 	defer s.landings.news(d)
 	for {
 		landed := s.landings.of(d) // before the look: what lands after it is heard of
-		body, to := s.soon(d, project)
-		if to == toNobody {
+		if body, to = s.soon(d, project); to == toNobody {
 			var ok bool
 			body, ok = s.small(from, d, project)
 			allowed = allowed || ok
 		}
 		// Access before existence, and before a wait that would tell of it.
 		if allowed = allowed || s.access(ctx, from, d, project); !allowed {
-			return nil, false, false
+			return nil, false, toNobody
 		}
 		if body != nil {
 			open.vain = 0
-			return body, true, false
+			return body, true, to
 		}
-		if to == toOther || now.Before(open.hasty) { // two that wait for one another would wait in vain
-			return nil, true, false
+		if to == toOther { // two that wait for one another would wait in vain
+			return nil, true, to
+		}
+		if now.Before(open.hasty) {
+			return nil, true, toNobody
 		}
 		if end == nil {
 			t := time.NewTimer(most)
@@ -94,12 +97,12 @@ func (s *server) awaitSmall(ctx context.Context, from identity.NodeID, d digest.
 		case <-landed:
 		case <-end:
 			if open.vain++; open.vain < swapWaits && (to == toHolder || s.lively != nil && s.lively(project)) {
-				return nil, true, true
+				return nil, true, toHolder
 			}
 			open.vain, open.hasty = 0, time.Now().Add(most)
-			return nil, true, false
+			return nil, true, toNobody
 		case <-ctx.Done():
-			return nil, true, false
+			return nil, true, toNobody
 		}
 	}
 }

@@ -71,8 +71,11 @@ func (s *Swarm) letDown(who swapBetween, said error) bool {
 	if errors.Is(said, errNotHis) || errors.Is(said, errNotAsked) {
 		return false
 	}
-	first := s.swaps.failed(who, time.Now())
 	var refused *refusedError
+	if errors.As(said, &refused) && refused.elsewhere {
+		return false // it takes another one for the owner: it had other word of what each can send
+	}
+	first := s.swaps.failed(who, time.Now())
 	return first && !(errors.As(said, &refused) && refused.status != Status_STATUS_NOT_YET)
 }
 

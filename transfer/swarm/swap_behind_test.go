@@ -32,11 +32,11 @@ func TestSwap_AWaitInVainSaysWhetherToAskAgain(t *testing.T) {
 	srv, open := a.swarm.server, &openBlob{}
 	wait := func(w Want) (coming bool) {
 		t.Helper()
-		body, allowed, coming := srv.awaitSmall(t.Context(), from, w.Digest, project, time.Millisecond, open)
+		body, allowed, to := srv.awaitSmall(t.Context(), from, w.Digest, project, time.Millisecond, open)
 		if body != nil || !allowed {
 			t.Errorf("%d bytes of what is not here were given; allowed: %v", len(body), allowed)
 		}
-		return coming
+		return to == toHolder
 	}
 	rested := func() { open.hasty = time.Time{} }
 	if wait(ws[0]) {
@@ -57,8 +57,17 @@ func TestSwap_AWaitInVainSaysWhetherToAskAgain(t *testing.T) {
 	}
 	rested()
 	f.setAside(true)
-	if wait(ws[1]) {
-		t.Error("what comes from another receiver is said to be coming")
+	if _, _, to := srv.awaitSmall(t.Context(), from, ws[1].Digest, project, time.Minute, open); to != toOther {
+		t.Errorf("what comes from another receiver is said to be %d", to)
+	}
+	// Who says so is left blobs as before: the two had different word of the circle.
+	who := swapBetween{from, a.id.ID}
+	for _, elsewhere := range []bool{true, false} {
+		n := to[1].swarm
+		n.letDown(who, &refusedError{status: Status_STATUS_NOT_YET, elsewhere: elsewhere})
+		if n.swaps.fit(who, time.Now()) != elsewhere {
+			t.Errorf("elsewhere %v: left blobs %v", elsewhere, !elsewhere)
+		}
 	}
 	// Others of the project come.
 	a.swarm.swaps.mu.Lock()

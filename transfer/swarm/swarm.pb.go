@@ -323,7 +323,8 @@ type Answer struct {
 	// Tells a unit of an empty blob from no unit.
 	HasUnit bool `protobuf:"varint,10,opt,name=has_unit,json=hasUnit,proto3" json:"has_unit,omitempty"`
 	// In place of unit `unit`: it was given to another receiver of the blob, see
-	// Request.unless_given_ms.
+	// Request.unless_given_ms. With STATUS_NOT_YET, to a request with wait_ms: the other
+	// side asks another receiver for the blob.
 	Taken bool `protobuf:"varint,11,opt,name=taken,proto3" json:"taken,omitempty"`
 	// So many bytes of sub-states of unit `unit` follow this message, before the
 	// unit's: the hash's raw state at each 64 KiB inside of it, in order. They are the

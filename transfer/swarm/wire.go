@@ -39,6 +39,7 @@ type refusedError struct {
 	// The units asked for that do not come.
 	first, end int
 	coming     bool // see Answer.coming
+	elsewhere  bool // of a small blob: it comes from another receiver there, see Answer.taken
 }
 
 func (e *refusedError) Error() string {
