@@ -13,13 +13,16 @@ import (
 // reader only when what is missing has come (SO_RCVLOWAT). The kernel wakes it all the
 // same when the other side ends, or the socket's buffer can take no more.
 type kernelReader struct {
-	raw  syscall.RawConn // nil: it is no socket
-	low  int             // as the socket has it; 0: as it was made, which is 1
-	need int
-	in   *[wireBuffer]byte
-	n    int
-	err  error
-	take func(fd uintptr) bool // k.once: made once, a read costs no allocation
+	raw syscall.RawConn // nil: it is no socket
+	low int             // as the socket has it; 0: as it was made, which is 1
+	// space is the most bytes that were read in one round trip when the kernel was
+	// asked last, came what has come since.
+	space, came int
+	need        int
+	in          *[wireBuffer]byte
+	n           int
+	err         error
+	take        func(fd uintptr) bool // k.once: made once, a read costs no allocation
 }
 
 func (k *kernelReader) of(c net.Conn) {
@@ -57,6 +60,7 @@ func (k *kernelReader) once(fd uintptr) bool {
 		switch {
 		case n > 0:
 			k.n += n
+			k.came += n
 			continue
 		case err == unix.EINTR:
 			continue
@@ -83,10 +87,22 @@ func (k *kernelReader) give() {
 	}
 }
 
+// lowShare of what comes in a round trip is the most that the kernel is told to wait
+// for. It opens the receive window by what is read in a round trip: were that to come
+// in a few large steps, the window of a long link would open by a quarter each round
+// trip where it can double, for seconds.
+const lowShare = 16
+
 // wait tells the kernel how much is missing. Setting it wakes the reader if that came
 // meanwhile.
 func (k *kernelReader) wait(fd int) {
-	low := min(k.need-k.n, maxLow)
+	if k.space < lowShare*maxLow && k.came >= k.space {
+		k.came = 0
+		if info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			k.space = int(info.Rcv_space)
+		}
+	}
+	low := max(1, min(k.need-k.n, k.space/lowShare, maxLow))
 	if now := max(k.low, 1); now > low || 2*now <= low {
 		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVLOWAT, low) == nil {
 			k.low = low
