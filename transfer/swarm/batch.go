@@ -2,11 +2,13 @@ package swarm
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,7 +50,8 @@ type batches struct {
 func newBatches(s *Swarm) *batches { return &batches{s: s, m: map[identity.NodeID]*batch{}} }
 
 // batch is the small blobs that come from one holder, on one stream: asked for as
-// they are wanted, answered in order. It takes one place among the active blobs,
+// they are wanted, answered in order; those that another receiver is to bring as they
+// come there. It takes one place among the active blobs,
 // and its bytes room in the holder's pipe.
 //
 // Two goroutines work on it while there is something to do: one asks, the other,
@@ -65,6 +68,7 @@ type batch struct {
 	queue   []*parcel // not asked for, oldest first
 	asked   []*parcel // in the order of their requests
 	sent    chan struct{}
+	reads   *parcel // whose answer is read, of the goroutine that reads
 }
 
 // parcel is one blob of a batch.
@@ -322,11 +326,11 @@ func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 		release(err == nil && in.Buffered() == 0)
 	}()
 	for {
-		p, over := b.first()
+		some, over := b.open()
 		if over {
 			return came, fresh, nil
 		}
-		if p == nil { // those in the queue wait for room
+		if !some { // those in the queue wait for room
 			select {
 			case <-b.sent:
 				continue
@@ -334,11 +338,8 @@ func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 				return came, fresh, ctx.Err()
 			}
 		}
-		from.quiet = ss.quiet
-		if p.way.wait > 0 {
-			from.quiet = max(ss.quiet, p.way.wait+b.s.pipes.delay(b.node)+swapSlack)
-		}
-		if err := b.receive(ctx, in, p); err != nil {
+		from.quiet = b.silence(ss.quiet)
+		if err := b.receive(ctx, in); err != nil {
 			return came, fresh, err
 		}
 		came++
@@ -346,20 +347,61 @@ func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 	}
 }
 
-// first is the blob that the next answer is about. over: there is none, and none
-// is in the queue: the batch ends.
-func (b *batch) first() (p *parcel, over bool) {
+// open says whether some are asked for. over: none is, and none is in the queue: the
+// batch ends.
+func (b *batch) open() (some, over bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.asked) > 0 {
-		return b.asked[0], false
+		return true, false
 	}
 	if len(b.queue) > 0 {
-		return nil, false
+		return false, false
 	}
 	b.running, b.ss = false, nil
 	b.s.pipes.forget(b.node, &b.waiter)
-	return nil, true
+	return false, true
+}
+
+// silence is for how long the stream may be silent: while all that is asked for may be
+// waited for, as long as that.
+func (b *batch) silence(quiet time.Duration) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	most := time.Duration(0)
+	for _, p := range b.asked {
+		if p.way.wait == 0 {
+			return quiet
+		}
+		most = max(most, p.way.wait)
+	}
+	return max(quiet, most+b.s.pipes.delay(b.node)+swapSlack)
+}
+
+// answered finds whom an answer is for: those in order have theirs in order, and none
+// is passed over for ever.
+func (b *batch) answered(id uint64) (*parcel, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i, ok := b.at(id)
+	if !ok {
+		return nil, fmt.Errorf("%w: answer to request %d, which is not open", errProtocol, id)
+	}
+	p := b.asked[i]
+	if p.way.wait == 0 {
+		if k := slices.IndexFunc(b.asked, func(o *parcel) bool { return o.way.wait == 0 }); k < i {
+			return nil, fmt.Errorf("%w: answer to request %d instead of %d", errProtocol, id, b.asked[k].id)
+		}
+	}
+	if o := b.asked[0]; o.way.wait > 0 && p.at.Sub(o.at) > o.way.wait+swapOverdue {
+		return nil, fmt.Errorf("%w: request %d was passed over", errBatch, o.id)
+	}
+	return p, nil
+}
+
+// at is the place of a request in asked; mu is held.
+func (b *batch) at(id uint64) (int, bool) {
+	return slices.BinarySearchFunc(b.asked, id, func(p *parcel, id uint64) int { return cmp.Compare(p.id, id) })
 }
 
 // ask writes requests as long as there is room, and waits for more.
@@ -405,7 +447,7 @@ func (b *batch) request(p *parcel) *Request {
 	if p.way.holder {
 		r.Swap, r.Share, r.UnlessGivenMs = true, p.f.uplink, uint32(p.way.unless/time.Millisecond)
 	} else {
-		r.WaitMs = uint32(p.way.wait / time.Millisecond)
+		r.WaitMs, r.AnyOrder = uint32(p.way.wait/time.Millisecond), true
 	}
 	return r
 }
@@ -437,10 +479,12 @@ func (b *batch) take(ss *session) (p *parcel, ended bool) {
 	return p, false
 }
 
-// shift takes the first of those asked for off: it is answered.
+// shift takes one off those asked for: it is answered.
 func (b *batch) shift(p *parcel, lost bool) {
 	b.mu.Lock()
-	b.asked = b.asked[1:]
+	if i, ok := b.at(p.id); ok {
+		b.asked = slices.Delete(b.asked, i, i+1)
+	}
 	b.mu.Unlock()
 	if p.sole && !lost {
 		b.s.pipes.answered(b.node, time.Since(p.at))
@@ -449,7 +493,8 @@ func (b *batch) shift(p *parcel, lost bool) {
 }
 
 // receive takes one answer. An error ends the stream.
-func (b *batch) receive(ctx context.Context, in *bufio.Reader, p *parcel) error {
+func (b *batch) receive(ctx context.Context, in *bufio.Reader) error {
+	b.reads = nil
 	var a Answer
 	if err := peer.ReadMsg(in, &a, maxMessage); err != nil {
 		if errors.Is(err, io.EOF) {
@@ -457,9 +502,11 @@ func (b *batch) receive(ctx context.Context, in *bufio.Reader, p *parcel) error 
 		}
 		return err
 	}
-	if a.Id != p.id {
-		return fmt.Errorf("%w: answer to request %d instead of %d", errProtocol, a.Id, p.id)
+	p, err := b.answered(a.Id)
+	if err != nil {
+		return err
 	}
+	b.reads = p
 	if a.Status != Status_STATUS_OK {
 		b.shift(p, true)
 		b.deliver(p, delivery{err: &refusedError{status: a.Status, reason: a.Reason, end: 1, coming: a.Coming && p.way.wait > 0 && a.Status == Status_STATUS_NOT_YET, elsewhere: a.Taken}})
@@ -513,22 +560,26 @@ func (b *batch) requeue() {
 	}
 }
 
-// fail lets all blobs go their own way, and those to come for a while. Only the
-// first of those asked for is told of a breach of the protocol: it is its answer.
+// fail lets all blobs go their own way, and those to come for a while. Only the one
+// whose answer was read is told of a breach of the protocol, or the first.
 func (b *batch) fail(err error) {
 	b.mu.Lock()
 	asked, queue := b.asked, b.queue
+	if b.reads == nil && len(asked) > 0 {
+		b.reads = asked[0]
+	}
 	b.asked, b.queue, b.running, b.ss = nil, nil, false, nil
 	b.rest = time.Now().Add(restFor)
 	b.mu.Unlock()
 	b.s.pipes.forget(b.node, &b.waiter)
 	b.s.log.Info("small blobs come one by one for a while", "node", b.node, "site", b.s.site(b.node), "blobs", len(asked)+len(queue), "error", err)
-	for i, p := range asked {
+	for _, p := range asked {
 		b.s.pipes.release(b.node, classReplication, max(1, p.size), true)
-		if i > 0 {
-			err = errBatch
+		why := errBatch
+		if p == b.reads {
+			why = err
 		}
-		b.deliver(p, delivery{err: err})
+		b.deliver(p, delivery{err: why})
 	}
 	for _, p := range queue {
 		b.deliver(p, delivery{err: errBatch})

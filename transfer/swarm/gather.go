@@ -18,10 +18,14 @@ const (
 )
 
 // gatherer writes the answers to requests that came together in few writes. What
-// is larger than it gathers goes through. One goroutine reads and writes.
+// is larger than it gathers goes through. One goroutine reads; who writes an answer
+// has the turn.
 type gatherer struct {
 	stream
-	in *bufio.Reader
+	in     *bufio.Reader
+	rolled time.Time // when the deadline for reads was moved last
+
+	turn sync.Mutex // held for a whole answer
 
 	mu    sync.Mutex
 	out   []byte // nil: nothing waits
@@ -31,7 +35,11 @@ type gatherer struct {
 
 func newGatherer(st stream) *gatherer {
 	g := &gatherer{stream: st, in: bufio.NewReaderSize(st, requestsBytes)}
-	g.timer = time.AfterFunc(time.Hour, func() { _ = g.flush() })
+	g.timer = time.AfterFunc(time.Hour, func() {
+		if g.flush() != nil {
+			_ = st.Reset() // nobody may write again, to see it
+		}
+	})
 	g.timer.Stop()
 	return g
 }
@@ -39,11 +47,15 @@ func newGatherer(st stream) *gatherer {
 // Read reads requests. Before it waits for one, all that was answered goes out.
 func (g *gatherer) Read(p []byte) (int, error) {
 	if g.in.Buffered() == 0 {
-		g.SetIdle(sendIdle)
-		err := g.flush()
-		g.SetIdle(requestIdle)
-		if err != nil {
+		if err := g.flush(); err != nil {
 			return 0, err
+		}
+		// Of reads alone: answers are written meanwhile. A timer costs more than a read.
+		if now := time.Now(); now.Sub(g.rolled) > requestIdle/8 {
+			g.rolled = now
+			if err := g.SetReadDeadline(now.Add(requestIdle)); err != nil {
+				return 0, err
+			}
 		}
 	}
 	return g.in.Read(p)

@@ -1,7 +1,9 @@
 package swarm
 
 import (
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -12,33 +14,44 @@ import (
 // landings tell who waits for a small blob here that it came, or will not come from
 // a holder.
 type landings struct {
+	places atomic.Int64 // that are taken, see maxParkedAll
+
 	mu sync.Mutex
-	m  map[digest.Digest]chan struct{}
+	m  map[digest.Digest][]*lot // bounded by the places
 }
 
-// of is closed at the next news of a blob.
-func (l *landings) of(d digest.Digest) <-chan struct{} {
+// watch has a lot told of the next news of a blob.
+func (l *landings) watch(d digest.Digest, by *lot) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.m == nil {
-		l.m = map[digest.Digest]chan struct{}{}
+		l.m = map[digest.Digest][]*lot{}
 	}
-	ch := l.m[d]
-	if ch == nil {
-		ch = make(chan struct{})
-		l.m[d] = ch // bounded by the streams that are served: each waits for one blob
+	if !slices.Contains(l.m[d], by) {
+		l.m[d] = append(l.m[d], by)
 	}
-	return ch
 }
 
-// news wakes those that wait for a blob, and forgets it. Who ends its own wait says
-// so too: nobody may be waiting any more, and a second one that does looks again.
-func (l *landings) news(d digest.Digest) {
+// leave ends a watch.
+func (l *landings) leave(d digest.Digest, by *lot) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if ch := l.m[d]; ch != nil {
-		close(ch)
+	if left := slices.DeleteFunc(l.m[d], func(o *lot) bool { return o == by }); len(left) > 0 {
+		l.m[d] = left
+	} else {
 		delete(l.m, d)
+	}
+}
+
+// news tells those that wait for a blob, and forgets them: who goes on waiting
+// watches again before it looks.
+func (l *landings) news(d digest.Digest) {
+	l.mu.Lock()
+	told := l.m[d]
+	delete(l.m, d)
+	l.mu.Unlock()
+	for _, o := range told {
+		o.landed(d)
 	}
 }
 

@@ -16,10 +16,15 @@ const (
 	// to bring a small blob that another one asks it for: its own request and its answer
 	// behind all that its holder sends it (some 3 MiB, 0.7 s where three share 100
 	// Mbit/s), and the check. swapPatienceMost bounds what a receiver waits because
-	// another one asks it to: a stream's answers come in order.
+	// another one asks it to.
 	swapPatience     = 1200 * time.Millisecond
 	swapDelays       = 4
 	swapPatienceMost = 4 * time.Second
+	// swapOverdue, and its patience, is how much earlier than an answered request one
+	// may have been asked that has no answer yet: the other side answers in any order,
+	// and none is left out for ever. A stream whose requests are further apart on their
+	// way than when they were written has been silent for long.
+	swapOverdue = 10 * time.Second
 	// swapSlack is how much longer than that, and a round trip, a batch may be quiet.
 	swapSlack = 500 * time.Millisecond
 	// swapWaits is how often a blob is asked for again of a receiver that says that it

@@ -25,43 +25,37 @@ func (n *node) gives(small func(identity.NodeID, digest.Digest, identity.Project
 }
 
 // A wait in vain says whether to ask again: if the blob is being brought, or others of
-// the project are; and not for ever.
+// the project are.
 func TestSwap_AWaitInVainSaysWhetherToAskAgain(t *testing.T) {
-	_, _, to, ws, _ := swapLab(t, 2, 2)
-	a, from := to[0], to[1].id.ID
-	srv, open := a.swarm.server, &openBlob{}
+	l, _, to, ws, _ := swapLab(t, 2, 2)
+	a := to[0]
+	ask := l.asks(to[1], a)
 	wait := func(w Want) (coming bool) {
 		t.Helper()
-		body, allowed, to := srv.awaitSmall(t.Context(), from, w.Digest, project, time.Millisecond, open)
-		if body != nil || !allowed {
-			t.Errorf("%d bytes of what is not here were given; allowed: %v", len(body), allowed)
+		ask.send(&Request{Digest: w.Digest.String(), WaitMs: 1, AnyOrder: true})
+		got, _ := ask.next()
+		if got.Status != Status_STATUS_NOT_YET || got.Taken {
+			t.Errorf("what is not here, and comes from nobody else: %v", got)
 		}
-		return to == toHolder
+		return got.Coming
 	}
-	rested := func() { open.hasty = time.Time{} }
 	if wait(ws[0]) {
 		t.Error("nothing is brought here")
 	}
-	if !time.Now().Before(open.hasty.Add(time.Minute)) || open.hasty.IsZero() {
-		t.Error("what lies behind it waits as long")
-	}
-	rested()
 	f := &flight{s: a.swarm, digest: ws[1].Digest, pid: project}
 	a.swarm.mu.Lock()
 	a.swarm.flights[f.digest] = f
 	a.swarm.mu.Unlock()
-	for i := range swapWaits {
-		if coming, want := wait(ws[1]), i < swapWaits-1; coming != want {
-			t.Errorf("wait %d: coming %v, want %v", i, coming, want)
-		}
+	if !wait(ws[1]) {
+		t.Error("it is brought here, and it is not said")
 	}
-	rested()
 	f.setAside(true)
-	if _, _, to := srv.awaitSmall(t.Context(), from, ws[1].Digest, project, time.Minute, open); to != toOther {
-		t.Errorf("what comes from another receiver is said to be %d", to)
+	ask.send(&Request{Digest: ws[1].Digest.String(), WaitMs: 60_000, AnyOrder: true})
+	if got, _ := ask.next(); got.Status != Status_STATUS_NOT_YET || !got.Taken || got.Coming {
+		t.Errorf("what comes from another receiver: %v", got)
 	}
 	// Who says so is left blobs as before: the two had different word of the circle.
-	who := swapBetween{from, a.id.ID}
+	who := swapBetween{to[1].id.ID, a.id.ID}
 	for _, elsewhere := range []bool{true, false} {
 		n := to[1].swarm
 		n.letDown(who, &refusedError{status: Status_STATUS_NOT_YET, elsewhere: elsewhere})
@@ -71,10 +65,9 @@ func TestSwap_AWaitInVainSaysWhetherToAskAgain(t *testing.T) {
 	}
 	// Others of the project come.
 	a.swarm.swaps.mu.Lock()
-	at := circleAt{from, project}
-	a.swarm.swaps.heard[at] = time.Now().Add(time.Minute)
+	a.swarm.swaps.heard[circleAt{to[1].id.ID, project}] = time.Now().Add(time.Minute)
 	a.swarm.swaps.mu.Unlock()
-	if rested(); !wait(ws[0]) {
+	if !wait(ws[0]) {
 		t.Error("others of the project come, and it is not said")
 	}
 	a.swarm.mu.Lock()

@@ -1,7 +1,7 @@
 // The blob protocol, "/portolan/blob/1". Numbers are for ever: only append.
 //
 // The side that opened the stream writes requests, as many as it likes without
-// waiting; the other answers them in order. A message is its length in four
+// waiting; the other answers them in order, but for any_order. A message is its length in four
 // bytes, big endian, and the protobuf; bytes that a message announces follow it
 // raw. The stream stays open for further requests: a fresh one would start with
 // a small window again.
@@ -26,7 +26,9 @@
 //
 //   -> Request{id: 3, digest, units: 1, swap, unless_given_ms}
 //   <- Answer{id: 3, last: true, taken, taken_by, receivers}
-//   -> Request{id: 1, digest, units: 1, wait_ms}              to that one
+//   -> Request{id: 1, digest, units: 1, wait_ms, any_order}   to that one
+//   -> Request{id: 2, digest, units: 1, wait_ms, any_order}
+//   <- Answer{id: 2, size, unit_bytes, last: true}            and the blob: as they come
 //   <- Answer{id: 1, status: NOT_YET, last: true, coming}     if it is behind: ask again
 //
 // Room for later forms: further kinds of payload.
@@ -174,8 +176,11 @@ type Request struct {
 	// With swap: as in Watch.share.
 	Share uint32 `protobuf:"varint,21,opt,name=share,proto3" json:"share,omitempty"`
 	// For the whole of a small blob: if it is not here yet, wait for it so long. The
-	// other side is to bring it from a holder.
-	WaitMs        uint32 `protobuf:"varint,22,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	// other side is to bring it from a holder. Only with any_order.
+	WaitMs uint32 `protobuf:"varint,22,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	// With wait_ms: the answer comes when the blob does, also after those to later
+	// requests. All others are answered in order.
+	AnyOrder      bool `protobuf:"varint,24,opt,name=any_order,json=anyOrder,proto3" json:"any_order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -299,6 +304,13 @@ func (x *Request) GetWaitMs() uint32 {
 		return x.WaitMs
 	}
 	return 0
+}
+
+func (x *Request) GetAnyOrder() bool {
+	if x != nil {
+		return x.AnyOrder
+	}
+	return false
 }
 
 // Answer is one piece of the answer to a request.
@@ -779,7 +791,7 @@ var File_transfer_swarm_swarm_proto protoreflect.FileDescriptor
 
 const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\n" +
-	"\x1atransfer/swarm/swarm.proto\x12\x11portolan.swarm.v1\"\xe0\x02\n" +
+	"\x1atransfer/swarm/swarm.proto\x12\x11portolan.swarm.v1\"\xfd\x02\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
@@ -795,7 +807,8 @@ const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\x05doubt\x18\x0f \x01(\bR\x05doubt\x12\x12\n" +
 	"\x04swap\x18\x14 \x01(\bR\x04swap\x12\x14\n" +
 	"\x05share\x18\x15 \x01(\rR\x05share\x12\x17\n" +
-	"\await_ms\x18\x16 \x01(\rR\x06waitMs\"\xde\x03\n" +
+	"\await_ms\x18\x16 \x01(\rR\x06waitMs\x12\x1b\n" +
+	"\tany_order\x18\x18 \x01(\bR\banyOrder\"\xde\x03\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x19.portolan.swarm.v1.StatusR\x06status\x12\x12\n" +
