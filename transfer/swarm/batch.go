@@ -31,6 +31,10 @@ const (
 	batchAhead = 1024
 	// batchWrite is when gathered requests are written.
 	batchWrite = 16 << 10
+	// batchGather is how long requests are gathered while at least batchBusy are on
+	// their way: flights begin one by one, and a write for each costs as much as a blob.
+	batchGather = 4 * time.Millisecond
+	batchBusy   = 16
 )
 
 // errBatch ends a batch that can't go on. Its blobs come one by one.
@@ -438,7 +442,21 @@ func (b *batch) ask(ss *session, stop <-chan struct{}) error {
 		case <-stop:
 			return nil
 		}
+		if b.busy() {
+			select {
+			case <-time.After(batchGather):
+			case <-stop:
+				return nil
+			}
+		}
 	}
+}
+
+// busy says whether enough is on its way that requests need not go at once.
+func (b *batch) busy() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.asked) >= batchBusy
 }
 
 // request is what is asked for a parcel.

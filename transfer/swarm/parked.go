@@ -133,19 +133,31 @@ func (l *lot) run() {
 			looks = false
 		case <-l.wake:
 		}
-		for _, p := range l.due(!looks, time.Now()) {
-			if err := l.settle(p); err != nil {
-				l.s.log.Debug("blob stream ended", "node", l.from, "digest", p.d, "error", err)
-				l.cancel()
-				_ = l.g.Reset() // its reader ends
-				return
-			}
+		if err := l.answer(l.due(!looks, time.Now())); err != nil {
+			l.s.log.Debug("blob stream ended", "node", l.from, "error", err)
+			l.cancel()
+			_ = l.g.Reset() // its reader ends
+			return
 		}
 		if !looks && l.waiting() > 0 {
 			look.Reset(parkedLook)
 			looks = true
 		}
 	}
+}
+
+// answer settles what is due. What is answered goes out with what lands a moment
+// later, if anything is still waited for.
+func (l *lot) answer(due []*parked) error {
+	for _, p := range due {
+		if err := l.settle(p); err != nil {
+			return err
+		}
+	}
+	if len(due) > 0 && l.waiting() == 0 {
+		return l.g.flush()
+	}
+	return nil
 }
 
 func (l *lot) waiting() int {
@@ -189,13 +201,14 @@ func (l *lot) settle(p *parked) error {
 		return nil
 	}
 	l.take(p)
+	out := parkedOut{l.g}
 	switch {
 	case !allowed:
-		return l.s.refuse(l.g, &Answer{Id: p.id, Status: Status_STATUS_DENIED, Reason: deniedReason})
+		return l.s.refuse(out, &Answer{Id: p.id, Status: Status_STATUS_DENIED, Reason: deniedReason})
 	case fitsBatch(body):
-		return l.s.sendSmall(l.ctx, l.from, l.g, p.class, smallHead(p.id, body), body)
+		return l.s.sendSmall(l.ctx, l.from, out, p.class, smallHead(p.id, body), body)
 	}
-	return l.s.notYet(l.g, p, to)
+	return l.s.notYet(out, p, to)
 }
 
 func (l *lot) has(p *parked) bool {
@@ -225,13 +238,12 @@ func (l *lot) drain() error {
 		l.empty = done
 	}
 	l.mu.Unlock()
-	if done == nil {
-		return nil // and all that was answered went out before the last read
-	}
-	select {
-	case <-done:
-	case <-l.ctx.Done():
-		return l.ctx.Err()
+	if done != nil {
+		select {
+		case <-done:
+		case <-l.ctx.Done():
+			return l.ctx.Err()
+		}
 	}
 	l.g.turn.Lock() // the last one is written
 	defer l.g.turn.Unlock()

@@ -108,12 +108,12 @@ func TestParked_AnswersAsTheyLand(t *testing.T) {
 // writes to whoever takes.
 type slowStream struct {
 	script
-	in    chan []byte
-	rest  []byte
-	out   chan []byte
-	late  chan struct{}
-	once  sync.Once
-	over  chan struct{}
+	in   chan []byte
+	rest []byte
+	out  chan []byte
+	late chan struct{}
+	once sync.Once
+	over chan struct{}
 }
 
 func newSlowStream() *slowStream {
