@@ -397,7 +397,7 @@ func (b *batch) answered(id uint64) (*parcel, error) {
 			return nil, fmt.Errorf("%w: answer to request %d instead of %d", errProtocol, id, b.asked[k].id)
 		}
 	}
-	if o := b.asked[0]; o.way.wait > 0 && p.at.Sub(o.at) > o.way.wait+swapOverdue {
+	if o := b.asked[0]; p.at.Sub(o.at) > o.way.wait+swapOverdue {
 		return nil, fmt.Errorf("%w: request %d was passed over", errBatch, o.id)
 	}
 	return p, nil

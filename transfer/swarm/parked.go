@@ -15,9 +15,10 @@ import (
 
 const (
 	// maxParked bounds the requests of a stream that wait for small blobs: a batch has
-	// no more on their way. maxParkedAll bounds those of all streams, some 10 MB.
+	// no more on their way. maxParkedAll bounds those of all streams, some 16 MB: one
+	// peer, which may have 32 streams, can take half of the places.
 	maxParked    = batchAhead
-	maxParkedAll = 32 * maxParked
+	maxParkedAll = 64 * maxParked
 	// parkedLook is how often those are looked for whose patience is over. It may end
 	// later by as much: a receiver adds swapSlack.
 	parkedLook = 50 * time.Millisecond

@@ -382,18 +382,20 @@ func TestBatch_AnyOrder(t *testing.T) {
 		})
 	}
 	// The peer answers all but one.
-	b, all := anyBatch(t, 3, func(int) bool { return true })
-	all[1].at = all[0].at.Add(all[0].way.wait + swapOverdue)
-	all[2].at = all[1].at.Add(1)
-	r := bufio.NewReader(bytes.NewReader(append(answer(2), answer(3)...)))
-	if err := b.receive(t.Context(), r); err != nil {
-		t.Error(err)
-	}
-	if err := b.receive(t.Context(), r); !errors.Is(err, errBatch) {
-		t.Errorf("one is passed over: %v", err)
+	for _, ordered := range []bool{false, true} {
+		b, all := anyBatch(t, 3, func(id int) bool { return id > 1 || !ordered })
+		all[1].at = all[0].at.Add(all[0].way.wait + swapOverdue)
+		all[2].at = all[1].at.Add(1)
+		r := bufio.NewReader(bytes.NewReader(append(answer(2), answer(3)...)))
+		if err := b.receive(t.Context(), r); err != nil {
+			t.Error(err)
+		}
+		if err := b.receive(t.Context(), r); !errors.Is(err, errBatch) {
+			t.Errorf("one is passed over, in order: %v: %v", ordered, err)
+		}
 	}
 	// It may be silent while all may be waited for.
-	b, _ = anyBatch(t, 2, func(int) bool { return true })
+	b, _ := anyBatch(t, 2, func(int) bool { return true })
 	if got := b.silence(time.Millisecond); got != time.Second+swapSlack {
 		t.Errorf("silent for %s", got)
 	}
