@@ -118,15 +118,15 @@ func (r *Reconciler) attempt(ctx context.Context, t *task, from lane) error {
 		within, end := r.running.begin(ctx, t.key)
 		defer end()
 		ctx = within
+		view, now := r.cfg.State.View(), r.cfg.Now() // before the look, which may see more
 		demand, err := r.demandNow(t.key)
 		if err != nil || demand.None() {
 			return err
 		}
-		if _, err := r.unheld(t.key, demand); err != nil {
+		if demand, err = r.unheld(t.key, demand); err != nil {
 			return err
 		}
-		terms := &opening{r: r, k: t.key}
-		open = terms.ask
+		open = (&opening{r: r, k: t.key, view: view, at: now, demand: demand}).ask
 		within, stop, err := r.gate.pass(ctx)
 		if err != nil {
 			return err

@@ -100,11 +100,43 @@ func (p *Partial) Commit(ctx context.Context, class Class) error {
 // PutFetched stores a small blob that came whole from a peer, on behalf of a
 // project.
 func (s *Store) PutFetched(ctx context.Context, pid identity.ProjectID, d digest.Digest, b []byte, class Class) error {
-	if err := units.CheckDigest(d); err != nil {
+	c, err := Check(d, b)
+	if err != nil {
 		return err
 	}
+	return s.PutChecked(ctx, pid, c, class)
+}
+
+// Checked is a blob's bytes that were found to have its digest. The zero value is
+// none.
+type Checked struct {
+	d digest.Digest
+	b []byte
+}
+
+// Check hashes bytes. They must not be changed from then on. ErrDigestMismatch: they
+// are another blob's.
+func Check(d digest.Digest, b []byte) (Checked, error) {
+	if err := units.CheckDigest(d); err != nil {
+		return Checked{}, err
+	}
 	if got := d.Algorithm().FromBytes(b); got != d {
-		return fmt.Errorf("%w: expected %s, got %d bytes of %s", ErrDigestMismatch, d, len(b), got)
+		return Checked{}, fmt.Errorf("%w: expected %s, got %d bytes of %s", ErrDigestMismatch, d, len(b), got)
+	}
+	if b == nil {
+		b = []byte{}
+	}
+	return Checked{d, b}, nil
+}
+
+// Bytes are not to be changed; nil: of the zero value.
+func (c Checked) Bytes() []byte { return c.b }
+
+// PutChecked is PutFetched for bytes that need not be hashed again.
+func (s *Store) PutChecked(ctx context.Context, pid identity.ProjectID, c Checked, class Class) error {
+	d, b := c.d, c.b
+	if b == nil {
+		return fmt.Errorf("%w: nothing was checked", ErrDigestMismatch)
 	}
 	if len(b) <= InlineMax {
 		unlock := s.locks.lock(d)

@@ -5,8 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
-	"io"
 	"sync"
 	"time"
 
@@ -14,8 +12,6 @@ import (
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
-	"github.com/portolan/portolan/node/store/units"
-	"github.com/portolan/portolan/transfer/peer"
 )
 
 const (
@@ -29,6 +25,10 @@ const (
 	batchAhead = 1024
 	// batchWrite is when gathered requests are written.
 	batchWrite = 16 << 10
+	// batchGather is how long requests are gathered while at least batchBusy are on
+	// their way: flights begin one by one, and a write for each costs as much as a blob.
+	batchGather = 4 * time.Millisecond
+	batchBusy   = 16
 )
 
 // errBatch ends a batch that can't go on. Its blobs come one by one.
@@ -48,7 +48,8 @@ type batches struct {
 func newBatches(s *Swarm) *batches { return &batches{s: s, m: map[identity.NodeID]*batch{}} }
 
 // batch is the small blobs that come from one holder, on one stream: asked for as
-// they are wanted, answered in order. It takes one place among the active blobs,
+// they are wanted, answered in order; those that another receiver is to bring as they
+// come there. It takes one place among the active blobs,
 // and its bytes room in the holder's pipe.
 //
 // Two goroutines work on it while there is something to do: one asks, the other,
@@ -65,6 +66,7 @@ type batch struct {
 	queue   []*parcel // not asked for, in the order of their ranks
 	asked   []*parcel // in the order of their requests
 	sent    chan struct{}
+	reads   *parcel // whose answer is read, of the goroutine that reads
 }
 
 // parcel is one blob of a batch.
@@ -109,15 +111,21 @@ func (f *flight) batched() (bool, error) {
 	}
 	at, self, now := circleAt{c.node, f.pid}, f.s.self(), time.Now()
 	w := ways{holder: c.node, self: self.node, owner: f.s.swaps.owner(at, self, f.digest, now)}
+	fit := func(node identity.NodeID) bool { return f.s.swaps.fit(swapBetween{c.node, node}, time.Now()) }
 	defer f.setAside(false)
-	for said := error(nil); ; {
-		way, ok := w.next(said, func(node identity.NodeID) bool { return f.s.swaps.fit(node, time.Now()) })
-		if !ok {
+	var way way
+	for said, waits := error(nil), 0; ; {
+		if coming(said) && waits < swapWaits && fit(way.node) && f.s.loaded() {
+			waits++ // the same way once more
+		} else if way, ok = w.next(said, fit); !ok {
 			return false, nil
 		}
-		if !way.holder && !f.s.cfg.Access(f.ctx, way.node, f.digest, f.pid) {
-			said = errNotHis // as T13 has it: it is asked for nothing that it may not have
-			continue
+		if !way.holder {
+			if !f.s.mayAsk(f.ctx, way.node, f.digest, f.pid) {
+				said = errNotHis // as T13 has it: it is asked for nothing that it may not have
+				continue
+			}
+			way.wait = f.s.patience(c.node)
 		}
 		f.setAside(!way.holder)
 		got, asked := f.askBatch(way, l.size)
@@ -126,14 +134,17 @@ func (f *flight) batched() (bool, error) {
 		}
 		if got.err == nil {
 			defer got.free()
-			return f.tookSmall(candidate{node: way.node, pid: f.pid}, way, got.data)
+			return f.tookSmall(candidate{node: way.node, pid: f.pid}, c.node, got.data)
 		}
 		said = got.err
 		var taken *takenError
 		switch {
 		case errors.As(said, &taken):
 		case !way.holder:
-			if f.s.letDown(way.node, said) {
+			if coming(said) && waits < swapWaits {
+				break // it is behind, and does not hold up what waits for nothing else
+			}
+			if f.s.letDown(swapBetween{c.node, way.node}, said) {
 				f.s.log.Info("small blobs are left to a receiver no longer, for a while", "node", way.node, "site", f.s.site(way.node), "error", said)
 			}
 		case errors.Is(said, errNotAsked):
@@ -157,28 +168,6 @@ var (
 	errNotHis = errors.New("the receiver may not have the blob")
 )
 
-// setAside says whether the blob is to come from another receiver.
-func (f *flight) setAside(aside bool) {
-	if f.aside.Swap(aside) != aside && aside {
-		f.s.landings.news(f.digest) // who waits for it here waits in vain
-	}
-}
-
-// letDown notes that a receiver that was asked did not bring a blob; true: it is to
-// blame, for the first time in a while. One that refuses does as it may, and each
-// refusal costs a round trip.
-func (s *Swarm) letDown(node identity.NodeID, said error) bool {
-	if errors.Is(said, errNotHis) || errors.Is(said, errNotAsked) {
-		return false
-	}
-	first := s.swaps.failed(node, time.Now())
-	var refused *refusedError
-	return first && !(errors.As(said, &refused) && refused.status != Status_STATUS_NOT_YET)
-}
-
-// self is this node as one of the receivers.
-func (s *Swarm) self() receiver { return receiver{s.cfg.Host.ID(), s.uplink.share()} }
-
 // askBatch asks for the blob in a batch and waits for what becomes of it. false:
 // nobody waits for it any more, or a client does.
 func (f *flight) askBatch(w way, size int64) (got delivery, asked bool) {
@@ -198,8 +187,9 @@ func (f *flight) askBatch(w way, size int64) (got delivery, asked bool) {
 	return got, true
 }
 
-// tookSmall checks and stores what came.
-func (f *flight) tookSmall(c candidate, w way, data []byte) (bool, error) {
+// tookSmall checks and stores what came, from the holder or another receiver of what
+// it has.
+func (f *flight) tookSmall(c candidate, holder identity.NodeID, data []byte) (bool, error) {
 	// The data was read for this flight alone: it need not be copied.
 	if err := f.take(0, data, c.node, func(b []byte) []byte { return b }); err != nil {
 		f.mu.Lock()
@@ -208,14 +198,14 @@ func (f *flight) tookSmall(c candidate, w way, data []byte) (bool, error) {
 		f.s.suspects.add(c.node, f.digest, "bytes that are not the blob's")
 		f.s.doubt(c, f.digest)
 		f.s.metrics.badUnits.WithLabelValues(c.node.String()).Inc()
-		f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", 0, "holder", w.holder, "error", err)
-		if !w.holder {
-			f.s.swaps.failed(c.node, time.Now())
+		f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", 0, "holder", c.node == holder, "error", err)
+		if c.node != holder {
+			f.s.swaps.failed(swapBetween{holder, c.node}, time.Now())
 		}
 		return false, nil
 	}
-	if !w.holder {
-		f.s.swaps.brought(c.node)
+	if c.node != holder {
+		f.s.swaps.brought(swapBetween{holder, c.node})
 	}
 	f.s.landings.news(f.digest)
 	f.s.metrics.unitsReceived.Inc()
@@ -318,7 +308,8 @@ func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 	b.mu.Lock()
 	b.ss = ss
 	b.mu.Unlock()
-	in := bufio.NewReaderSize(batchReader{ss}, copyBuffer)
+	from := &batchReader{ss: ss}
+	in := bufio.NewReaderSize(from, copyBuffer)
 	stop := make(chan struct{})
 	var asking sync.WaitGroup
 	asking.Go(func() {
@@ -332,11 +323,11 @@ func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 		release(err == nil && in.Buffered() == 0)
 	}()
 	for {
-		p, over := b.first()
+		some, over := b.open()
 		if over {
 			return came, fresh, nil
 		}
-		if p == nil { // those in the queue wait for room
+		if !some { // those in the queue wait for room
 			select {
 			case <-b.sent:
 				continue
@@ -344,7 +335,8 @@ func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 				return came, fresh, ctx.Err()
 			}
 		}
-		if err := b.receive(ctx, in, p); err != nil {
+		from.quiet = b.silence(ss.quiet)
+		if err := b.receive(ctx, in); err != nil {
 			return came, fresh, err
 		}
 		came++
@@ -352,20 +344,20 @@ func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 	}
 }
 
-// first is the blob that the next answer is about. over: there is none, and none
-// is in the queue: the batch ends.
-func (b *batch) first() (p *parcel, over bool) {
+// open says whether some are asked for. over: none is, and none is in the queue: the
+// batch ends.
+func (b *batch) open() (some, over bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.asked) > 0 {
-		return b.asked[0], false
+		return true, false
 	}
 	if len(b.queue) > 0 {
-		return nil, false
+		return false, false
 	}
 	b.running, b.ss = false, nil
 	b.s.pipes.forget(b.node, &b.waiter)
-	return nil, true
+	return false, true
 }
 
 // ask writes requests as long as there is room, and waits for more.
@@ -402,7 +394,21 @@ func (b *batch) ask(ss *session, stop <-chan struct{}) error {
 		case <-stop:
 			return nil
 		}
+		if b.busy() {
+			select {
+			case <-time.After(batchGather):
+			case <-stop:
+				return nil
+			}
+		}
 	}
+}
+
+// busy says whether enough is on its way that requests need not go at once.
+func (b *batch) busy() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.asked) >= batchBusy
 }
 
 // request is what is asked for a parcel.
@@ -411,7 +417,7 @@ func (b *batch) request(p *parcel) *Request {
 	if p.way.holder {
 		r.Swap, r.Share, r.UnlessGivenMs = true, p.f.uplink, uint32(p.way.unless/time.Millisecond)
 	} else {
-		r.WaitMs = uint32(swapPatience / time.Millisecond)
+		r.WaitMs, r.AnyOrder = uint32(p.way.wait/time.Millisecond), true
 	}
 	return r
 }
@@ -441,124 +447,4 @@ func (b *batch) take(ss *session) (p *parcel, ended bool) {
 	p.id, p.at, p.sole = ss.lastID, time.Now(), len(b.asked) == 0
 	b.asked = append(b.asked, p)
 	return p, false
-}
-
-// shift takes the first of those asked for off: it is answered.
-func (b *batch) shift(p *parcel, lost bool) {
-	b.mu.Lock()
-	b.asked = b.asked[1:]
-	b.mu.Unlock()
-	if p.sole && !lost {
-		b.s.pipes.answered(b.node, time.Since(p.at))
-	}
-	b.s.pipes.release(b.node, classReplication, max(1, p.size), lost)
-}
-
-// receive takes one answer. An error ends the stream.
-func (b *batch) receive(ctx context.Context, in *bufio.Reader, p *parcel) error {
-	var a Answer
-	if err := peer.ReadMsg(in, &a, maxMessage); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF // something was asked: this is no end
-		}
-		return err
-	}
-	if a.Id != p.id {
-		return fmt.Errorf("%w: answer to request %d instead of %d", errProtocol, a.Id, p.id)
-	}
-	if a.Status != Status_STATUS_OK {
-		b.shift(p, true)
-		b.deliver(p, delivery{err: &refusedError{status: a.Status, reason: a.Reason, end: 1}})
-		return nil
-	}
-	if a.Size != p.size && a.Size >= 0 && a.Size <= units.MaxSize {
-		// It may as well be the manifest that is wrong: no blame. How much follows is
-		// another blob's matter.
-		return fmt.Errorf("%w: the holder's blob %s has %d bytes, not %d", errBatch, p.f.digest, a.Size, p.size)
-	}
-	if p.way.holder {
-		if err := b.s.swaps.note(circleAt{b.node, p.pid}, &a, time.Now()); err != nil {
-			return err
-		}
-	}
-	if p.way.unless > 0 && a.Taken && !a.HasUnit && a.UnitBytes == 0 && a.ListBytes == 0 && a.Last && a.Size == p.size {
-		by, err := identity.NodeIDFromBytes(a.TakenBy)
-		if err != nil {
-			return fmt.Errorf("%w: taken: %w", errProtocol, err)
-		}
-		b.shift(p, true)
-		b.deliver(p, delivery{err: &takenError{by}})
-		return nil
-	}
-	if a.Size != p.size || !a.HasUnit || a.Unit != 0 || int64(a.UnitBytes) != p.size || !a.Last || a.Taken || len(a.Record) > 0 || a.ListBytes > 0 {
-		return fmt.Errorf("%w: %d bytes of unit %d of a blob of %d", errProtocol, a.UnitBytes, a.Unit, p.size)
-	}
-	// Room for it is this node's own time: no deadline runs.
-	data, free, err := b.s.buffer(ctx, p.size)
-	if err != nil {
-		return err
-	}
-	if _, err := io.ReadFull(in, data); err != nil {
-		free()
-		return err
-	}
-	b.shift(p, false)
-	b.s.received(b.node, len(data))
-	b.deliver(p, delivery{data: data, free: free})
-	return nil
-}
-
-// requeue puts back what was asked for.
-func (b *batch) requeue() {
-	b.mu.Lock()
-	asked := b.asked
-	b.queue, b.asked, b.ss = append(asked[:len(asked):len(asked)], b.queue...), nil, nil
-	b.mu.Unlock()
-	for _, p := range asked {
-		b.s.pipes.release(b.node, classReplication, max(1, p.size), true)
-	}
-}
-
-// fail lets all blobs go their own way, and those to come for a while. Only the
-// first of those asked for is told of a breach of the protocol: it is its answer.
-func (b *batch) fail(err error) {
-	b.mu.Lock()
-	asked, queue := b.asked, b.queue
-	b.asked, b.queue, b.running, b.ss = nil, nil, false, nil
-	b.rest = time.Now().Add(restFor)
-	b.mu.Unlock()
-	b.s.pipes.forget(b.node, &b.waiter)
-	b.s.log.Info("small blobs come one by one for a while", "node", b.node, "site", b.s.site(b.node), "blobs", len(asked)+len(queue), "error", err)
-	for i, p := range asked {
-		b.s.pipes.release(b.node, classReplication, max(1, p.size), true)
-		if i > 0 {
-			err = errBatch
-		}
-		b.deliver(p, delivery{err: err})
-	}
-	for _, p := range queue {
-		b.deliver(p, delivery{err: errBatch})
-	}
-}
-
-// batchReader gives a holder the session's quiet time for each read: the blobs of
-// one that is silent for longer are asked of all that have them.
-type batchReader struct{ ss *session }
-
-func (r batchReader) Read(b []byte) (int, error) {
-	if r.ss.pace != nil && len(b) > 0 {
-		n, err := r.ss.pace(len(b))
-		if err != nil {
-			return 0, err
-		}
-		b = b[:n]
-	}
-	if err := r.ss.st.SetReadDeadline(time.Now().Add(r.ss.quiet)); err != nil {
-		return 0, err
-	}
-	n, err := r.ss.st.Read(b)
-	if n > 0 && r.ss.heard != nil {
-		r.ss.heard()
-	}
-	return n, err
 }

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/semaphore"
@@ -255,7 +257,7 @@ func TestBatch_ALeftStreamAsksForNothing(t *testing.T) {
 	s.metrics = newMetrics(s)
 	old, next := &session{}, &session{}
 	b := &batch{s: s, ss: old, running: true, waiter: waiter{wake: make(chan struct{}, 1)}, sent: make(chan struct{}, 1)}
-	if _, over := b.first(); !over {
+	if _, over := b.open(); !over {
 		t.Fatal("an empty batch goes on")
 	}
 	b.queue = append(b.queue, &parcel{f: &flight{digest: digest.FromString("x")}, size: 10})
@@ -280,14 +282,20 @@ func FuzzBatch(f *testing.F) {
 	f.Add(frame(f, &Answer{Id: 1, Size: 1 << 40, HasUnit: true, UnitBytes: 1 << 30, Last: true}))
 	f.Add(frame(f, &Answer{Id: 1, Size: 10, HasUnit: true, UnitBytes: 10}))
 	f.Add([]byte{255, 255, 255, 255})
+	f.Add(slices.Concat(answer(3, content(700)), answer(1, content(10)), frame(f, &Answer{Id: 4, Status: Status_STATUS_NOT_YET, Last: true, Coming: true}), answer(2, content(4000))))
+	f.Add(slices.Concat(answer(3, content(700)), answer(3, content(700))))
+	f.Add(answer(2, content(4000)))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		s := &Swarm{pipes: newPipes(), buffers: semaphore.NewWeighted(bufferBytes)}
 		s.metrics = newMetrics(s)
 		ss := &session{}
 		b := &batch{s: s, ss: ss, waiter: waiter{wake: make(chan struct{}, 1)}, sent: make(chan struct{}, 1)}
 		var all []*parcel
-		for _, size := range []int64{10, 4000, 0} {
+		for i, size := range []int64{10, 4000, 700, 0} {
 			p := &parcel{f: &flight{digest: digest.FromString("x")}, size: size, done: make(chan delivery, 1)}
+			if i >= 2 {
+				p.way.wait = time.Second // answered in any order
+			}
 			all = append(all, p)
 			b.queue = append(b.queue, p)
 		}
@@ -296,8 +304,7 @@ func FuzzBatch(f *testing.F) {
 		all[1].gone = true // its client came while it was on its way
 		r := bufio.NewReader(bytes.NewReader(in))
 		for range all {
-			p, _ := b.first()
-			if err := b.receive(t.Context(), r, p); err != nil {
+			if err := b.receive(t.Context(), r); err != nil {
 				break
 			}
 		}

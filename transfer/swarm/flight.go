@@ -102,7 +102,7 @@ type flight struct {
 	rumour    bool                                   // told has changed, or the crowd here, see regroup
 	resting   map[identity.NodeID]time.Time          // receivers that failed, and when to try again
 	vessel    vessel
-	small     []byte         // a blob of one unit
+	small     store.Checked  // a blob of one unit
 	early     map[int]*early // units whose first bytes readers may have
 	have      int            // units that are here and checked
 	complete  bool           // the whole chain holds
@@ -402,7 +402,7 @@ func (f *flight) read() bool {
 func (f *flight) readable() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.complete && !f.poisoned && (f.small != nil || f.pass)
+	return f.complete && !f.poisoned && (f.small.Bytes() != nil || f.pass)
 }
 
 func (f *flight) isComplete() bool {

@@ -79,8 +79,10 @@ func (f *flight) take(i int, data []byte, from identity.NodeID, own func([]byte)
 	f.mu.Lock()
 	v, n := f.vessel, f.layout.units()
 	f.mu.Unlock()
+	var small store.Checked
 	if n == 1 {
-		if f.digest.Algorithm().FromBytes(data) != f.digest {
+		var err error
+		if small, err = store.Check(f.digest, own(data)); err != nil {
 			return fmt.Errorf("%w: %s", units.ErrBadUnit, f.digest)
 		}
 	} else {
@@ -93,7 +95,7 @@ func (f *flight) take(i int, data []byte, from identity.NodeID, own func([]byte)
 	}
 	f.mu.Lock()
 	if n == 1 {
-		f.small = own(data)
+		f.small = small
 	}
 	f.last = time.Now()
 	f.from = from
@@ -167,7 +169,7 @@ func (f *flight) store() error {
 			}
 		}
 	case f.vessel == nil:
-		err = f.s.cfg.Store.PutFetched(ctx, f.pid, f.digest, f.small, class)
+		err = f.s.cfg.Store.PutChecked(ctx, f.pid, f.small, class)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", errLocal, err)

@@ -355,6 +355,16 @@ func (ps *pipes) answered(node identity.NodeID, d time.Duration) {
 	ps.of(node).answered(d)
 }
 
+// delay is the shortest time that a peer took to answer; 0: not known.
+func (ps *pipes) delay(node identity.NodeID) time.Duration {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if p := ps.peers[node]; p != nil {
+		return p.delay
+	}
+	return 0
+}
+
 // crowded says whether somebody waits for room among the bytes of all peers.
 func (ps *pipes) crowded() bool {
 	ps.mu.Lock()

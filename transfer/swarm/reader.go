@@ -179,9 +179,9 @@ func (r *reader) read(p []byte) (int, <-chan struct{}, error) {
 	lastUnit := l.units() - 1
 	off, n := l.span(i)
 	end := off + n
-	kept := f.complete && (f.small != nil || f.pass) // readable beyond the flight's end
+	kept := f.complete && (f.small.Bytes() != nil || f.pass) // readable beyond the flight's end
 	ok := !f.poisoned && !f.foreign && (!f.over || kept) && (i < lastUnit || f.complete)
-	small, vessel, over := f.small, f.vessel, f.over
+	small, vessel, over := f.small.Bytes(), f.vessel, f.over
 	peeked := 0
 	if i < lastUnit && !f.foreign {
 		peeked = r.peeked(p, i)

@@ -63,12 +63,13 @@ type server struct {
 	metrics *metrics
 	crowds  *crowds // who receives what at the same time; nil: nobody knows
 	uplink  *uplink // measured; nil: not
-	// circles, landings and soon are for small blobs that receivers swap: who takes
-	// them, news of those that come here, and what of one is here before it is stored,
-	// or that it is to come from another receiver. nil: nothing is swapped.
+	// circles, landings, soon and lively are for small blobs that receivers swap: who
+	// takes them, who waits for those that come here, what of one is here before it is stored,
+	// or where it is to come from, and whether any come. nil: nothing is swapped.
 	circles  *circles
 	landings *landings
-	soon     func(d digest.Digest, pid identity.ProjectID) (body []byte, aside bool)
+	soon     func(d digest.Digest, pid identity.ProjectID) (body []byte, to bringing)
+	lively   func(pid identity.ProjectID) bool
 	pacer    Pacer         // nil: nothing is held back
 	idle     time.Duration // requestIdle
 	// split gives the sub-states of a unit, or none; nil: none ever.
@@ -98,15 +99,15 @@ type openBlob struct {
 	damaged uint64 // source.Damaged before it was opened
 
 	// Of the stream, whatever is open:
-	told  toldCircles
-	hasty time.Time // no blob is waited for before then
+	told toldCircles
+	lot  *lot
 }
 
 func (o *openBlob) close() {
 	if o.blob != nil {
 		_ = o.blob.Close()
 	}
-	*o = openBlob{told: o.told, hasty: o.hasty}
+	*o = openBlob{told: o.told, lot: o.lot}
 }
 
 // handle serves one stream until the peer closes it.
@@ -114,19 +115,22 @@ func (s *server) handle(ctx context.Context, from identity.NodeID, st stream) {
 	g := newGatherer(st, s.idle)
 	defer g.end()
 	st = g
-	var open openBlob
+	st.SetIdle(sendIdle) // of writes; reads have requestIdle
+	open := openBlob{lot: newLot(ctx, s, from, g)}
 	defer open.close()
+	defer open.lot.end()
 	for {
-		st.SetIdle(s.idle)
 		var req Request
 		if err := peer.ReadMsg(st, &req, maxMessage); err != nil {
-			if !errors.Is(err, io.EOF) {
+			if !errors.Is(err, io.EOF) || open.lot.drain() != nil {
 				_ = st.Reset()
 			}
 			return
 		}
-		st.SetIdle(sendIdle)
-		if err := s.answer(ctx, from, st, &req, &open); err != nil {
+		g.turn.Lock()
+		err := s.answer(ctx, from, st, &req, &open)
+		g.turn.Unlock()
+		if err != nil {
 			s.log.Debug("blob stream ended", "node", from, "digest", req.Digest, "error", err)
 			_ = g.flush()
 			_ = st.Reset()
@@ -138,8 +142,7 @@ func (s *server) handle(ctx context.Context, from identity.NodeID, st stream) {
 // answer answers one request. An error means that the stream can't go on.
 func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, req *Request, open *openBlob) error {
 	refuse := func(status Status, reason string) error {
-		s.metrics.refused.WithLabelValues(status.String()).Inc()
-		return peer.WriteMsg(st, &Answer{Id: req.Id, Status: status, Reason: reason, Last: true}, maxMessage)
+		return s.refuse(st, &Answer{Id: req.Id, Status: status, Reason: reason})
 	}
 	d := digest.Digest(req.Digest)
 	project, err := identity.ProjectIDFromBytes(req.Project)
@@ -157,7 +160,7 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 	}
 	// Access before existence: a refusal tells nothing of the blob.
 	if !s.access(ctx, from, d, project) {
-		return refuse(Status_STATUS_DENIED, "this node gives the project's content to its members only")
+		return refuse(Status_STATUS_DENIED, deniedReason)
 	}
 	if p, ok := open.blob.(part); ok && p.ended() {
 		open.close() // it is in the store now, or gone
@@ -270,6 +273,16 @@ func (s *server) record(ctx context.Context, d digest.Digest) (units.Record, []b
 	}
 	b, err := list.MarshalBinary()
 	return rec, b, err
+}
+
+// deniedReason tells nothing of the blob.
+const deniedReason = "this node gives the project's content to its members only"
+
+// refuse ends a request with a status that is not OK.
+func (s *server) refuse(st stream, a *Answer) error {
+	s.metrics.refused.WithLabelValues(a.Status.String()).Inc()
+	a.Last = true
+	return peer.WriteMsg(st, a, maxMessage)
 }
 
 func (s *server) send(st stream, head *Answer, list []byte) error {

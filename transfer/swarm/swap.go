@@ -12,11 +12,28 @@ import (
 )
 
 const (
-	// swapPatience is how long a receiver has to bring a small blob that another one
-	// asks it for: its own request and its answer behind all that its holder sends it
-	// (some 3 MiB, 0.7 s where three share 100 Mbit/s), and the commit. Less than
-	// quietFor: a batch in which nothing comes for that long is given up.
-	swapPatience = 1500 * time.Millisecond
+	// swapPatience, and swapDelays round trips to the holder, is how long a receiver has
+	// to bring a small blob that another one asks it for: its own request and its answer
+	// behind all that its holder sends it (some 3 MiB, 0.7 s where three share 100
+	// Mbit/s), and the check. swapPatienceMost bounds what a receiver waits because
+	// another one asks it to.
+	swapPatience     = 1200 * time.Millisecond
+	swapDelays       = 4
+	swapPatienceMost = 4 * time.Second
+	// swapOverdue, and its patience, is how much earlier than an answered request one
+	// may have been asked that has no answer yet: the other side answers in any order,
+	// and none is left out for ever. A stream whose requests are further apart on their
+	// way than when they were written has been silent for long.
+	swapOverdue = 10 * time.Second
+	// swapSlack is how much longer than that, and a round trip, a batch may be quiet.
+	swapSlack = 500 * time.Millisecond
+	// swapWaits is how often a blob is asked for again of a receiver that says that it
+	// is bringing it, or others before it. Else the one that is ahead would take from
+	// the holder what the others are about to be given, and get further ahead: they
+	// then have all from it alone, through its uplink, and theirs lie idle.
+	swapWaits = 3
+	// swapLively is how lately a holder must have answered a receiver that says so.
+	swapLively = time.Second
 	// swapRest is for how long nothing is left to a receiver that did not bring a blob
 	// in time, the first time; each time in a row doubles it, up to swapRestMost. So
 	// one that does not want what others want costs swapPatience now and then.
@@ -24,6 +41,8 @@ const (
 	swapRestMost = 5 * time.Minute
 	// circleKnownFor is how long a holder's word on its circle holds.
 	circleKnownFor = 2 * circleFor
+	// maxRests, twice, bounds the receivers of all holders that are remembered as at rest.
+	maxRests = 1024
 	// maxWays bounds the nodes that a small blob is asked of in batches, one after the
 	// other: its owner, the holder, who was given it, the holder.
 	maxWays = 4
@@ -40,8 +59,12 @@ type swaps struct {
 	mu      sync.Mutex
 	circles map[circleAt][]receiver // sorted, this node left out
 	heard   map[circleAt]time.Time
-	rests   map[identity.NodeID]swapper
+	rests   map[swapBetween]swapper
 }
+
+// swapBetween names a receiver to which blobs of a holder are left. What it does not
+// bring of one holder's, which it may not reach, says nothing of another's.
+type swapBetween struct{ holder, node identity.NodeID }
 
 // circleAt names a circle: a holder's, of a project.
 type circleAt struct {
@@ -56,7 +79,7 @@ type swapper struct {
 }
 
 func newSwaps() *swaps {
-	return &swaps{circles: map[circleAt][]receiver{}, heard: map[circleAt]time.Time{}, rests: map[identity.NodeID]swapper{}}
+	return &swaps{circles: map[circleAt][]receiver{}, heard: map[circleAt]time.Time{}, rests: map[swapBetween]swapper{}}
 }
 
 // note takes what a holder's answer says of its circle.
@@ -108,52 +131,63 @@ func (sw *swaps) owner(at circleAt, self receiver, d digest.Digest, now time.Tim
 	all = append(append(all, others...), self)
 	sortReceivers(all)
 	owner := ownerOf(d, all)
-	if owner == self.node || sw.resting(owner, now) {
+	if owner == self.node || sw.resting(swapBetween{at.holder, owner}, now) {
 		return identity.NodeID{}
 	}
 	return owner
 }
 
+// lively says whether a holder of small blobs of a project answered lately: then this
+// node is bringing some, and may be asked again for one that it has not yet.
+func (sw *swaps) lively(pid identity.ProjectID, now time.Time) bool {
+	sw.mu.Lock()
+	defer sw.mu.Unlock()
+	for at, heard := range sw.heard { // bounded, and asked after a wait in vain only
+		if at.pid == pid && now.Sub(heard) < swapLively {
+			return true
+		}
+	}
+	return false
+}
+
 // resting says whether nothing is left to a receiver now; mu is held.
-func (sw *swaps) resting(node identity.NodeID, now time.Time) bool {
-	return now.Before(sw.rests[node].until)
+func (sw *swaps) resting(who swapBetween, now time.Time) bool {
+	return now.Before(sw.rests[who].until)
 }
 
 // fit says whether a blob may be left to a receiver.
-func (sw *swaps) fit(node identity.NodeID, now time.Time) bool {
+func (sw *swaps) fit(who swapBetween, now time.Time) bool {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
-	return !sw.resting(node, now)
+	return !sw.resting(who, now)
 }
 
 // failed notes that a receiver did not bring a blob in time; true: it was not at
 // rest. brought notes that one did.
-func (sw *swaps) failed(node identity.NodeID, now time.Time) bool {
+func (sw *swaps) failed(who swapBetween, now time.Time) bool {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
-	if sw.resting(node, now) {
+	if sw.resting(who, now) {
 		return false // all that was left to it before comes back now
 	}
-	if len(sw.rests) >= maxCircles {
-		for n, r := range sw.rests {
-			if now.Sub(r.until) > swapRestMost {
-				delete(sw.rests, n)
+	r, known := sw.rests[who]
+	if !known && len(sw.rests) >= maxRests {
+		for o, r := range sw.rests {
+			if now.Sub(r.until) > swapRestMost || len(sw.rests) >= 2*maxRests {
+				delete(sw.rests, o)
 			}
 		}
 	}
-	r := sw.rests[node]
 	r.until = now.Add(min(swapRest<<min(r.times, 10), swapRestMost))
 	r.times++
-	sw.rests[node] = r
+	sw.rests[who] = r
 	return true
 }
 
-func (sw *swaps) brought(node identity.NodeID) {
+func (sw *swaps) brought(who swapBetween) {
 	sw.mu.Lock()
 	defer sw.mu.Unlock()
-	if r, ok := sw.rests[node]; ok && r.times > 0 {
-		delete(sw.rests, node)
-	}
+	delete(sw.rests, who)
 }
 
 // way is how a small blob is asked for in a batch.
@@ -161,6 +195,7 @@ type way struct {
 	node   identity.NodeID
 	holder bool          // else it is another receiver, which may wait for the blob itself
 	unless time.Duration // of a holder: not if another receiver was given it within so long
+	wait   time.Duration // of another receiver: how long it may take to bring it
 }
 
 // ways are those that a small blob is asked of, one after the other.

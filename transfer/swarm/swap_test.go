@@ -115,18 +115,28 @@ func TestOwnerOf(t *testing.T) {
 // brings something.
 func TestSwaps_Rest(t *testing.T) {
 	sw, now := newSwaps(), time.Now()
+	who, other, elsewhere := swapBetween{named(9), named(1)}, swapBetween{named(9), named(2)}, swapBetween{named(8), named(1)}
 	for i, rest := range []time.Duration{swapRest, 2 * swapRest, 4 * swapRest} {
-		if !sw.failed(named(1), now) || sw.failed(named(1), now.Add(rest-1)) {
+		if !sw.failed(who, now) || sw.failed(who, now.Add(rest-1)) {
 			t.Fatalf("%d: it is not told from what it was left before", i)
 		}
-		if sw.fit(named(1), now.Add(rest-1)) || !sw.fit(named(1), now.Add(rest)) || !sw.fit(named(2), now) {
+		if sw.fit(who, now.Add(rest-1)) || !sw.fit(who, now.Add(rest)) || !sw.fit(other, now) {
 			t.Fatalf("%d: its rest is not %s", i, rest)
+		}
+		if !sw.fit(elsewhere, now) {
+			t.Fatalf("%d: it is left nothing of another holder's", i)
 		}
 		now = now.Add(rest)
 	}
-	sw.brought(named(1))
-	if sw.failed(named(1), now); !sw.fit(named(1), now.Add(swapRest)) {
+	sw.brought(who)
+	if sw.failed(who, now); !sw.fit(who, now.Add(swapRest)) {
 		t.Error("what it brought is not held in its favour")
+	}
+	for i := range 5 * maxRests {
+		sw.failed(swapBetween{named(byte(i)), named(byte(i >> 8))}, now)
+	}
+	if len(sw.rests) > 2*maxRests {
+		t.Errorf("%d are remembered", len(sw.rests))
 	}
 }
 
@@ -371,7 +381,7 @@ func TestSwap_WaitsForWhatIsAllowedAlone(t *testing.T) {
 		st, err := b.host.Open(t.Context(), a.id.ID, Protocol)
 		l.check(err)
 		defer func() { _ = st.Reset() }()
-		l.check(peer.WriteMsg(st, &Request{Id: 1, Digest: ws[0].Digest.String(), Project: pid[:], Units: 1, WaitMs: 60_000}, maxMessage))
+		l.check(peer.WriteMsg(st, &Request{Id: 1, Digest: ws[0].Digest.String(), Project: pid[:], Units: 1, WaitMs: 60_000, AnyOrder: true}, maxMessage))
 		var got Answer
 		l.check(peer.ReadMsg(st, &got, maxMessage))
 		return &got
@@ -382,37 +392,4 @@ func TestSwap_WaitsForWhatIsAllowedAlone(t *testing.T) {
 	if got := ask(identity.NewProjectID()); got.Status != Status_STATUS_DENIED {
 		t.Errorf("for another project: %v", got)
 	}
-}
-
-// A wait ends when the blob lands, and at once when it is to come from another
-// receiver.
-func TestSwap_AWaitEnds(t *testing.T) {
-	l, _, to, ws, _ := swapLab(t, 2, 2)
-	a := to[0]
-	srv, open := a.swarm.server, &openBlob{}
-	wait := func(w Want) <-chan bool {
-		got := make(chan bool, 1)
-		go func() {
-			_, ok := srv.awaitSmall(t.Context(), to[1].id.ID, w.Digest, project, swapPatience, open)
-			got <- ok
-		}()
-		return got
-	}
-	landed := wait(ws[0])
-	l.check(a.swarm.Fetch(t.Context(), ws[0]))
-	if !<-landed {
-		t.Error("what landed was not given")
-	}
-	f := &flight{s: a.swarm, digest: ws[1].Digest}
-	a.swarm.mu.Lock()
-	a.swarm.flights[f.digest] = f
-	a.swarm.mu.Unlock()
-	other := wait(ws[1])
-	f.setAside(true)
-	if <-other {
-		t.Error("what is not here was given")
-	}
-	a.swarm.mu.Lock()
-	delete(a.swarm.flights, f.digest)
-	a.swarm.mu.Unlock()
 }

@@ -95,6 +95,7 @@ type Swarm struct {
 	landings landings
 	uplink   uplink
 	arrivals arrivals
+	allowed  allowed
 	suspects suspects
 	doubting doubting
 	buffers  *semaphore.Weighted
@@ -153,7 +154,7 @@ func New(cfg Config) (*Swarm, error) {
 	s.batches, s.swaps = newBatches(s), newSwaps()
 	s.server = newServer(cfg, supply{s}, s.metrics)
 	s.server.crowds, s.server.uplink = s.crowds, &s.uplink
-	s.server.circles, s.server.landings, s.server.soon = newCircles(), &s.landings, s.soon
+	s.server.circles, s.server.landings, s.server.soon, s.server.lively = newCircles(), &s.landings, s.soon, s.lively
 	cfg.Host.Handle(Protocol, func(ctx context.Context, from identity.NodeID, st plane.Stream) { s.server.handle(ctx, from, st) })
 	cfg.Host.Handle(HaveProtocol, s.serveHave)
 	return s, nil

@@ -1,7 +1,7 @@
 // The blob protocol, "/portolan/blob/1". Numbers are for ever: only append.
 //
 // The side that opened the stream writes requests, as many as it likes without
-// waiting; the other answers them in order. A message is its length in four
+// waiting; the other answers them in order, but for any_order. A message is its length in four
 // bytes, big endian, and the protobuf; bytes that a message announces follow it
 // raw. The stream stays open for further requests: a fresh one would start with
 // a small window again.
@@ -26,7 +26,10 @@
 //
 //   -> Request{id: 3, digest, units: 1, swap, unless_given_ms}
 //   <- Answer{id: 3, last: true, taken, taken_by, receivers}
-//   -> Request{id: 1, digest, units: 1, wait_ms}              to that one
+//   -> Request{id: 1, digest, units: 1, wait_ms, any_order}   to that one
+//   -> Request{id: 2, digest, units: 1, wait_ms, any_order}
+//   <- Answer{id: 2, size, unit_bytes, last: true}            and the blob: as they come
+//   <- Answer{id: 1, status: NOT_YET, last: true, coming}     if it is behind: ask again
 //
 // Room for later forms: further kinds of payload.
 //
@@ -156,8 +159,8 @@ type Request struct {
 	// milliseconds (Answer.taken): it will pass them on. 0: leave out nothing.
 	UnlessGivenMs uint32 `protobuf:"varint,7,opt,name=unless_given_ms,json=unlessGivenMs,proto3" json:"unless_given_ms,omitempty"`
 	// What it is for, and so how it stands in line when the holder may send less
-	// than is asked for: 1 a client waits, 2 manifests, 3 replication, 4 scrub.
-	// Anything else is replication.
+	// than is asked for: 1 a client waits, 2 manifests and what pushes wait
+	// for, 3 replication, 4 scrub. Anything else is replication.
 	Class uint32 `protobuf:"varint,8,opt,name=class,proto3" json:"class,omitempty"`
 	// Send the sub-states of unit first_unit with it. Who has none, or does not know
 	// this field, sends the unit without.
@@ -173,8 +176,11 @@ type Request struct {
 	// With swap: as in Watch.share.
 	Share uint32 `protobuf:"varint,21,opt,name=share,proto3" json:"share,omitempty"`
 	// For the whole of a small blob: if it is not here yet, wait for it so long. The
-	// other side is to bring it from a holder.
-	WaitMs        uint32 `protobuf:"varint,22,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	// other side is to bring it from a holder. Only with any_order.
+	WaitMs uint32 `protobuf:"varint,22,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	// With wait_ms: the answer comes when the blob does, also after those to later
+	// requests. All others are answered in order.
+	AnyOrder      bool `protobuf:"varint,24,opt,name=any_order,json=anyOrder,proto3" json:"any_order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -300,6 +306,13 @@ func (x *Request) GetWaitMs() uint32 {
 	return 0
 }
 
+func (x *Request) GetAnyOrder() bool {
+	if x != nil {
+		return x.AnyOrder
+	}
+	return false
+}
+
 // Answer is one piece of the answer to a request.
 type Answer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -322,7 +335,8 @@ type Answer struct {
 	// Tells a unit of an empty blob from no unit.
 	HasUnit bool `protobuf:"varint,10,opt,name=has_unit,json=hasUnit,proto3" json:"has_unit,omitempty"`
 	// In place of unit `unit`: it was given to another receiver of the blob, see
-	// Request.unless_given_ms.
+	// Request.unless_given_ms. With STATUS_NOT_YET, to a request with wait_ms: the other
+	// side asks another receiver for the blob.
 	Taken bool `protobuf:"varint,11,opt,name=taken,proto3" json:"taken,omitempty"`
 	// So many bytes of sub-states of unit `unit` follow this message, before the
 	// unit's: the hash's raw state at each 64 KiB inside of it, in order. They are the
@@ -334,8 +348,11 @@ type Answer struct {
 	// changed. Only to a request with swap.
 	Receivers        []*Receiver `protobuf:"bytes,21,rep,name=receivers,proto3" json:"receivers,omitempty"`
 	ReceiversChanged bool        `protobuf:"varint,22,opt,name=receivers_changed,json=receiversChanged,proto3" json:"receivers_changed,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// With STATUS_NOT_YET, to a request with wait_ms: the other side is bringing the
+	// blob from a holder, or others of the project: it may be asked once more.
+	Coming        bool `protobuf:"varint,23,opt,name=coming,proto3" json:"coming,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Answer) Reset() {
@@ -469,6 +486,13 @@ func (x *Answer) GetReceivers() []*Receiver {
 func (x *Answer) GetReceiversChanged() bool {
 	if x != nil {
 		return x.ReceiversChanged
+	}
+	return false
+}
+
+func (x *Answer) GetComing() bool {
+	if x != nil {
+		return x.Coming
 	}
 	return false
 }
@@ -767,7 +791,7 @@ var File_transfer_swarm_swarm_proto protoreflect.FileDescriptor
 
 const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\n" +
-	"\x1atransfer/swarm/swarm.proto\x12\x11portolan.swarm.v1\"\xe0\x02\n" +
+	"\x1atransfer/swarm/swarm.proto\x12\x11portolan.swarm.v1\"\xfd\x02\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
@@ -783,7 +807,8 @@ const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\x05doubt\x18\x0f \x01(\bR\x05doubt\x12\x12\n" +
 	"\x04swap\x18\x14 \x01(\bR\x04swap\x12\x14\n" +
 	"\x05share\x18\x15 \x01(\rR\x05share\x12\x17\n" +
-	"\await_ms\x18\x16 \x01(\rR\x06waitMs\"\xc6\x03\n" +
+	"\await_ms\x18\x16 \x01(\rR\x06waitMs\x12\x1b\n" +
+	"\tany_order\x18\x18 \x01(\bR\banyOrder\"\xde\x03\n" +
 	"\x06Answer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
 	"\x06status\x18\x02 \x01(\x0e2\x19.portolan.swarm.v1.StatusR\x06status\x12\x12\n" +
@@ -802,7 +827,8 @@ const file_transfer_swarm_swarm_proto_rawDesc = "" +
 	"\tsub_bytes\x18\f \x01(\rR\bsubBytes\x12\x19\n" +
 	"\btaken_by\x18\x14 \x01(\fR\atakenBy\x129\n" +
 	"\treceivers\x18\x15 \x03(\v2\x1b.portolan.swarm.v1.ReceiverR\treceivers\x12+\n" +
-	"\x11receivers_changed\x18\x16 \x01(\bR\x10receiversChanged\"s\n" +
+	"\x11receivers_changed\x18\x16 \x01(\bR\x10receiversChanged\x12\x16\n" +
+	"\x06coming\x18\x17 \x01(\bR\x06coming\"s\n" +
 	"\x05Watch\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +

@@ -39,6 +39,8 @@ type refusedError struct {
 	reason string
 	// The units asked for that do not come.
 	first, end int
+	coming     bool // see Answer.coming
+	elsewhere  bool // of a small blob: it comes from another receiver there, see Answer.taken
 }
 
 func (e *refusedError) Error() string {

@@ -281,11 +281,28 @@ func FuzzServer(f *testing.F) {
 	f.Add(append(frame(f, &Request{Id: 1, Digest: o.rec.Digest.String(), Project: project[:], FirstUnit: 2, Units: 8}), 0, 0, 0, 9))
 	f.Add([]byte{255, 255, 255, 255})
 	f.Add(frame(f, &Request{Id: 1, Digest: o.rec.Digest.String(), Project: project[:], WantRecord: true, WantSubStates: true, FirstUnit: 1, Units: 2}))
+	little := content(100)
+	here, absent := digest.FromBytes(little), digest.FromString("x")
+	waits := func(id uint64, d digest.Digest, ms uint32) []byte {
+		return frame(f, &Request{Id: id, Digest: d.String(), Project: project[:], Units: 1, WaitMs: ms, AnyOrder: true})
+	}
+	f.Add(slices.Concat(waits(1, absent, 1<<31), waits(2, here, 1), waits(3, absent, 1), waits(3, o.rec.Digest, 7)))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		st := &script{in: bytes.NewReader(in)}
 		srv := o.server()
 		srv.split = newSplitter(srv).of
-		srv.handle(t.Context(), identity.NodeID{}, st)
+		// One small blob is here, none else is, and what is waited for is so for a moment.
+		srv.landings = &landings{}
+		srv.soon = func(digest.Digest, identity.ProjectID) ([]byte, bringing) { return nil, toNobody }
+		srv.small = func(_ identity.NodeID, d digest.Digest, _ identity.ProjectID) ([]byte, bool) {
+			return little, d == here
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		defer cancel()
+		srv.handle(ctx, identity.NodeID{}, st)
+		if n := srv.landings.places.Load(); n != 0 || len(srv.landings.m) != 0 {
+			t.Fatalf("%d places are taken, %d blobs watched", n, len(srv.landings.m))
+		}
 	})
 }
 

@@ -55,31 +55,27 @@ func (s *Sync) Expect(d digest.Digest, site string) {
 // tries them learns that the blob is out of reach rather than not there.
 func (s *Sync) Holders(ctx context.Context, d digest.Digest, pid identity.ProjectID, _ int64) []identity.NodeID {
 	view := s.cfg.State.View()
-	hinted := map[identity.NodeID]bool{}
+	var out []identity.NodeID
+	hinted := func(id identity.NodeID) {
+		if id != s.cfg.Self && !slices.Contains(out, id) && s.shared(view, pid, id) == nil {
+			out = append(out, id)
+		}
+	}
 	stores, err := s.cat.Holders(d)
 	if err != nil {
 		s.log.Warn("hints about a blob's holders can't be read: asking all peers", "digest", d, "error", err)
 	}
 	for _, id := range stores {
 		if n, ok := view.NodeOfStore(id); ok {
-			hinted[n.ID] = true
+			hinted(n.ID)
 		}
 	}
 	if site, ok := s.expected.c.Get(d); ok {
 		for _, n := range view.NodesOf(site) {
-			hinted[n.ID] = true
+			hinted(n.ID)
 		}
 	}
-	var out []identity.NodeID
-	reachable := false
-	for id := range hinted {
-		if id != s.cfg.Self && s.shared(view, pid, id) == nil {
-			out = append(out, id)
-			reachable = reachable || s.nearness(id) < outOfReach
-		}
-	}
-	if reachable {
-		s.sortByNearness(out)
+	if s.sortByNearness(out) {
 		return out
 	}
 	found, silent := s.whoHas(ctx, view, d, pid)
@@ -166,18 +162,31 @@ func (s *Sync) nearness(id identity.NodeID) time.Duration {
 	return outOfReach
 }
 
-func (s *Sync) sortByNearness(ids []identity.NodeID) {
-	near := make(map[identity.NodeID]time.Duration, len(ids))
+// sortByNearness says whether one of them is in reach.
+func (s *Sync) sortByNearness(ids []identity.NodeID) (reachable bool) {
+	near := make([]nearNode, len(ids))
 	view := s.cfg.State.View()
-	for _, id := range ids {
-		near[id] = s.nearness(id)
-		if near[id] < outOfReach && view.Draining(id) {
-			near[id] += drainsBehind
+	for i, id := range ids {
+		near[i] = nearNode{id, s.nearness(id)}
+		if near[i].far < outOfReach {
+			reachable = true
+			if view.Draining(id) {
+				near[i].far += drainsBehind
+			}
 		}
 	}
-	slices.SortStableFunc(ids, func(a, b identity.NodeID) int {
-		return cmp.Or(cmp.Compare(near[a], near[b]), slices.Compare(a[:], b[:]))
+	slices.SortStableFunc(near, func(a, b nearNode) int {
+		return cmp.Or(cmp.Compare(a.far, b.far), slices.Compare(a.id[:], b.id[:]))
 	})
+	for i, n := range near {
+		ids[i] = n.id
+	}
+	return reachable
+}
+
+type nearNode struct {
+	id  identity.NodeID
+	far time.Duration
 }
 
 // Access says whether a peer may have a blob on behalf of a project: the project
