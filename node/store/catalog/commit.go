@@ -254,11 +254,11 @@ func (c *Catalog) commit(g *group) {
 		c.storesGen.Add(1) // before anybody hears of it
 	}
 	c.settle()
+	c.notify(g) // before the answers: what was answered is in this node's count (Written)
 	for _, j := range g.waiting {
 		j.done <- nil
 	}
 	c.metrics.group(g)
-	c.notify(g)
 }
 
 // fail answers all of a group that could not be written. Whether it will be
