@@ -149,10 +149,10 @@ type batch struct {
 	repo map[string]*rowpb.Repository // by key
 
 	projects map[identity.ProjectID]change
-	feed     bool // the store's own feed grew
-	conflict bool // a conflict row was added
+	feed     bool     // the store's own feed grew
+	conflict bool     // a conflict row was added
 	judged   *Ordered // who knows the control state says what lost to its words; nil: nobody yet
-	stores   bool // a store got a number, or was dropped
+	stores   bool     // a store got a number, or was dropped
 	dropped  []Dropped
 }
 

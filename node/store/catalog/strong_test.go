@@ -547,3 +547,57 @@ func TestNoteOverruled_EntryGone(t *testing.T) {
 		t.Errorf("noted as lost: %q", got)
 	}
 }
+
+// TestOnlyOver: a site's writes go over no word of the control state that the one there
+// has not heard of, in whichever way they name the tag.
+func TestOnlyOver(t *testing.T) {
+	c := openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	mustPut(t, c, put(pid, "app", "one"))
+	putStrong(t, c, pid, 19, 20, strongTag("1", "one", 20))
+	heard := uint64(19)
+	c.OnlyOver(func(identity.ProjectID) uint64 { return heard })
+	one := put(pid, "app", "one").Digest
+	for name, write := range map[string]func() error{
+		"push":     func() error { _, err := c.PutManifest(t.Context(), put(pid, "app", "two", "1")); return err },
+		"tag":      func() error { return c.DeleteTag(t.Context(), pid, "app", "1", "user:ann", 7) },
+		"manifest": func() error { return c.DeleteManifest(t.Context(), pid, "app", one, "user:ann", 7) },
+		"all":      func() error { return c.DeleteRepository(t.Context(), pid, "app", "user:ann", 7) },
+	} {
+		if err := write(); !errors.Is(err, ErrUnheard) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	said(t, c, pid, "1", "one")
+	mustPut(t, c, put(pid, "app", "two", "2"))
+	heard = 20
+	mustPut(t, c, put(pid, "app", "two", "1"))
+	said(t, c, pid, "1", "two")
+}
+
+func TestFreeze(t *testing.T) {
+	dir, pid, generation := t.TempDir(), identity.NewProjectID(), [16]byte{1}
+	c := openAt(t, dir, Options{})
+	if _, index, err := c.Frozen(pid); index != 0 || err != nil {
+		t.Fatalf("%d, %v", index, err)
+	}
+	if err := c.Freeze(t.Context(), pid, generation, 7); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c = openAt(t, dir, Options{})
+	if g, index, err := c.Frozen(pid); g != generation || index != 7 || err != nil {
+		t.Errorf("%x, %d, %v", g, index, err)
+	}
+	if err := c.DropProject(t.Context(), pid); err != nil {
+		t.Fatal(err)
+	}
+	if _, index, err := c.Frozen(pid); index != 0 || err != nil {
+		t.Errorf("dropped: %d, %v", index, err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
