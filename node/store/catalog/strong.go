@@ -228,16 +228,27 @@ func (e *entry) overruled() bool {
 	return e.ctx[strongInc] > 0 && slices.ContainsFunc(e.sibs, func(s sibling) bool { return s.dot.Inc != strongInc })
 }
 
-// beside reports whether what sites wrote stands beside the control state's word.
+// said gives the raft index of the newest of the control state's words that the entry
+// includes: a seq is an epoch (consensus/state's epochShift) and an index, and these grow
+// from one epoch to the next, too.
+func (e *entry) said() uint64 { return e.ctx[strongInc] & (1<<48 - 1) }
+
+// beside reports whether what sites wrote may not have been written over the control
+// state's word: that is there still, or rights of before it say so. What a deleted word
+// overwrote stands alone at a store that heard of it after the word.
 func (e *entry) beside() bool {
 	w := e.winner()
-	return w != nil && w.dot.Inc == strongInc && e.overruled()
+	if w == nil || !e.overruled() {
+		return false
+	}
+	said := e.said()
+	return w.dot.Inc == strongInc || slices.ContainsFunc(e.sibs, func(s sibling) bool { return s.aclIndex < said })
 }
 
 // NoteOverruled notes as lost what sites wrote beside the control state's words and
 // what a switch to strong tags did not order, and ends what it did order, which the
-// words overwrote elsewhere: for a project whose tags are the sites' own again, where
-// no later word will cover it. Seen is read after the entries it says something of.
+// words overwrote elsewhere, also those that are gone by now: for a project whose tags
+// are the sites' own again, where no later word will cover it.
 func (c *Catalog) NoteOverruled(ctx context.Context, pid identity.ProjectID, sw Ordered) error {
 	prefix := append(prefixPID(tabLive, pid), byte(kindTag))
 	var found []entryKey
@@ -279,14 +290,17 @@ func (b *batch) noteOverruled(pid identity.ProjectID, keys []entryKey, sw Ordere
 			return err
 		}
 		w := e.winner()
-		if w == nil || w.dot.Inc != strongInc {
-			continue // noted when it came to that, or gone since it was found
+		if w == nil {
+			continue // gone since it was found
 		}
-		one := sw.of(k)
-		if !slices.ContainsFunc(e.sibs, func(s sibling) bool { return one.covers(&s) }) {
-			err = b.noteConflicts(pid, k, e)
-		} else {
+		one, word := sw.of(k), w.dot.Inc == strongInc
+		switch ended := slices.ContainsFunc(e.sibs, func(s sibling) bool { return one.covers(&s) }); {
+		case ended && (word || sw.Before != 0 && e.said() >= sw.Before):
+			// Stores that wrote the word over it have no dot to show for that.
 			err = b.save(pid, k, e, e.next(b.dot(pid), e.nextStamp(b.c.now()), nil, one.covers))
+		case word:
+			err = b.noteConflicts(pid, k, e)
+		default: // what lost to a site's write was noted when it came to that
 		}
 		if err != nil {
 			return err
@@ -358,12 +372,13 @@ func (e *entry) without(gone func(*sibling) bool) *entry {
 
 // within gives the entry without what a vector does not cover, if any sibling is
 // left. Else all of it: a tag that was new, or was written over what the vector covers,
-// which is nowhere any more and would be gone with it.
+// which is nowhere any more and would be gone with it. The control state's word, which
+// the vector says nothing of, does not speak for what came beside it.
 func (e *entry) within(seen Vector) *entry {
 	if seen == nil || e == nil {
 		return e
 	}
-	out := e.without(func(s *sibling) bool { return !seen.Covers(s.dot) })
+	out := e.without(func(s *sibling) bool { return s.dot.Inc != strongInc && !seen.Covers(s.dot) })
 	if len(out.sibs) == 0 {
 		return e
 	}
