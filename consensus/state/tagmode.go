@@ -88,6 +88,12 @@ type TagState struct {
 	Note string
 }
 
+// Spoken gives the seq up to which the state knows what it said of a project's tags:
+// what was said before a recovery or restore is not to be heard any more.
+func (v *View) Spoken(p Project) uint64 {
+	return max(p.Tags.Seq, p.Tags.Base, v.tagsEpoch<<epochShift)
+}
+
 // Switching reports whether a switch is under way: nobody sets or deletes tags.
 func (t TagState) Switching() bool { return t.Index != 0 }
 
@@ -165,7 +171,7 @@ func (v *View) beginSwitch(actor string, p Project, m *command.TagsMode) error {
 		p.Tags.Force = p.Tags.Force || m.GetForce()
 	case to == p.Tags.Mode && to == EventualTags && m.GetForce():
 		// Nobody is left who has the strong writes of before: go on without them.
-		p.Tags.Seq = 0
+		p.Tags.Seq, p.Tags.Base = 0, v.seq() // what was said until now is known of
 	case to == p.Tags.Mode:
 		return nil // again is as good as once
 	default:

@@ -113,6 +113,11 @@ func New(cfg Config) (*Door, error) {
 	}
 	d := &Door{cfg: cfg, log: cfg.Logger, cat: cfg.Catalog, projected: newProjected(), switching: newSwitches()}
 	cfg.Sync.OnReady(d.ready)
+	d.cat.OnlyOver(func(pid identity.ProjectID) uint64 {
+		v := cfg.State.View()
+		p, _ := v.ProjectByPID(pid)
+		return v.Spoken(p)
+	})
 	commits, overruled := d.cat.OnCommit(d.committed), d.cat.OnOverruled(d.overruled)
 	d.unhook = func() { commits(); overruled() }
 	return d, nil
@@ -162,7 +167,7 @@ func (d *Door) busy(p state.Project) error {
 func (d *Door) eventual(pid identity.ProjectID, write func() error) error {
 	d.gate.RLock()
 	defer d.gate.RUnlock()
-	p, _, err := d.find(pid)
+	p, v, err := d.find(pid)
 	switch {
 	case err != nil:
 		return err
@@ -173,6 +178,13 @@ func (d *Door) eventual(pid identity.ProjectID, write func() error) error {
 	}
 	if err := d.clockRight(); err != nil {
 		return err // stamps are this clock's
+	}
+	switch generation, index, err := d.cat.Frozen(pid); {
+	case err != nil:
+		return err
+	case index > v.Index() && generation == v.Mesh().Generation:
+		// It said that it takes none (G6), and lost what it knew of the switch.
+		return &command.Unavailable{RetryAfter: switchRetry, Reason: fmt.Sprintf("the control state of site %s is behind a switch of the tags of project %s that it has agreed to", d.cfg.Site, p.Name)}
 	}
 	switch {
 	case p.Tags.Seq != 0:
@@ -185,7 +197,10 @@ func (d *Door) eventual(pid identity.ProjectID, write func() error) error {
 				"(if no site is left that has them: portolan project tags %s eventual --force)", d.cfg.Site, p.Name, p.Name)}
 		}
 	}
-	return write()
+	if err := write(); !errors.Is(err, catalog.ErrUnheard) {
+		return err
+	}
+	return &command.Unavailable{RetryAfter: switchRetry, Reason: fmt.Sprintf("the control state of site %s is behind: it has not heard of a switch of the tags of project %s", d.cfg.Site, p.Name)}
 }
 
 // errOtherMode: the mode changed since it was looked at. Look again.
@@ -286,6 +301,12 @@ func (d *Door) put(ctx context.Context, put catalog.Put, cond Condition) error {
 		}
 		if err := still(); err != nil {
 			return err
+		}
+		put := put
+		if now, _, err := d.find(put.PID); err == nil {
+			// The rights may have been looked up before a mode that is over by now, and what
+			// was written under rights of before it would be late.
+			put.ACLIndex = max(put.ACLIndex, now.Tags.LateBefore)
 		}
 		dot, err = d.putManifest(ctx, put)
 		return err

@@ -68,9 +68,8 @@ func (d *Door) committed(pid identity.ProjectID) {
 // overruled is called when what a site wrote before the mode came here after what
 // the state says: this site wrote that down before it had all entries, which an
 // importer elsewhere had, and it must go here as it went there; or when what a site
-// wrote that nobody waited for came beside the state's words. Where the words are gone,
-// written over, that is nothing to a project whose tags are eventual: each of its pushes
-// is such a write.
+// wrote that nobody waited for came beside the state's words. What was written over them is
+// nothing to a project whose tags are eventual: each of its pushes is such a write.
 func (d *Door) overruled(pid identity.ProjectID, beside bool) {
 	d.projected.mu.Lock()
 	d.projected.ruled[pid] = true

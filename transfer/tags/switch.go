@@ -67,8 +67,9 @@ func (d *Door) AskWaiting(ctx context.Context, pid identity.ProjectID) []Wait {
 
 // ready says whether this node has done its part (G6): it knows of the switch,
 // no eventual write of before is under way, and what was strong is written down.
-func (d *Door) ready(_ context.Context, pid identity.ProjectID, index uint64) (bool, string) {
-	p, ok := d.cfg.State.View().ProjectByPID(pid)
+func (d *Door) ready(ctx context.Context, pid identity.ProjectID, index uint64) (bool, string) {
+	view := d.cfg.State.View()
+	p, ok := view.ProjectByPID(pid)
 	if !ok || p.Tags.Index != index {
 		return false, "its control state is behind"
 	}
@@ -79,6 +80,13 @@ func (d *Door) ready(_ context.Context, pid identity.ProjectID, index uint64) (b
 		// Who passes the gate after this sees the switch.
 		d.gate.Lock()
 		d.gate.Unlock() //nolint:staticcheck // SA2001: passing through is what it is for
+		if p.Tags.To == state.StrongTags {
+			// Before it says so: after a power cut the state here may be one of before the
+			// switch, and what is taken under that would be late.
+			if err := d.cat.Freeze(ctx, pid, view.Mesh().Generation, index); err != nil {
+				return false, err.Error()
+			}
+		}
 		d.switching.mu.Lock()
 		d.switching.frozen[pid] = index
 		d.switching.mu.Unlock()
@@ -138,11 +146,23 @@ func (d *Door) carryOutAll(ctx context.Context) bool {
 	return len(under) > 0
 }
 
-// members are the nodes that have to be ready.
+// members are the nodes that may end a switch.
 func members(view *state.View, p state.Project) []state.Node {
+	return nodes(view, func(site string) bool { return view.MayRest(p, site) })
+}
+
+// asked are the nodes that have to be ready: all members, and to strong tags also
+// sites that leave the project, which may have pushes that nobody else has yet.
+func asked(view *state.View, p state.Project) []state.Node {
+	return nodes(view, func(site string) bool {
+		return view.MayRest(p, site) || p.Tags.To == state.StrongTags && p.Residence(site) == state.Leaving
+	})
+}
+
+func nodes(view *state.View, at func(site string) bool) []state.Node {
 	var out []state.Node
 	for _, n := range view.Nodes() {
-		if !n.Witness && view.MayRest(p, n.Site) {
+		if !n.Witness && at(n.Site) {
 			out = append(out, n)
 		}
 	}
@@ -227,7 +247,7 @@ func (d *Door) askMembers(ctx context.Context, view *state.View, p state.Project
 		waits   []Wait
 		vectors []catalog.Vector
 	)
-	for _, n := range members(view, p) {
+	for _, n := range asked(view, p) {
 		wg.Go(func() {
 			r, err := d.cfg.Sync.Ready(ctx, n.ID, p.PID, p.Tags.Index)
 			mu.Lock()

@@ -87,7 +87,7 @@ func (c *Catalog) dropRest(ctx context.Context, pid identity.ProjectID) error {
 			return nil
 		})
 	}
-	for _, tab := range []byte{tabRepo, tabConflict, tabVector, tabPurged, tabCheck} {
+	for _, tab := range []byte{tabRepo, tabConflict, tabVector, tabPurged, tabCheck, tabFrozen} {
 		for {
 			var keys [][]byte
 			err := c.view(func(r reader) error {

@@ -45,6 +45,7 @@ const (
 	tabEpoch    = 0x1c // n epoch
 	tabInc      = 0x20 // inc
 	tabConflict = 0x21 // pid inc seq repo NUL tag
+	tabFrozen   = 0x22 // pid
 )
 
 // Names in tabMeta.

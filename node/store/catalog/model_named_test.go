@@ -36,7 +36,9 @@ func TestModel_NamesTheRule(t *testing.T) {
 			start := time.Now()
 			const most = 300
 			for i := range uint64(most) {
-				err := f.run(t.Context(), i, 60, bad)
+				// Every fourth history has strong tags as well, which says of most mistakes
+				// that stores do not come to the same.
+				err := f.run(t.Context(), i/3*4+i%3+1, 60, bad)
 				if err == nil {
 					continue
 				}

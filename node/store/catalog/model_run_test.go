@@ -92,6 +92,30 @@ func TestModel_FindsPlantedMistakes(t *testing.T) {
 		"rule 11: a site leaves to one that has not everything":      {leaveToNew: true},
 		"rule 11: a site is a member before it has what others have": {memberEarly: true},
 		"rule 14: what never left a node is not counted":             {countLow: true},
+
+		"invariant 20: what a switch imported beyond its importer's vector is late": {ordered: func(_ *strongView, sw Ordered) Ordered {
+			sw.Taken = nil
+			return sw
+		}},
+		"invariant 20: it is ordered of all tags of the same request": {ordered: func(v *strongView, sw Ordered) Ordered {
+			all := Vector{}
+			for _, taken := range v.taken {
+				for inc, seq := range taken {
+					all[inc] = max(all[inc], seq)
+				}
+			}
+			sw.Taken = func(string, string) Vector { return all }
+			return sw
+		}},
+		"invariant 20: nothing is known to be ordered":                    {ordered: func(_ *strongView, sw Ordered) Ordered { return Ordered{Before: sw.Before} }},
+		"invariant 20: a site writes over words that it has not heard of": {blind: true},
+		"invariant 20: nobody is late":                                    {ordered: func(_ *strongView, sw Ordered) Ordered { return Ordered{Seen: sw.Seen, Taken: sw.Taken} }},
+		"invariant 20: what is written after the mode is late": {ordered: func(_ *strongView, sw Ordered) Ordered {
+			if sw.Before != 0 {
+				sw.Before = ^uint64(0)
+			}
+			return sw
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, bad)
@@ -99,6 +123,9 @@ func TestModel_FindsPlantedMistakes(t *testing.T) {
 			const most = 300
 			for i := range uint64(most) {
 				if err := f.run(t.Context(), i, 60, bad); err != nil {
+					if rule, _, _ := strings.Cut(name, ":"); bad.strong() && !strings.Contains(err.Error(), rule+":") {
+						t.Errorf("found, and not by %s: %v", rule, err)
+					}
 					t.Logf("found in history %d after %v: %s", i, time.Since(start).Round(time.Millisecond), firstLine(err))
 					return
 				}

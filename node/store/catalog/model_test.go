@@ -132,8 +132,14 @@ type mistakes struct {
 	memberEarly  bool // a site that came in is a member before it has what others have
 	countLow     bool // what never left a node is counted from what was told last
 
+	ordered func(*strongView, Ordered) Ordered // what a node takes for ordered by a switch
+	blind   bool                               // a site writes over words that its control state has not heard of
+
 	ruleMistakes
 }
+
+// strong: only histories with strong tags can find it.
+func (m mistakes) strong() bool { return m.ordered != nil || m.blind }
 
 type lateDelivery struct {
 	page Page
@@ -200,7 +206,12 @@ func newFleet(t testing.TB, bad mistakes) *fleet {
 	return f
 }
 
-func (f *fleet) run(ctx context.Context, seed uint64, steps int, bad mistakes) (err error) {
+func (f *fleet) run(ctx context.Context, seed uint64, steps int, bad mistakes) error {
+	if bad.strong() || seed%4 == 0 {
+		if err := f.runStrong(ctx, seed, 2*steps, bad); err != nil || bad.strong() {
+			return err
+		}
+	}
 	m := &model{
 		ctx: ctx, rng: rand.New(rand.NewPCG(seed, 1)), bad: bad, cats: f.cats, clocks: f.clocks,
 		pid: identity.NewProjectID(), digests: map[string]digest.Digest{}, owed: map[Dot]bool{}, owner: map[Dot]int{}, trouble: seed%2 == 1,

@@ -29,8 +29,8 @@ func (c *Catalog) OnLocalWrite(fn func(identity.ProjectID)) (cancel func()) {
 }
 
 // OnOverruled has fn called after a tag got siblings of sites although the control
-// state has spoken of it: who knows the state says whether they are newer. beside: its word
-// is there still, and they stand beside it, so that they were not written over it.
+// state has spoken of it: who knows the state says whether they are newer. beside: they
+// may not have been written over its word, which is there still, or is newer than their rights.
 func (c *Catalog) OnOverruled(fn func(pid identity.ProjectID, beside bool)) (cancel func()) {
 	return c.watch(&watcher{ruled: fn})
 }

@@ -228,16 +228,27 @@ func (e *entry) overruled() bool {
 	return e.ctx[strongInc] > 0 && slices.ContainsFunc(e.sibs, func(s sibling) bool { return s.dot.Inc != strongInc })
 }
 
-// beside reports whether what sites wrote stands beside the control state's word.
+// said gives the raft index of the newest of the control state's words that the entry
+// includes: a seq is an epoch (consensus/state's epochShift) and an index, and these grow
+// from one epoch to the next, too.
+func (e *entry) said() uint64 { return e.ctx[strongInc] & (1<<48 - 1) }
+
+// beside reports whether what sites wrote may not have been written over the control
+// state's word: that is there still, or rights of before it say so. What a deleted word
+// overwrote stands alone at a store that heard of it after the word.
 func (e *entry) beside() bool {
 	w := e.winner()
-	return w != nil && w.dot.Inc == strongInc && e.overruled()
+	if w == nil || !e.overruled() {
+		return false
+	}
+	said := e.said()
+	return w.dot.Inc == strongInc || slices.ContainsFunc(e.sibs, func(s sibling) bool { return s.aclIndex < said })
 }
 
 // NoteOverruled notes as lost what sites wrote beside the control state's words and
 // what a switch to strong tags did not order, and ends what it did order, which the
-// words overwrote elsewhere: for a project whose tags are the sites' own again, where
-// no later word will cover it. Seen is read after the entries it says something of.
+// words overwrote elsewhere, also those that are gone by now: for a project whose tags
+// are the sites' own again, where no later word will cover it.
 func (c *Catalog) NoteOverruled(ctx context.Context, pid identity.ProjectID, sw Ordered) error {
 	prefix := append(prefixPID(tabLive, pid), byte(kindTag))
 	var found []entryKey
@@ -279,14 +290,17 @@ func (b *batch) noteOverruled(pid identity.ProjectID, keys []entryKey, sw Ordere
 			return err
 		}
 		w := e.winner()
-		if w == nil || w.dot.Inc != strongInc {
-			continue // noted when it came to that, or gone since it was found
+		if w == nil {
+			continue // gone since it was found
 		}
-		one := sw.of(k)
-		if !slices.ContainsFunc(e.sibs, func(s sibling) bool { return one.covers(&s) }) {
-			err = b.noteConflicts(pid, k, e)
-		} else {
+		one, word := sw.of(k), w.dot.Inc == strongInc
+		switch ended := slices.ContainsFunc(e.sibs, func(s sibling) bool { return one.covers(&s) }); {
+		case ended && (word || sw.Before != 0 && e.said() >= sw.Before):
+			// Stores that wrote the word over it have no dot to show for that.
 			err = b.save(pid, k, e, e.next(b.dot(pid), e.nextStamp(b.c.now()), nil, one.covers))
+		case word:
+			err = b.noteConflicts(pid, k, e)
+		default: // what lost to a site's write was noted when it came to that
 		}
 		if err != nil {
 			return err
@@ -358,12 +372,13 @@ func (e *entry) without(gone func(*sibling) bool) *entry {
 
 // within gives the entry without what a vector does not cover, if any sibling is
 // left. Else all of it: a tag that was new, or was written over what the vector covers,
-// which is nowhere any more and would be gone with it.
+// which is nowhere any more and would be gone with it. The control state's word, which
+// the vector says nothing of, does not speak for what came beside it.
 func (e *entry) within(seen Vector) *entry {
 	if seen == nil || e == nil {
 		return e
 	}
-	out := e.without(func(s *sibling) bool { return !seen.Covers(s.dot) })
+	out := e.without(func(s *sibling) bool { return s.dot.Inc != strongInc && !seen.Covers(s.dot) })
 	if len(out.sibs) == 0 {
 		return e
 	}
@@ -376,103 +391,18 @@ func (e *entry) within(seen Vector) *entry {
 	return out
 }
 
-// Seen gives what this store has seen of a project and, if d is not empty, of the
-// manifest.
-func (c *Catalog) Seen(pid identity.ProjectID, repo string, d digest.Digest) (Vector, error) {
-	var v Vector
-	err := c.view(func(r reader) (err error) {
-		if v, err = r.vector(tabVector, pid); err != nil || d == "" {
-			return err
-		}
-		raw, err := rawInRepo(repo, d)
-		if err != nil {
-			return err
-		}
-		e, err := r.entry(pid, entryKey{kindManifest, repo, string(raw)})
-		if err != nil || e == nil {
-			return err
-		}
-		for inc, seq := range e.ctx {
-			v[inc] = max(v[inc], seq)
-		}
+// OnlyOver has writes of tags go only over words of the control state that the one
+// here has heard of: spoken gives the seq of the newest in a project. Entries may be
+// ahead of the state: what does not know of a word is late, whatever it was written over,
+// and with it the word would be gone. Such a write gets ErrUnheard. spoken is called by
+// the committer, and must not block.
+func (c *Catalog) OnlyOver(spoken func(identity.ProjectID) uint64) { c.spoken.Store(&spoken) }
+
+// heardOf is OnlyOver for the entry of one tag, before a site writes over it.
+func (b *batch) heardOf(pid identity.ProjectID, k entryKey, e *entry) error {
+	spoken := b.c.spoken.Load()
+	if spoken == nil || k.kind != kindTag || e == nil || e.ctx[strongInc] == 0 || e.ctx[strongInc] <= (*spoken)(pid) {
 		return nil
-	})
-	return v, err
-}
-
-// DeleteManifestSeen removes of a manifest what a vector covers: not what was put
-// after it was taken. Tags stay as they are.
-func (c *Catalog) DeleteManifestSeen(ctx context.Context, pid identity.ProjectID, repo string, d digest.Digest, seen Vector) error {
-	raw, err := rawInRepo(repo, d)
-	if err != nil {
-		return err
 	}
-	err = c.submitAs(ctx, jobFreeing, func(b *batch) error {
-		k := entryKey{kindManifest, repo, string(raw)}
-		e, err := b.entry(pid, k)
-		if err != nil {
-			return err
-		}
-		if !e.live() {
-			return ErrNotFound
-		}
-		return b.deleteSeen(pid, k, e, b.dot(pid), seen)
-	})
-	if err != nil {
-		return fmt.Errorf("catalog: delete manifest %s of %s: %w", d, repo, err)
-	}
-	return nil
-}
-
-func (b *batch) deleteSeen(pid identity.ProjectID, k entryKey, e *entry, dot Dot, seen Vector) error {
-	return b.save(pid, k, e, e.next(dot, e.nextStamp(b.c.now()), nil, func(s *sibling) bool { return seen.Covers(s.dot) }))
-}
-
-// DeleteManifestsSeen is DeleteManifestSeen for all manifests of a repository, a
-// bounded number per transaction.
-func (c *Catalog) DeleteManifestsSeen(ctx context.Context, pid identity.ProjectID, repo string, seen Vector) error {
-	if err := checkName("repository", repo); err != nil {
-		return err
-	}
-	prefix := prefixRepo(tabLive, pid, kindManifest, repo)
-	for after := ""; ; {
-		var last string
-		err := c.submitAs(ctx, jobFreeing, func(b *batch) error {
-			last = ""
-			var keys []entryKey
-			err := b.scan(prefix, behind(prefix, after), false, func(key, _ []byte) (bool, error) {
-				_, k, ok := parsePIDEntry(key)
-				if !ok {
-					return false, damaged(key)
-				}
-				keys = append(keys, k)
-				return len(keys) < deleteChunk, nil
-			})
-			if err != nil || len(keys) == 0 {
-				return err
-			}
-			dot := b.dot(pid)
-			for _, k := range keys {
-				if b.half() {
-					break
-				}
-				e, err := b.entry(pid, k)
-				if err != nil {
-					return err
-				}
-				if err := b.deleteSeen(pid, k, e, dot, seen); err != nil {
-					return err
-				}
-				last = k.name
-			}
-			return nil
-		})
-		if err != nil {
-			return fmt.Errorf("catalog: delete the manifests of %s: %w", repo, err)
-		}
-		if last == "" {
-			return nil
-		}
-		after = last
-	}
+	return fmt.Errorf("%w: %s of %s", ErrUnheard, k.name, k.repo)
 }

@@ -497,9 +497,12 @@ func TestOnOverruled_Beside(t *testing.T) {
 	for _, c := range []*Catalog{a, b} {
 		putStrong(t, c, over, 0, 20, strongTag("1", "one", 20))
 	}
-	mustPut(t, b, put(over, "app", "two", "1"))
+	for c, name := range map[*Catalog]string{a: "three", b: "two"} {
+		p := put(over, "app", name, "1")
+		p.ACLIndex = 21 // the rights are looked up once the mode is over
+		mustPut(t, c, p)
+	}
 	await(false)
-	mustPut(t, a, put(over, "app", "three", "1"))
 	mustPull(t, b, a, over)
 	await(false)
 	mustPut(t, a, put(next, "app", "one", "1", "2"))
@@ -530,6 +533,67 @@ func TestNoteOverruled(t *testing.T) {
 	}
 }
 
+// TestNoteOverruled_DeletedWord: what a switch ordered, and a word of after it that is
+// deleted by now, comes to nothing also at a store that heard of it last; what was written
+// over the word stays.
+func TestNoteOverruled_DeletedWord(t *testing.T) {
+	writer, all, last := openMemory(t, Options{}), openMemory(t, Options{}), openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	for _, tag := range []string{"gone", "new", "old"} {
+		mustPut(t, writer, put(pid, "app", "one", tag))
+	}
+	seen, err := writer.Vector(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, writer, put(pid, "app", "late", "late"))
+	mustPull(t, all, writer, pid)
+	sw := Ordered{Before: 20, Seen: seen}
+	words := []StrongTag{strongTag("gone", "", 21), strongTag("new", "", 21), strongTag("late", "", 21)}
+	putStrong(t, last, pid, 0, 21, append(words, strongTag("old", "", 19))...)
+	putOrdered(t, all, pid, Ordered{Before: 20, Seen: seen}, 21, words[:2]...)
+	after := put(pid, "app", "two", "new")
+	after.ACLIndex = 22
+	mustPut(t, last, after)
+	mustPull(t, last, writer, pid)
+	for range 2 {
+		if err := last.NoteOverruled(t.Context(), pid, sw); err != nil {
+			t.Fatal(err)
+		}
+		said(t, last, pid, "gone", "")
+		said(t, last, pid, "new", "two")
+		said(t, last, pid, "late", "late")
+		said(t, last, pid, "old", "one") // the word is of an earlier mode
+	}
+	mustPull(t, all, last, pid)
+	mustPull(t, writer, last, pid)
+	for _, c := range []*Catalog{all, writer} {
+		said(t, c, pid, "gone", "")
+		said(t, c, pid, "new", "two")
+	}
+	audited(t, pid, writer, last)
+}
+
+// TestEachTag_BesideAWord: an import of a word of the mode before takes nothing that came
+// beside it after the importer's vector.
+func TestEachTag_BesideAWord(t *testing.T) {
+	a, b := openMemory(t, Options{}), openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	mustPut(t, a, put(pid, "app", "late", "1"))
+	putStrong(t, b, pid, 0, 20, strongTag("1", "one", 20))
+	mustPull(t, b, a, pid)
+	got := 0
+	err := b.EachTag(pid, Vector{7: 1}, func(s TagState) error {
+		if got++; s.Dot.Inc != strongInc || len(s.From) != 0 {
+			t.Errorf("%+v", s)
+		}
+		return nil
+	})
+	if err != nil || got != 1 {
+		t.Errorf("%d tags, %v", got, err)
+	}
+}
+
 // TestNoteOverruled_EntryGone: a tag that went after it was found does not keep those
 // behind it from being looked at.
 func TestNoteOverruled_EntryGone(t *testing.T) {
@@ -545,5 +609,59 @@ func TestNoteOverruled_EntryGone(t *testing.T) {
 	}
 	if got := conflicts(t, a, pid); len(got) != 1 || got[0] != "2" {
 		t.Errorf("noted as lost: %q", got)
+	}
+}
+
+// TestOnlyOver: a site's writes go over no word of the control state that the one there
+// has not heard of, in whichever way they name the tag.
+func TestOnlyOver(t *testing.T) {
+	c := openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	mustPut(t, c, put(pid, "app", "one"))
+	putStrong(t, c, pid, 19, 20, strongTag("1", "one", 20))
+	heard := uint64(19)
+	c.OnlyOver(func(identity.ProjectID) uint64 { return heard })
+	one := put(pid, "app", "one").Digest
+	for name, write := range map[string]func() error{
+		"push":     func() error { _, err := c.PutManifest(t.Context(), put(pid, "app", "two", "1")); return err },
+		"tag":      func() error { return c.DeleteTag(t.Context(), pid, "app", "1", "user:ann", 7) },
+		"manifest": func() error { return c.DeleteManifest(t.Context(), pid, "app", one, "user:ann", 7) },
+		"all":      func() error { return c.DeleteRepository(t.Context(), pid, "app", "user:ann", 7) },
+	} {
+		if err := write(); !errors.Is(err, ErrUnheard) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	said(t, c, pid, "1", "one")
+	mustPut(t, c, put(pid, "app", "two", "2"))
+	heard = 20
+	mustPut(t, c, put(pid, "app", "two", "1"))
+	said(t, c, pid, "1", "two")
+}
+
+func TestFreeze(t *testing.T) {
+	dir, pid, generation := t.TempDir(), identity.NewProjectID(), [16]byte{1}
+	c := openAt(t, dir, Options{})
+	if _, index, err := c.Frozen(pid); index != 0 || err != nil {
+		t.Fatalf("%d, %v", index, err)
+	}
+	if err := c.Freeze(t.Context(), pid, generation, 7); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c = openAt(t, dir, Options{})
+	if g, index, err := c.Frozen(pid); g != generation || index != 7 || err != nil {
+		t.Errorf("%x, %d, %v", g, index, err)
+	}
+	if err := c.DropProject(t.Context(), pid); err != nil {
+		t.Fatal(err)
+	}
+	if _, index, err := c.Frozen(pid); index != 0 || err != nil {
+		t.Errorf("dropped: %d, %v", index, err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -34,6 +34,9 @@ var (
 	// ErrVectorDropped says that this catalogue dropped its vector of the project
 	// after the exchange began (rule 7): begin the exchange anew.
 	ErrVectorDropped = errors.New("the vector was dropped during the exchange")
+	// ErrUnheard says that the control state has spoken of a tag, and that this site has
+	// not heard of that yet: it may not write over it.
+	ErrUnheard = errors.New("the control state has spoken of the tag, and has not been heard here yet")
 )
 
 const (

@@ -165,6 +165,9 @@ func (w *putWork) sibling(value []byte) *sibling {
 // write puts one new sibling (nil: none) in the place of all that it has seen
 // (invariant 1).
 func (b *batch) write(pid identity.ProjectID, k entryKey, old *entry, dot Dot, s *sibling) error {
+	if err := b.heardOf(pid, k, old); err != nil {
+		return err
+	}
 	stamp := old.nextStamp(b.c.now())
 	if s != nil {
 		s.dot, s.stamp = dot, stamp
@@ -278,6 +281,9 @@ func (b *batch) deleteManifest(pid identity.ProjectID, repo string, raw []byte) 
 		tk := entryKey{kindTag, repo, tag}
 		te, err := b.entry(pid, tk)
 		if err != nil {
+			return dot, false, err
+		}
+		if err := b.heardOf(pid, tk, te); err != nil {
 			return dot, false, err
 		}
 		new := te.next(dot, te.nextStamp(b.c.now()), nil, func(s *sibling) bool { return bytes.Equal(tagDigest(s), raw) })

@@ -1,0 +1,111 @@
+package catalog
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/node/identity"
+)
+
+// Seen gives what this store has seen of a project and, if d is not empty, of the
+// manifest.
+func (c *Catalog) Seen(pid identity.ProjectID, repo string, d digest.Digest) (Vector, error) {
+	var v Vector
+	err := c.view(func(r reader) (err error) {
+		if v, err = r.vector(tabVector, pid); err != nil || d == "" {
+			return err
+		}
+		raw, err := rawInRepo(repo, d)
+		if err != nil {
+			return err
+		}
+		e, err := r.entry(pid, entryKey{kindManifest, repo, string(raw)})
+		if err != nil || e == nil {
+			return err
+		}
+		for inc, seq := range e.ctx {
+			v[inc] = max(v[inc], seq)
+		}
+		return nil
+	})
+	return v, err
+}
+
+// DeleteManifestSeen removes of a manifest what a vector covers: not what was put
+// after it was taken. Tags stay as they are.
+func (c *Catalog) DeleteManifestSeen(ctx context.Context, pid identity.ProjectID, repo string, d digest.Digest, seen Vector) error {
+	raw, err := rawInRepo(repo, d)
+	if err != nil {
+		return err
+	}
+	err = c.submitAs(ctx, jobFreeing, func(b *batch) error {
+		k := entryKey{kindManifest, repo, string(raw)}
+		e, err := b.entry(pid, k)
+		if err != nil {
+			return err
+		}
+		if !e.live() {
+			return ErrNotFound
+		}
+		return b.deleteSeen(pid, k, e, b.dot(pid), seen)
+	})
+	if err != nil {
+		return fmt.Errorf("catalog: delete manifest %s of %s: %w", d, repo, err)
+	}
+	return nil
+}
+
+func (b *batch) deleteSeen(pid identity.ProjectID, k entryKey, e *entry, dot Dot, seen Vector) error {
+	return b.save(pid, k, e, e.next(dot, e.nextStamp(b.c.now()), nil, func(s *sibling) bool { return seen.Covers(s.dot) }))
+}
+
+// DeleteManifestsSeen is DeleteManifestSeen for all manifests of a repository, a
+// bounded number per transaction.
+func (c *Catalog) DeleteManifestsSeen(ctx context.Context, pid identity.ProjectID, repo string, seen Vector) error {
+	if err := checkName("repository", repo); err != nil {
+		return err
+	}
+	prefix := prefixRepo(tabLive, pid, kindManifest, repo)
+	for after := ""; ; {
+		var last string
+		err := c.submitAs(ctx, jobFreeing, func(b *batch) error {
+			last = ""
+			var keys []entryKey
+			err := b.scan(prefix, behind(prefix, after), false, func(key, _ []byte) (bool, error) {
+				_, k, ok := parsePIDEntry(key)
+				if !ok {
+					return false, damaged(key)
+				}
+				keys = append(keys, k)
+				return len(keys) < deleteChunk, nil
+			})
+			if err != nil || len(keys) == 0 {
+				return err
+			}
+			dot := b.dot(pid)
+			for _, k := range keys {
+				if b.half() {
+					break
+				}
+				e, err := b.entry(pid, k)
+				if err != nil {
+					return err
+				}
+				if err := b.deleteSeen(pid, k, e, dot, seen); err != nil {
+					return err
+				}
+				last = k.name
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("catalog: delete the manifests of %s: %w", repo, err)
+		}
+		if last == "" {
+			return nil
+		}
+		after = last
+	}
+}
