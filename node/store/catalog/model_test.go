@@ -161,7 +161,7 @@ type model struct {
 	trouble  bool                           // purges, lost rows, old disks, nodes gone and sites that leave
 	away     [modelNodes]bool               // gone for ever, or not a member site now
 	gone     [modelNodes]bool               // for ever
-	restored [modelNodes]bool               // its disk was put back once
+	restored [modelNodes]bool               // its disk was put back, or lost rows: it may not know what it told of
 	leaving  [modelNodes]bool               // it gives what it has, takes no writes and is sent nothing
 	syncing  [modelNodes]*takingIn          // it is not a full member yet
 	words    [modelNodes][modelNodes]Unseen // what the first knows of the second's requests by its word

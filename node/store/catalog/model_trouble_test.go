@@ -281,6 +281,7 @@ func (m *model) loseRows(n int) error {
 // dropVector is what a node does that lost rows.
 func (m *model) dropVector(n int) error {
 	c := m.cats[n]
+	m.restored[n] = true
 	if !m.bad.keepVector {
 		if err := c.DropVector(m.ctx, m.pid); err != nil {
 			return err
