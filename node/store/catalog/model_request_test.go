@@ -59,8 +59,10 @@ func (m *model) write(n int) error {
 	}
 	r, before := m.request(), m.cats[n].Written(m.pid)
 	m.bad.do(m.ctx, r, m.cats[n], m.pid)
-	if err := m.oneRequest(n, before, r); err != nil {
-		return err
+	if r.err == nil {
+		if err := m.oneRequest(n, before, r); err != nil {
+			return err
+		}
 	}
 	if err := m.account(n, r); err != nil {
 		return err

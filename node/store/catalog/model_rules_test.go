@@ -133,9 +133,6 @@ func (m *model) checkReads(n int) error {
 
 // oneRequest: what was answered as one request was one, whatever it changed.
 func (m *model) oneRequest(n int, before Written, r *request) error {
-	if r.err != nil {
-		return nil
-	}
 	after := m.cats[n].Written(m.pid)
 	want := uint64(1)
 	if after.Dot.Inc == before.Dot.Inc {
@@ -326,7 +323,7 @@ func (m *model) wrongBytes(n int) error {
 		return err
 	}
 	if _, err := m.cats[n].ApplyPage(m.ctx, m.pid, p); !errors.Is(err, ErrInvalid) {
-		return fmt.Errorf("rule 10: node %d takes in wrong bytes: %v", n, err)
+		return fmt.Errorf("rule 10: node %d takes in wrong bytes: %s", n, fmt.Sprint(err))
 	}
 	return m.compare(n)
 }
@@ -356,10 +353,10 @@ func (m *model) checkTrust(n int) error {
 		}
 	}
 	if _, err := m.cats[n].BlobIn(m.pid, m.rules.secret); !errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("rule 15: node %d gives content of project %s to readers of another one that names it (%v)", n, m.rules.shut, err)
+		return fmt.Errorf("rule 15: node %d gives content of project %s to readers of another one that names it (%s)", n, m.rules.shut, fmt.Sprint(err))
 	}
 	if b, _, err := m.cats[n].LinkedContent(m.pid, m.rules.secret); b != nil || err != nil {
-		return fmt.Errorf("rule 15: node %d gives content of project %s to sites of another one (%v)", n, m.rules.shut, err)
+		return fmt.Errorf("rule 15: node %d gives content of project %s to sites of another one (%s)", n, m.rules.shut, fmt.Sprint(err))
 	}
 	if _, err := m.cats[n].BlobIn(m.rules.shut, m.rules.secret); n%2 == 0 && err != nil {
 		return fmt.Errorf("rule 15: content of project %s is its no more at node %d: %w", m.rules.shut, n, err)
