@@ -109,20 +109,24 @@ func (q *queue) refuse(home string, at time.Time) {
 }
 
 // comes notes that a blob of a task is on its way; the returned function that it is
-// not any more.
+// not any more, of the site that the artifact was from at first: it may be another's by
+// then (from).
 func (q *queue) comes(t *task, b content) (ended func()) {
 	if isSmall(b) {
 		return func() {} // it comes whole
 	}
-	note := func(n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	d := q.owing.debt(t)
+	if d == nil {
+		return func() {}
+	}
+	d.flying[b.digest]++
+	return func() {
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		if d := q.owing.debt(t); d != nil {
-			if d.flying[b.digest] += n; d.flying[b.digest] <= 0 {
-				delete(d.flying, b.digest)
-			}
+		if d.flying[b.digest]--; d.flying[b.digest] == 0 {
+			delete(d.flying, b.digest)
 		}
 	}
-	note(1)
-	return func() { note(-1) }
 }

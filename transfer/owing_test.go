@@ -117,6 +117,27 @@ func TestBehind_ProgressAndETAOfASite(t *testing.T) {
 	is("what comes next begins anew", Behind{Site: "nyc", Artifacts: 1, Bytes: 8 * mib, Total: 8 * mib})
 }
 
+// A blob on its way is the site's that the artifact was from when it began to come, and
+// no other one's.
+func TestBehind_FromAnotherSiteMeanwhile(t *testing.T) {
+	r, _, comes := owed()
+	a, b := r.wantsFrom("nyc", "a"), r.wantsFrom("sgp", "b")
+	big := blob("big", 100*mib)
+	ta := r.takes(t, a, big)
+	tb := r.takes(t, b, big)
+	endedA, endedB := r.queue.comes(ta, big), r.queue.comes(tb, big)
+	comes[big.digest] = 30 * mib
+	r.queue.from(a, "sgp")
+	endedA()
+	if got := r.Behind(); len(got) != 1 || got[0].Site != "sgp" || got[0].Bytes != 170*mib {
+		t.Errorf("one of two that wait for it gave up: %+v", got)
+	}
+	endedB()
+	if d := r.queue.owing.of["sgp"]; len(d.flying) != 0 {
+		t.Errorf("on their way: %v", d.flying)
+	}
+}
+
 // What finds no place in the queue is not forgotten without a word.
 func TestBehind_AFullQueue(t *testing.T) {
 	r, now, _ := owed()

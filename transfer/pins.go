@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
@@ -21,6 +22,10 @@ const (
 	// maxPinsAsked bounds the promises that are held in memory, to ask the sites
 	// that they were made to.
 	maxPinsAsked = 10_000
+	// pinQuestions is how many questions a site is asked at a time: there is one for
+	// each project, and a site takes some tens of streams from another, for all that it
+	// is asked. One that it does not take counts as a site that does not answer.
+	pinQuestions = 4
 )
 
 // asker is what a site relies on for one project.
@@ -77,32 +82,51 @@ func (r *Reconciler) pinsNotFetched(ctx context.Context, ask bool) (n int, err e
 	return min(n, maxPinsCounted), nil
 }
 
-// notFetchedAt asks the sites, all at once, and counts what they do not hold for good.
+// notFetchedAt asks the sites, all at once, each pinQuestions at a time, and counts what
+// they do not hold for good.
 func (r *Reconciler) notFetchedAt(ctx context.Context, unsure map[asker][]digest.Digest) (n int) {
 	var (
 		wg sync.WaitGroup
 		mu sync.Mutex
 	)
-	for of, blobs := range unsure {
+	at := map[identity.NodeID][]asker{}
+	for of := range unsure {
+		at[of.node] = append(at[of.node], of)
+	}
+	for _, projects := range at {
 		wg.Go(func() {
-			lacks := len(blobs)
-			a, err := r.cfg.Sync.Has(ctx, of.node, syncer.Question{PID: of.pid, Blobs: blobs})
-			if err != nil {
-				to, _ := r.cfg.State.View().Node(of.node)
-				r.log.Warn("a site does not say whether it has what this one keeps for its pushes: it counts as not fetched", "node", of.node, "site", to.Site, "project", of.pid, "blobs", len(blobs), "error", err)
+			var g errgroup.Group
+			g.SetLimit(pinQuestions)
+			for _, of := range projects {
+				g.Go(func() error {
+					lacks := r.lacksAt(ctx, of, unsure[of])
+					mu.Lock()
+					defer mu.Unlock()
+					n += lacks
+					return nil
+				})
 			}
-			for _, h := range a.Blobs {
-				if h == syncer.Placed {
-					lacks--
-				}
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			n += lacks
+			_ = g.Wait() // what is not answered is counted
 		})
 	}
 	wg.Wait()
 	return n
+}
+
+// lacksAt asks a site about one project.
+func (r *Reconciler) lacksAt(ctx context.Context, of asker, blobs []digest.Digest) int {
+	lacks := len(blobs)
+	a, err := r.cfg.Sync.Has(ctx, of.node, syncer.Question{PID: of.pid, Blobs: blobs})
+	if err != nil {
+		to, _ := r.cfg.State.View().Node(of.node)
+		r.log.Warn("a site does not say whether it has what this one keeps for its pushes: it counts as not fetched", "node", of.node, "site", to.Site, "project", of.pid, "blobs", len(blobs), "error", err)
+	}
+	for _, h := range a.Blobs {
+		if h == syncer.Placed {
+			lacks--
+		}
+	}
+	return lacks
 }
 
 // leaseClaimed gives a claimed blob, which is here now, to the repository whose push

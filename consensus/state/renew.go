@@ -16,12 +16,33 @@ import (
 // lost mesh did after the backup must not look like what the new one does.
 const RenewedIndexes = 1 << 20
 
+// outlives reports whether rows of a kind outlive a mesh, and whether anybody has
+// decided that. What is dropped without a decision is missed when it is too late.
+func outlives(rec *Record) (lasts, decided bool) {
+	switch rec.GetRow().(type) {
+	case *Record_Mesh, *Record_Site, *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_StrongTag, *Record_TakenTag,
+		*Record_Budget, *Record_Pause, *Record_Hold, *Record_RulePause:
+		return true, true
+	case *Record_Node, *Record_Removed, *Record_Key, // a restored mesh has others
+		*Record_Token,                      // invitations to the old one
+		*Record_Request,                    // nobody is left who asks again
+		*Record_StagedTag, *Record_TagMark, // of switches and pushes under way, which a restore ends
+		*Record_End: // of a snapshot's file
+		return false, true
+	}
+	return false, false
+}
+
 // Lasting yields the rows that outlive a mesh, as a backup keeps them: settings,
-// sites, users, projects, members, rules, budgets, pauses of sites and rules, held artifacts, strong tags and sealed secrets, with their ids and
+// sites, users, projects, members, rules, budgets, pauses of sites and rules, held artifacts, strong tags with what
+// their switches ordered, and sealed secrets, with their ids and
 // versions. Not the nodes and their keys (a restored mesh has others), tokens
 // (invitations to the old one) and remembered answers.
 func (v *View) Lasting(yield func(*Record) bool) {
 	for rec := range v.records {
+		if lasts, _ := outlives(rec); !lasts {
+			continue
+		}
 		switch row := rec.GetRow().(type) {
 		case *Record_Mesh:
 			row.Mesh.Generation, row.Mesh.Recoveries = nil, nil
@@ -29,10 +50,6 @@ func (v *View) Lasting(yield func(*Record) bool) {
 			// Who drained, or was about to leave, was a machine of the old mesh.
 			row.Site.DrainedUnixNs, row.Site.DrainedBy = 0, ""
 			row.Site.Leavings = nil
-		case *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_StrongTag,
-			*Record_Budget, *Record_Pause, *Record_Hold, *Record_RulePause:
-		default:
-			continue
 		}
 		if !yield(rec) {
 			return
@@ -71,12 +88,12 @@ func Renew(rows iter.Seq[*Record], r Renewal) (*State, error) {
 				return nil, &UnsupportedError{Index: r.Index, Reason: fmt.Sprintf("a backup at command level %d", row.Mesh.GetLevel())}
 			}
 			row.Mesh.Generation = r.Generation[:]
-		case *Record_Site, *Record_User, *Record_Project, *Record_Member, *Record_Rule, *Record_Secret, *Record_StrongTag,
-			*Record_Budget, *Record_Pause, *Record_Hold, *Record_RulePause:
 		case nil:
 			return nil, &UnsupportedError{Index: r.Index, Reason: "a kind of row in the backup"}
 		default:
-			return nil, fmt.Errorf("state: a row %T in a backup", row)
+			if lasts, _ := outlives(rec); !lasts {
+				return nil, fmt.Errorf("state: a row %T in a backup", row)
+			}
 		}
 		if err := v.load(rec); err != nil {
 			return nil, fmt.Errorf("state: restore a row: %w", err)

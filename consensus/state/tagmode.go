@@ -187,7 +187,7 @@ func (v *View) beginSwitch(actor string, p Project, m *command.TagsMode) error {
 // dropStaged forgets what was imported.
 func (v *View) dropStaged(p *Project) {
 	for t := range all(v.staged, p.PID[:]) {
-		v.staged, _, _ = v.staged.Delete(t.key())
+		v.unstage(t)
 	}
 	p.Tags.Staged = 0
 }
@@ -238,10 +238,9 @@ func (v *View) importTags(p Project, m *command.TagsMode) error {
 			return err
 		}
 		row := StrongTag{PID: p.PID, Repository: t.GetRepository(), Name: t.GetName(), Digest: t.GetDigest(), Stamp: t.GetStamp(), Actor: clip(t.GetActor()), ACLIndex: t.GetAclIndex(), Taken: string(t.GetTaken())}
-		if _, again := v.staged.Get(row.key()); !again {
+		if again := v.stage(row); !again {
 			p.Tags.Staged++
 		}
-		v.staged, _, _ = v.staged.Insert(row.key(), row)
 	}
 	if err := v.tooManyTags(0); err != nil {
 		return err

@@ -69,9 +69,10 @@ type tagRows struct {
 	strongPID *table.Tree[int64]     // by pid -> project, of projects with strong tags or a switch under way
 	taken     *table.Tree[string]    // by pid, repository, name -> pairs: see taken.go
 
-	liveTags  int
-	marksFrom uint64 // marks up to this raft index were let go
-	tagsEpoch uint64
+	liveTags    int
+	stagedTaken int    // rows of staged with more than the importer's vector: see stage
+	marksFrom   uint64 // marks up to this raft index were let go
+	tagsEpoch   uint64
 }
 
 func newTagRows() tagRows {
@@ -475,7 +476,7 @@ func (v *View) loadTag(row *StrongTagRow, staged bool) error {
 	t := StrongTag{PID: pid, Repository: row.GetRepository(), Name: row.GetName(), Digest: row.GetDigest(), Seq: row.GetSeq(), Stamp: row.GetStamp(),
 		Actor: row.GetActor(), ACLIndex: row.GetAclIndex(), Taken: string(row.GetTaken())}
 	if staged {
-		v.staged, _, _ = v.staged.Insert(t.key(), t)
+		v.stage(t)
 		return nil
 	}
 	v.putTag(t)

@@ -128,6 +128,12 @@ func TestTags_SnapshotAndRenewal(t *testing.T) {
 	m.must(&command.TagsSet{ProjectId: pid[:], Repository: "app", Digest: sha(1), Tags: []*command.TagSaid{{Name: "1"}, {Name: "2"}}, Since: m.index})
 	m.must(&command.TagsDelete{ProjectId: pid[:], Repository: "app", Tag: "2"})
 	m.must(&command.TagsDelete{ProjectId: pid[:], Repository: "app", Digest: sha(2)})
+	other, switched := identity.ProjectID(id16(0x53)), m.must(&command.ProjectCreate{ProjectId: id16(0x53), Name: "switched"})
+	m.must(&command.TagsMode{Id: switched, Step: command.TagsMode_STEP_BEGIN, To: command.TagMode_TAG_MODE_STRONG})
+	begun, stray := m.index, pairs{7: 9, 8: 1}.row()
+	m.must(&command.TagsMode{Id: switched, Step: command.TagsMode_STEP_IMPORT, Index: begun, NodeId: node(1).Id, First: true,
+		Tags: []*command.ImportedTag{{Repository: "app", Name: "1", Digest: sha(1), Taken: []byte(stray)}}})
+	m.must(&command.TagsMode{Id: switched, Step: command.TagsMode_STEP_END, Index: begun, NodeId: node(1).Id, Count: 1, Seen: make([]byte, seenPair)})
 	m.must(&command.TagsMode{Id: id, Step: command.TagsMode_STEP_BEGIN, To: command.TagMode_TAG_MODE_EVENTUAL})
 	n := uint32(2)
 	m.must(&command.ProjectUpdate{Id: id, Durability: &n})
@@ -143,7 +149,7 @@ func TestTags_SnapshotAndRenewal(t *testing.T) {
 		t.Error("a snapshot read back differs")
 	}
 	v := again.View()
-	if v.StrongTags() != 1 || v.strongSeq.Len() != 2 || v.strongOf.Len() != 1 || v.gone.Len() != 1 || v.markAge.Len() != 1 || v.strongPID.Len() != 1 {
+	if v.StrongTags() != 2 || v.strongSeq.Len() != 3 || v.strongOf.Len() != 2 || v.gone.Len() != 1 || v.markAge.Len() != 1 || v.strongPID.Len() != 2 {
 		t.Errorf("what follows from rows: %d, %d, %d, %d, %d, %d", v.StrongTags(), v.strongSeq.Len(), v.strongOf.Len(), v.gone.Len(), v.markAge.Len(), v.strongPID.Len())
 	}
 	if !v.LetGo(pid, "app", sha(2), 3) || v.LetGo(pid, "app", sha(2), m.index) || v.LetGo(pid, "app", sha(1), 3) {
@@ -165,8 +171,34 @@ func TestTags_SnapshotAndRenewal(t *testing.T) {
 		t.Errorf("a switch of before: %+v", after.Tags)
 	case after.Tags.Base <= before.Tags.Seq || after.Tags.Base>>epochShift != 1:
 		t.Errorf("base %d after %d", after.Tags.Base, before.Tags.Seq)
-	case after.Durability != 2 || renewed.View().StrongTags() != 1 || renewed.View().gone.Len() != 0:
+	case after.Durability != 2 || renewed.View().StrongTags() != 2 || renewed.View().gone.Len() != 0:
 		t.Errorf("%+v, %d tags", after, renewed.View().StrongTags())
+	}
+	// What the switch of the other project ordered did not lose, wherever it turns up now.
+	was, _ := v.ProjectByPID(other)
+	is, _ := renewed.View().ProjectByPID(other)
+	if len(was.Tags.Seen) == 0 || !bytes.Equal(is.Tags.Seen, was.Tags.Seen) || is.Tags.LateBefore != was.Tags.LateBefore {
+		t.Errorf("ordered: %+v, in the restored mesh %+v", was.Tags, is.Tags)
+	}
+	if got := renewed.View().Taken(other, "app", "1"); string(got) != stray || string(v.Taken(other, "app", "1")) != stray {
+		t.Errorf("ordered of a tag: %x, want %x", got, stray)
+	}
+}
+
+// TestLasting_EveryKindIsDecided: a new kind of row is not dropped from backups because
+// nobody thought of it.
+func TestLasting_EveryKindIsDecided(t *testing.T) {
+	kinds := (&Record{}).ProtoReflect().Descriptor().Oneofs().ByName("row").Fields()
+	if kinds.Len() < 20 {
+		t.Fatalf("%d kinds of rows", kinds.Len())
+	}
+	for i := range kinds.Len() {
+		rec := &Record{}
+		r := rec.ProtoReflect()
+		r.Set(kinds.Get(i), r.NewField(kinds.Get(i)))
+		if _, decided := outlives(rec); !decided {
+			t.Errorf("nobody has decided whether rows %T outlive a mesh", rec.GetRow())
+		}
 	}
 }
 
@@ -246,6 +278,52 @@ func TestTaken_Bounds(t *testing.T) {
 	}
 	if got, _ := readPairs(v.Taken(pid, "app", "000001"), MaxTakenPairs); v.taken.Len() != 1 || got[7] != 9 {
 		t.Errorf("%d rows, %v", v.taken.Len(), got)
+	}
+}
+
+// TestTaken_StagedBounds: so are the tags that switches under way have imported, whose
+// rows are in the state, too. A snapshot read back counts the same.
+func TestTaken_StagedBounds(t *testing.T) {
+	m := built(t)
+	id := m.must(&command.ProjectCreate{ProjectId: id16(0x52), Name: "plain"})
+	m.must(&command.TagsMode{Id: id, Step: command.TagsMode_STEP_BEGIN, To: command.TagMode_TAG_MODE_STRONG})
+	p, _ := m.View().ProjectByID(id)
+	v := *m.View()
+	one := pairs{7: 7}.row()
+	tag := func(i int) StrongTag {
+		return StrongTag{PID: p.PID, Repository: "app", Name: fmt.Sprintf("%06d", i), Digest: sha(1), Taken: one}
+	}
+	with := func(v *View) (n int) {
+		for t := range all(v.staged, nil) {
+			if t.Taken != "" {
+				n++
+			}
+		}
+		return n
+	}
+	for i := range maxTaken + 3 {
+		v.stage(tag(i))
+	}
+	if again := v.stage(tag(0)); !again {
+		t.Error("staged twice, and it is another one")
+	}
+	if v.stagedTaken != maxTaken || with(&v) != maxTaken || v.staged.Len() != maxTaken+3 {
+		t.Fatalf("%d tags are staged, %d with pairs, counted as %d", v.staged.Len(), with(&v), v.stagedTaken)
+	}
+	var b bytes.Buffer
+	if err := v.Snapshot(&b); err != nil {
+		t.Fatal(err)
+	}
+	again := New()
+	if err := again.Restore(&b); err != nil {
+		t.Fatal(err)
+	}
+	if got := again.View().stagedTaken; got != maxTaken || with(again.View()) != maxTaken {
+		t.Errorf("read back, %d have pairs, counted as %d", with(again.View()), got)
+	}
+	v.dropStaged(&p)
+	if v.stagedTaken != 0 || v.staged.Len() != 0 {
+		t.Errorf("%d tags are staged, counted as %d", v.staged.Len(), v.stagedTaken)
 	}
 }
 

@@ -18,9 +18,12 @@ const (
 	// MaxTakenPairs bounds the incarnations of one tag's row: of sites that wrote the
 	// tag and were cut off in the midst of telling so.
 	MaxTakenPairs = 64
-	// maxTaken bounds the rows of all projects, 200 bytes of everybody's memory each.
-	// There is one for a tag that nobody has whole at the moment of its switch. What
-	// finds no room is reported as lost when it is written next, and kept for 30 days.
+	// maxTaken bounds the rows of all projects, and, apart from these, the tags that
+	// are staged with such pairs. A row is about 200 bytes of everybody's memory as a
+	// rule, and 1.2 KiB with all pairs: 24 MiB at most, and as much while switches are
+	// under way. There is one for a tag that nobody has whole at the moment of its
+	// switch. What finds no room is late: it is reported as lost when it turns up, and
+	// kept for 30 days.
 	maxTaken = 20_000
 )
 
@@ -107,6 +110,32 @@ func (v *View) take(pid identity.ProjectID, seen []byte, staged []StrongTag) err
 		}
 	}
 	return nil
+}
+
+// stage puts an imported tag beside the others of its switch. Beyond maxTaken tags of
+// which more than the importer's vector was ordered it comes without that.
+func (v *View) stage(t StrongTag) (again bool) {
+	old, again := v.staged.Get(t.key())
+	if old.Taken != "" {
+		v.stagedTaken--
+	}
+	if t.Taken != "" {
+		if v.stagedTaken < maxTaken {
+			v.stagedTaken++
+		} else {
+			t.Taken = ""
+		}
+	}
+	v.staged, _, _ = v.staged.Insert(t.key(), t)
+	return again
+}
+
+// unstage is the end of stage.
+func (v *View) unstage(t StrongTag) {
+	v.staged, _, _ = v.staged.Delete(t.key())
+	if t.Taken != "" {
+		v.stagedTaken--
+	}
 }
 
 // dropTaken forgets it all, once nobody asks any more.

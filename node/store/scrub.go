@@ -265,13 +265,13 @@ func (s *Store) runScrub(ctx context.Context) {
 		case ctx.Err() != nil || errors.Is(err, catalog.ErrClosed):
 			c.save()
 			return
+		case errors.Is(err, errScrubAnew):
 		case err != nil:
 			s.log.Warn("the scrub waits: blobs could not be read again", "error", err)
 			c.save()
 			if !rest(ctx, scrubRetry, c.wake) {
 				return
 			}
-		case c.restart():
 		default:
 			at := c.ended()
 			s.log.Info("all blobs were read again", "blobs", at.Blobs, "bytes", at.Bytes, "damaged", at.Damaged, "unread", at.Unread, "took", at.EndedAt.Sub(at.BegunAt))
@@ -279,8 +279,11 @@ func (s *Store) runScrub(ctx context.Context) {
 	}
 }
 
-// scrubPass goes on from where the pass stands. nil: it is at its end, or is to
-// begin anew.
+// errScrubAnew: somebody asked for a new pass in the midst of one.
+var errScrubAnew = errors.New("a new scrub is asked for")
+
+// scrubPass goes on from where the pass stands. nil: all blobs were looked at, whoever
+// asks for the next pass by then. errScrubAnew: it is to begin anew.
 func (s *Store) scrubPass(ctx context.Context) error {
 	c := s.scrub
 	buf := make([]byte, scrubPiece)
@@ -295,7 +298,7 @@ func (s *Store) scrubPass(ctx context.Context) error {
 		}
 		for _, row := range rows {
 			if c.restart() {
-				return nil
+				return errScrubAnew
 			}
 			err := s.scrubBlob(ctx, row, buf)
 			if ctx.Err() != nil || errors.Is(err, catalog.ErrClosed) {

@@ -233,6 +233,34 @@ func TestScrub_StartWhileItWaits(t *testing.T) {
 	holds(t, s, want)
 }
 
+// TestScrub_StartAtTheEndOfAPass: a pass that looked at all is one, also if the next is
+// asked for right then.
+func TestScrub_StartAtTheEndOfAPass(t *testing.T) {
+	s, _ := scrubbing(t, t.TempDir(), fast, time.Now)
+	defer closeStore(t, s)
+	const blobs = 2
+	for i := range blobs {
+		put(t, s, content(byte(i+1), 100_000))
+	}
+	c := s.scrub
+	var asked, counted bool
+	c.now = func() time.Time { // with the lock, from the scrub alone
+		switch {
+		case c.at.Blobs == blobs && !asked:
+			asked, c.asked = true, true
+		case c.asked:
+			counted = !c.at.PassedAt.IsZero() // last when the next one begins
+		}
+		return time.Now()
+	}
+	stop := running(t, s)
+	until(t, s, "a pass", passed)
+	stop()
+	if !asked || !counted {
+		t.Errorf("asked for at its end: %t; it was a whole one when the next began: %t", asked, counted)
+	}
+}
+
 func TestScrub_Pace(t *testing.T) {
 	c := newScrubber(t.TempDir(), 1<<20, time.Now, slog.New(slog.DiscardHandler))
 	for _, x := range []struct {

@@ -291,3 +291,31 @@ func TestAPI_RemoveSite_CalledOffMeanwhile(t *testing.T) {
 		t.Errorf("%s", a.Body)
 	}
 }
+
+// TestAPI_Remove_GoesOnAtANodeThatIsBehind: who has not heard of an announcement does not
+// take it for one that was called off, and does not call it off for everybody.
+func TestAPI_Remove_GoesOnAtANodeThatIsBehind(t *testing.T) {
+	f := newFixture(t)
+	p := f.watched()
+	id := f.node("sgp")
+	for _, path := range []string{"/sites/sgp/remove", "/nodes/" + id.String() + "/remove"} {
+		f.leave.parts = []LastCopies{{Manifests: 5}, oneCopy("prod/a")}
+		f.mesh.Elsewhere("user:admin", &command.SiteLeave{Id: f.siteID("sgp")})
+		announced := f.mesh.State.View().Index() + 1
+		body := `{"after":"` + progress{Announced: announced}.String() + `"}`
+		f.mesh.Lose([]string{"nyc"})
+		if a := f.want(503, "admin", "POST", path, body); a.Header.Get("Retry-After") == "" || !strings.Contains(a.Body, "nyc") {
+			t.Errorf("%v %s", a.Header, a.Body)
+		}
+		f.mesh.Lose(nil)
+		if f.want(200, "admin", "POST", path, body); f.leaving("sgp") != announced || len(p.made) != 0 {
+			t.Errorf("announced at %d, now at %d; proposed %v", announced, f.leaving("sgp"), p.made)
+		}
+		// What the state does not know once it has all is gone.
+		f.mesh.Must(&command.SiteLeave{Id: f.siteID("sgp"), Withdraw: true, Announced: announced})
+		if a := f.want(409, "admin", "POST", path, body); !strings.Contains(a.Body, "begin anew") {
+			t.Errorf("%s", a.Body)
+		}
+		p.made = nil
+	}
+}

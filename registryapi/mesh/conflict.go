@@ -51,7 +51,7 @@ func (a *API) listConflicts(_ context.Context, in *conflictsIn) (*conflictsOut, 
 	out := &conflictsOut{Body: make([]Conflict, len(found))}
 	for i, c := range found {
 		name := c.PID.String()
-		if p, ok := v.ProjectByPID(c.PID); ok {
+		if p, ok := v.ProjectByPID(c.PID); ok && !p.Deleted() { // another one may have its name
 			name = p.Name
 		}
 		out.Body[i] = Conflict{Repository: name + "/" + c.Repo, Tag: c.Tag, Loser: c.Loser, Winner: c.Winner, Actor: c.Actor, FoundAt: c.FoundAt}

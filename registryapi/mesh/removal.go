@@ -255,6 +255,9 @@ func (a *API) editSite(ctx context.Context, in *siteEditIn, what string, change 
 }
 
 func (a *API) removeSite(ctx context.Context, in *removeSiteIn) (*removalOut, error) {
+	if err := a.hear(ctx, in.Body); err != nil {
+		return nil, err
+	}
 	v := a.cfg.View()
 	s, ok := v.Site(in.Name)
 	if !ok {
@@ -264,6 +267,9 @@ func (a *API) removeSite(ctx context.Context, in *removeSiteIn) (*removalOut, er
 }
 
 func (a *API) removeNode(ctx context.Context, in *removeNodeIn) (*removalOut, error) {
+	if err := a.hear(ctx, in.Body); err != nil {
+		return nil, err
+	}
 	v := a.cfg.View()
 	id, err := identity.ParseNodeID(in.Node)
 	if err != nil {

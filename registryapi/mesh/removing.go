@@ -50,6 +50,21 @@ func parseProgress(s string) (p progress, err error) {
 	return p, nil
 }
 
+// hear waits until this node has heard of the announcement that a removal goes on
+// under: a call may reach another node than the one before did. One that does not hear of
+// it judges nothing, and calls nothing off: it is unavailable.
+func (a *API) hear(ctx context.Context, in RemovalRequest) error {
+	at, err := parseProgress(in.After)
+	if err != nil || at.Announced <= a.cfg.View().Index() {
+		return err
+	}
+	if a.cfg.Replica == nil {
+		return &command.Unavailable{Reason: fmt.Sprintf("the control state of site %s is behind", a.cfg.Site), Sites: []string{a.cfg.Site}, Read: true}
+	}
+	_, err = a.cfg.Replica.CatchUp(ctx)
+	return err
+}
+
 // remove goes one step on, and calls the removal off if that fails: nobody comes back
 // for it, and the site would take no pushes for minutes. It does so, too, when the site
 // stays with other nodes.

@@ -303,10 +303,13 @@ func (d *Door) put(ctx context.Context, put catalog.Put, cond Condition) error {
 			return err
 		}
 		put := put
-		if now, _, err := d.find(put.PID); err == nil {
-			// The rights may have been looked up before a mode that is over by now, and what
-			// was written under rights of before it would be late.
+		if now, v, err := d.find(put.PID); err == nil {
+			// Its rights may have been looked up while the tags were strong, or before: what
+			// says so lost to them, or would be late.
 			put.ACLIndex = max(put.ACLIndex, now.Tags.LateBefore)
+			if len(put.Tags) > 0 && now.Tags.LateBefore != 0 && now.Tags.Mode == state.EventualTags && !now.Tags.Switching() {
+				put.ACLIndex = max(put.ACLIndex, v.Index())
+			}
 		}
 		dot, err = d.putManifest(ctx, put)
 		return err

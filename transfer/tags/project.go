@@ -37,6 +37,7 @@ type projected struct {
 	dirty map[identity.ProjectID]bool
 	ours  map[identity.ProjectID]bool      // projects with strong tags: what comes of them is noted
 	late  map[identity.ProjectID]time.Time // when late writers were last looked for
+	ahead map[identity.ProjectID]uint64    // the least raft index ahead of the view here under which a site wrote
 	ruled map[identity.ProjectID]bool      // what sites wrote came of tags that the state spoke of
 	wake  chan struct{}                    // capacity 1
 
@@ -48,7 +49,7 @@ type projected struct {
 
 func newProjected() projected {
 	return projected{moved: make(chan struct{}), at: map[identity.ProjectID]uint64{}, ours: map[identity.ProjectID]bool{}, dirty: map[identity.ProjectID]bool{},
-		late: map[identity.ProjectID]time.Time{}, ruled: map[identity.ProjectID]bool{}, wake: make(chan struct{}, 1),
+		late: map[identity.ProjectID]time.Time{}, ahead: map[identity.ProjectID]uint64{}, ruled: map[identity.ProjectID]bool{}, wake: make(chan struct{}, 1),
 		beside: map[identity.ProjectID]bool{}, noted: map[identity.ProjectID]time.Time{}, note: make(chan struct{}, 1)}
 }
 
@@ -269,6 +270,11 @@ func (d *Door) noteOverruled(ctx context.Context) (next time.Duration, err error
 // ordered says what the last switch to strong tags ordered.
 func ordered(view *state.View, p state.Project) (catalog.Ordered, error) {
 	sw := catalog.Ordered{Before: p.Tags.LateBefore}
+	if p.Tags.Mode == state.StrongTags && sw.Before != 0 {
+		// The mode went on up to this view: who wrote after it knows a newer one. What says
+		// less is of a history that a restore or recovery took back, where it had ended.
+		sw.Before = view.Index() + 1
+	}
 	if err := sw.Seen.UnmarshalBinary(p.Tags.Seen); err != nil {
 		return sw, fmt.Errorf("what the switch of project %s ordered: %w", p.Name, err)
 	}
@@ -287,6 +293,11 @@ func (d *Door) projectProject(ctx context.Context, view *state.View, p state.Pro
 	dirty := d.projected.dirty[p.PID]
 	delete(d.projected.dirty, p.PID)
 	ruled := d.projected.ruled[p.PID]
+	if ahead, ok := d.projected.ahead[p.PID]; ok && ahead <= view.Index() {
+		// The mode goes on where a site had seen it end: in a history that was lost.
+		delete(d.projected.ahead, p.PID)
+		ruled = true
+	}
 	delete(d.projected.ruled, p.PID)
 	lookedAt := d.projected.late[p.PID]
 	d.projected.mu.Unlock()
@@ -347,6 +358,13 @@ func (d *Door) write(ctx context.Context, view *state.View, p state.Project, row
 	sw, err := ordered(view, p)
 	if err != nil {
 		return err
+	}
+	sw.Ahead = func(aclIndex uint64) {
+		d.projected.mu.Lock()
+		defer d.projected.mu.Unlock()
+		if least, ok := d.projected.ahead[p.PID]; !ok || aclIndex < least {
+			d.projected.ahead[p.PID] = aclIndex
+		}
 	}
 	var refs []catalog.ManifestRef
 	err = d.atHome(p.PID, func() (err error) {

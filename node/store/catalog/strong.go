@@ -34,20 +34,23 @@ type StrongTag struct {
 // Ordered says what a switch to strong tags ordered before its end: what it did
 // not is late, whoever wrote it.
 type Ordered struct {
-	// Before is the raft index of the switch's end: what was written under rights of an
-	// earlier one is either ordered or late, and what was under later ones comes after the
-	// mode. 0: there was no switch, and all that is not the control state's own word came
-	// before it.
+	// Before is the raft index of the switch's end, or, for who sees the mode go on, the
+	// next one after what he has seen: what was written under rights of an earlier one is
+	// either ordered or late, and what was under later ones comes after the mode. 0: there
+	// was no switch, and all that is not the control state's own word came before it.
 	Before uint64
 	// Seen is what the store had from which the tags were imported.
 	Seen Vector
 	// Taken gives what of one tag was imported besides (TagState.From); nil: nothing was.
 	Taken func(repo, tag string) Vector
+	// Ahead is told of rights, from Before on, under which was written what words leave
+	// alone; also of what is told already. Nil: nobody wants to know.
+	Ahead func(aclIndex uint64)
 }
 
 // of is what the switch ordered of one tag.
 func (o Ordered) of(k entryKey) ordering {
-	out := ordering{before: o.Before, seen: o.Seen}
+	out := ordering{before: o.Before, seen: o.Seen, ahead: o.Ahead}
 	if o.Taken != nil {
 		out.taken = o.Taken(k.repo, k.name)
 	}
@@ -59,6 +62,7 @@ func (o Ordered) of(k entryKey) ordering {
 type ordering struct {
 	before      uint64
 	seen, taken Vector
+	ahead       func(uint64)
 }
 
 // covers reports whether a sibling was there when the tags were imported, so that
@@ -166,7 +170,11 @@ func (e *entry) strong(t StrongTag, sw ordering, now time.Time, dot func() Dot) 
 	over := func(s *sibling) bool { return sw.late(s) || sw.covers(s) }
 	var lost []loser
 	for i := range e.sibs {
-		if s := &e.sibs[i]; sw.late(s) {
+		s := &e.sibs[i]
+		if sw.ahead != nil && sw.after(s) {
+			sw.ahead(s.aclIndex)
+		}
+		if sw.late(s) {
 			lost = append(lost, loser{dot: s.dot, digest: string(tagDigest(s)), keepUntilMs: now.Add(LoserKeptFor).UnixMilli()})
 		}
 	}

@@ -29,9 +29,10 @@ func (u *Unseen) Words(covers Vector) []Word {
 }
 
 // NeverSeen adds up what several stores heard of one store's requests in one project:
-// how many none of them has, at most. Covers is what the asking store has of it. Of
-// each incarnation the newest word counts that any of them heard, whoever it was, and
-// what any of them has is not lost.
+// how many of those that any of them was told of none of them has, at most: what one has
+// in part counts as missing. What it told nobody is not in it, so it may have made more.
+// Covers is what the asking store has of it. Of each incarnation the newest word counts
+// that any of them heard, whoever it was, and what any of them has is not lost.
 func NeverSeen(words []Word, covers Vector) (requests uint64) {
 	told, seen := map[identity.Incarnation]uint64{}, map[identity.Incarnation]uint64{}
 	for _, w := range words {

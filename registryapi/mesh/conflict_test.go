@@ -1,0 +1,39 @@
+package mesh
+
+import (
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog"
+)
+
+// losing is a catalogue that found conflicts.
+type losing struct {
+	Catalog
+	found []catalog.FoundConflict
+}
+
+func (l losing) Conflicts(identity.ProjectID, int) ([]catalog.FoundConflict, error) {
+	return l.found, nil
+}
+
+// TestConflicts_OfADeletedProject have its id: another project may have its name by now.
+func TestConflicts_OfADeletedProject(t *testing.T) {
+	f := newFixture(t)
+	p, _ := f.mesh.State.View().Project("library")
+	f.api.cfg.Catalog = losing{f.catalog, []catalog.FoundConflict{{Conflict: catalog.Conflict{PID: p.PID, Repo: "app", Tag: "1", Loser: digest.FromString("lost")}}}}
+	is := func(want string) {
+		t.Helper()
+		if got := decode[[]Conflict](f, f.want(200, "admin", "GET", "/conflicts", "")); len(got) != 1 || got[0].Repository != want {
+			t.Errorf("%+v, want %s", got, want)
+		}
+	}
+	is("library/app")
+	f.mesh.Must(&command.ProjectDelete{Id: p.ID})
+	other := identity.NewProjectID()
+	f.mesh.Must(&command.ProjectCreate{ProjectId: other[:], Name: "library"})
+	is(p.PID.String() + "/app")
+}
