@@ -50,8 +50,11 @@ const (
 	// other nodes that is 96 + 32 in each direction, which is all; with more, streams
 	// are refused when all are busy at once, and tried again.
 	bulkStreams = 112
-	// minStreamsEach is what a node may open to each other in the largest mesh.
-	minStreamsEach = 2
+	// minStreamsEach is what a node may open to each other in the largest mesh: one for
+	// each class of what is wanted (clients, pushes, rules) and one for small blobs. From
+	// 33 other nodes on that is more than one admits of all at once: what it has for
+	// each is shared out there (admitted).
+	minStreamsEach = 4
 	// maxStreams is over all peers, in one direction; maxStreamsBoth in both.
 	maxStreams     = 176
 	maxStreamsBoth = 256

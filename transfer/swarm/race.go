@@ -349,7 +349,7 @@ func (f *flight) letGo(q *field, running []*contender, before int) {
 // sends, and ct has the session.
 func (f *flight) approach(ctx context.Context, ct *contender) error {
 	for {
-		ss, fresh, release, err := f.s.sessions.get(ctx, ct.node, f.need())
+		ss, fresh, release, err := f.s.sessions.get(ctx, ct.node, f.need(ct.node))
 		if err != nil {
 			return err
 		}

@@ -39,27 +39,72 @@ type peerSessions struct {
 	heard atomic.Int64 // Unix nanoseconds: when the holder last sent a byte
 	idle  []*session
 	inUse slots
+	batch int // streams of the batch of small blobs, beside the slots
 }
 
 func newSessions(ctx context.Context, host Host, stall time.Duration, pipes *pipes) *sessions {
 	return &sessions{ctx: ctx, host: host, stall: stall, pipes: pipes, peers: map[identity.NodeID]*peerSessions{}}
 }
 
+// ticket is leave to have one stream to a holder. Its owner opens the stream, or leaves.
+type ticket struct {
+	p     *sessions
+	node  identity.NodeID
+	ps    *peerSessions
+	leave func()
+}
+
 // get gives an idle or a new stream to a holder, and the function that takes it
 // back: reuse says that nothing is outstanding on it.
 func (p *sessions) get(ctx context.Context, node identity.NodeID, n need) (ss *session, fresh bool, release func(reuse bool), err error) {
-	p.mu.Lock()
+	t, err := p.ticket(ctx, node, n)
+	if err != nil {
+		return nil, false, nil, err
+	}
+	return t.open(ctx)
+}
+
+// of gives what is known of a holder; mu is held.
+func (p *sessions) of(node identity.NodeID) *peerSessions {
 	ps := p.peers[node]
 	if ps == nil {
 		ps = &peerSessions{}
 		ps.inUse.most = p.each
 		p.peers[node] = ps
 	}
+	return ps
+}
+
+// ticket waits for leave to have a stream to a holder.
+func (p *sessions) ticket(ctx context.Context, node identity.NodeID, n need) (ticket, error) {
+	p.mu.Lock()
+	ps := p.of(node)
 	p.mu.Unlock()
 	slot, err := ps.inUse.take(ctx, n)
 	if err != nil {
-		return nil, false, nil, err
+		return ticket{}, err
 	}
+	return ticket{p, node, ps, func() { ps.inUse.leave(slot) }}, nil
+}
+
+// beside gives leave to have the stream of the batch to a holder. It waits for none:
+// a holder has one batch.
+func (p *sessions) beside(node identity.NodeID) ticket {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ps := p.of(node)
+	ps.batch++
+	return ticket{p, node, ps, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		ps.batch--
+	}}
+}
+
+// open gives an idle or a new stream, and the function that takes it back, with the
+// leave to have one. With an error that is given back.
+func (t ticket) open(ctx context.Context) (ss *session, fresh bool, release func(reuse bool), err error) {
+	p, ps := t.p, t.ps
 	p.mu.Lock()
 	if n := len(ps.idle); n > 0 {
 		ss = ps.idle[n-1]
@@ -69,8 +114,8 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, n need) (ss *s
 	p.mu.Unlock()
 	if ss == nil {
 		fresh = true
-		if ss, err = p.open(ctx, node, ps); err != nil {
-			ps.inUse.leave(slot)
+		if ss, err = p.open(ctx, t.node, ps); err != nil {
+			t.leave()
 			return nil, false, nil, err
 		}
 	}
@@ -80,12 +125,12 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, n need) (ss *s
 			reuse = false
 		}
 		p.put(ps, ss, reuse)
-		ps.inUse.leave(slot)
+		t.leave()
 	}, nil
 }
 
-// each is how many streams there may be to one holder now.
-func (p *sessions) each() int { return min(maxSessions, p.host.StreamsEach()) }
+// each is how many slots there may be of one holder now.
+func (p *sessions) each() int { return min(maxSessions, p.host.StreamsEach()) - batchSessions }
 
 // open opens a stream that outlives ctx.
 func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessions) (*session, error) {
@@ -196,7 +241,7 @@ func (p *sessions) reap(since time.Time) {
 		}
 		p.idle -= len(ps.idle) - len(keep)
 		ps.idle = keep
-		if len(ps.idle) == 0 && ps.inUse.unused() {
+		if len(ps.idle) == 0 && ps.batch == 0 && ps.inUse.unused() {
 			delete(p.peers, node) // a get that holds on to it at worst doubles the bound once
 		}
 	}
