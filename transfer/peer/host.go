@@ -91,6 +91,7 @@ type Host struct {
 	handshakes *handshakes
 	lines      *lines
 	windows    *windows
+	counting   sync.Mutex   // held while peers is counted and stored
 	peers      atomic.Int32 // that are connected
 	window     int64        // bytes that one connection can hold
 	congestion *congestion.Watcher
