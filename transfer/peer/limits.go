@@ -46,9 +46,9 @@ const (
 	// Of a mesh of n other nodes, streams of blobs are at most bulkStreams in each
 	// direction, as each node opens its part of that to each other (StreamsEach);
 	// beside them there are n that tell what a node has, in each direction, and those
-	// of questions and of the catalogue, which are closed when they are answered. At 32
-	// other nodes that is 96 + 32 in each direction, which is all; with more, streams
-	// are refused when all are busy at once, and tried again.
+	// of questions and of the catalogue, which are closed when they are answered. At 16
+	// other nodes that is 112 + 16 in each direction, which is all; from 28 on, streams
+	// are refused when all are busy in both directions at once, and tried again.
 	bulkStreams = 112
 	// minStreamsEach is what a node may open to each other in the largest mesh: one for
 	// each class of what is wanted (clients, pushes, rules) and one for small blobs. From
