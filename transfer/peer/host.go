@@ -246,12 +246,12 @@ func (h *Host) Handle(proto string, handle func(ctx context.Context, from identi
 		s := newStream(ctx, ns)
 		out, ok := streams.enter(from, s)
 		if !ok {
-			_ = s.Reset()
+			_ = s.refuse()
 			return
 		}
 		if out != nil {
 			h.metrics.streamsShed.Inc()
-			_ = out.Reset() // its handler ends by that
+			_ = out.refuse() // its handler ends by that
 		}
 		defer func() { _ = s.Close() }()
 		defer streams.leave(from, s)

@@ -320,6 +320,11 @@ func (b *batch) run() {
 			return
 		}
 		// A stream from the pool may be long dead: the holder deserves a fresh one.
+		if b.s.sessions.refused(b.node, err) && !again && b.s.ctx.Err() == nil {
+			again = true // large blobs give up theirs
+			b.requeue()
+			continue
+		}
 		if !fresh && !again && came == 0 && b.s.ctx.Err() == nil && !timedOut(err) && !errors.Is(err, errProtocol) {
 			again = true
 			b.requeue()

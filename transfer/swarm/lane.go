@@ -93,18 +93,20 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 	f := l.f
 	tick := time.NewTicker(laneTick)
 	defer tick.Stop()
+	again := false
 	if first != nil {
 		l.note(first.request)
 		err := l.pump(ctx, first.ss, giveUp)
 		first.release(reusable(err))
-		if err != nil {
+		if again = f.s.sessions.refused(l.node, err) && ctx.Err() == nil; again {
+			l.drop()
+		} else if err != nil {
 			return err
 		}
-		if !f.listed() && f.units() == 0 && f.several() {
+		if !again && !f.listed() && f.units() == 0 && f.several() {
 			return fmt.Errorf("%w: neither list nor units", errProtocol)
 		}
 	}
-	again := false
 	for {
 		o, stream, err := l.turn(ctx)
 		if err != nil {
@@ -140,6 +142,11 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 			err = l.pump(ctx, ss, giveUp)
 		}
 		release(reusable(err))
+		if f.s.sessions.refused(l.node, err) && !again && ctx.Err() == nil {
+			again = true // as one of those that it surely has room for
+			l.drop()
+			continue
+		}
 		// A stream from the pool may be long dead: the peer deserves a fresh one.
 		if err != nil && !fresh && !again && ss.answers() == answers && ctx.Err() == nil && !timedOut(err) && !errors.Is(err, errProtocol) {
 			again = true

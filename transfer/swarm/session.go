@@ -33,6 +33,7 @@ type sessions struct {
 	mu    sync.Mutex
 	peers map[identity.NodeID]*peerSessions
 	idle  int // over all peers
+	lend  lender
 }
 
 type peerSessions struct {
@@ -69,7 +70,7 @@ func (p *sessions) of(node identity.NodeID) *peerSessions {
 	ps := p.peers[node]
 	if ps == nil {
 		ps = &peerSessions{}
-		ps.inUse.most = p.each
+		ps.inUse.most, ps.inUse.lend = p.each, &p.lend
 		p.peers[node] = ps
 	}
 	return ps
@@ -129,7 +130,20 @@ func (t ticket) open(ctx context.Context) (ss *session, fresh bool, release func
 	}, nil
 }
 
-// each is how many slots there may be of one holder now.
+// refused says whether an error is that a holder has no room for a stream, and notes
+// it: from then on it is asked for no more than are surely given.
+func (p *sessions) refused(node identity.NodeID, err error) bool {
+	if !full(err) {
+		return false
+	}
+	p.mu.Lock()
+	ps := p.of(node)
+	p.mu.Unlock()
+	ps.inUse.refused()
+	return true
+}
+
+// each is how many slots each holder has for its part now.
 func (p *sessions) each() int { return min(maxSessions, p.host.StreamsEach()) - batchSessions }
 
 // open opens a stream that outlives ctx.

@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -15,7 +16,20 @@ const (
 	// which has no part in the slots. So it waits for no large blob, and takes nothing
 	// from what is kept for a class.
 	batchSessions = 1
+	// maxLent bounds the streams beyond their parts that all holders have together: as
+	// many as the host has left of a protocol when all have theirs (16 of 144). A node
+	// that catches up from one holder in a large mesh takes them all there.
+	maxLent = 16
+	// lendAgain is how long nothing is lent to a holder that refused a stream: others
+	// take their parts there.
+	lendAgain = 10 * time.Second
 )
+
+// lender has the streams that are lent.
+type lender struct {
+	mu   sync.Mutex
+	lent int
+}
 
 // leastSessions is how many of maxSessions are kept for each class: rules have 20 at
 // most, and 2 however many clients wait. Of fewer streams as large a part is, rounded
@@ -60,10 +74,13 @@ func least(most int) (out [classes]int) {
 // slots are the streams to one holder. They are given by class, and by rank in it.
 type slots struct {
 	most func() int // may change; at most maxSessions
+	lend *lender    // nil: none are lent
 
 	mu   sync.Mutex
 	used map[*slot]struct{} // at most maxSessions
 	line []*slot
+	owed int       // of those that are used, lent
+	part time.Time // until then it has its part alone
 }
 
 // slot is one of them, or somebody in line for one.
@@ -92,6 +109,7 @@ func (s *slots) take(ctx context.Context, n need) (*slot, error) {
 				if n.stands != nil {
 					n.stands()
 				}
+				s.again()
 			case <-changed:
 				select {
 				case <-w.got: // just now
@@ -147,13 +165,37 @@ func (s *slots) leave(w *slot) {
 	s.give()
 }
 
+// again gives what another holder's have given back, or what there are more of.
+func (s *slots) again() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.give()
+}
+
+// refused notes that the holder has no room for what is lent.
+func (s *slots) refused() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.part = time.Now().Add(lendAgain)
+}
+
 // give gives what is free to the first of each class; mu is held. A slot counts as what
 // it is for now: one whose client left keeps no other client out.
 func (s *slots) give() {
-	if len(s.line) == 0 {
-		return
+	part := max(1, s.most())
+	most := part
+	if s.lend != nil {
+		s.lend.mu.Lock()
+		defer s.lend.mu.Unlock()
+		s.lend.lent -= s.owed
+		if !time.Now().Before(s.part) {
+			most = max(part, min(maxSessions-batchSessions, part+maxLent-s.lend.lent))
+		}
+		defer func() {
+			s.owed = max(0, len(s.used)-part)
+			s.lend.lent += s.owed
+		}()
 	}
-	most := max(1, s.most())
 	kept := least(most)
 	var used [classes]int
 	for w := range s.used {
@@ -180,4 +222,10 @@ func (s *slots) unused() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.used)+len(s.line) == 0
+}
+
+// full says whether an error is that the other side has no room for a stream.
+func full(err error) bool {
+	var f interface{ Full() bool }
+	return errors.As(err, &f) && f.Full()
 }

@@ -2,13 +2,18 @@ package swarm
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/transfer/places"
+	"github.com/portolan/portolan/transfer/plane"
 )
 
 // evenly is a host that lets so many streams be open to each other one; none is opened.
@@ -22,13 +27,17 @@ func (h evenly) StreamsEach() int { return h.each }
 // However many streams there are, the batch of small blobs and all that rules can have
 // keep no push and no client out; and what came first of these keeps none of the other.
 func TestSessions_RulesAndTheirBatchKeepNobodyOut(t *testing.T) {
-	for _, each := range []int{1, 2, 3, 4, 5, 9, 14, maxSessions} {
+	for i, each := range []int{1, 2, 3, 4, 5, 9, 14, maxSessions, 1, 2, 3, 4, 5, 9, 14, maxSessions} {
 		s := newSessions(t.Context(), evenly{each: each}, time.Minute, newPipes())
 		n := nodeOf(1)
 		batch := s.beside(n)
 		all := 1
 		var held []*slot
 		slots := &batch.ps.inUse
+		lent := maxLent
+		if i < 8 {
+			slots.lend, lent = nil, 0
+		}
 		for range 2 * maxSessions {
 			w := slots.put(classReplication, rank{})
 			if w.given() {
@@ -48,7 +57,7 @@ func TestSessions_RulesAndTheirBatchKeepNobodyOut(t *testing.T) {
 			}
 			held = append(held, w)
 		}
-		if all > max(each, 1+batchSessions) {
+		if all > min(maxSessions, max(each, 1+batchSessions)+lent) {
 			t.Errorf("%d streams of %d", all, each)
 		}
 		// What the batch has is not forgotten meanwhile.
@@ -282,4 +291,122 @@ func TestBatch_InTheOrderThatChanges(t *testing.T) {
 	}
 	b.requeue()
 	b.queue, b.running = nil, false
+}
+
+// In a large mesh who takes from one holder has more than its part there, and who takes
+// from all has his part of each: together there are no more than the host can open.
+func TestSlots_AreLent(t *testing.T) {
+	const part = 3
+	var l lender
+	a := slots{most: func() int { return part }, lend: &l}
+	b := slots{most: func() int { return part }, lend: &l}
+	all := func(s *slots) (held []*slot) {
+		for range 2 * maxSessions {
+			held = append(held, s.put(classClient, rank{}), s.put(classHurried, rank{}), s.put(classReplication, rank{}))
+		}
+		return held
+	}
+	wantUsed := func(what string, s *slots, want int) {
+		t.Helper()
+		if len(s.used) != want {
+			t.Errorf("%s: %d streams, want %d", what, len(s.used), want)
+		}
+	}
+	inA := all(&a)
+	wantUsed("of one holder", &a, part+maxLent)
+	inB := all(&b)
+	wantUsed("of another one", &b, part)
+	var gave int
+	for _, w := range inA {
+		if w.held && gave < 2 {
+			gave++
+			a.line = nil // nobody else takes it here
+			a.leave(w)
+		}
+	}
+	b.again()
+	wantUsed("of another one, after two are given back", &b, part+2)
+	// A holder that has no room for more is asked for no more than its part.
+	b.refused()
+	for _, w := range slices.DeleteFunc(inB, func(w *slot) bool { return !w.held }) {
+		b.leave(w)
+	}
+	wantUsed("of one that refused", &b, part)
+	for _, s := range []*slots{&a, &b} {
+		s.line = nil
+		for w := range s.used {
+			s.leave(w)
+		}
+	}
+	if l.lent != 0 || !a.unused() || !b.unused() {
+		t.Errorf("%d streams are lent in the end", l.lent)
+	}
+}
+
+// fulls is a host whose other sides have no room for a stream at first.
+type fulls struct {
+	Host
+	after int          // bytes of each that are read before
+	left  atomic.Int32 // how many
+}
+
+type fullStream struct {
+	plane.Stream
+	left int
+}
+
+type noRoom struct{ error }
+
+func (noRoom) Full() bool { return true }
+
+func (h *fulls) OpenBulk(ctx context.Context, to identity.NodeID, protocol string) (plane.Stream, error) {
+	st, err := h.Host.OpenBulk(ctx, to, protocol)
+	if err != nil || h.left.Add(-1) < 0 {
+		return st, err
+	}
+	return &fullStream{st, h.after}, nil
+}
+
+func (s *fullStream) Read(b []byte) (int, error) {
+	if s.left == 0 {
+		_ = s.Reset()
+		return 0, noRoom{errors.New("no room")}
+	}
+	n, err := s.Stream.Read(b[:min(len(b), s.left)])
+	s.left -= n
+	return n, err
+}
+
+// A holder that has no room for a stream, or no more, is no worse for it: it is asked
+// again, for one that it surely has room for.
+func TestFetch_AFullHolderIsAskedAgain(t *testing.T) {
+	for _, size := range []int{100, 5*mib + 17} { // in a batch, and on its own
+		for _, after := range []int{0, 50, 5 * mib / 2} {
+			if after >= size {
+				continue
+			}
+			l := newLab(t)
+			a, b := l.start(), l.start()
+			h := &fulls{Host: b.swarm.sessions.host, after: after}
+			h.left.Store(1)
+			b.swarm.sessions.host = h
+			data := content(size)
+			w := a.put(data)
+			w.Class = catalog.Placed
+			l.held(a)
+			if err := b.swarm.Fetch(within(t), w); err != nil {
+				t.Errorf("%d bytes, full after %d: %v", size, after, err)
+				continue
+			}
+			b.has(data)
+			b.swarm.sessions.mu.Lock()
+			s := &b.swarm.sessions.of(a.id.ID).inUse
+			b.swarm.sessions.mu.Unlock()
+			s.mu.Lock()
+			if !s.part.After(time.Now()) {
+				t.Errorf("%d bytes, full after %d: it is lent more at once", size, after)
+			}
+			s.mu.Unlock()
+		}
+	}
 }
