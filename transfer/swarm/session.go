@@ -52,6 +52,7 @@ type ticket struct {
 	p     *sessions
 	node  identity.NodeID
 	ps    *peerSessions
+	slot  *slot // nil: beside them
 	leave func()
 }
 
@@ -85,7 +86,7 @@ func (p *sessions) ticket(ctx context.Context, node identity.NodeID, n need) (ti
 	if err != nil {
 		return ticket{}, err
 	}
-	return ticket{p, node, ps, func() { ps.inUse.leave(slot) }}, nil
+	return ticket{p, node, ps, slot, func() { ps.inUse.leave(slot) }}, nil
 }
 
 // beside gives leave to have the stream of the batch to a holder. It waits for none:
@@ -95,7 +96,7 @@ func (p *sessions) beside(node identity.NodeID) ticket {
 	defer p.mu.Unlock()
 	ps := p.of(node)
 	ps.batch++
-	return ticket{p, node, ps, func() {
+	return ticket{p, node, ps, nil, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		ps.batch--
@@ -121,7 +122,13 @@ func (t ticket) open(ctx context.Context) (ss *session, fresh bool, release func
 		}
 	}
 	stop := context.AfterFunc(ctx, func() { _ = ss.st.Reset() })
+	if st, ok := ss.st.(*ownedStream); ok && t.slot != nil && t.slot.need.at != nil {
+		ps.inUse.carries(t.slot, st.endFull)
+	}
 	return ss, fresh, func(reuse bool) {
+		if t.slot != nil {
+			ps.inUse.carries(t.slot, nil) // the next one's, or nobody's
+		}
 		if !stop() { // the context ended: the stream was reset
 			reuse = false
 		}
@@ -178,7 +185,28 @@ func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessi
 type ownedStream struct {
 	plane.Stream
 	cancel context.CancelFunc
+	full   atomic.Bool // see endFull
 }
+
+// endFull resets the stream. Who reads it finds that the holder has no room for it.
+func (s *ownedStream) endFull() {
+	s.full.Store(true)
+	_ = s.Reset()
+}
+
+func (s *ownedStream) Read(b []byte) (int, error) {
+	n, err := s.Stream.Read(b)
+	if err != nil && s.full.Load() {
+		err = endedFull{err}
+	}
+	return n, err
+}
+
+// endedFull is why a stream ended that was lent, and given back to the holder.
+type endedFull struct{ error }
+
+func (e endedFull) Unwrap() error { return e.error }
+func (e endedFull) Full() bool    { return true }
 
 func (s *ownedStream) Close() error {
 	err := s.Stream.Close()

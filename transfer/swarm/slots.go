@@ -90,6 +90,7 @@ type slot struct {
 	rank  rank
 	got   chan struct{} // closed when it is given
 	held  bool
+	shed  func() // ends its stream, as if the holder had; nil: it has none that may end
 }
 
 // take waits for a slot.
@@ -172,11 +173,40 @@ func (s *slots) again() {
 	s.give()
 }
 
-// refused notes that the holder has no room for what is lent.
+// refused notes that the holder has no room for what is lent. What rules have of that
+// ends: who is more urgent would wait for it.
 func (s *slots) refused() {
+	for _, shed := range s.takeBack() {
+		shed() // without mu: it writes to the connection
+	}
+}
+
+// takeBack ends lending for a while, and gives what ends the streams of rules that are
+// beyond their share of the part.
+func (s *slots) takeBack() (sheds []func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.part = time.Now().Add(lendAgain)
+	part := max(1, s.most())
+	kept := least(part)
+	rules := max(1, part-kept[classClient]-kept[classHurried])
+	for w := range s.used {
+		if c, _, _ := w.need.now(); c != classReplication {
+			continue
+		}
+		if rules--; rules < 0 && w.shed != nil {
+			sheds = append(sheds, w.shed)
+			w.shed = nil
+		}
+	}
+	return sheds
+}
+
+// carries says what ends the stream of a slot.
+func (s *slots) carries(w *slot, shed func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w.shed = shed
 }
 
 // give gives what is free to the first of each class; mu is held. A slot counts as what

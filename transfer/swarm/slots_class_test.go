@@ -332,6 +332,21 @@ func TestSlots_AreLent(t *testing.T) {
 		b.leave(w)
 	}
 	wantUsed("of one that refused", &b, part)
+	// What rules have beyond their share of the part ends: nobody waits for it.
+	ended, rules := 0, 0
+	for w := range a.used {
+		if w.class == classReplication {
+			rules++
+			a.carries(w, func() { ended++ })
+		} else {
+			a.carries(w, func() { t.Error("what is urgent ends for rules") })
+		}
+	}
+	a.refused()
+	a.refused()
+	if rules < 2 || ended != rules-1 {
+		t.Errorf("%d of %d streams of rules end, all but one should", ended, rules)
+	}
 	for _, s := range []*slots{&a, &b} {
 		s.line = nil
 		for w := range s.used {
