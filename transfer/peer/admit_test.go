@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"errors"
 	"io"
 	"testing"
 
@@ -20,6 +21,7 @@ func TestHost_StreamsAreSharedAmongPeers(t *testing.T) {
 		s.SetIdle(0)
 		echo(ctx, id, s)
 	})
+	refused := 0
 	open := func(h *Host) *Stream {
 		t.Helper()
 		s, err := h.Open(t.Context(), a.ID(), "/test/1")
@@ -28,7 +30,13 @@ func TestHost_StreamsAreSharedAmongPeers(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = s.Reset() })
 		_, _ = s.Write([]byte("x")) // it may be refused
-		_, _ = io.ReadFull(s, make([]byte, 1))
+		if _, err := io.ReadFull(s, make([]byte, 1)); err != nil {
+			refused++
+			var full interface{ Full() bool }
+			if !errors.As(err, &full) || !full.Full() {
+				t.Errorf("a stream is refused, and nobody is told why: %v", err)
+			}
+		}
 		return s
 	}
 	for range greedy {
@@ -39,6 +47,9 @@ func TestHost_StreamsAreSharedAmongPeers(t *testing.T) {
 	}
 	if shed := testutil.ToFloat64(a.metrics.streamsShed); shed < 5 || shed > 15 {
 		t.Errorf("%v streams had to go for a fifth peer, want about 10", shed)
+	}
+	if refused == 0 {
+		t.Error("there is room for all")
 	}
 	honest := m.start(t)
 	for range maxAdmitted / (greedy + 1) {

@@ -83,7 +83,7 @@ func (h *Host) connect(ctx context.Context, to identity.NodeID, id corepeer.ID) 
 
 // connected notes a handshake for those that wait for a sign of life.
 func (h *Host) connected(n network.Network, c network.Conn) {
-	h.peers.Store(int32(len(n.Peers())))
+	h.countPeers(n)
 	id, err := nodeID(c.RemotePeer())
 	if err != nil {
 		return
@@ -99,9 +99,17 @@ func (h *Host) connected(n network.Network, c network.Conn) {
 	}
 }
 
+// countPeers notes how many nodes are connected. Notifications come at the same time:
+// what one saw must not be kept over what a later one did.
+func (h *Host) countPeers(n network.Network) {
+	h.counting.Lock()
+	defer h.counting.Unlock()
+	h.peers.Store(int32(len(n.Peers())))
+}
+
 // disconnected ends the lines to a node with its last common connection.
 func (h *Host) disconnected(n network.Network, c network.Conn) {
-	h.peers.Store(int32(len(n.Peers())))
+	h.countPeers(n)
 	if id, err := nodeID(c.RemotePeer()); err == nil && !h.Connected(id) {
 		h.lines.drop(id)
 	}

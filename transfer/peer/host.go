@@ -91,6 +91,7 @@ type Host struct {
 	handshakes *handshakes
 	lines      *lines
 	windows    *windows
+	counting   sync.Mutex   // held while peers is counted and stored
 	peers      atomic.Int32 // that are connected
 	window     int64        // bytes that one connection can hold
 	congestion *congestion.Watcher
@@ -245,12 +246,12 @@ func (h *Host) Handle(proto string, handle func(ctx context.Context, from identi
 		s := newStream(ctx, ns)
 		out, ok := streams.enter(from, s)
 		if !ok {
-			_ = s.Reset()
+			_ = s.refuse()
 			return
 		}
 		if out != nil {
 			h.metrics.streamsShed.Inc()
-			_ = out.Reset() // its handler ends by that
+			_ = out.refuse() // its handler ends by that
 		}
 		defer func() { _ = s.Close() }()
 		defer streams.leave(from, s)

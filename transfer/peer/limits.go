@@ -46,12 +46,15 @@ const (
 	// Of a mesh of n other nodes, streams of blobs are at most bulkStreams in each
 	// direction, as each node opens its part of that to each other (StreamsEach);
 	// beside them there are n that tell what a node has, in each direction, and those
-	// of questions and of the catalogue, which are closed when they are answered. At 32
-	// other nodes that is 96 + 32 in each direction, which is all; with more, streams
-	// are refused when all are busy at once, and tried again.
+	// of questions and of the catalogue, which are closed when they are answered. At 16
+	// other nodes that is 112 + 16 in each direction, which is all; from 28 on, streams
+	// are refused when all are busy in both directions at once, and tried again.
 	bulkStreams = 112
-	// minStreamsEach is what a node may open to each other in the largest mesh.
-	minStreamsEach = 2
+	// minStreamsEach is what a node may open to each other in the largest mesh: one for
+	// each class of what is wanted (clients, pushes, rules) and one for small blobs. From
+	// 33 other nodes on that is more than one admits of all at once: what it has for
+	// each is shared out there (admitted).
+	minStreamsEach = 4
 	// maxStreams is over all peers, in one direction; maxStreamsBoth in both.
 	maxStreams     = 176
 	maxStreamsBoth = 256

@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,7 +43,8 @@ func (s *Stream) Read(p []byte) (int, error) {
 	if !s.readFixed.Load() {
 		s.roll(&s.readRolled, s.s.SetReadDeadline)
 	}
-	return s.s.Read(p)
+	n, err := s.s.Read(p)
+	return n, orFull(err)
 }
 
 // Write writes with the rolling deadline: it is moved on for each piece of what
@@ -61,9 +63,33 @@ func (s *Stream) Write(p []byte) (int, error) {
 		n, err := s.s.Write(part)
 		done += n
 		if err != nil || done == len(p) {
-			return done, err
+			return done, orFull(err)
 		}
 	}
+}
+
+// fullError is why a stream ended that the other side has no room for, or has no more:
+// it tells of how many there are, not of what was asked on it.
+type fullError struct{ error }
+
+func (e fullError) Unwrap() error { return e.error }
+
+// Full tells from other errors.
+func (e fullError) Full() bool { return true }
+
+// orFull says of a reset for want of room what it is.
+func orFull(err error) error {
+	var reset *network.StreamError
+	if errors.As(err, &reset) && reset.Remote && reset.ErrorCode == network.StreamResourceLimitExceeded {
+		return fullError{err}
+	}
+	return err
+}
+
+// refuse is Reset for want of room, which the other side is told.
+func (s *Stream) refuse() error {
+	s.stop()
+	return s.s.ResetWithError(network.StreamResourceLimitExceeded)
 }
 
 // roll moves the deadline on, but not at every call: a timer costs more than a

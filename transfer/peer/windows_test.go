@@ -244,7 +244,7 @@ func TestWindows_AtOnce(t *testing.T) {
 func TestHost_StreamsEach(t *testing.T) {
 	var m mesh
 	a := m.start(t)
-	for peers, want := range map[int32]int{0: 28, 1: 28, 3: 28, 4: 28, 8: 14, 12: 9, 32: 3, 200: 2} {
+	for peers, want := range map[int32]int{0: 28, 1: 28, 3: 28, 4: 28, 8: 14, 12: 9, 28: 4, 32: 4, 200: 4} {
 		a.peers.Store(peers)
 		if got := a.StreamsEach(); got != want {
 			t.Errorf("%d streams to each of %d nodes, want %d", got, peers, want)

@@ -55,7 +55,8 @@ type Host interface {
 	// OpenBulk is Open for a stream on which the other side will send much.
 	OpenBulk(ctx context.Context, to identity.NodeID, protocol string) (Stream, error)
 	// StreamsEach is how many streams of one protocol this node may keep open to each
-	// other one.
+	// other one, if it does so to all. One that is opened beyond that, to a few, may be
+	// refused, or end at any time: with an error whose Full() is true.
 	StreamsEach() int
 	// Connected reports whether the node was reached, and not lost since.
 	Connected(id identity.NodeID) bool

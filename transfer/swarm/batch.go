@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,9 +35,6 @@ const (
 // errBatch ends a batch that can't go on. Its blobs come one by one.
 var errBatch = errors.New("the batch of small blobs ended")
 
-// atOnce is of those that wait for no place.
-var atOnce = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
-
 // batches are the small blobs that are asked for of each holder.
 type batches struct {
 	s *Swarm
@@ -63,7 +61,7 @@ type batch struct {
 	running bool
 	ss      *session  // on which blobs are asked for; nil: on none
 	rest    time.Time // it failed: nothing comes this way until then
-	queue   []*parcel // not asked for, in the order of their ranks
+	queue   []*parcel // not asked for, in the order of their ranks, see line
 	asked   []*parcel // in the order of their requests
 	sent    chan struct{}
 	reads   *parcel // whose answer is read, of the goroutine that reads
@@ -72,7 +70,9 @@ type batch struct {
 // parcel is one blob of a batch.
 type parcel struct {
 	f    *flight
+	b    *batch
 	way  way
+	rank rank // that it has in the queue; guarded by batch.mu
 	pid  identity.ProjectID
 	size int64
 	id   uint64    // of its request
@@ -231,13 +231,14 @@ func (bs *batches) add(f *flight, w way, size int64) (*batch, *parcel) {
 		bs.m[w.node] = b
 	}
 	bs.mu.Unlock()
-	p := &parcel{f: f, way: w, pid: f.pid, size: size, done: make(chan delivery, 1)}
+	p := &parcel{f: f, b: b, way: w, pid: f.pid, size: size, done: make(chan delivery, 1)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if time.Now().Before(b.rest) {
 		return b, nil
 	}
-	b.queue = inLine(b.queue, p) // bounded by maxFlights
+	f.parcel.Store(p) // before its rank is read: who changes that from now on finds it
+	b.line(p)         // bounded by maxFlights
 	if !b.running {
 		b.running = true
 		bs.s.wg.Add(1) // f, which is counted, runs
@@ -248,6 +249,37 @@ func (bs *batches) add(f *flight, w way, size int64) (*batch, *parcel) {
 	}
 	wake(b.waiter.wake)
 	return b, p
+}
+
+// line puts a blob into the queue; mu is held. The queue is in the order of the ranks
+// that its parcels had when they were put there, so a search finds the place among
+// thousands; who moves puts its own there anew (moved).
+func (b *batch) line(p *parcel) {
+	p.rank = p.f.rank(classReplication)
+	at, _ := slices.BinarySearchFunc(b.queue, p, func(o, p *parcel) int {
+		if p.rank.before(o.rank) {
+			return 1
+		}
+		return -1 // behind those that stand as it does
+	})
+	b.queue = slices.Insert(b.queue, at, p)
+}
+
+// moved puts a blob where its flight's order has it now.
+func (bs *batches) moved(f *flight) {
+	p := f.parcel.Load()
+	if p == nil {
+		return
+	}
+	p.b.mu.Lock()
+	defer p.b.mu.Unlock()
+	at := slices.Index(p.b.queue, p)
+	if at < 0 {
+		return // it is asked for, or came
+	}
+	p.b.queue = slices.Delete(p.b.queue, at, at+1)
+	p.b.line(p)
+	wake(p.b.waiter.wake) // it may be the first now
 }
 
 // leave takes out a blob that is not waited for any more. What was asked for
@@ -288,6 +320,11 @@ func (b *batch) run() {
 			return
 		}
 		// A stream from the pool may be long dead: the holder deserves a fresh one.
+		if b.s.sessions.refused(b.node, err) && !again && b.s.ctx.Err() == nil {
+			again = true // large blobs give up theirs
+			b.requeue()
+			continue
+		}
 		if !fresh && !again && came == 0 && b.s.ctx.Err() == nil && !timedOut(err) && !errors.Is(err, errProtocol) {
 			again = true
 			b.requeue()
@@ -301,7 +338,7 @@ func (b *batch) run() {
 // stream takes blobs over one stream until none is left (nil), or it breaks.
 func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 	// It is one stream a holder: it does not wait until large blobs leave theirs.
-	ss, fresh, release, err := b.s.sessions.get(ctx, b.node, need{urgent: atOnce})
+	ss, fresh, release, err := b.s.sessions.beside(b.node).open(ctx)
 	if err != nil {
 		return 0, true, err
 	}

@@ -132,7 +132,10 @@ func (b *batch) receive(ctx context.Context, in *bufio.Reader) error {
 func (b *batch) requeue() {
 	b.mu.Lock()
 	asked := b.asked
-	b.queue, b.asked, b.ss = append(asked[:len(asked):len(asked)], b.queue...), nil, nil
+	b.asked, b.ss = nil, nil
+	for _, p := range asked {
+		b.line(p)
+	}
 	b.mu.Unlock()
 	for _, p := range asked {
 		b.s.pipes.release(b.node, classReplication, max(1, p.size), true)

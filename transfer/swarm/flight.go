@@ -62,7 +62,6 @@ type flight struct {
 	pass   bool // through a window, nothing is stored; not in Swarm.flights
 
 	urgent chan struct{} // closed when the first reader, or fetcher in a hurry, joins
-	sought chan struct{} // closed when the first reader joins
 	opened chan struct{} // closed when the first unit is here
 	done   chan struct{} // closed at the end; err and stored are set before
 	err    error
@@ -77,6 +76,7 @@ type flight struct {
 	aims              map[aim]int    // of fetchers
 	flies             bool           // it has taken its turn
 	place             *places.Place  // among those that nobody waits for, or in line; nil: it has none
+	counted           class          // its purpose, as those that stand in line were told
 
 	limits    atomic.Pointer[[]*Limit] // of sharing; none: it is not held
 	relimited chan struct{}            // capacity 1: they changed
@@ -88,6 +88,9 @@ type flight struct {
 	hurries atomic.Int32  // fetchers in a hurry
 	moved   atomic.Int64  // Unix ns: when bytes last came, or could not be asked for
 	keeping atomic.Int32  // units that this node itself holds up, see ownTime
+
+	aimed  atomic.Pointer[chan struct{}] // closed when its purpose or order changes
+	parcel atomic.Pointer[parcel]        // in a batch's queue, or the last that was; nil: none was
 
 	order atomic.Pointer[places.Order] // the first of aims; of the last ones, if there are none; see standsAt
 
@@ -135,15 +138,18 @@ type flight struct {
 func newFlight(s *Swarm, w Want) *flight {
 	f := &flight{
 		s: s, digest: w.Digest, pid: w.PID, size: w.Size, since: time.Now(),
-		urgent: make(chan struct{}), sought: make(chan struct{}), opened: make(chan struct{}), done: make(chan struct{}),
+		urgent: make(chan struct{}), opened: make(chan struct{}), done: make(chan struct{}),
 		changed: make(chan struct{}), positions: map[*reader]int{}, asked: map[identity.NodeID]int{},
 		strikes: map[identity.NodeID]int{}, failed: map[identity.NodeID]bool{}, good: map[identity.NodeID]bool{},
 		stirred: make(chan struct{}, 1), whole: make(chan struct{}), uplink: s.uplink.share(),
 		lanes: map[identity.NodeID]*lane{}, told: map[identity.NodeID][]receiver{}, resting: map[identity.NodeID]time.Time{},
 		aims: map[aim]int{}, sharing: map[*Limit]int{}, relimited: make(chan struct{}, 1),
+		counted: classReplication,
 		watches: map[identity.NodeID]identity.ProjectID{}, rumour: true, // some may watch this node already
 	}
 	f.order.Store(&places.Order{At: f.since.UnixNano()})
+	aimed := make(chan struct{})
+	f.aimed.Store(&aimed)
 	f.ctx, f.cancel = context.WithCancel(s.ctx)
 	return f
 }
@@ -155,9 +161,8 @@ func (f *flight) joined(w Want, reader bool) {
 		f.s.orphans--
 	}
 	if reader {
-		if f.readers++; f.reading.Add(1) == 1 {
-			f.seek()
-		}
+		f.readers++
+		f.reading.Add(1)
 	} else {
 		f.fetchers++
 		f.wanted(w, 1)

@@ -93,21 +93,26 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 	f := l.f
 	tick := time.NewTicker(laneTick)
 	defer tick.Stop()
+	again := false
 	if first != nil {
 		l.note(first.request)
 		err := l.pump(ctx, first.ss, giveUp)
 		first.release(reusable(err))
-		if err != nil {
+		if again = f.s.sessions.refused(l.node, err) && ctx.Err() == nil; again {
+			l.drop()
+		} else if err != nil {
 			return err
 		}
-		if !f.listed() && f.units() == 0 && f.several() {
+		if !again && !f.listed() && f.units() == 0 && f.several() {
 			return fmt.Errorf("%w: neither list nor units", errProtocol)
 		}
 	}
-	again := false
 	for {
-		o, ok := l.plan()
-		if !ok {
+		o, stream, err := l.turn(ctx)
+		if err != nil {
+			return err
+		}
+		if stream == nil {
 			if f.finished() {
 				return nil
 			}
@@ -128,7 +133,7 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 			}
 			continue
 		}
-		ss, fresh, release, err := f.s.sessions.get(ctx, l.node, f.need())
+		ss, fresh, release, err := stream.open(ctx)
 		if err != nil {
 			return err
 		}
@@ -137,6 +142,11 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 			err = l.pump(ctx, ss, giveUp)
 		}
 		release(reusable(err))
+		if f.s.sessions.refused(l.node, err) && !again && ctx.Err() == nil {
+			again = true // as one of those that it surely has room for
+			l.drop()
+			continue
+		}
 		// A stream from the pool may be long dead: the peer deserves a fresh one.
 		if err != nil && !fresh && !again && ss.answers() == answers && ctx.Err() == nil && !timedOut(err) && !errors.Is(err, errProtocol) {
 			again = true
@@ -156,21 +166,60 @@ func reusable(err error) bool {
 	return err == nil || errors.As(err, &refused)
 }
 
+// turn takes leave to have a stream, and then chooses what to ask for on it, in this
+// order: who stands in line for a stream keeps neither room in the pipe nor units from
+// those that could ask. nil: there is nothing to ask for now.
+func (l *lane) turn(ctx context.Context) (order, *ticket, error) {
+	if !l.eager() {
+		return order{}, nil, nil
+	}
+	need := l.f.need(l.node)
+	need.waits = func() { l.f.s.pipes.forget(l.node, &l.waiter) } // nor a place at the pipe
+	t, err := l.f.s.sessions.ticket(ctx, l.node, need)
+	if err != nil {
+		return order{}, nil, err
+	}
+	o, ok := l.plan()
+	if !ok {
+		t.leave()
+		return order{}, nil, nil
+	}
+	return o, &t, nil
+}
+
+// eager says whether there may be something to ask for.
+func (l *lane) eager() bool {
+	l.f.mu.Lock()
+	defer l.f.mu.Unlock()
+	_, most := l.most()
+	return most > 0
+}
+
+// most is how many units may be asked for, of what size each; flight.mu is held.
+func (l *lane) most() (unit int64, most int) {
+	f := l.f
+	if f.layout == nil || f.sched == nil || f.vessel == nil && f.layout.units() > 1 {
+		return 0, 0
+	}
+	if f.pass {
+		f.resync()
+	}
+	unit = f.layout.unitSize
+	most = min(maxRun, int(max(1, runBytes/unit)), int(max(1, inflightBytes/unit))-len(l.asked))
+	if most <= 0 || !f.sched.useful(l.node) {
+		f.s.pipes.forget(l.node, &l.waiter)
+		return 0, 0
+	}
+	return unit, most
+}
+
 // plan chooses what to ask for, and takes the room that it needs.
 func (l *lane) plan() (order, bool) {
 	f := l.f
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.layout == nil || f.sched == nil || f.vessel == nil && f.layout.units() > 1 {
-		return order{}, false
-	}
-	if f.pass {
-		f.resync()
-	}
-	unit := f.layout.unitSize
-	most := min(maxRun, int(max(1, runBytes/unit)), int(max(1, inflightBytes/unit))-len(l.asked))
-	if most <= 0 || !f.sched.useful(l.node) {
-		f.s.pipes.forget(l.node, &l.waiter)
+	unit, most := l.most()
+	if most == 0 {
 		return order{}, false
 	}
 	c := f.purpose()

@@ -348,8 +348,8 @@ func (f *flight) letGo(q *field, running []*contender, before int) {
 // approach asks one holder and waits for the head of its first answer. nil: it
 // sends, and ct has the session.
 func (f *flight) approach(ctx context.Context, ct *contender) error {
-	for {
-		ss, fresh, release, err := f.s.sessions.get(ctx, ct.node, f.need())
+	for again := false; ; {
+		ss, fresh, release, err := f.s.sessions.get(ctx, ct.node, f.need(ct.node))
 		if err != nil {
 			return err
 		}
@@ -364,6 +364,10 @@ func (f *flight) approach(ctx context.Context, ct *contender) error {
 		var refused *refusedError
 		answered := errors.As(err, &refused)
 		release(answered)
+		if f.s.sessions.refused(ct.node, err) && !again && ctx.Err() == nil {
+			again = true // as one of those that it surely has room for
+			continue
+		}
 		// A stream from the pool may be long dead: the holder deserves a fresh one.
 		// One that is merely silent tells of the holder.
 		if fresh || answered || ctx.Err() != nil || timedOut(err) || errors.Is(err, errProtocol) {

@@ -33,33 +33,80 @@ type sessions struct {
 	mu    sync.Mutex
 	peers map[identity.NodeID]*peerSessions
 	idle  int // over all peers
+	lend  lender
 }
 
 type peerSessions struct {
 	heard atomic.Int64 // Unix nanoseconds: when the holder last sent a byte
 	idle  []*session
 	inUse slots
+	batch int // streams of the batch of small blobs, beside the slots
 }
 
 func newSessions(ctx context.Context, host Host, stall time.Duration, pipes *pipes) *sessions {
 	return &sessions{ctx: ctx, host: host, stall: stall, pipes: pipes, peers: map[identity.NodeID]*peerSessions{}}
 }
 
+// ticket is leave to have one stream to a holder. Its owner opens the stream, or leaves.
+type ticket struct {
+	p     *sessions
+	node  identity.NodeID
+	ps    *peerSessions
+	slot  *slot // nil: beside them
+	leave func()
+}
+
 // get gives an idle or a new stream to a holder, and the function that takes it
 // back: reuse says that nothing is outstanding on it.
 func (p *sessions) get(ctx context.Context, node identity.NodeID, n need) (ss *session, fresh bool, release func(reuse bool), err error) {
-	p.mu.Lock()
-	ps := p.peers[node]
-	if ps == nil {
-		ps = &peerSessions{}
-		ps.inUse.most = p.each
-		p.peers[node] = ps
-	}
-	p.mu.Unlock()
-	slot, err := ps.inUse.take(ctx, n)
+	t, err := p.ticket(ctx, node, n)
 	if err != nil {
 		return nil, false, nil, err
 	}
+	return t.open(ctx)
+}
+
+// of gives what is known of a holder; mu is held.
+func (p *sessions) of(node identity.NodeID) *peerSessions {
+	ps := p.peers[node]
+	if ps == nil {
+		ps = &peerSessions{}
+		ps.inUse.most, ps.inUse.lend = p.each, &p.lend
+		p.peers[node] = ps
+	}
+	return ps
+}
+
+// ticket waits for leave to have a stream to a holder.
+func (p *sessions) ticket(ctx context.Context, node identity.NodeID, n need) (ticket, error) {
+	p.mu.Lock()
+	ps := p.of(node)
+	p.mu.Unlock()
+	slot, err := ps.inUse.take(ctx, n)
+	if err != nil {
+		return ticket{}, err
+	}
+	return ticket{p, node, ps, slot, func() { ps.inUse.leave(slot) }}, nil
+}
+
+// beside gives leave to have the stream of the batch to a holder. It waits for none:
+// a holder has one batch.
+func (p *sessions) beside(node identity.NodeID) ticket {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ps := p.of(node)
+	ps.batch++
+	return ticket{p, node, ps, nil, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		ps.batch--
+	}}
+}
+
+// open gives an idle or a new stream, and the function that takes it back, with the
+// leave to have one. With an error that is given back.
+func (t ticket) open(ctx context.Context) (ss *session, fresh bool, release func(reuse bool), err error) {
+	p, ps := t.p, t.ps
 	p.mu.Lock()
 	if n := len(ps.idle); n > 0 {
 		ss = ps.idle[n-1]
@@ -69,23 +116,42 @@ func (p *sessions) get(ctx context.Context, node identity.NodeID, n need) (ss *s
 	p.mu.Unlock()
 	if ss == nil {
 		fresh = true
-		if ss, err = p.open(ctx, node, ps); err != nil {
-			ps.inUse.leave(slot)
+		if ss, err = p.open(ctx, t.node, ps); err != nil {
+			t.leave()
 			return nil, false, nil, err
 		}
 	}
 	stop := context.AfterFunc(ctx, func() { _ = ss.st.Reset() })
+	if st, ok := ss.st.(*ownedStream); ok && t.slot != nil && t.slot.need.at != nil {
+		ps.inUse.carries(t.slot, st.endFull)
+	}
 	return ss, fresh, func(reuse bool) {
+		if t.slot != nil {
+			ps.inUse.carries(t.slot, nil) // the next one's, or nobody's
+		}
 		if !stop() { // the context ended: the stream was reset
 			reuse = false
 		}
 		p.put(ps, ss, reuse)
-		ps.inUse.leave(slot)
+		t.leave()
 	}, nil
 }
 
-// each is how many streams there may be to one holder now.
-func (p *sessions) each() int { return min(maxSessions, p.host.StreamsEach()) }
+// refused says whether an error is that a holder has no room for a stream, and notes
+// it: from then on it is asked for no more than are surely given.
+func (p *sessions) refused(node identity.NodeID, err error) bool {
+	if !full(err) {
+		return false
+	}
+	p.mu.Lock()
+	ps := p.of(node)
+	p.mu.Unlock()
+	ps.inUse.refused()
+	return true
+}
+
+// each is how many slots each holder has for its part now.
+func (p *sessions) each() int { return min(maxSessions, p.host.StreamsEach()) - batchSessions }
 
 // open opens a stream that outlives ctx.
 func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessions) (*session, error) {
@@ -119,7 +185,28 @@ func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessi
 type ownedStream struct {
 	plane.Stream
 	cancel context.CancelFunc
+	full   atomic.Bool // see endFull
 }
+
+// endFull resets the stream. Who reads it finds that the holder has no room for it.
+func (s *ownedStream) endFull() {
+	s.full.Store(true)
+	_ = s.Reset()
+}
+
+func (s *ownedStream) Read(b []byte) (int, error) {
+	n, err := s.Stream.Read(b)
+	if err != nil && s.full.Load() {
+		err = endedFull{err}
+	}
+	return n, err
+}
+
+// endedFull is why a stream ended that was lent, and given back to the holder.
+type endedFull struct{ error }
+
+func (e endedFull) Unwrap() error { return e.error }
+func (e endedFull) Full() bool    { return true }
 
 func (s *ownedStream) Close() error {
 	err := s.Stream.Close()
@@ -196,7 +283,7 @@ func (p *sessions) reap(since time.Time) {
 		}
 		p.idle -= len(ps.idle) - len(keep)
 		ps.idle = keep
-		if len(ps.idle) == 0 && ps.inUse.unused() {
+		if len(ps.idle) == 0 && ps.batch == 0 && ps.inUse.unused() {
 			delete(p.peers, node) // a get that holds on to it at worst doubles the bound once
 		}
 	}

@@ -9,13 +9,10 @@ import (
 	"time"
 )
 
-func (w *slot) given() bool {
-	select {
-	case <-w.got:
-		return true
-	default:
-		return false
-	}
+// put has somebody stand that is always of a class.
+func (s *slots) put(c class, r rank) *slot {
+	w, _ := s.stand(need{at: func() (class, rank, <-chan struct{}) { return c, r, nil }})
+	return w
 }
 
 // Each class has streams, whatever the others want, and together there are no more
@@ -30,7 +27,7 @@ func TestSlots_SomeForEachClass(t *testing.T) {
 		var got [classes][]*slot
 		for _, c := range order {
 			for range 2 * maxSessions {
-				if w := s.stand(c, rank{}); w.given() {
+				if w := s.put(c, rank{}); w.given() {
 					got[c] = append(got[c], w)
 				}
 			}
@@ -58,7 +55,7 @@ func TestSlots_InOrderAndMoreUrgentMeanwhile(t *testing.T) {
 	s := slots{most: func() int { return maxSessions }}
 	var held []*slot
 	for {
-		w := s.stand(classReplication, rank{})
+		w := s.put(classReplication, rank{})
 		if !w.given() {
 			s.leave(w)
 			break
@@ -66,7 +63,7 @@ func TestSlots_InOrderAndMoreUrgentMeanwhile(t *testing.T) {
 		held = append(held, w)
 	}
 	now := time.Now()
-	young, old := s.stand(classReplication, rank{since: now}), s.stand(classReplication, rank{since: now.Add(-time.Second)})
+	young, old := s.put(classReplication, rank{since: now}), s.put(classReplication, rank{since: now.Add(-time.Second)})
 	s.leave(held[0])
 	if young.given() || !old.given() {
 		t.Error("the younger one goes first")
@@ -74,7 +71,14 @@ func TestSlots_InOrderAndMoreUrgentMeanwhile(t *testing.T) {
 	// One that becomes urgent while it waits is in another line.
 	urgent, took := make(chan struct{}), make(chan *slot, 1)
 	go func() {
-		w, err := s.take(t.Context(), need{urgent: urgent, rank: rank{since: now}})
+		w, err := s.take(t.Context(), need{at: func() (class, rank, <-chan struct{}) {
+			select {
+			case <-urgent:
+				return classHurried, rank{since: now}, nil
+			default:
+				return classReplication, rank{since: now}, urgent
+			}
+		}})
 		if err != nil {
 			t.Error(err)
 		}
@@ -109,7 +113,7 @@ func TestSlots_AsManyAsThereAre(t *testing.T) {
 		var got [classes]int
 		for c := range classes {
 			for range 2 * most {
-				w := s.stand(c, rank{})
+				w := s.put(c, rank{})
 				if w.given() {
 					got[c]++
 				}
@@ -129,9 +133,26 @@ func TestSlots_AsManyAsThereAre(t *testing.T) {
 		for _, w := range held {
 			s.leave(w)
 		}
+		held = nil
+		for _, c := range []class{classReplication, classHurried, classClient} {
+			n := 0
+			for range 2 * most {
+				w := s.put(c, rank{})
+				if w.given() {
+					n++
+				}
+				held = append(held, w)
+			}
+			if n == 0 && (most >= int(classes) || most == 2 && c == classClient) {
+				t.Errorf("of %d streams those of rules keep out class %d", most, c)
+			}
+		}
+		for _, w := range held {
+			s.leave(w)
+		}
 	}
 	most = 4
-	a, b, c := s.stand(classClient, rank{}), s.stand(classClient, rank{}), s.stand(classClient, rank{})
+	a, b, c := s.put(classClient, rank{}), s.put(classClient, rank{}), s.put(classClient, rank{})
 	if !a.given() || !b.given() || c.given() {
 		t.Fatal("of four streams two are for clients")
 	}

@@ -1,8 +1,9 @@
 package swarm
 
 import (
-	"slices"
+	"time"
 
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/transfer/places"
 )
 
@@ -40,16 +41,29 @@ func (f *flight) standsAt() places.Order {
 	return places.Order{} // nobody has said
 }
 
-// need is that of the flight for a stream.
-func (f *flight) need() need { return need{f.urgent, f.sought, f.rank(f.purpose())} }
-
-// seek tells that a reader joined; Swarm.mu is held.
-func (f *flight) seek() {
-	select {
-	case <-f.sought:
-	default:
-		close(f.sought)
+// need is that of the flight for a stream to a node.
+func (f *flight) need(node identity.NodeID) need {
+	return need{
+		at: func() (class, rank, <-chan struct{}) {
+			changed := *f.aimed.Load() // first: what changes from here on closes it
+			c := f.purpose()
+			return c, f.rank(c), changed
+		},
+		// Who stands behind others' blobs waits for them: as long as those come, that
+		// is no silence.
+		stands: func() {
+			if f.s.sessions.heardWithin(node, f.s.cfg.Stall) {
+				f.moved.Store(time.Now().UnixNano())
+			}
+		},
 	}
+}
+
+// reaim tells those that stand in line for a stream that what it is for, or its order,
+// may have changed.
+func (f *flight) reaim() {
+	next := make(chan struct{})
+	close(*f.aimed.Swap(&next))
 }
 
 // aim is for what a fetcher wants the blob, as far as that says when it comes.
@@ -85,6 +99,8 @@ func (f *flight) wanted(w Want, by int) {
 		return
 	}
 	f.order.Store(&first)
+	f.reaim()
+	f.s.batches.moved(f)
 	if f.place != nil {
 		f.s.turns.Move(f.place, first)
 	}
@@ -131,7 +147,12 @@ func (s *Swarm) start(f *flight) {
 // when the last one goes who waited for it takes a place whether there is one or not.
 // mu is held.
 func (s *Swarm) count(f *flight) {
-	waited := f.purpose() < classReplication
+	purpose := f.purpose()
+	if f.counted != purpose {
+		f.counted = purpose
+		f.reaim()
+	}
+	waited := purpose < classReplication
 	switch {
 	case waited && f.place != nil:
 		s.turns.Leave(f.place)
@@ -172,14 +193,4 @@ func (s *Swarm) active() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.running
-}
-
-// inLine puts a small blob among those that are not asked for, in the order of their
-// ranks.
-func inLine(queue []*parcel, p *parcel) []*parcel {
-	at, r := len(queue), p.f.rank(classReplication)
-	for at > 0 && r.before(queue[at-1].f.rank(classReplication)) {
-		at--
-	}
-	return slices.Insert(queue, at, p)
 }
