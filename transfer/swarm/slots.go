@@ -91,6 +91,7 @@ type slot struct {
 	got   chan struct{} // closed when it is given
 	held  bool
 	shed  func() // ends its stream, as if the holder had; nil: it has none that may end
+	ends  bool   // shed was called
 }
 
 // take waits for a slot.
@@ -191,12 +192,12 @@ func (s *slots) takeBack() (sheds []func()) {
 	kept := least(part)
 	rules := max(1, part-kept[classClient]-kept[classHurried])
 	for w := range s.used {
-		if c, _, _ := w.need.now(); c != classReplication {
+		if c, _, _ := w.need.now(); c != classReplication || w.ends {
 			continue
 		}
 		if rules--; rules < 0 && w.shed != nil {
 			sheds = append(sheds, w.shed)
-			w.shed = nil
+			w.shed, w.ends = nil, true
 		}
 	}
 	return sheds

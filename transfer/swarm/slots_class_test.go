@@ -425,3 +425,34 @@ func TestFetch_AFullHolderIsAskedAgain(t *testing.T) {
 		}
 	}
 }
+
+// A holder that has become full has back what was lent, and all that was under way comes
+// all the same.
+func TestFetch_WhatWasLentIsGivenBack(t *testing.T) {
+	const blobs, part = 12, 3
+	l := newLab(t)
+	a, b := l.start(), l.start()
+	b.swarm.sessions.host = evenly{b.swarm.sessions.host, part + batchSessions}
+	l.held(a)
+	g := newGate(mib)
+	a.bend(&faulty{read: g.read})
+	done, end := b.backfill(a, blobs, places.Order{})
+	defer end()
+	s := b.swarm.sessions
+	used := func() int {
+		s.mu.Lock()
+		slots := &s.of(a.id.ID).inUse
+		s.mu.Unlock()
+		slots.mu.Lock()
+		defer slots.mu.Unlock()
+		return len(slots.used)
+	}
+	eventually(t, "more than the part is lent", func() bool { return used() > part })
+	eventually(t, "and carries something", func() bool { return b.got() > 0 })
+	if !s.refused(a.id.ID, noRoom{errors.New("no room")}) || s.refused(a.id.ID, errQuiet) {
+		t.Error("what is full is not known from what is not")
+	}
+	eventually(t, "what rules have more than their share of is given back", func() bool { return used() <= part })
+	g.open(1 << 40)
+	eventually(t, "all is here", func() bool { return done.Load() == blobs })
+}
