@@ -87,7 +87,7 @@ func (m *model) tookIn(n int) error {
 	// Rule 11: from now on it answers 404 for what it does not know.
 	for k, dots := range t.want {
 		for d := range dots {
-			if m.seen[n][k][d] == nil && !mine.Covers(d) && m.owed[d] && m.heard(d, -1) {
+			if m.seen[n][k][d] == nil && !mine.Covers(d) && m.owed[d] && m.hasOf(k, d) {
 				return fmt.Errorf("rule 11: node %d is a member and has not seen %s of %s %q, which was there when it came in", n, d, k.repo, k.name)
 			}
 		}
@@ -118,6 +118,17 @@ func (m *model) again(n int) error {
 		return nil
 	}
 	return m.comeIn(n)
+}
+
+// hasOf reports whether a node still has a request's part in an entry: one that lost
+// rows may have other parts of it.
+func (m *model) hasOf(k entryKey, d Dot) bool {
+	for o := range m.seen {
+		if !m.away[o] && m.seen[o][k][d] != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // askAgain has those that wait for a site that is out, or gone, ask all others once
