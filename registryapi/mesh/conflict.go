@@ -14,7 +14,7 @@ import (
 // Conflict is a write of a tag that lost to one which another site made at the same
 // time: neither had seen the other.
 type Conflict struct {
-	Repository string        `json:"repository" doc:"PROJECT/NAME; of a project that was deleted its id instead of its name"`
+	Repository string        `json:"repository" doc:"PROJECT/NAME; of a deleted project whose content has gone its id instead of its name"`
 	Tag        string        `json:"tag"`
 	Loser      digest.Digest `json:"loser" doc:"What the site's write said: it can be pulled by its digest, for 30 days after another write ended the conflict"`
 	Winner     digest.Digest `json:"winner,omitempty" doc:"What the tag said when the conflict was found; empty: it was deleted by then"`
@@ -51,7 +51,7 @@ func (a *API) listConflicts(_ context.Context, in *conflictsIn) (*conflictsOut, 
 	out := &conflictsOut{Body: make([]Conflict, len(found))}
 	for i, c := range found {
 		name := c.PID.String()
-		if p, ok := v.ProjectByPID(c.PID); ok && !p.Deleted() { // another one may have its name
+		if p, ok := v.ProjectByPID(c.PID); ok && !p.Purged() { // another one may have its name
 			name = p.Name
 		}
 		out.Body[i] = Conflict{Repository: name + "/" + c.Repo, Tag: c.Tag, Loser: c.Loser, Winner: c.Winner, Actor: c.Actor, FoundAt: c.FoundAt}

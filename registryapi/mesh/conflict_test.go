@@ -2,10 +2,12 @@ package mesh
 
 import (
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 )
@@ -20,7 +22,7 @@ func (l losing) Conflicts(identity.ProjectID, int) ([]catalog.FoundConflict, err
 	return l.found, nil
 }
 
-// TestConflicts_OfADeletedProject have its id: another project may have its name by now.
+// TestConflicts_OfADeletedProject have its id once another project may have its name.
 func TestConflicts_OfADeletedProject(t *testing.T) {
 	f := newFixture(t)
 	p, _ := f.mesh.State.View().Project("library")
@@ -33,7 +35,13 @@ func TestConflicts_OfADeletedProject(t *testing.T) {
 	}
 	is("library/app")
 	f.mesh.Must(&command.ProjectDelete{Id: p.ID})
-	other := identity.NewProjectID()
-	f.mesh.Must(&command.ProjectCreate{ProjectId: other[:], Name: "library"})
+	is("library/app")
+	env, err := command.New("system", time.Now().Add(state.DeletedKeptFor+time.Hour), &command.ProjectPurge{Id: p.ID})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.mesh.State.Apply(f.mesh.State.View().Index()+1, env); err != nil {
+		t.Fatal(err)
+	}
 	is(p.PID.String() + "/app")
 }
