@@ -303,13 +303,10 @@ func (d *Door) put(ctx context.Context, put catalog.Put, cond Condition) error {
 			return err
 		}
 		put := put
-		if now, v, err := d.find(put.PID); err == nil {
+		if now, v, err := d.find(put.PID); err == nil && len(put.Tags) > 0 && now.Tags.LateBefore != 0 && now.Tags.Mode == state.EventualTags && !now.Tags.Switching() {
 			// Its rights may have been looked up while the tags were strong, or before: what
-			// says so lost to them, or would be late.
-			put.ACLIndex = max(put.ACLIndex, now.Tags.LateBefore)
-			if len(put.Tags) > 0 && now.Tags.LateBefore != 0 && now.Tags.Mode == state.EventualTags && !now.Tags.Switching() {
-				put.ACLIndex = max(put.ACLIndex, v.Index())
-			}
+			// says so lost to them.
+			put.ACLIndex = max(put.ACLIndex, v.Index())
 		}
 		dot, err = d.putManifest(ctx, put)
 		return err
