@@ -44,7 +44,7 @@ func (l *losses) watch(ctx context.Context) {
 			wait := min(lossRetryFirst<<min(failed, 20), lossRetryMost)
 			failed++
 			l.log.Error("this store's feed can't be read: lost blobs are looked for when it can", "again_in", wait, "error", err)
-			if !pauseFor(ctx, wait) {
+			if !sleep(ctx, wait) {
 				return
 			}
 			continue
@@ -68,18 +68,6 @@ func (l *losses) watch(ctx context.Context) {
 			return
 		case <-l.news:
 		}
-	}
-}
-
-// pauseFor waits; false: ctx ended.
-func pauseFor(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
 	}
 }
 

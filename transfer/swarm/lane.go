@@ -168,7 +168,7 @@ func reusable(err error) bool {
 
 // turn takes leave to have a stream, and then chooses what to ask for on it, in this
 // order: who stands in line for a stream keeps neither room in the pipe nor units from
-// those that could ask. nil: there is nothing to ask for now.
+// those that could ask. nil: there is nothing to ask for at the moment.
 func (l *lane) turn(ctx context.Context) (order, *ticket, error) {
 	if !l.eager() {
 		return order{}, nil, nil

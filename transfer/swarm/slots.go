@@ -39,7 +39,7 @@ var leastSessions = [classes]int{6, 2, 2}
 // need is what somebody needs a stream for, which may change meanwhile. The zero need
 // is of rules.
 type need struct {
-	// at is what it is for now; changed is closed when that is something else. It must
+	// at is what it is for at the moment; changed is closed when that changes. It must
 	// not block; nil: always rules.
 	at func() (c class, r rank, changed <-chan struct{})
 	// waits is called when it is not given one at once; nil: nothing is.
@@ -138,7 +138,7 @@ func (w *slot) given() bool {
 	}
 }
 
-// stand gives a slot, or a place in line for one. It stands as what it is for now.
+// stand gives a slot, or a place in line for one. It stands as what it is for at the moment.
 func (s *slots) stand(n need) (w *slot, changed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -211,7 +211,7 @@ func (s *slots) carries(w *slot, shed func()) {
 }
 
 // give gives what is free to the first of each class; mu is held. A slot counts as what
-// it is for now: one whose client left keeps no other client out.
+// it is for at the moment: one whose client left keeps no other client out.
 func (s *slots) give() {
 	part := max(1, s.most())
 	most := part

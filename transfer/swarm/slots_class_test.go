@@ -76,7 +76,7 @@ func TestSessions_RulesAndTheirBatchKeepNobodyOut(t *testing.T) {
 	}
 }
 
-// A slot counts as what it is for now: clients that left keep no other out, and one
+// A slot counts as what it is for at the moment: clients that left keep no other out, and one
 // that comes again to what stands in line is one.
 func TestSlots_WhoseClientLeft(t *testing.T) {
 	s := slots{most: func() int { return maxSessions }}

@@ -14,7 +14,7 @@ const (
 	aboveActive = 4
 )
 
-// purpose is what the flight is for now.
+// purpose is what the flight is for at the moment.
 func (f *flight) purpose() class {
 	switch {
 	case f.reading.Load() > 0:
