@@ -110,3 +110,21 @@ func TestNoteOverruled_DeletedWord(t *testing.T) {
 	}
 	audited(t, pid, writer, last)
 }
+
+// TestNoteOverruled_EntryGone: a tag that went after it was found does not keep those
+// behind it from being looked at.
+func TestNoteOverruled_EntryGone(t *testing.T) {
+	a, b := openMemory(t, Options{}), openMemory(t, Options{})
+	pid := identity.NewProjectID()
+	mustPut(t, a, put(pid, "app", "late", "2"))
+	putStrong(t, b, pid, 0, 20, strongTag("2", "two", 20))
+	mustPull(t, a, b, pid)
+	keys := []entryKey{{kindTag, "app", "1"}, {kindTag, "app", "2"}}
+	err := a.submitAs(t.Context(), jobFreeing, func(b *batch) error { return b.noteOverruled(pid, keys, Ordered{Before: 19}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := conflicts(t, a, pid); len(got) != 1 || got[0] != "2" {
+		t.Errorf("noted as lost: %q", got)
+	}
+}

@@ -489,24 +489,6 @@ func TestEachTag_BesideAWord(t *testing.T) {
 	}
 }
 
-// TestNoteOverruled_EntryGone: a tag that went after it was found does not keep those
-// behind it from being looked at.
-func TestNoteOverruled_EntryGone(t *testing.T) {
-	a, b := openMemory(t, Options{}), openMemory(t, Options{})
-	pid := identity.NewProjectID()
-	mustPut(t, a, put(pid, "app", "late", "2"))
-	putStrong(t, b, pid, 0, 20, strongTag("2", "two", 20))
-	mustPull(t, a, b, pid)
-	keys := []entryKey{{kindTag, "app", "1"}, {kindTag, "app", "2"}}
-	err := a.submitAs(t.Context(), jobFreeing, func(b *batch) error { return b.noteOverruled(pid, keys, Ordered{Before: 19}) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := conflicts(t, a, pid); len(got) != 1 || got[0] != "2" {
-		t.Errorf("noted as lost: %q", got)
-	}
-}
-
 // TestOnlyOver: a site's writes go over no word of the control state that the one there
 // has not heard of, in whichever way they name the tag.
 func TestOnlyOver(t *testing.T) {
@@ -532,31 +514,4 @@ func TestOnlyOver(t *testing.T) {
 	heard = 20
 	mustPut(t, c, put(pid, "app", "two", "1"))
 	said(t, c, pid, "1", "two")
-}
-
-func TestFreeze(t *testing.T) {
-	dir, pid, generation := t.TempDir(), identity.NewProjectID(), [16]byte{1}
-	c := openAt(t, dir, Options{})
-	if _, index, err := c.Frozen(pid); index != 0 || err != nil {
-		t.Fatalf("%d, %v", index, err)
-	}
-	if err := c.Freeze(t.Context(), pid, generation, 7); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
-	c = openAt(t, dir, Options{})
-	if g, index, err := c.Frozen(pid); g != generation || index != 7 || err != nil {
-		t.Errorf("%x, %d, %v", g, index, err)
-	}
-	if err := c.DropProject(t.Context(), pid); err != nil {
-		t.Fatal(err)
-	}
-	if _, index, err := c.Frozen(pid); index != 0 || err != nil {
-		t.Errorf("dropped: %d, %v", index, err)
-	}
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
 }
