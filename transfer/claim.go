@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	// claimFor is how long a holder keeps a blob for a push that relies on it: long
-	// enough to fetch it over any link, and through an outage of a day.
+	// claimFor is how long a push that relies on a blob elsewhere may take to be answered,
+	// and for how long the blob is fetched without a manifest that wants it. A holder asks
+	// after that whether its promise is still needed, and keeps it until it hears (T13e).
 	claimFor = 24 * time.Hour
 	// claimAskWithin bounds the question who has the blobs, claimPinWithin the
 	// promises: a client's push waits for both.

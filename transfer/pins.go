@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
@@ -51,18 +52,12 @@ func (r *Reconciler) pinsNotFetched(ctx context.Context, ask bool) (n int, err e
 		asked = 0
 	}
 	err = r.cat.EachPin(func(p catalog.Pin, placed bool) error {
-		to, member := view.NodeOfStore(p.For)
-		project, known := view.ProjectByPID(p.PID)
-		if !member || !known || !project.Residence(to.Site).Holds() || !project.Residence(r.cfg.Site).Holds() {
-			// Nobody relies on it any more: the site is gone, or let go of the project, or
-			// this one did, which it may only when others have all (T26).
-			return nil
-		}
+		k, relied := r.reliedOn(view, p)
 		switch {
+		case !relied:
 		case !placed:
 			n++
 		case ask:
-			k := asker{to.ID, p.PID}
 			unsure[k] = append(unsure[k], p.Digest)
 			if asked++; asked == maxPinsAsked {
 				flush()
@@ -80,6 +75,16 @@ func (r *Reconciler) pinsNotFetched(ctx context.Context, ask bool) (n int, err e
 		flush()
 	}
 	return min(n, maxPinsCounted), nil
+}
+
+// reliedOn says who relies on a promise; false: nobody does any more. The site is gone,
+// or let go of the project, or this one did, which it may only when others have all
+// (T26).
+func (r *Reconciler) reliedOn(view *state.View, p catalog.Pin) (asker, bool) {
+	to, member := view.NodeOfStore(p.For)
+	project, known := view.ProjectByPID(p.PID)
+	relied := member && known && project.Residence(to.Site).Holds() && project.Residence(r.cfg.Site).Holds()
+	return asker{to.ID, p.PID}, relied
 }
 
 // notFetchedAt asks the sites, all at once, each pinQuestions at a time, and counts what

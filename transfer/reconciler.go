@@ -81,6 +81,7 @@ type Exchange interface {
 	// Expect hints at a blob's holder.
 	Expect(d digest.Digest, site string)
 	PullProject(ctx context.Context, pid identity.ProjectID) (unreachable []string, err error)
+	PullFrom(ctx context.Context, node identity.NodeID, pid identity.ProjectID) error
 	Peers() []syncer.PeerStatus
 	Has(ctx context.Context, node identity.NodeID, q syncer.Question) (syncer.Answer, error)
 	TagAt(ctx context.Context, node identity.NodeID, pid identity.ProjectID, repository, tag string) (digest.Digest, bool, error)
@@ -128,6 +129,7 @@ type Reconciler struct {
 	rules    atomic.Pointer[book]
 	labels   *lru.Cache[digest.Digest, map[string]string] // manifests' annotations
 	hurried  chan struct{}                                // capacity 1
+	settles  chan struct{}                                // capacity 1
 	feedNews chan struct{}                                // capacity 1
 	goneNews chan struct{}                                // capacity 1
 
@@ -154,7 +156,7 @@ func New(cfg Config) (*Reconciler, error) {
 		queue: newQueue(cfg.Now), gate: newGate(), active: places.New(maxActive-aboveAtOnce, aboveAtOnce, maxActive),
 		small: places.New(maxSmall, 0, maxSmall), looks: semaphore.NewWeighted(looksAtOnce),
 		inbox: newInbox(), scans: newScans(cfg.Now),
-		hurried: make(chan struct{}, 1), feedNews: make(chan struct{}, 1), goneNews: make(chan struct{}, 1),
+		hurried: make(chan struct{}, 1), settles: make(chan struct{}, 1), feedNews: make(chan struct{}, 1), goneNews: make(chan struct{}, 1),
 		waiting: newWaiting(),
 	}
 	r.queue.gone = r.waiting.drop
@@ -168,7 +170,7 @@ func New(cfg Config) (*Reconciler, error) {
 	cfg.Sync.OnApplied(r.applied)
 	cfg.Sync.OnPulled(r.pulled)
 	hurry := func() { wake(r.hurried) }
-	cfg.Sync.OnPeers(hurry)
+	cfg.Sync.OnPeers(func() { hurry(); wake(r.settles) })
 	cfg.Sync.OnHolders(hurry)
 	cfg.Sync.OnExplain(r.explain)
 	cfg.Sync.OnKeep(r.keep)
@@ -197,6 +199,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	wg.Go(func() { r.hurryNowAndThen(ctx) })
 	wg.Go(func() { r.watchLosses(ctx) })
 	wg.Go(func() { r.letGo(ctx) })
+	wg.Go(func() { r.settlePins(ctx) })
 	for l, n := range [lanes]int{laneArtifacts: workers, laneBulk: artifactsMost, laneSlow: slowAtOnce, laneBlobs: blobsAtOnce, laneKept: keptAtOnce} {
 		for range n {
 			wg.Go(func() { r.work(ctx, lane(l)) })

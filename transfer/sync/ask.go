@@ -21,8 +21,11 @@ const (
 	// askBatch is how many digests go into one question: at most 140 bytes each,
 	// and as many point reads at the other side.
 	askBatch = 2000
-	// pinMost bounds how long another node's pin may keep a blob here.
-	pinMost = 7 * 24 * time.Hour
+	// pinLeast and pinMost bound, by the clock here, when a promise may first be ended:
+	// that clock may be far from the asker's, and the push that relies on the promise
+	// has not been answered yet.
+	pinLeast = time.Hour
+	pinMost  = 7 * 24 * time.Hour
 )
 
 // Short names of what a node says about a digest.
@@ -88,9 +91,9 @@ func (s *Sync) TagAt(ctx context.Context, node identity.NodeID, pid identity.Pro
 	return d, err == nil, err
 }
 
-// Pin asks a node to keep blobs for this node's store until a time, and returns
-// when its promise is durable there; the answers stand in the order of the
-// digests: false, it has none such.
+// Pin asks a node to keep blobs for this node's store, until it has what was written
+// here by the time given and this store has the blobs, and returns when its promise is
+// durable there; the answers stand in the order of the digests: false, it has none such.
 func (s *Sync) Pin(ctx context.Context, node identity.NodeID, pid identity.ProjectID, blobs []digest.Digest, until time.Time) ([]bool, error) {
 	var pinned []bool
 	for len(blobs) > 0 {
@@ -273,8 +276,11 @@ func (s *Sync) replyPin(ctx context.Context, view *state.View, pid identity.Proj
 		defer end()
 	}
 	n, _ := view.Node(from)
-	until := time.Unix(0, q.GetUntilUnixNs())
-	if most := s.cfg.Now().Add(pinMost); until.After(most) {
+	now, until := s.cfg.Now(), time.Unix(0, q.GetUntilUnixNs())
+	if least := now.Add(pinLeast); until.Before(least) {
+		until = least
+	}
+	if most := now.Add(pinMost); until.After(most) {
 		until = most
 	}
 	out := new(PinResponse)

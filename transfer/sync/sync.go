@@ -385,6 +385,15 @@ func (s *Sync) PullProject(ctx context.Context, pid identity.ProjectID) (unreach
 	return slices.Compact(unreachable), nil
 }
 
+// PullFrom pulls what a node has of a project by now, however long that takes.
+func (s *Sync) PullFrom(ctx context.Context, node identity.NodeID, pid identity.ProjectID) error {
+	l := s.link(node)
+	if l == nil {
+		return fmt.Errorf("node %s is not in reach", node.Short())
+	}
+	return waitAll(ctx, []*call{l.request(pid)})
+}
+
 // awaitLinks waits for calls and gives the links whose call did not end well in
 // time. A site that hangs is not worth two seconds of every client that asks for
 // a tag which is not there: it has them once for a project, and then only a grace,

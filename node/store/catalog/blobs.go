@@ -313,7 +313,7 @@ func (b *batch) promised(raw []byte) (bool, error) {
 	if err != nil || used {
 		return used, err
 	}
-	err = b.pins(raw, nowMs, func(Pin) bool { used = true; return false })
+	err = b.pins(raw, func(Pin) bool { used = true; return false })
 	return used, err
 }
 

@@ -59,8 +59,20 @@ func TestBlob_Life(t *testing.T) {
 	if pins, err := c.Pins(d); err != nil || len(pins) != 1 || pins[0].For != pin.For {
 		t.Errorf("pins %v, %v", pins, err)
 	}
-	want(c.MarkDeleting(ctx, d), ErrInUse)
-	clk.at = clk.at.Add(2 * time.Hour)
+	clk.at = clk.at.Add(48 * time.Hour)
+	want(c.MarkDeleting(ctx, d), ErrInUse) // time alone ends no promise
+	again := pin
+	again.Until = clk.at.Add(time.Hour)
+	if err := c.Pin(ctx, again); err != nil {
+		t.Fatal(err)
+	}
+	want(c.EndPins(ctx, []Pin{pin}), nil)
+	want(c.MarkDeleting(ctx, d), ErrInUse) // it was given again meanwhile
+	want(c.EndPins(ctx, []Pin{again}), nil)
+	want(c.EndPins(ctx, []Pin{again}), nil)
+	if pins, err := c.Pins(d); err != nil || len(pins) != 0 {
+		t.Errorf("pins %v, %v", pins, err)
+	}
 
 	p := put(pid, "app", "a", "1.0")
 	p.Refs = []Ref{{Digest: d, Size: 1 << 20, Kind: RefBlob}}

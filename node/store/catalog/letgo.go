@@ -105,13 +105,12 @@ func (c *Catalog) EndLetGo(ctx context.Context, ds []digest.Digest) error {
 func (c *Catalog) PinnedIn(pid identity.ProjectID) ([]BlobRow, error) {
 	var out []BlobRow
 	nothing := func() error { return nil }
-	nowMs := c.now().UnixMilli()
 	err := c.walk([]byte{tabPin}, true, func(r reader, key, value []byte) (func() error, error) {
 		p, err := decodePin(key, value)
 		if err != nil || p.PID != pid {
 			return nothing, err
 		}
-		if over, err := r.pinOver(p, nowMs); over || err != nil {
+		if over, err := r.pinOver(p); over || err != nil {
 			return nothing, err
 		}
 		raw, err := rawDigest(p.Digest)

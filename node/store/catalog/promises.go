@@ -3,6 +3,7 @@ package catalog
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -119,7 +120,7 @@ func (c *Catalog) Pins(d digest.Digest) ([]Pin, error) {
 	}
 	var out []Pin
 	err = c.view(func(r reader) error {
-		return r.pins(raw, c.now().UnixMilli(), func(p Pin) bool { out = append(out, p); return true })
+		return r.pins(raw, func(p Pin) bool { out = append(out, p); return true })
 	})
 	return out, err
 }
@@ -129,14 +130,13 @@ func (c *Catalog) Pins(d digest.Digest) ([]Pin, error) {
 // feed does not tell for which projects: a copy of another project's content is
 // none that anybody of this one can read (invariant 23).
 func (c *Catalog) EachPin(fn func(p Pin, placed bool) error) error {
-	nowMs := c.now().UnixMilli()
 	err := c.walk([]byte{tabPin}, true, func(r reader, key, value []byte) (func() error, error) {
 		nothing := func() error { return nil }
 		p, err := decodePin(key, value)
 		if err != nil {
 			return nothing, err
 		}
-		if over, err := r.pinOver(p, nowMs); over || err != nil {
+		if over, err := r.pinOver(p); over || err != nil {
 			return nothing, err
 		}
 		placed, err := r.placedAt(p.Digest, p.For)
@@ -162,13 +162,45 @@ func (r reader) placedAt(d digest.Digest, store identity.StoreID) (bool, error) 
 	return ok && hasBit(hint.Placed, row.Number), err
 }
 
-func (r reader) pins(raw []byte, nowMs int64, fn func(Pin) (more bool)) error {
+// EndPins ends promises that EachPin gave, but those that were given again since,
+// for longer.
+func (c *Catalog) EndPins(ctx context.Context, pins []Pin) error {
+	for some := range slices.Chunk(pins, maxExpired) {
+		err := c.submitAs(ctx, jobFreeing, func(b *batch) error {
+			for _, p := range some {
+				if err := b.endPin(p); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("catalog: end promises to other stores: %w", err)
+		}
+	}
+	return nil
+}
+
+func (b *batch) endPin(p Pin) error {
+	raw, err := rawDigest(p.Digest)
+	if err != nil {
+		return err
+	}
+	key, pb := keyPin(raw, p.For, p.PID, p.Dot), &rowpb.Pin{}
+	if ok, err := b.message(key, pb); err != nil || !ok || pb.UntilUnixMs > p.Until.UnixMilli() {
+		return err
+	}
+	b.del(key)
+	return nil
+}
+
+func (r reader) pins(raw []byte, fn func(Pin) (more bool)) error {
 	return r.scan(prefixDigest(tabPin, raw), nil, true, func(key, value []byte) (bool, error) {
 		p, err := decodePin(key, value)
 		if err != nil {
 			return false, err
 		}
-		over, err := r.pinOver(p, nowMs)
+		over, err := r.pinOver(p)
 		return over || fn(p), err
 	})
 }

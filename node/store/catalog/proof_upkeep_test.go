@@ -41,7 +41,8 @@ func TestProof_OldOnesGo(t *testing.T) {
 	manifest := put(named, "app", "m", "v1")
 	manifest.Refs = append(manifest.Refs, Ref{d, 1 << 20, RefBlob})
 	mustPut(t, c, manifest)
-	nilOr(t, c.Pin(ctx, Pin{Digest: d, For: identity.NewStoreID(), PID: promised, Until: until}))
+	promise := Pin{Digest: d, For: identity.NewStoreID(), PID: promised, Until: until}
+	nilOr(t, c.Pin(ctx, promise))
 	upkeep := func(want int, what string) {
 		t.Helper()
 		c.upkeep()
@@ -58,7 +59,9 @@ func TestProof_OldOnesGo(t *testing.T) {
 	}
 	nilOr(t, c.LostBlob(ctx, d))
 	at.at = at.at.Add(2 * time.Hour)
-	upkeep(1, "lost, lease and promise are over")
+	upkeep(2, "lost, and the lease is over")
+	nilOr(t, c.EndPins(ctx, []Pin{promise}))
+	upkeep(1, "lost, and the promise is over, too")
 	nilOr(t, c.DeleteManifest(ctx, named, "app", manifest.Digest, "ann", 7))
 	upkeep(0, "lost, and nobody names it")
 }

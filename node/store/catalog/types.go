@@ -247,14 +247,17 @@ type Lease struct {
 	Until time.Time
 }
 
-// Pin is a promise to another store to keep a blob until this catalogue has
-// seen the dot of the PUT that relies on it, or until the time given.
+// Pin is a promise to another store to keep a blob until this catalogue has seen the
+// PUT that relies on it. Time alone ends none: the sites may be cut off from one another
+// for longer than any time that one would give.
 type Pin struct {
 	Digest digest.Digest
 	For    identity.StoreID
 	PID    identity.ProjectID
-	Dot    Dot // zero while the PUT has no dot yet
-	Until  time.Time
+	Dot    Dot // zero while the PUT has no dot yet: EndPins ends the promise
+	// Until is when the PUT has been answered for certain: EndPins may end the promise
+	// when all is here that the other store wrote by then.
+	Until time.Time
 }
 
 // FeedEntry is one change of what a store holds.

@@ -50,8 +50,8 @@ func (c *Catalog) upkeep() {
 	}
 }
 
-// expire removes leases and pins whose time has passed, pins whose dot has been
-// seen, and reported conflicts that no merge can bring up again.
+// expire removes leases whose time has passed, pins whose dot has been seen, and
+// reported conflicts that no merge can bring up again.
 func (c *Catalog) expire(ctx context.Context) error {
 	for {
 		n, err := c.expireSome(ctx)
@@ -88,7 +88,7 @@ func (c *Catalog) expireSome(ctx context.Context) (int, error) {
 			if err != nil {
 				return false, err
 			}
-			return r.pinOver(pin, nowMs)
+			return r.pinOver(pin)
 		})
 		if err != nil {
 			return err
@@ -122,11 +122,10 @@ func (b *batch) expireOne(key []byte) error {
 	if err != nil || value == nil {
 		return err
 	}
-	nowMs := b.c.now().UnixMilli()
 	switch key[0] {
 	case tabLease:
 		pb := &rowpb.Lease{}
-		if err := proto.Unmarshal(value, pb); err != nil || pb.UntilUnixMs >= nowMs {
+		if err := proto.Unmarshal(value, pb); err != nil || pb.UntilUnixMs >= b.c.now().UnixMilli() {
 			return err
 		}
 	case tabPin:
@@ -134,7 +133,7 @@ func (b *batch) expireOne(key []byte) error {
 		if err != nil {
 			return err
 		}
-		if over, err := b.pinOver(pin, nowMs); err != nil || !over {
+		if over, err := b.pinOver(pin); err != nil || !over {
 			return err
 		}
 	}
@@ -142,12 +141,9 @@ func (b *batch) expireOne(key []byte) error {
 	return nil
 }
 
-// pinOver reports whether the promise has ended: its time has passed, or the
-// entry that relies on it has come and its reference row keeps the blob.
-func (r reader) pinOver(p Pin, nowMs int64) (bool, error) {
-	if p.Until.UnixMilli() < nowMs {
-		return true, nil
-	}
+// pinOver reports whether the promise has ended of itself: the entry that relies on it
+// has come, and its reference row keeps the blob.
+func (r reader) pinOver(p Pin) (bool, error) {
 	if p.Dot.IsZero() {
 		return false, nil
 	}
