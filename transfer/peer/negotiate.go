@@ -1,7 +1,9 @@
 package peer
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -11,11 +13,35 @@ import (
 )
 
 // chosen is a stream for which a protocol was, or is being, agreed on.
+//
+// With a protocol that the other side is known to speak, the choice goes with the first
+// bytes that are written, and the answer is what reads find first. go-multistream has a
+// lazy connection for the same, but it takes its first error for the handshake's end: a
+// read that ended because its deadline passed before the other side said anything made
+// the stream useless, and each read after it return at once.
 type chosen struct {
 	network.MuxedStream
-	rw    msmux.LazyConn // nil: it was
-	ended func()         // called once at the end; may be nil
+	proto string
+
+	writing sync.Mutex
+	choice  []byte // what is not sent of it yet
+
+	answer []byte // what has to come before anything else; only who reads has it
+	failed error  // another answer came
+
+	ended func() // called once at the end; may be nil
 	once  sync.Once
+}
+
+// said is how multistream-select says a protocol, under its own name: both sides say the
+// same. It is of the specification at https://github.com/multiformats/multistream-select.
+func said(proto string) []byte {
+	var out []byte
+	for _, token := range []string{msmux.ProtocolID, proto} {
+		out = binary.AppendUvarint(out, uint64(len(token)+1))
+		out = append(append(out, token...), '\n')
+	}
+	return out
 }
 
 // negotiate agrees on the protocol of a stream that this node opened: with the
@@ -23,11 +49,11 @@ type chosen struct {
 // round trip. It resets the stream when it fails. set charges the stream to the
 // protocol's limits.
 func (h *Host) negotiate(ctx context.Context, id corepeer.ID, ms network.MuxedStream, set func(protocol.ID) error, proto string) (*chosen, error) {
-	s := &chosen{MuxedStream: ms}
+	s := &chosen{MuxedStream: ms, proto: proto}
 	err := set(protocol.ID(proto))
 	if err == nil {
 		if known, _ := h.h.Peerstore().SupportsProtocols(id, protocol.ID(proto)); len(known) > 0 {
-			s.rw = msmux.NewMSSelect(ms, protocol.ID(proto))
+			s.choice, s.answer = said(proto), said(proto)
 			return s, nil
 		}
 		stop := context.AfterFunc(ctx, func() { _ = ms.Reset() })
@@ -43,33 +69,76 @@ func (h *Host) negotiate(ctx context.Context, id corepeer.ID, ms network.MuxedSt
 	return s, nil
 }
 
+// Read goes on with the answer where the read before it ended, whyever it did.
 func (s *chosen) Read(p []byte) (int, error) {
-	if s.rw != nil {
-		return s.rw.Read(p)
+	if err := s.readAnswer(); err != nil {
+		return 0, err
+	}
+	if len(p) == 0 {
+		return 0, nil
 	}
 	return s.MuxedStream.Read(p)
 }
 
-func (s *chosen) Write(p []byte) (int, error) {
-	if s.rw != nil {
-		return s.rw.Write(p)
+func (s *chosen) readAnswer() error {
+	if len(s.answer) == 0 || s.failed != nil {
+		return s.failed
 	}
-	return s.MuxedStream.Write(p)
+	if err := s.flush(); err != nil {
+		return err
+	}
+	came := make([]byte, len(s.answer))
+	for len(s.answer) > 0 {
+		n, err := s.MuxedStream.Read(came[:len(s.answer)])
+		if !bytes.Equal(came[:n], s.answer[:n]) {
+			s.failed = msmux.ErrNotSupported[protocol.ID]{Protos: []protocol.ID{protocol.ID(s.proto)}}
+			return s.failed
+		}
+		s.answer = s.answer[n:]
+		if err != nil && len(s.answer) > 0 {
+			return err
+		}
+	}
+	s.answer = nil
+	return nil
+}
+
+func (s *chosen) Write(p []byte) (int, error) {
+	s.writing.Lock()
+	choice := s.choice
+	if len(choice) == 0 {
+		s.writing.Unlock()
+		return s.MuxedStream.Write(p)
+	}
+	defer s.writing.Unlock()
+	n, err := s.MuxedStream.Write(append(bytes.Clone(choice), p...))
+	s.choice = choice[min(n, len(choice)):]
+	return max(n-len(choice), 0), err
+}
+
+// flush sends the choice, unless a write does.
+func (s *chosen) flush() error {
+	if !s.writing.TryLock() {
+		return nil
+	}
+	defer s.writing.Unlock()
+	if len(s.choice) == 0 {
+		return nil
+	}
+	n, err := s.MuxedStream.Write(s.choice)
+	s.choice = s.choice[n:]
+	return err
 }
 
 // CloseWrite sends the choice even if nothing else was sent.
 func (s *chosen) CloseWrite() error {
-	if s.rw != nil {
-		_ = s.rw.Flush() // the error shows at the close
-	}
+	_ = s.flush() // the error shows at the close
 	return s.MuxedStream.CloseWrite()
 }
 
 func (s *chosen) Close() error {
 	defer s.end()
-	if s.rw != nil {
-		return s.rw.Close()
-	}
+	_ = s.flush()
 	return s.MuxedStream.Close()
 }
 

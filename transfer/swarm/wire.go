@@ -358,6 +358,7 @@ func (p patient) Read(b []byte) (int, error) {
 	}
 	var until time.Time
 	for {
+		set := false
 		if until.IsZero() {
 			until = s.limit
 			if s.giveUp != nil {
@@ -375,7 +376,7 @@ func (p patient) Read(b []byte) (int, error) {
 			if err := s.st.SetReadDeadline(until); err != nil {
 				return 0, err
 			}
-			s.woken = until
+			s.woken, set = until, true
 		}
 		n, err := s.st.Read(b)
 		if n > 0 && s.heard != nil {
@@ -386,6 +387,10 @@ func (p patient) Read(b []byte) (int, error) {
 		}
 		s.woken = time.Time{}
 		if time.Now().Before(until) {
+			if set {
+				// It is not this deadline that is over: no later one will be better.
+				return 0, fmt.Errorf("the stream has ended: %w", err)
+			}
 			continue
 		}
 		if !until.Before(s.limit) {

@@ -3,6 +3,7 @@ package swarm
 import (
 	"errors"
 	"io"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -60,4 +61,29 @@ func TestPatient_NoReadBeginsWithoutTime(t *testing.T) {
 			}
 		})
 	}
+}
+
+// over is a stream that says for every read that its time is over, whatever its deadline.
+type over struct {
+	deadlined
+}
+
+func (o *over) Read([]byte) (int, error) {
+	o.reads = append(o.reads, time.Until(o.at))
+	return 0, os.ErrDeadlineExceeded
+}
+
+// TestPatient_AStreamWhoseTimeIsAlwaysOver: nothing will come of it, and a reader that
+// tried until the limit would take a processor for so long.
+func TestPatient_AStreamWhoseTimeIsAlwaysOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := &over{}
+		s := &session{st: st, stall: time.Minute, quiet: 2 * time.Second, giveUp: func() bool { return false }}
+		if err := s.readFull(make([]byte, 10), nil); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+		if len(st.reads) > 2 {
+			t.Errorf("%d reads", len(st.reads))
+		}
+	})
 }
