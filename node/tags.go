@@ -23,8 +23,8 @@ func (t tagger) Put(ctx context.Context, put catalog.Put, cond v2.Condition) err
 }
 
 // DeleteTag implements v2.Tags.
-func (t tagger) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, aclIndex uint64) error {
-	return t.door.DeleteTag(ctx, pid, repo, tag, actor, aclIndex)
+func (t tagger) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag string, match []digest.Digest, actor string, aclIndex uint64) error {
+	return asRegistry(t.door.DeleteTag(ctx, pid, repo, tag, actor, aclIndex, match...))
 }
 
 // DeleteManifest implements v2.Tags.

@@ -90,6 +90,7 @@ type site struct {
 	caps   *budget.Budgets
 	seen   atomic.Pointer[func(swarm.Want)] // is told of blobs that were fetched
 	held   atomic.Int32                     // fetches of such that wait
+	inGate atomic.Pointer[func()]           // is called by eventual writes that are past the gate of switches
 
 	relayed *traffic // of the link to it, if it is far; else nil
 
@@ -271,8 +272,16 @@ func (n *site) openDoor(log *slog.Logger) {
 	n.t.Helper()
 	var err error
 	n.door, err = tags.New(tags.Config{Self: n.id.ID, Site: n.name, State: n.state, Catalog: n.store.Catalog(), Control: control{n}, Sync: n.sync,
-		Copies: n.rec, Pushed: n.rec.Pushed, Deleting: n.rec.BeginPush, ClockOff: n.sync.ClockOff, Now: n.now, Logger: log})
+		Copies: n.rec, Pushed: n.rec.Pushed, Deleting: n.rec.BeginPush, ClockOff: n.clockOff, Now: n.now, Logger: log})
 	must(n.t, err)
+}
+
+// clockOff is what eventual writes ask once they are past the gate.
+func (n *site) clockOff() (time.Duration, bool) {
+	if fn := n.inGate.Load(); fn != nil {
+		(*fn)()
+	}
+	return n.sync.ClockOff()
 }
 
 func (n *site) now() time.Time { return time.Now().Add(n.clock + time.Duration(n.ahead.Load())) }

@@ -3,6 +3,7 @@ package transfer_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,16 +25,19 @@ func (b *bed) durable(name string, n uint32, sites ...string) (identity.ProjectI
 	return pid, b.propose(&command.ProjectCreate{ProjectId: pid[:], Name: name, Sites: sites, Durability: n})
 }
 
-// have counts the sites that durably have all of an image: entry and blobs.
+// whole reports whether a site durably has all of an image: entry and blobs.
+func (n *site) whole(pid identity.ProjectID, put catalog.Put) bool {
+	_, err := n.store.Catalog().Manifest(pid, put.Repo, put.Digest)
+	return err == nil && !slices.ContainsFunc(put.Refs, func(r catalog.Ref) bool {
+		c := n.class(r.Digest)
+		return c != catalog.Placed && c != catalog.Home
+	})
+}
+
+// have counts the sites where an image is whole.
 func (b *bed) have(pid identity.ProjectID, put catalog.Put) (n int) {
 	for _, s := range b.nodes {
-		_, err := s.store.Catalog().Manifest(pid, put.Repo, put.Digest)
-		whole := err == nil
-		for _, r := range put.Refs {
-			c := s.class(r.Digest)
-			whole = whole && (c == catalog.Placed || c == catalog.Home)
-		}
-		if whole {
+		if s.whole(pid, put) {
 			n++
 		}
 	}
@@ -122,14 +126,23 @@ func TestDurable_CutBetweenBlobsAndEntry(t *testing.T) {
 		err = door.Put(ctx, put, tags.Condition{})
 		cancel()
 		var few *tags.NotDurable
-		if !errors.As(err, &few) || !few.Visible || few.Have != 1 || !strings.Contains(err.Error(), "stored at 1 of 2") || !strings.Contains(err.Error(), "complete by itself") {
+		says := "; it will complete by itself, and pushing again is safe"
+		if strong { // nobody sets its tag later
+			says = "; its manifest is stored and will be at the other sites, the tag 1 was not set: push again"
+		}
+		if !errors.As(err, &few) || !few.Visible || few.Have != 1 || !strings.Contains(err.Error(), "stored at 1 of 2") || !strings.HasSuffix(err.Error(), says) {
 			t.Fatalf("strong %v: cut before the entry: %v", strong, err)
 		}
 		if got := fra.tag(pid, "app", "1"); (got != "") == strong {
 			t.Errorf("strong %v: the tag says %q", strong, got)
 		}
 		b.join(fra, nyc)
-		eventually(t, "it completes by itself", func() bool { return b.have(pid, put) == 2 })
+		eventually(t, "it completes by itself, but for a strong tag", func() bool {
+			return b.have(pid, put) == 2 && (strong || nyc.tag(pid, "app", "1") == put.Digest)
+		})
+		if got := fra.tag(pid, "app", "1"); (got != "") == strong {
+			t.Errorf("strong %v: the tag says %q once the manifest is at both", strong, got)
+		}
 		must(t, fra.door.Put(t.Context(), put, tags.Condition{})) // again is as good as once
 		if got := fra.tag(pid, "app", "1"); got != put.Digest {
 			t.Errorf("strong %v: the tag says %q after the same push again", strong, got)
@@ -190,6 +203,32 @@ func TestDurable_NeverOutsideOfResidency_NorLess(t *testing.T) {
 	}
 	b.propose(&command.ProjectUpdate{Id: id, Durability: proto32(1)})
 	must(t, fra.door.Put(t.Context(), two, tags.Condition{}))
+}
+
+// TestDurable_ALostHolderIsReplaced: what was promised of a push holds after its
+// answer, too.
+func TestDurable_ALostHolderIsReplaced(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc", "sgp"})
+	fra := b.site("fra")
+	pid, _ := b.durable("prod", 2)
+	put, err := fra.manifest(t.Context(), pid, "app", "one")
+	must(t, err)
+	put.Tags = []string{"1"}
+	must(t, fra.door.Put(t.Context(), put, tags.Condition{}))
+	i := slices.IndexFunc(b.nodes, func(n *site) bool { return n != fra && n.whole(pid, put) })
+	if i < 0 || b.have(pid, put) != 2 {
+		t.Fatalf("%d sites have it, not fra and one other", b.have(pid, put))
+	}
+	lost := b.nodes[i]
+	lost.stop()
+	b.mu.Lock()
+	b.nodes = slices.Delete(slices.Clone(b.nodes), i, i+1)
+	b.mu.Unlock()
+	b.propose(&command.NodeRemove{NodeId: lost.id.ID[:], Lost: true})
+	eventually(t, "the third site has taken a copy", func() bool { return b.have(pid, put) == 2 })
+	two, err := fra.manifest(t.Context(), pid, "app", "two")
+	must(t, err)
+	must(t, fra.door.Put(t.Context(), two, tags.Condition{})) // and it stands in for pushes
 }
 
 // TestDurable_TheOtherSiteRestarts: a lease that was answered outlives a restart.

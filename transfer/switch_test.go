@@ -200,28 +200,33 @@ func TestSwitch_GoesOnWhenASiteIsRemoved(t *testing.T) {
 	})
 }
 
+// TestSwitch_TheCoordinatorDies: it has imported a part, while a site is waited for.
 func TestSwitch_TheCoordinatorDies(t *testing.T) {
 	b := newBed(t, []string{"fra", "nyc", "sgp"})
+	fra, nyc, sgp := b.site("fra"), b.site("nyc"), b.site("sgp")
 	pid := b.project("prod")
-	p, _ := b.site("fra").state.View().ProjectByPID(pid)
+	p, _ := fra.state.View().ProjectByPID(pid)
 	for i := range 5 {
-		_, err := b.site("nyc").tagged(t.Context(), pid, "app", fmt.Sprint(i), fmt.Sprint(i))
+		_, err := nyc.tagged(t.Context(), pid, "app", fmt.Sprint(i), fmt.Sprint(i))
 		must(t, err)
 	}
-	// Somebody has imported a part, and is gone.
+	b.part(fra, sgp)
+	b.part(nyc, sgp) // nobody has all answers: the switch goes on until they are joined
 	b.switchTo(p.ID, command.TagMode_TAG_MODE_STRONG, false)
-	index := b.site("fra").state.View().Index()
 	gone := make([]byte, 32)
 	gone[0] = 1
-	if b.site("fra").mode(pid).Switching() {
-		_, _ = control{b.site("fra")}.Propose(t.Context(), "system", &command.TagsMode{Id: p.ID, Step: command.TagsMode_STEP_IMPORT, Index: index, NodeId: gone, First: true,
-			Tags: []*command.ImportedTag{{Repository: "app", Name: "none", Digest: digest.FromString("none").String()}}})
+	b.propose(&command.TagsMode{Id: p.ID, Step: command.TagsMode_STEP_IMPORT, Index: fra.mode(pid).Index, NodeId: gone, First: true,
+		Tags: []*command.ImportedTag{{Repository: "app", Name: "none", Digest: digest.FromString("none").String()}}})
+	if m := fra.mode(pid); !m.Switching() || m.Staged != 1 {
+		t.Fatalf("a part was not imported while the switch was under way: %+v", m)
 	}
+	b.join(fra, sgp)
+	b.join(nyc, sgp)
 	eventually(t, "another one ends it", switched(pid, state.StrongTags, b.nodes...))
 	eventually(t, "with what the sites have", func() bool {
-		return b.site("sgp").tag(pid, "app", "4") != "" && b.site("sgp").tag(pid, "app", "none") == "" && equal(pid, b.nodes...)
+		return sgp.tag(pid, "app", "4") != "" && sgp.tag(pid, "app", "none") == "" && equal(pid, b.nodes...)
 	})
-	if n := b.site("fra").state.View().StrongTags(); n != 5 {
+	if n := fra.state.View().StrongTags(); n != 5 {
 		t.Errorf("%d strong tags", n)
 	}
 }
@@ -263,36 +268,55 @@ func (alone) Hold(context.Context, state.Project, string, []syncer.Piece, int) (
 func (alone) Covered(context.Context, catalog.Dot) error { return nil }
 
 // TestSwitch_WaitsForWritesUnderWay: a write that passed the gate before the switch is
-// in what the switch imports.
+// waited for, and is in what the switch imports.
 func TestSwitch_WaitsForWritesUnderWay(t *testing.T) {
-	b := newBed(t, []string{"fra"})
-	fra := b.site("fra")
+	const pushes = 8
+	b := newBed(t, []string{"fra", "nyc"})
+	fra, nyc := b.site("fra"), b.site("nyc")
 	pid := b.project("prod")
 	p, _ := fra.state.View().ProjectByPID(pid)
-	var wg sync.WaitGroup
-	type done struct {
-		tag string
-		d   digest.Digest
+	inside, goOn := make(chan struct{}, pushes), make(chan struct{})
+	hold := func() {
+		inside <- struct{}{}
+		<-goOn
 	}
-	answers := make(chan done, 64)
-	for i := range 32 {
+	fra.inGate.Store(&hold)
+	release := sync.OnceFunc(func() { close(goOn) })
+	t.Cleanup(release) // before the sites stop
+	var (
+		wg  sync.WaitGroup
+		got [pushes]digest.Digest
+	)
+	for i := range pushes {
 		wg.Go(func() {
-			tag := fmt.Sprint(i)
-			if d, err := fra.tagged(context.Background(), pid, "app", tag, tag); err == nil {
-				answers <- done{tag, d}
-			} else if !later(err) {
-				t.Error(err)
+			var err error
+			if got[i], err = fra.tagged(context.Background(), pid, "app", fmt.Sprint(i), fmt.Sprint(i)); err != nil {
+				t.Errorf("a push that passed the gate before the switch: %v", err)
 			}
 		})
 	}
+	for range pushes {
+		<-inside
+	}
+	fra.inGate.Store(nil)
 	b.switchTo(p.ID, command.TagMode_TAG_MODE_STRONG, false)
+	// It would be ready within milliseconds if it did not wait for them.
+	ask, cancel := context.WithTimeout(t.Context(), time.Second)
+	waits := nyc.door.AskWaiting(ask, pid)
+	cancel()
+	if !slices.ContainsFunc(waits, func(w tags.Wait) bool { return w.Site == "fra" }) || !fra.mode(pid).Switching() {
+		t.Errorf("fra has writes under way, and the switch waits for %v; %+v", waits, fra.mode(pid))
+	}
+	if _, err := fra.tagged(t.Context(), pid, "app", "late", "late"); !later(err) {
+		t.Errorf("a push after the switch began: %v", err)
+	}
+	release()
 	wg.Wait()
-	close(answers)
-	eventually(t, "the switch is done", switched(pid, state.StrongTags, fra))
-	for a := range answers {
-		row, ok := fra.state.View().StrongTag(pid, "app", a.tag)
-		if !ok || row.Digest != a.d.String() {
-			t.Errorf("the answered tag %s is not in the state: %+v", a.tag, row)
+	eventually(t, "the switch is done", switched(pid, state.StrongTags, fra, nyc))
+	for i, d := range got {
+		row, ok := fra.state.View().StrongTag(pid, "app", fmt.Sprint(i))
+		if !ok || row.Digest != d.String() {
+			t.Errorf("the answered tag %d is not in the state: %+v", i, row)
 		}
 	}
 }

@@ -297,7 +297,7 @@ func (v *View) tagsDelete(actor string, m *command.TagsDelete) (int64, error) {
 			return 0, refuse(command.CodeConflict, "the tags of %s/%s name the manifest %s (%s): delete them first", p.Name, m.GetRepository(), m.GetDigest(), strings.Join(names, ", "))
 		}
 		v.mark(p.PID, m.GetRepository(), m.GetDigest())
-	default:
+	default: // of older nodes: it takes tags that nobody has seen
 		for t := range all(v.strong, repositoryKey(p.PID, m.GetRepository())) {
 			if t.Digest != "" {
 				v.deleteTag(&p, t, actor)

@@ -122,6 +122,33 @@ func TestTags_Refusals(t *testing.T) {
 	}
 }
 
+// TestTags_DeleteComparesWithWhatWasSeen: what was set meanwhile stays, and the same
+// deletion again finds nothing.
+func TestTags_DeleteComparesWithWhatWasSeen(t *testing.T) {
+	m := built(t)
+	pid, _ := m.strong()
+	m.must(&command.TagsSet{ProjectId: pid[:], Repository: "app", Digest: sha(1), Tags: []*command.TagSaid{{Name: "1"}}, Since: m.index})
+	m.must(&command.TagsSet{ProjectId: pid[:], Repository: "app", Digest: sha(2), Tags: []*command.TagSaid{{Name: "1", Digest: sha(1)}}, Since: m.index})
+	remove := func(seen string) error {
+		_, err := m.do("user:ann", &command.TagsDelete{ProjectId: pid[:], Repository: "app", Tag: "1", Digest: seen})
+		return err
+	}
+	if err := remove(sha(1)); !errors.Is(err, &command.Error{Code: command.CodeConflict}) || !strings.Contains(err.Error(), "was set meanwhile, to "+sha(2)) {
+		t.Errorf("a deletion of what was overwritten: %v", err)
+	}
+	if now, ok := m.View().StrongTag(pid, "app", "1"); !ok || now.Digest != sha(2) {
+		t.Errorf("the tag says %q after it", now.Digest)
+	}
+	if err := remove(sha(2)); err != nil {
+		t.Error(err)
+	}
+	for _, seen := range []string{sha(2), sha(1)} {
+		if err := remove(seen); !errors.Is(err, &command.Error{Code: command.CodeNotFound}) {
+			t.Errorf("deleted again, having seen %s: %v", seen, err)
+		}
+	}
+}
+
 func TestTags_SnapshotAndRenewal(t *testing.T) {
 	m := built(t)
 	pid, id := m.strong()

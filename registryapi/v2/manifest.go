@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -159,13 +160,20 @@ func (h *Handler) openContent(ctx context.Context, q *request, d digest.Digest, 
 // deleteManifest deletes a tag, and only that, or a manifest with all tags that
 // point to it.
 func (h *Handler) deleteManifest(q *request) error {
+	match, err := deletion(q)
+	if err != nil {
+		return err
+	}
 	remove := func() error {
-		return h.tags.DeleteTag(q.Context(), q.project.PID, q.repo, q.route.ref, q.subject.Actor(), q.aclIndex)
+		return h.tags.DeleteTag(q.Context(), q.project.PID, q.repo, q.route.ref, match, q.subject.Actor(), q.aclIndex)
 	}
 	if isDigest(q.route.ref) {
 		d, err := parseDigest(q.route.ref)
 		if err != nil {
 			return err
+		}
+		if len(match) > 0 && !slices.Contains(match, d) {
+			return refuseStatus(http.StatusPreconditionFailed, errcode.ErrorCodeDenied, "If-Match names another digest than the path, %s", d)
 		}
 		remove = func() error {
 			return h.tags.DeleteManifest(q.Context(), q.project.PID, q.repo, d, q.subject.Actor(), q.aclIndex)
@@ -173,8 +181,7 @@ func (h *Handler) deleteManifest(q *request) error {
 	} else if !tagRegexp.MatchString(q.route.ref) {
 		return h.manifestUnknown(q, nil)
 	}
-	err := remove()
-	if errors.Is(err, catalog.ErrNotFound) {
+	if err = remove(); errors.Is(err, catalog.ErrNotFound) {
 		// As a pull does: what was pushed elsewhere a moment ago is there too.
 		unreachable := h.refresh(q)
 		if err = remove(); errors.Is(err, catalog.ErrNotFound) {

@@ -30,7 +30,8 @@ type Tags interface {
 	// Put returns when the push is durable wherever the project wants it to be, and
 	// can be read here.
 	Put(ctx context.Context, put catalog.Put, cond Condition) error
-	DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, aclIndex uint64) error
+	// DeleteTag deletes a tag, with match only if it says one of these.
+	DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag string, match []digest.Digest, actor string, aclIndex uint64) error
 	DeleteManifest(ctx context.Context, pid identity.ProjectID, repo string, d digest.Digest, actor string, aclIndex uint64) error
 	// CatchUp returns when what is read here has every tag that was set, anywhere,
 	// before the call.
@@ -52,11 +53,21 @@ type local struct{ *catalog.Catalog }
 // Put implements Tags.
 func (l local) Put(ctx context.Context, put catalog.Put, cond Condition) error {
 	if cond.New || len(cond.Match) > 0 {
-		return &Refused{http.StatusBadRequest, "this site keeps no conditions on tags: leave out If-Match and If-None-Match"}
+		return errNoConditions
 	}
 	_, err := l.PutManifest(ctx, put)
 	return err
 }
+
+// DeleteTag implements Tags.
+func (l local) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag string, match []digest.Digest, actor string, aclIndex uint64) error {
+	if len(match) > 0 {
+		return errNoConditions
+	}
+	return l.Catalog.DeleteTag(ctx, pid, repo, tag, actor, aclIndex)
+}
+
+var errNoConditions = &Refused{http.StatusBadRequest, "this site keeps no conditions on tags: leave out If-Match and If-None-Match"}
 
 // CatchUp implements Tags.
 func (local) CatchUp(context.Context, identity.ProjectID) error {
@@ -96,31 +107,51 @@ func (h *Handler) strict(q *request, project string, need []access.Action) error
 
 // condition reads If-Match and If-None-Match of a push.
 func condition(q *request) (c Condition, err error) {
-	bad := func(name, value string) (Condition, error) {
-		return c, refuseStatus(http.StatusBadRequest, errcode.ErrorCodeUnsupported,
-			"%s: %q cannot be kept: use If-Match with what the tag says, in quotes as ETag has it, or If-None-Match: * for a tag that must not be there", name, clip(value))
-	}
 	if v := q.Header.Get("If-None-Match"); v != "" {
 		if strings.TrimSpace(v) != "*" {
-			return bad("If-None-Match", v)
+			return c, cannotKeep("If-None-Match", v, orNew)
 		}
 		c.New = true
-	}
-	if v := q.Header.Get("If-Match"); v != "" {
-		if c.New {
-			return bad("If-Match", v)
-		}
-		for part := range strings.SplitSeq(v, ",") {
-			text, ok := strings.CutPrefix(strings.TrimSpace(part), `"`)
-			text, end := strings.CutSuffix(text, `"`)
-			d, err := parseDigest(text)
-			if !ok || !end || err != nil {
-				return bad("If-Match", v)
-			}
-			c.Match = append(c.Match, d)
+		if v := q.Header.Get("If-Match"); v != "" {
+			return c, cannotKeep("If-Match", v, orNew)
 		}
 	}
-	return c, nil
+	c.Match, err = match(q, orNew)
+	return c, err
+}
+
+// deletion reads If-Match of a deletion.
+func deletion(q *request) ([]digest.Digest, error) {
+	if v := q.Header.Get("If-None-Match"); v != "" {
+		return nil, cannotKeep("If-None-Match", v, "")
+	}
+	return match(q, "")
+}
+
+// orNew is what a push may say beside If-Match.
+const orNew = ", or If-None-Match: * for a tag that must not be there"
+
+// match reads If-Match; or is what could be said in place of it.
+func match(q *request, or string) (all []digest.Digest, err error) {
+	v := q.Header.Get("If-Match")
+	if v == "" {
+		return nil, nil
+	}
+	for part := range strings.SplitSeq(v, ",") {
+		text, ok := strings.CutPrefix(strings.TrimSpace(part), `"`)
+		text, end := strings.CutSuffix(text, `"`)
+		d, err := parseDigest(text)
+		if !ok || !end || err != nil {
+			return nil, cannotKeep("If-Match", v, or)
+		}
+		all = append(all, d)
+	}
+	return all, nil
+}
+
+func cannotKeep(name, value, or string) error {
+	return refuseStatus(http.StatusBadRequest, errcode.ErrorCodeUnsupported,
+		"%s: %q cannot be kept: use If-Match with what the tag says, in quotes as ETag has it%s", name, clip(value), or)
 }
 
 // refusedEdit answers for what the control state refuses.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,11 +33,12 @@ func (s *spoken) Put(ctx context.Context, put catalog.Put, cond Condition) error
 	return s.local.Put(ctx, put, Condition{})
 }
 
-func (s *spoken) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, acl uint64) error {
+func (s *spoken) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag string, match []digest.Digest, actor string, acl uint64) error {
+	s.cond = Condition{Match: match}
 	if s.err != nil {
 		return s.err
 	}
-	return s.local.DeleteTag(ctx, pid, repo, tag, actor, acl)
+	return s.local.DeleteTag(ctx, pid, repo, tag, nil, actor, acl)
 }
 
 func (s *spoken) CatchUp(context.Context, identity.ProjectID) error {
@@ -108,6 +110,21 @@ func TestTags_Answers(t *testing.T) {
 		}
 	}
 
+	// And of a deletion.
+	for _, header := range [][2]string{{"If-None-Match", "*"}, {"If-Match", "*"}, {"If-Match", d.String()}, {"If-Match", "\"x\""}} {
+		if r := s.do("admin", "DELETE", "/v2/prod/app/manifests/1", nil, header[0], header[1]); r.StatusCode != http.StatusBadRequest {
+			t.Errorf("DELETE with %v: %d %s", header, r.StatusCode, string(r.body))
+		}
+	}
+	other := digest.FromString("another")
+	if r := s.do("admin", "DELETE", "/v2/prod/app/manifests/1", nil, "If-Match", fmt.Sprintf("%q, %q", other, d)); r.StatusCode != http.StatusAccepted || !slices.Equal(tags.cond.Match, []digest.Digest{other, d}) {
+		t.Errorf("DELETE with If-Match: %d %s, %+v", r.StatusCode, string(r.body), tags.cond)
+	}
+	if r := s.do("admin", "DELETE", "/v2/prod/app/manifests/"+d.String(), nil, "If-Match", fmt.Sprintf("%q", other)); r.StatusCode != http.StatusPreconditionFailed {
+		t.Errorf("DELETE by digest with another in If-Match: %d %s", r.StatusCode, string(r.body))
+	}
+	s.do("dev", "PUT", "/v2/prod/app/manifests/1", bytes.NewReader(img), "Content-Type", imageType).want(t, http.StatusCreated)
+
 	// A strict read needs a login, says that it was one, and is one by tag alone.
 	tags.caughtUp = 0
 	if r := s.do("dev", "HEAD", "/v2/prod/app/manifests/1", nil, consistencyHeader, "strict"); r.StatusCode != 200 || r.Header.Get(consistencyHeader) != "strict" || tags.caughtUp != 1 {
@@ -135,4 +152,7 @@ func TestTags_Answers(t *testing.T) {
 			t.Errorf("%s at a site alone: %d %s", header, r.StatusCode, string(r.body))
 		}
 	}
+	alone.do("dev", "PUT", "/v2/prod/app/manifests/1", bytes.NewReader(img), "Content-Type", imageType).want(t, http.StatusCreated)
+	alone.do("admin", "DELETE", "/v2/prod/app/manifests/1", nil, "If-Match", fmt.Sprintf("%q", d)).want(t, http.StatusBadRequest)
+	alone.do("admin", "DELETE", "/v2/prod/app/manifests/1", nil).want(t, http.StatusAccepted)
 }

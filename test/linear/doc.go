@@ -4,7 +4,8 @@
 // killed and links are cut (in both directions, in one, around a bridge) or slow;
 // porcupine then looks for one order that explains every answer. Three processes of
 // the real binary take the same calls by their API while one of them, mostly the
-// one that leads, stands still (SIGSTOP) and goes on.
+// one that leads, stands still (SIGSTOP) and goes on; and three more take pushes,
+// deletions and strict reads of strong tags while the leader is killed as well.
 //
 //	go test ./test/linear                              # what make test runs: 30 s a mesh
 //	make linear                                        # 3 minutes a mesh

@@ -165,6 +165,20 @@ func TestStrong_RealMesh(t *testing.T) {
 			t.Errorf("a tag that is there is made new: %d %s %v", a.status, a.body, err)
 		}
 	})
+	t.Run("a deletion takes what its author saw, or nothing", func(t *testing.T) {
+		one := m.mustPut(t, 0, "prod/app", "going", "one")
+		two := m.mustPut(t, 1, "prod/app", "going", "two")
+		for _, c := range []struct {
+			at     int
+			seen   string
+			status int
+		}{{2, one, http.StatusPreconditionFailed}, {2, two, http.StatusAccepted}, {1, two, http.StatusNotFound}, {0, one, http.StatusNotFound}} {
+			status, body, err := m.Do(t, c.at, "DELETE", "/v2/prod/app/manifests/going", http.Header{"If-Match": {`"` + c.seen + `"`}}, nil)
+			if err != nil || status != c.status {
+				t.Errorf("DELETE at %s of %s: %d %s %v, want %d", m.Sites[c.at].Name, c.seen, status, body, err, c.status)
+			}
+		}
+	})
 	t.Run("a manifest that a tag names is not deleted", func(t *testing.T) {
 		d := m.mustPut(t, 0, "prod/kept", "1", "kept")
 		if status, body, err := m.Do(t, 0, "DELETE", "/v2/prod/kept/manifests/"+d, nil, nil); err != nil || status != http.StatusConflict || !strings.Contains(string(body), "(1)") {

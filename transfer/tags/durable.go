@@ -13,7 +13,10 @@ type NotDurable struct {
 	// Away are the sites that did not take it, each with the reason.
 	Away []Wait
 	// Visible: the manifest is in the catalogue, and will be at the other sites.
-	Visible    bool
+	Visible bool
+	// NotSet are the tags of a visible one that were not set: those of a project with
+	// strong tags, which waits for its sites first. Nobody sets them later.
+	NotSet     []string
 	RetryAfter time.Duration
 }
 
@@ -27,9 +30,14 @@ func (e *NotDurable) Error() string {
 		}
 		fmt.Fprintf(&b, "%s%s: %s", sep, w.Site, w.Reason)
 	}
-	if e.Visible {
+	switch {
+	case len(e.NotSet) == 1:
+		fmt.Fprintf(&b, "; its manifest is stored and will be at the other sites, the tag %s was not set: push again", e.NotSet[0])
+	case len(e.NotSet) > 1:
+		fmt.Fprintf(&b, "; its manifest is stored and will be at the other sites, the tags %s were not set: push again", strings.Join(e.NotSet, ", "))
+	case e.Visible:
 		b.WriteString("; it will complete by itself, and pushing again is safe")
-	} else {
+	default:
 		b.WriteString("; nothing of it is visible, push again")
 	}
 	return b.String()

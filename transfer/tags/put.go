@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -141,13 +142,7 @@ func (d *Door) prepare(ctx context.Context, want needs, p state.Project, put cat
 	g, ctx := errgroup.WithContext(ctx)
 	if want.strong {
 		g.Go(func() error {
-			_, err := d.cfg.Control.CatchUp(ctx)
-			var u *command.Unavailable
-			if errors.As(err, &u) {
-				edit := *u // to whoever pushes it is an edit that cannot be made
-				edit.Read = false
-				err = &edit
-			}
+			_, err := d.catchUp(ctx)
 			return err
 		})
 	}
@@ -162,6 +157,18 @@ func (d *Door) prepare(ctx context.Context, want needs, p state.Project, put cat
 	}
 	err = g.Wait()
 	return held, err
+}
+
+// catchUp has the state here catch up before an edit.
+func (d *Door) catchUp(ctx context.Context) (index uint64, err error) {
+	index, err = d.cfg.Control.CatchUp(ctx)
+	var u *command.Unavailable
+	if errors.As(err, &u) {
+		edit := *u // to whoever asked it is an edit that cannot be made
+		edit.Read = false
+		err = &edit
+	}
+	return index, err
 }
 
 // putManifest tells of what it put, whatever becomes of the rest of the push.
@@ -186,18 +193,19 @@ func (d *Door) check(p state.Project, put catalog.Put, cond Condition, said map[
 		return ErrNoCondition
 	}
 	for tag, now := range said {
-		ok := now == "" && cond.New || now == put.Digest.String() && !cond.New
-		for _, m := range cond.Match {
-			ok = ok || now == m.String()
-		}
-		if !ok {
-			if now == "" {
-				return fmt.Errorf("%w: there is no tag %s", ErrCondition, tag)
-			}
-			return fmt.Errorf("%w: the tag %s says %s", ErrCondition, tag, now)
+		switch {
+		case now == "" && cond.New, now == put.Digest.String() && !cond.New, slices.Contains(cond.Match, digest.Digest(now)):
+		case now == "":
+			return fmt.Errorf("%w: there is no tag %s", ErrCondition, tag)
+		default:
+			return unmatched(tag, now)
 		}
 	}
 	return nil
+}
+
+func unmatched(tag, now string) error {
+	return fmt.Errorf("%w: the tag %s says %s", ErrCondition, tag, now)
 }
 
 // putStrong puts the manifest, and then has raft set the tags (G2, G4).
@@ -213,7 +221,12 @@ func (d *Door) putStrong(ctx context.Context, p state.Project, put catalog.Put, 
 			return err
 		}
 		if held != nil {
-			if err := held.Covered(ctx, dot); err != nil {
+			err := held.Covered(ctx, dot)
+			var few *NotDurable
+			if errors.As(err, &few) {
+				few.NotSet = tags
+			}
+			if err != nil {
 				return err
 			}
 		}
