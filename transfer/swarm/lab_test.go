@@ -23,6 +23,7 @@ import (
 	"github.com/portolan/portolan/node/store/blobs"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
+	"github.com/portolan/portolan/test/faultfs"
 	"github.com/portolan/portolan/transfer/peer"
 	"github.com/portolan/portolan/transfer/peer/peertest"
 	"github.com/portolan/portolan/transfer/plane"
@@ -30,6 +31,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	faultfs.ServeWorker(serveReceiver)
 	goleak.VerifyTestMain(m)
 }
 

@@ -199,7 +199,11 @@ func (l *lane) eager() bool {
 // most is how many units may be asked for, of what size each; flight.mu is held.
 func (l *lane) most() (unit int64, most int) {
 	f := l.f
-	if f.layout == nil || f.sched == nil || f.vessel == nil && f.layout.units() > 1 || l.trial != nil {
+	if f.layout == nil || f.sched == nil || f.vessel == nil && f.layout.units() > 1 {
+		return 0, 0
+	}
+	if l.trial != nil {
+		f.s.pipes.forget(l.node, &l.waiter)
 		return 0, 0
 	}
 	if f.pass {
@@ -338,6 +342,9 @@ func (l *lane) drop() {
 		f.s.pipes.release(l.node, in.class, in.bytes, true)
 	}
 	clear(l.asked)
+	if l.trial != nil { // it is asked for once more, if the lane goes on
+		l.trial = &trial{unit: l.trial.unit}
+	}
 }
 
 // fill asks for as much as there is room for.
