@@ -10,7 +10,7 @@ import (
 
 // transfers says what this node moves, and has to.
 func (n *node) transfers() mesh.Transfers {
-	t := mesh.Transfers{Artifacts: []mesh.Transfer{}, Blobs: []mesh.Progress{}, Links: []mesh.Link{}, Suspects: []mesh.Suspect{}}
+	t := mesh.Transfers{Artifacts: []mesh.Transfer{}, Blobs: []mesh.Progress{}, Links: []mesh.Link{}, Suspects: []mesh.Suspect{}, Disputes: []mesh.Dispute{}}
 	list, ready, running, failed := n.reconciler.Pending(mesh.MaxTransfers)
 	t.Ready, t.Running, t.Failed = ready, running, failed
 	for _, p := range list {
@@ -37,13 +37,13 @@ func (n *node) transfers() mesh.Transfers {
 	for _, l := range n.swarm.Links() {
 		t.Links = append(t.Links, mesh.Link{From: l.Site, Rate: l.Rate, Left: l.Left, ETA: l.ETA().Seconds(), Received: l.Received})
 	}
-	t.Behind, t.Suspects = n.standingOfSites()
+	t.Behind, t.Suspects, t.Disputes = n.standingOfSites()
 	return t
 }
 
-// standingOfSites says how far this site is behind the others, and who sent it
-// wrong bytes.
-func (n *node) standingOfSites() ([]mesh.Behind, []mesh.Suspect) {
+// standingOfSites says how far this site is behind the others, who sent it wrong
+// bytes, and what signed records contradict each other.
+func (n *node) standingOfSites() ([]mesh.Behind, []mesh.Suspect, []mesh.Dispute) {
 	now := n.cfg.Now()
 	sites := map[string]mesh.Behind{}
 	for _, p := range n.sync.Peers() {
@@ -72,5 +72,13 @@ func (n *node) standingOfSites() ([]mesh.Behind, []mesh.Suspect) {
 	for _, s := range n.swarm.Suspects() {
 		suspects = append(suspects, mesh.Suspect{Node: s.Node.String(), Site: n.siteOf(s.Node), Blobs: s.Blobs, Digest: s.Digest, Since: s.Since, At: s.At, Why: s.Why})
 	}
-	return behind, suspects
+	disputes := []mesh.Dispute{}
+	for _, d := range n.swarm.Disputes() {
+		x := mesh.Dispute{Digest: d.Digest, At: d.At}
+		for _, r := range d.Roots {
+			x.Roots = append(x.Roots, mesh.SignedRoot{Node: r.Signer.String(), Site: n.siteOf(r.Signer), Root: r.Root, False: r.False})
+		}
+		disputes = append(disputes, x)
+	}
+	return behind, suspects, disputes
 }

@@ -1,6 +1,7 @@
 package transfer_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"log/slog"
@@ -47,10 +48,11 @@ type bed struct {
 	log   []*command.Envelope
 	nodes []*site
 	poll  time.Duration
-	deaf  bool           // hints are lost
-	truth time.Duration  // how often hints are compared; zero: as always
-	net   *planetest.Net // nil: the sites have real hosts
-	far   time.Duration  // from any node to any other, one way; 0: as loopback has it
+	deaf  bool              // hints are lost
+	truth time.Duration     // how often hints are compared; zero: as always
+	net   *planetest.Net    // nil: the sites have real hosts
+	far   time.Duration     // from any node to any other, one way; 0: as loopback has it
+	disks map[string]string // where sites have their data; none: in a directory of the test
 
 	raft sync.Mutex // one command after the other
 
@@ -125,7 +127,7 @@ func newBed(t testing.TB, sites []string, opts ...option) *bed {
 
 func (b *bed) addSite(name string) *site {
 	b.t.Helper()
-	n := &site{bed: b, name: name, dir: b.t.TempDir(), state: state.New()}
+	n := &site{bed: b, name: name, dir: cmp.Or(b.disks[name], b.t.TempDir()), state: state.New()}
 	var err error
 	n.id, _, err = identity.LoadOrCreate(n.dir)
 	must(b.t, err)

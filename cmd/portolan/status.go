@@ -70,7 +70,7 @@ func newStatusCommand(a *app) *cobra.Command {
 				}
 				table(w, []string{"SITE", "NODE", "STATE", "RTT", "ROLE", "VERSION", "REGISTRY"}, rows)
 				showRoundTrips(w, s)
-				showStanding(w, s.Behind, s.Suspects)
+				showStanding(w, s.Behind, s.Suspects, s.Disputes)
 			})
 		},
 	})

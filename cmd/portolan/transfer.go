@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -193,11 +194,12 @@ func showTransfers(w io.Writer, t mesh.Transfers) {
 		rows = append(rows, []string{l.From, fmt.Sprintf("%.1f", l.Rate*8/1e6), most, strconv.FormatInt(l.Received, 10), strconv.FormatInt(l.Left, 10), left(l.ETA)})
 	}
 	section([]string{"LINK FROM", "MBIT/S", "CAP", "RECEIVED", "TO COME", "LEFT"}, rows)
-	showStanding(w, t.Behind, t.Suspects)
+	showStanding(w, t.Behind, t.Suspects, t.Disputes)
 }
 
-// showStanding writes how far a site is behind the others, and whom it suspects.
-func showStanding(w io.Writer, behind []mesh.Behind, suspects []mesh.Suspect) {
+// showStanding writes how far a site is behind the others, whom it suspects, and what
+// signed records contradict each other.
+func showStanding(w io.Writer, behind []mesh.Behind, suspects []mesh.Suspect, disputes []mesh.Dispute) {
 	var rows [][]string
 	for _, b := range behind {
 		known := "never"
@@ -230,6 +232,24 @@ func showStanding(w io.Writer, behind []mesh.Behind, suspects []mesh.Suspect) {
 		fmt.Fprintln(w)
 		table(w, []string{"SUSPECT", "NODE", "BLOBS", "SINCE", "LAST", "SENT"}, rows)
 		fmt.Fprintln(w, "A suspect that sends wrong bytes twice is not asked again for that blob. It is listed until this node restarts: have its disk and memory checked.")
+	}
+	rows = nil
+	for _, d := range disputes {
+		for _, r := range d.Roots {
+			says := "not known yet"
+			switch {
+			case r.False:
+				says = "yes"
+			case slices.ContainsFunc(d.Roots, func(o mesh.SignedRoot) bool { return o.False }):
+				says = "no"
+			}
+			rows = append(rows, []string{short(d.Digest.Encoded()), r.Site, short(r.Node), short(r.Root), when(d.At), says})
+		}
+	}
+	if len(rows) > 0 {
+		fmt.Fprintln(w)
+		table(w, []string{"DISPUTED BLOB", "SITE", "NODE", "SIGNED ROOT", "SEEN", "FALSE"}, rows)
+		fmt.Fprintln(w, "Of two nodes that signed different unit lists of one blob one lied, or is broken. No wrong bytes are given out; have the node checked.")
 	}
 }
 

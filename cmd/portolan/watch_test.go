@@ -28,8 +28,9 @@ func (x *transfers) answer() mesh.Transfers {
 	}
 	d := digest.FromString("layer")
 	return mesh.Transfers{Running: 1, Artifacts: []mesh.Transfer{}, Links: []mesh.Link{}, Suspects: []mesh.Suspect{},
-		Blobs:  []mesh.Progress{{Digest: d, Done: int64(n) * 10, Total: 1000, From: "nyc", Clients: 1, ETA: float64(100 - n)}},
-		Behind: []mesh.Behind{{Site: "nyc", Seconds: 4, Bytes: 1000 - int64(n)*10, Artifacts: 1, Total: 1000, ETA: float64(100 - n), Catalogue: 1}}}
+		Disputes: []mesh.Dispute{{Digest: d, At: time.Unix(1, 0), Roots: []mesh.SignedRoot{{Node: "n1", Site: "nyc", Root: "aa", False: true}, {Node: "n2", Site: "sgp", Root: "bb"}}}},
+		Blobs:    []mesh.Progress{{Digest: d, Done: int64(n) * 10, Total: 1000, From: "nyc", Clients: 1, ETA: float64(100 - n)}},
+		Behind:   []mesh.Behind{{Site: "nyc", Seconds: 4, Bytes: 1000 - int64(n)*10, Artifacts: 1, Total: 1000, ETA: float64(100 - n), Catalogue: 1}}}
 }
 
 // await waits until there were so many questions: all before were shown then, as

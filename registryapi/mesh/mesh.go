@@ -86,9 +86,9 @@ type Config struct {
 	// Transfers says what this node moves, from memory, without Site and Paused;
 	// nil: nobody can ask.
 	Transfers func() Transfers
-	// Standing says what this node's site waits for of the others, and whom it
-	// suspects, from memory; nil: nobody can ask.
-	Standing func() ([]Behind, []Suspect)
+	// Standing says what this node's site waits for of the others, whom it suspects,
+	// and what signed records contradict each other, from memory; nil: nobody can ask.
+	Standing func() ([]Behind, []Suspect, []Dispute)
 	// Scrub says how far this node is with reading its blobs again, without Site, and
 	// StartScrub has it begin anew; nil: nobody can ask.
 	Scrub      func() Scrub

@@ -60,9 +60,9 @@ func (a *API) status(context.Context, *struct{}) (*statusOut, error) {
 		c.RoundTrips = []RoundTrip{}
 	}
 	s := Status{Mesh: v.Mesh().ID, Level: v.Mesh().Level, Node: a.cfg.Self, Site: a.cfg.Site, Version: a.cfg.Version, Role: "none",
-		Consensus: c, Sites: []SiteStatus{}, Behind: []Behind{}, Suspects: []Suspect{}}
+		Consensus: c, Sites: []SiteStatus{}, Behind: []Behind{}, Suspects: []Suspect{}, Disputes: []Dispute{}}
 	if a.cfg.Standing != nil {
-		s.Behind, s.Suspects = a.cfg.Standing()
+		s.Behind, s.Suspects, s.Disputes = a.cfg.Standing()
 	}
 	if a.cfg.Removed != nil {
 		s.Removed = a.cfg.Removed()

@@ -45,6 +45,7 @@ type Transfers struct {
 	Links       []Link      `json:"links" doc:"What comes from each other site that sent something since the node started, by name"`
 	Behind      []Behind    `json:"behind" doc:"How far the site is behind each other one, by name"`
 	Suspects    []Suspect   `json:"suspects" doc:"Nodes that sent wrong bytes since this one started, the last first"`
+	Disputes    []Dispute   `json:"disputes" doc:"Signed records of blobs that contradict each other, seen since this node started, the last first"`
 }
 
 // Pause is a site to which rules bring nothing until people resume it.
@@ -89,6 +90,22 @@ type Suspect struct {
 	Since  time.Time     `json:"since" doc:"When it first did"`
 	At     time.Time     `json:"at" doc:"When it last did"`
 	Why    string        `json:"why" doc:"What it sent"`
+}
+
+// Dispute is two signed records of one blob that name different unit lists: one of the
+// signers lied, or is broken.
+type Dispute struct {
+	Digest digest.Digest `json:"digest" doc:"Of the blob"`
+	Roots  []SignedRoot  `json:"roots" doc:"What the two records say"`
+	At     time.Time     `json:"at" doc:"When the second one was seen"`
+}
+
+// SignedRoot is what one node signed about a blob.
+type SignedRoot struct {
+	Node  string `json:"node" doc:"That signed"`
+	Site  string `json:"site"`
+	Root  string `json:"root" doc:"SHA-256 of the unit list"`
+	False bool   `json:"false" doc:"Proven to be: the blob came whole under the other list"`
 }
 
 // Behind is how far the answering node's site is behind another.

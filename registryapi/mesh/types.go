@@ -20,9 +20,10 @@ type Status struct {
 	Removed *Removed `json:"removed,omitempty" doc:"The answering node was removed; all else is what it knew last"`
 	Consensus
 	Sites []SiteStatus `json:"sites" doc:"All sites, by name"`
-	// Behind and Suspects are empty at a witness.
+	// Behind, Suspects and Disputes are empty at a witness.
 	Behind   []Behind  `json:"behind" doc:"How far the answering node's site is behind each other one, by name"`
 	Suspects []Suspect `json:"suspects" doc:"Nodes that sent the answering one wrong bytes since it started"`
+	Disputes []Dispute `json:"disputes" doc:"Signed records of blobs that contradict each other, as the answering node saw them since it started"`
 }
 
 // Consensus is the control plane's part of a status.

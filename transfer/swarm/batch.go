@@ -195,7 +195,7 @@ func (f *flight) tookSmall(c candidate, holder identity.NodeID, data []byte) (bo
 		f.mu.Lock()
 		f.strikes[c.node]++ // the first one: a batch is how a flight begins
 		f.mu.Unlock()
-		f.s.suspects.add(c.node, f.digest, "bytes that are not the blob's")
+		f.s.suspects.add(c.node, f.digest, wrongUnit)
 		f.s.doubt(c, f.digest)
 		f.s.metrics.badUnits.WithLabelValues(c.node.String()).Inc()
 		f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", 0, "holder", c.node == holder, "error", err)

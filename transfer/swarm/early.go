@@ -171,28 +171,46 @@ func (e *early) lied() bool {
 	return e != nil && e.check.Done() && e.check.Checked() < int64(len(e.data))
 }
 
-// blameSubs puts a peer out whose sub-states are not the blob's. At once: an honest
-// one has none for bytes that are not. It says nothing about the list.
+// blameSubs puts a peer out whose sub-states do not fit the list in use. At once: an
+// honest one has none for bytes that are not the blob's. But the list may be the one
+// that is wrong: it is named when that is known, see blame.
 func (f *flight) blameSubs(e *early) error {
 	node, unit := e.from, e.unit
 	err := fmt.Errorf("%w: false sub-states of unit %d", errBad, unit)
 	f.mu.Lock()
-	known, out := e.blamed, f.strikes[node] >= maxStrikes
-	e.blamed = true
-	f.strikes[node] = maxStrikes
-	f.sched.leave(node)
-	f.mu.Unlock()
-	if known { // by another reader
-		return err
+	if e.blamed { // by another reader
+		f.mu.Unlock()
+		return f.outAs(node)
 	}
+	e.blamed = true
+	c := candidate{node: node}
+	l := f.lanes[node]
+	if l != nil {
+		c = l.candidate
+	}
+	ch := f.charged(c)
+	ch.unit, ch.why = unit, wrongSubs
+	ch.units++
+	f.strikes[node] = maxStrikes
+	delete(f.good, node)
+	evident := f.evident(ch)
+	trying := !evident && l != nil && !ch.tried
+	if trying {
+		ch.tried, l.trial = true, &trial{unit: unit}
+	} else if l == nil || l.trial == nil {
+		f.sched.leave(node)
+	}
+	f.mu.Unlock()
 	f.stir()
 	f.wakeLanes(&node)
-	if !out {
-		f.s.suspects.add(node, f.digest, "sub-states that are not the blob's")
+	switch {
+	case evident:
+		f.convict(ch, err)
+		return err
+	case trying:
+		return nil
 	}
-	f.s.metrics.badUnits.WithLabelValues(node.String()).Inc()
-	f.s.log.Warn("peer sent sub-states of a unit that are not the blob's", "digest", f.digest, "node", node, "site", f.s.site(node), "unit", unit)
-	return err
+	return errAside
 }
 
 // agrees says whether two peers say the same of a unit's first n bytes: what one of

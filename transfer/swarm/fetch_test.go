@@ -266,25 +266,7 @@ func TestFetch_FalseListSignedByAMember(t *testing.T) {
 	liar.put(data)
 	wrong := content(odd)
 	wrong[0] ^= 1
-	h := units.NewHasher(digest.SHA256)
-	_, _ = h.Write(wrong)
-	other, err := h.List()
-	if err != nil {
-		t.Fatal(err)
-	}
-	forged := *other
-	forged.Digest = w.Digest
-	rec, err := units.Sign(&forged, liar.id.ID, liar.id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	liar.bend(&faulty{
-		record: func(units.Record, *units.List) (units.Record, *units.List, error) { return rec, &forged, nil },
-		read: func(_ context.Context, off int64, p []byte) error {
-			copy(p, wrong[off:])
-			return nil
-		},
-	})
+	liar.forges(w, wrong, nil)
 	l.held(liar, honest)
 	r, err := c.swarm.OpenBlob(t.Context(), w)
 	if err != nil {
@@ -296,13 +278,16 @@ func TestFetch_FalseListSignedByAMember(t *testing.T) {
 		t.Fatalf("a false list gave a whole body: %d bytes, %v", len(got), err)
 	}
 	eventually(t, "the flight ends", func() bool { return len(c.swarm.Progress()) == 0 })
-	if c.blamedList(liar) == 0 {
-		t.Fatal("the signer is not named")
+	if len(c.suspects(liar)) == 0 || len(c.suspects(honest)) > 0 {
+		t.Fatalf("suspects %+v", c.swarm.Suspects())
 	}
 	if err := c.swarm.Fetch(t.Context(), w); err != nil {
 		t.Fatal(err)
 	}
 	c.has(data)
+	if c.blamedList(liar) == 0 {
+		t.Fatal("the signer is not named")
+	}
 }
 
 func TestFetch_RecordsThatAreRefused(t *testing.T) {

@@ -20,8 +20,8 @@ const (
 	firstRun = 4
 	// maxStrikes is how many bad units a holder may send for one blob.
 	maxStrikes = 2
-	// maxFalse is how many holders must fail one list before the list is the
-	// suspect: one may be rotten or lying, two of two are not likely.
+	// maxFalse is how many holders must show another list before the one in use is
+	// left at once: two agree by chance or plot less often than one does.
 	maxFalse = 2
 	// roundPause lies between two tries of all holders, when a flight was under
 	// way and nobody can go on with it.
@@ -36,8 +36,6 @@ var (
 	errLocal = errors.New("this node can't take the blob")
 	// errBad marks a holder that is out for this blob.
 	errBad = errors.New("holder sent wrong bytes")
-	// errFalseList ends a flight whose signed list does not fit the blob.
-	errFalseList = errors.New("the blob's signed unit list is false")
 )
 
 // stalledError ends a round in which nothing came any more. To others it is what
@@ -119,8 +117,9 @@ type flight struct {
 	from      identity.NodeID         // whose unit came last
 	known     []identity.NodeID       // holders that were thought of
 	asked     map[identity.NodeID]int // those that are waited for now
-	strikes   map[identity.NodeID]int
-	failed    map[identity.NodeID]bool // holders that fell out while this list was in use
+	strikes   map[identity.NodeID]int // maxStrikes: out for this blob
+	charges   map[identity.NodeID]*charge
+	rivals    int                      // holders that showed another list, and bytes that fit it
 	good      map[identity.NodeID]bool // holders whose units fit the list in use
 	partial   *store.Partial           // the vessel, unless pass
 	last      time.Time                // when the last unit came
@@ -140,7 +139,7 @@ func newFlight(s *Swarm, w Want) *flight {
 		s: s, digest: w.Digest, pid: w.PID, size: w.Size, since: time.Now(),
 		urgent: make(chan struct{}), opened: make(chan struct{}), done: make(chan struct{}),
 		changed: make(chan struct{}), positions: map[*reader]int{}, asked: map[identity.NodeID]int{},
-		strikes: map[identity.NodeID]int{}, failed: map[identity.NodeID]bool{}, good: map[identity.NodeID]bool{},
+		strikes: map[identity.NodeID]int{}, charges: map[identity.NodeID]*charge{}, good: map[identity.NodeID]bool{},
 		stirred: make(chan struct{}, 1), whole: make(chan struct{}), uplink: s.uplink.share(),
 		lanes: map[identity.NodeID]*lane{}, told: map[identity.NodeID][]receiver{}, resting: map[identity.NodeID]time.Time{},
 		aims: map[aim]int{}, sharing: map[*Limit]int{}, relimited: make(chan struct{}, 1),
@@ -213,10 +212,11 @@ func (f *flight) progress() Progress {
 
 // run is the flight's goroutine.
 func (f *flight) run() {
-	err := f.fly()
+	err := f.contested(f.fly())
 	f.cancel()
 	f.asking.Wait()
 	f.flying.Wait()
+	f.settle()
 	f.mu.Lock()
 	f.over = true
 	f.letBack()
@@ -320,7 +320,7 @@ func (f *flight) fly() error {
 	for {
 		before := f.units()
 		tried, err := f.round()
-		if err == nil || f.ctx.Err() != nil || errors.Is(err, errLocal) || errors.Is(err, errFalseList) {
+		if err == nil || f.ctx.Err() != nil || errors.Is(err, errLocal) || errors.Is(err, errContested) {
 			return err
 		}
 		if f.units() > before {
@@ -375,7 +375,7 @@ func (f *flight) round() (tried int, err error) {
 		if f.ctx.Err() != nil {
 			return q.tried, f.ctx.Err()
 		}
-		if errors.Is(err, errLocal) || errors.Is(err, errFalseList) {
+		if errors.Is(err, errLocal) || errors.Is(err, errContested) {
 			return q.tried, err
 		}
 		if errors.Is(err, errStalled) {

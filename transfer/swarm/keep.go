@@ -14,8 +14,9 @@ import (
 // What a flight does with what comes: it is checked, kept, shown to readers and
 // other receivers, and stored.
 
-// open checks a record and its list and begins to keep units. Invariant T2.
-func (f *flight) open(node identity.NodeID, record, list []byte) error {
+// readList checks what a peer sent as the blob's record and list. An error: no honest
+// node sends it. Invariant T2.
+func (f *flight) readList(record, list []byte) (units.Record, *units.List, error) {
 	rec, err := units.ParseRecord(record)
 	if err == nil && rec.Digest != f.digest {
 		err = fmt.Errorf("record of %s", rec.Digest)
@@ -29,15 +30,27 @@ func (f *flight) open(node identity.NodeID, record, list []byte) error {
 	if err == nil && !f.s.cfg.KnownSigner(rec.Signer) {
 		err = fmt.Errorf("record signed by %s, which is no member of the mesh", rec.Signer)
 	}
-	if err == nil && f.s.isBadRoot(rec.Root) {
-		err = fmt.Errorf("list signed by %s, found false before", rec.Signer)
-	}
-	var l *units.List
-	if err == nil {
-		l, err = units.ParseList(rec, list)
-	}
 	if err != nil {
-		return f.blameList(node, err)
+		return rec, nil, err
+	}
+	l, err := units.ParseList(rec, list)
+	return rec, l, err
+}
+
+// open checks a record and its list and begins to keep units. Who passes on a list
+// that is false, or in doubt, may be deceived itself.
+func (f *flight) open(c candidate, record, list []byte) error {
+	rec, l, err := f.readList(record, list)
+	if err != nil {
+		return f.blameList(c.node, err)
+	}
+	f.s.witness(rec)
+	if f.s.isBadRoot(rec.Root) || f.s.roots.passOver(f.digest, rec.Root, time.Now()) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.strikes[c.node] = maxStrikes
+		f.charged(c)
+		return errAside
 	}
 	var (
 		v vessel
@@ -54,6 +67,7 @@ func (f *flight) open(node identity.NodeID, record, list []byte) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.vessel, f.partial, f.foreign = v, p, p != nil && !p.Serve(f.pid)
+	f.charged(c).root = &rec.Root
 	for i := range l.Units() {
 		if v.Has(i) {
 			f.gain(i, identity.NodeID{})

@@ -23,6 +23,7 @@ import (
 	"github.com/portolan/portolan/node/store/blobs"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
+	"github.com/portolan/portolan/test/faultfs"
 	"github.com/portolan/portolan/transfer/peer"
 	"github.com/portolan/portolan/transfer/peer/peertest"
 	"github.com/portolan/portolan/transfer/plane"
@@ -30,6 +31,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	faultfs.ServeWorker(serveReceiver)
 	goleak.VerifyTestMain(m)
 }
 
@@ -45,6 +47,7 @@ type lab struct {
 	bucket *blobs.Backend // of the stores that are started; nil: a disk
 	small  bool           // the nodes that are started give small blobs in one look
 	net    *planetest.Net // of the nodes that are started; nil: they have real hosts
+	log    *slog.Logger   // of the nodes that are started; nil: none
 
 	requestIdle, watchFor time.Duration // as in Config
 
@@ -132,7 +135,10 @@ func (l *lab) startIn(dir string) *node {
 	l.t.Helper()
 	id, _, err := identity.LoadOrCreate(dir)
 	l.check(err)
-	log := slog.New(slog.DiscardHandler)
+	log := l.log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	st, err := store.Open(l.t.Context(), store.Config{
 		Dir: filepath.Join(dir, "store"), Identity: id, Logger: log, Bucket: l.bucket,
 	})

@@ -37,6 +37,7 @@ type lane struct {
 	asked map[int]inRoom // units on their way
 	ranks rank           // as waiter has it
 	early *early         // of the unit that is read now; nil: it has no sub-states
+	trial *trial         // as long as it lasts nothing else is asked for; nil: none
 	err   error          // why it ended
 }
 
@@ -118,7 +119,7 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 			}
 			if l.forgotten() {
 				if f.struckOut(l.node) {
-					return errBad
+					return f.outAs(l.node)
 				}
 				if l.holder {
 					return errForgotten
@@ -179,7 +180,7 @@ func (l *lane) turn(ctx context.Context) (order, *ticket, error) {
 	if err != nil {
 		return order{}, nil, err
 	}
-	o, ok := l.plan()
+	o, ok := l.next()
 	if !ok {
 		t.leave()
 		return order{}, nil, nil
@@ -192,13 +193,17 @@ func (l *lane) eager() bool {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
 	_, most := l.most()
-	return most > 0
+	return most > 0 || l.trial != nil && !l.trial.asked
 }
 
 // most is how many units may be asked for, of what size each; flight.mu is held.
 func (l *lane) most() (unit int64, most int) {
 	f := l.f
 	if f.layout == nil || f.sched == nil || f.vessel == nil && f.layout.units() > 1 {
+		return 0, 0
+	}
+	if l.trial != nil {
+		f.s.pipes.forget(l.node, &l.waiter)
 		return 0, 0
 	}
 	if f.pass {
@@ -293,6 +298,13 @@ func (l *lane) note(o order) {
 	}
 }
 
+// onTrial says whether the peer was asked for its own list.
+func (l *lane) onTrial() bool {
+	l.f.mu.Lock()
+	defer l.f.mu.Unlock()
+	return l.trial != nil && l.trial.asked
+}
+
 // forgotten says that nothing is known any more of what the peer has: it could
 // not be watched, or lied.
 func (l *lane) forgotten() bool {
@@ -330,6 +342,9 @@ func (l *lane) drop() {
 		f.s.pipes.release(l.node, in.class, in.bytes, true)
 	}
 	clear(l.asked)
+	if l.trial != nil { // it is asked for once more, if the lane goes on
+		l.trial = &trial{unit: l.trial.unit}
+	}
 }
 
 // fill asks for as much as there is room for.
@@ -340,7 +355,7 @@ func (l *lane) fill(ss *session) error {
 		return nil
 	}
 	for {
-		o, ok := l.plan()
+		o, ok := l.next()
 		if !ok {
 			return nil
 		}
@@ -406,6 +421,9 @@ func (l *lane) step(ctx context.Context, ss *session) error {
 	var refused *refusedError
 	if errors.As(err, &refused) && refused.status == Status_STATUS_NOT_YET {
 		l.notYet(refused.first, refused.end)
+		if l.onTrial() && ss.requests() == 0 {
+			return l.untried()
+		}
 		return nil
 	}
 	if err != nil {
@@ -446,6 +464,9 @@ func (l *lane) notYet(first, end int) {
 // take checks and keeps one answer.
 func (l *lane) take(got received) error {
 	f := l.f
+	if got.trial {
+		return l.tried(got)
+	}
 	if got.first {
 		f.setSize(got.size)
 	}
@@ -457,7 +478,7 @@ func (l *lane) take(got received) error {
 		f.mu.Unlock()
 	}
 	if got.list != nil && !f.listed() {
-		if err := f.open(l.node, got.record, got.list); err != nil {
+		if err := f.open(l.candidate, got.record, got.list); err != nil {
 			return err
 		}
 	}

@@ -12,6 +12,7 @@ type metrics struct {
 	badUnits      *prometheus.CounterVec
 	badLists      *prometheus.CounterVec
 	badHaves      *prometheus.CounterVec
+	disputes      prometheus.Counter
 	inflight      prometheus.GaugeFunc
 	failovers     *prometheus.CounterVec
 	flights       *prometheus.CounterVec
@@ -35,9 +36,10 @@ func newMetrics(s *Swarm) *metrics {
 		refused:       vec("refused_requests_total", "Requests of peers that were refused.", "status"),
 		bytesReceived: vec("received_bytes_total", "Bytes of blobs received from a peer, checked or not.", "node"),
 		unitsReceived: counter("received_units_total", "Units of blobs received and found right."),
-		badUnits:      vec("bad_units_total", "Units from a peer that did not fit their list, or came with false sub-states.", "node"),
-		badLists:      vec("bad_lists_total", "Records and unit lists from a peer that were refused.", "node"),
+		badUnits:      vec("bad_units_total", "Units from a peer that are not the blob's, or came with false sub-states, when it is certain that the peer is wrong.", "node"),
+		badLists:      vec("bad_lists_total", "Records and unit lists from a peer that were refused, and those that it signed and that were proven false.", "node"),
 		badHaves:      vec("bad_haves_total", "Messages of a peer about units that it can't have.", "node"),
+		disputes:      counter("disputed_records_total", "Pairs of signed records that name different unit lists of one blob: one signer lied or is broken."),
 		inflight: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: name("inflight_bytes"), Help: "Bytes asked for of peers that have not come yet.",
 		}, func() float64 { return float64(s.pipes.flying()) }),
@@ -52,7 +54,7 @@ func newMetrics(s *Swarm) *metrics {
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.unitsSent, m.bytesSent, m.unitsSpared, m.refused, m.bytesReceived, m.unitsReceived,
-		m.badUnits, m.badLists, m.badHaves, m.inflight, m.failovers, m.flights, m.active, m.links,
+		m.badUnits, m.badLists, m.badHaves, m.disputes, m.inflight, m.failovers, m.flights, m.active, m.links,
 	}
 }
 

@@ -153,7 +153,7 @@ func (f *flight) ends(q *field) (holders int, err error) {
 	for _, l := range ended {
 		switch {
 		case l.err == nil || f.ctx.Err() != nil:
-		case errors.Is(l.err, errLocal) || errors.Is(l.err, errFalseList):
+		case errors.Is(l.err, errLocal) || errors.Is(l.err, errContested):
 			err = l.err
 		case l.holder:
 			f.setBack(q, l.candidate, l.err)
@@ -187,7 +187,9 @@ func (f *flight) rest(c candidate, err error) {
 	f.mu.Lock()
 	f.resting[c.node] = time.Now().Add(restFor)
 	if f.strikes[c.node] >= maxStrikes && f.sched != nil {
-		reason = "bad"
+		if reason = "bad"; errors.Is(err, errAside) {
+			reason = "contested"
+		}
 		f.sched.leave(c.node)
 	}
 	f.mu.Unlock()
@@ -345,45 +347,6 @@ func (f *flight) wakeLanes(node *identity.NodeID) {
 			wake(l.waiter.wake)
 		}
 	}
-}
-
-// blame counts a bad unit. The peer goes on after the first (a flipped bit
-// somewhere), and is out for this blob after maxStrikes. Holders that fell out
-// make the list the suspect, if they are no fewer than those it fits: other
-// receivers prove nothing, as they check against a list themselves.
-func (f *flight) blame(l *lane, unit int, err error) error {
-	f.mu.Lock()
-	c, holder := l.candidate, l.whole()
-	f.strikes[c.node]++
-	first := f.strikes[c.node] == 1
-	out := f.strikes[c.node] >= maxStrikes
-	if out && holder {
-		f.failed[c.node] = true
-		delete(f.good, c.node)
-	}
-	falseList := out && f.vessel != nil && len(f.failed) >= max(maxFalse, len(f.good))
-	if falseList {
-		f.poisoned, f.abandoned = true, true
-	}
-	v := f.vessel
-	f.mu.Unlock()
-	f.s.metrics.badUnits.WithLabelValues(c.node.String()).Inc()
-	f.s.log.Warn("peer sent a unit that is not the blob's", "digest", f.digest, "node", c.node, "site", f.s.site(c.node), "unit", unit, "holder", holder, "error", err)
-	if first { // and named at once: one that finds its disk at fault sends no second
-		f.s.suspects.add(c.node, f.digest, "bytes that are not the blob's")
-	}
-	f.s.doubt(c, f.digest)
-	if !out {
-		return nil
-	}
-	if falseList {
-		rec := v.Record()
-		f.s.addBadRoot(rec.Root)
-		f.s.metrics.badLists.WithLabelValues(rec.Signer.String()).Inc()
-		f.s.log.Error("holders agree on bytes that the signed unit list does not fit: the list is false", "digest", f.digest, "node", rec.Signer, "site", f.s.site(rec.Signer))
-		return fmt.Errorf("%w: signed by %s", errFalseList, rec.Signer)
-	}
-	return fmt.Errorf("%w: %w", errBad, err)
 }
 
 // blameList puts a peer out that sent what no honest one sends.

@@ -157,6 +157,9 @@ func (f *flight) setBack(q *field, c candidate, err error) {
 		}
 		c.again = true
 		q.left = append(q.left, c)
+	case errors.Is(err, errAside):
+		reason, q.noBytes = "contested", ErrBadHolders
+		q.out[c.node] = true
 	case errors.Is(err, errBad):
 		reason, q.noBytes = "bad", ErrBadHolders
 		q.out[c.node] = true

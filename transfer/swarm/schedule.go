@@ -54,6 +54,7 @@ type order struct {
 	first, n    int
 	unlessGiven time.Duration // see Request.unless_given_ms
 	record      bool          // and for the record
+	trial       bool          // to see whether its list and bytes fit each other
 	subs        bool          // and for the sub-states of the first unit
 	class       class         // what it is for
 	doubt       bool          // nothing is asked for: see Request.doubt

@@ -97,6 +97,7 @@ type Swarm struct {
 	arrivals arrivals
 	allowed  allowed
 	suspects suspects
+	roots    roots
 	doubting doubting
 	buffers  *semaphore.Weighted
 	unitPool sync.Pool     // *[]byte of units.Unit
@@ -195,12 +196,16 @@ func (s *Swarm) Run(ctx context.Context) error {
 // those that should have it can't be reached, store.ErrNoSpace, ErrBadHolders.
 // The caller retries: a flight that has been under way keeps its units.
 func (s *Swarm) Fetch(ctx context.Context, w Want) error {
-	for {
+	for again := false; ; {
 		f, err := s.join(ctx, w, false)
 		if err != nil {
 			return err
 		}
 		err = s.fetched(ctx, f, w)
+		if errors.Is(err, errContested) && !again && ctx.Err() == nil {
+			again = true // the next flight goes by the other list
+			continue
+		}
 		if f.pid == w.PID || ctx.Err() != nil {
 			return err
 		}

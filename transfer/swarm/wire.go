@@ -70,6 +70,7 @@ type run struct {
 	record  bool             // a record was asked for and has not come
 	sparing bool             // units may be left out
 	subs    bool             // sub-states may come with the next unit
+	trial   bool             // see order
 	opened  bool             // the first answer came
 }
 
@@ -123,7 +124,7 @@ func (s *session) ask(d digest.Digest, project identity.ProjectID, o order) erro
 		s.since = time.Now()
 	}
 	// Before it is written: the answer may come at once.
-	s.pending = append(s.pending, &run{id: s.lastID, next: o.first, end: o.first + o.n, alg: d.Algorithm(), record: o.record, sparing: o.unlessGiven > 0, subs: o.subs})
+	s.pending = append(s.pending, &run{id: s.lastID, next: o.first, end: o.first + o.n, alg: d.Algorithm(), record: o.record, sparing: o.unlessGiven > 0, subs: o.subs, trial: o.trial})
 	s.mu.Unlock()
 	return peer.WriteMsg(s.st, &Request{
 		Id: s.lastID, Digest: d.String(), Project: project[:], UnlessGivenMs: uint32(o.unlessGiven / time.Millisecond),
@@ -179,7 +180,8 @@ type received struct {
 	list   []byte
 	unit   int // -1: none
 	data   []byte
-	taken  int // the unit that was left out; -1: none
+	taken  int  // the unit that was left out; -1: none
+	trial  bool // it was asked for as one
 }
 
 // layout is what the receiver knows of a blob: how many bytes each unit has.
@@ -239,6 +241,7 @@ func (s *session) receive(known *layout, buf []byte) (received, error) {
 	if r == nil {
 		return got, fmt.Errorf("%w: nothing was asked", errProtocol)
 	}
+	got.trial = r.trial
 	a, err := s.await()
 	if err != nil {
 		return got, err
