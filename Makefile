@@ -5,10 +5,12 @@ CACHE    ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/portolan
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 DATA     ?= data
+FUZZTIME ?= 1m
+FUZZ     ?= .
 GOLANGCI := $(CACHE)/tools/golangci-lint
-export CACHE
+export CACHE FUZZTIME FUZZ
 
-.PHONY: help build run check test linear oracle bench bench-control bench-rules bench-bootstrap bench-wan bench-wan-figures micro lint proto tools clean
+.PHONY: help build run check test fuzz linear oracle bench bench-control bench-rules bench-bootstrap bench-wan bench-wan-figures micro lint proto tools clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,10 +49,13 @@ bench-control: ## the control plane over slow links beside its targets, some of 
 	$(GO) run ./test/bench/control -out $(CURDIR)/test/bench/results/control.json $(BENCH)
 
 bench-rules: ## a full pass of the rules over 1,000,000 artifacts (BENCH="-pass.artifacts=100000")
-	$(GO) test -run '^$$' -bench FullPass -benchtime 3x -timeout 2h ./transfer -pass.artifacts=1000000 $(BENCH)
+	$(GO) test -run '^$$' -bench FullPass -benchtime 3x -timeout 2h ./transfer -pass.artifacts=1000000 -pass.out=$(CURDIR)/test/bench/results/rules.json $(BENCH)
 
 bench-bootstrap: ## a new site takes 1,000,000 catalogue entries in (BENCH="-bootstrap.entries=100000")
 	$(GO) test -run '^$$' -bench Bootstrap -benchtime 1x -timeout 1h ./transfer -bootstrap.entries=1000000 -bootstrap.out=$(CURDIR)/test/bench/results/bootstrap.json $(BENCH)
+
+fuzz: ## every fuzz target for FUZZTIME each, one after the other (FUZZ=swarm: of such packages)
+	test/fuzz
 
 micro: ## Go's own benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./node/... ./transfer/... ./consensus/... ./registryapi/...

@@ -161,38 +161,7 @@ func (m *farMesh) metric(t *testing.T, i int, name string) float64 {
 	return sum
 }
 
-// memory is the most that any node has had in memory, in MiB.
-func (m *farMesh) memory(t *testing.T) float64 { t.Helper(); return m.most(t, "VmHWM:") }
-
-// most is mostOf for who can't go on without.
-func (m *farMesh) most(t *testing.T, field string) float64 {
-	t.Helper()
-	most, err := m.mostOf(field)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return most
-}
-
-// mostOf is the largest value of a field of the nodes' /proc/PID/status, in MiB.
-func (m *farMesh) mostOf(field string) (float64, error) {
-	most := 0.0
-	for _, s := range m.sites {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.process.Cmd.Process.Pid))
-		if err != nil {
-			return 0, err
-		}
-		_, rest, ok := strings.Cut(string(b), field)
-		kib, err := strconv.ParseFloat(strings.Fields(rest + " 0")[0], 64)
-		if !ok || err != nil {
-			return 0, fmt.Errorf("the status of %s's process: %w: %s", s.site, err, b)
-		}
-		most = max(most, kib/1024)
-	}
-	return most, nil
-}
-
-// arrives waits until an image is at a site, and says when.
+// arrives waits until an image is at a site.
 func (m *farMesh) arrives(t *testing.T, image string, i int) error {
 	cmd := m.lab.Command(t.Context(), m.sites[0].site, cluster.Binary(t), "wait", image, "--sites", m.sites[i].site, "--timeout", "10m", "--server", "http://"+m.sites[0].host)
 	cmd.Env = append(os.Environ(), "PORTOLAN_USERNAME=admin", "PORTOLAN_PASSWORD="+wanPassword)

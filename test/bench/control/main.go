@@ -90,6 +90,9 @@ func start(ctx context.Context, args []string) error {
 	if err := figures.Table(os.Stdout, r.rows); err != nil {
 		return err
 	}
+	if err := figures.Misses(os.Stdout, r.rows); err != nil {
+		return err
+	}
 	for _, row := range r.rows {
 		if row.Strict && row.Missed() {
 			return fmt.Errorf("%s: %g %s, and there may be %g", row.Name, row.Value, row.Unit, *row.At)

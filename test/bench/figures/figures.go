@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -38,6 +39,8 @@ type Row struct {
 	Least  bool     `json:"least,omitempty"`  // At is the least, not the most
 	Met    *bool    `json:"met,omitempty"`    // absent: for information
 	Strict bool     `json:"strict,omitempty"` // see Target
+	Rounds int      `json:"rounds,omitempty"` // that Value is the median of; absent: it was measured once
+	Asked  int      `json:"asked,omitempty"`  // rounds that it is to be the median of
 	Note   string   `json:"note,omitempty"`
 	Others *float64 `json:"others,omitempty"` // share of the cores that other processes used meanwhile; absent: it is not known
 }
@@ -62,6 +65,22 @@ func New(name string, value float64, unit string, target *Target, note string) R
 // Missed reports whether there is a target and it was not reached.
 func (r Row) Missed() bool { return r.Met != nil && !*r.Met }
 
+// short says that fewer rounds count than were asked for; empty: they don't.
+func (r Row) short() string {
+	if r.Rounds >= r.Asked {
+		return ""
+	}
+	return fmt.Sprintf("(%d of %d rounds)", r.Rounds, r.Asked)
+}
+
+// bound is the target in words; empty: there is none.
+func (r Row) bound() string {
+	if r.At == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s %g", map[bool]string{true: ">=", false: "<="}[r.Least], *r.At)
+}
+
 func round(v float64) float64 {
 	if v == 0 || math.IsInf(v, 0) || math.IsNaN(v) {
 		return 0
@@ -75,18 +94,32 @@ func Table(w io.Writer, rows []Row) error {
 	t := tabwriter.NewWriter(w, 2, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "case\tmeasured\tunit\ttarget\tmet\tothers\t")
 	for _, r := range rows {
-		target, met := "", ""
+		met := ""
 		if r.At != nil {
-			target = fmt.Sprintf("%s %g", map[bool]string{true: ">=", false: "<="}[r.Least], *r.At)
 			met = map[bool]string{true: "NO", false: "yes"}[r.Missed()]
 		}
+		met = strings.TrimSpace(met + " " + r.short())
 		others := ""
 		if r.Others != nil {
 			others = fmt.Sprintf("%.0f%%", 100**r.Others)
 		}
-		fmt.Fprintf(t, "%s\t%g\t%s\t%s\t%s\t%s\t%s\n", r.Name, r.Value, r.Unit, target, met, others, r.Note)
+		fmt.Fprintf(t, "%s\t%g\t%s\t%s\t%s\t%s\t%s\n", r.Name, r.Value, r.Unit, r.bound(), met, others, r.Note)
 	}
 	return t.Flush()
+}
+
+// Misses prints a line for each target that was missed: in a table of many rows
+// one is overlooked. A missed target ends no run, as it may be the machine's fault.
+func Misses(w io.Writer, rows []Row) error {
+	for _, r := range rows {
+		if !r.Missed() {
+			continue
+		}
+		if _, err := fmt.Fprintln(w, strings.TrimSpace(fmt.Sprintf("missed: %s: %s, target %s %s", r.Name, strings.TrimSpace(fmt.Sprintf("%g %s", r.Value, r.Unit)), r.bound(), r.short()))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Save writes rows as JSON lines: those with the name of one in the file take its

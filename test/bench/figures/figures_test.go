@@ -2,6 +2,7 @@ package figures
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -37,6 +38,36 @@ func TestSave_ReplacesRowsOfTheSameName(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]Row{newA, b}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestTable_MarksTooFewRounds(t *testing.T) {
+	few, all, none := New("few", 1, "s", AtMost(2), ""), New("all", 1, "s", AtMost(2), ""), New("none", 1, "s", nil, "")
+	few.Rounds, few.Asked = 1, 3
+	all.Rounds, all.Asked = 3, 3
+	var b strings.Builder
+	if err := Table(&b, []Row{few, all, none}); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.Lines(b.String()) {
+		got = append(got, strings.Join(strings.Fields(line), " "))
+	}
+	want := []string{"case measured unit target met others", "few 1 s <= 2 yes (1 of 3 rounds)", "all 1 s <= 2 yes", "none 1 s"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestMisses_NamesEachOnALine(t *testing.T) {
+	few := New("few", 3, "s", AtMost(2), "")
+	few.Rounds, few.Asked = 1, 3
+	var b strings.Builder
+	if err := Misses(&b, []Row{New("met", 1, "s", AtMost(2), ""), few, New("for information", 9, "s", nil, ""), New("a ratio", 0.5, "", AtLeast(0.8), "")}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff("missed: few: 3 s, target <= 2 (1 of 3 rounds)\nmissed: a ratio: 0.5, target >= 0.8\n", b.String()); diff != "" {
 		t.Error(diff)
 	}
 }
