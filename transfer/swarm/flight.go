@@ -69,6 +69,7 @@ type flight struct {
 
 	// Guarded by Swarm.mu.
 	readers, fetchers int
+	asks              int // fetchers whose Want is not Ahead
 	orphan, dropped   bool
 	hurried           bool // urgent is closed
 	class             catalog.Class
@@ -86,6 +87,7 @@ type flight struct {
 	whole   chan struct{} // closed when it is complete
 	reading atomic.Int32  // readers, without Swarm.mu
 	hurries atomic.Int32  // fetchers in a hurry
+	ahead   atomic.Bool   // all fetchers' Wants are Ahead
 	moved   atomic.Int64  // Unix ns: when bytes last came, or could not be asked for
 	keeping atomic.Int32  // units that this node itself holds up, see ownTime
 
