@@ -93,11 +93,34 @@ func (p *pipe) idle(unit, n int64) int64 {
 // holds is what is on the link itself while it is full; 0: not known.
 func (p *pipe) holds() int64 { return int64(p.rate * p.delay.Seconds()) }
 
+// opens notes a first request. Of what a client or a push waits for it may ask for units,
+// which have no room yet. The function that it returns notes its end: if it was answered
+// they take their room next, and who stands aside is woken when they came.
+func (ps *pipes) opens(c class) (opened func(answered bool)) {
+	if c >= classReplication {
+		return func(bool) {}
+	}
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.firsts++
+	return func(answered bool) {
+		ps.mu.Lock()
+		defer ps.mu.Unlock()
+		if ps.firsts--; !answered {
+			ps.rouseAside()
+		}
+	}
+}
+
 // calm says whether a request takes nothing from what clients and pushes wait for: none
-// of them wants more of a peer than it was given room for, and what is on its way for
-// them is no more than the link itself holds. All of it was sent, then, before the
-// request is read. All peers count: they share this site's link. mu is held.
+// of them waits for a first answer, or wants more of a peer than it was given room for,
+// and what is on its way for them is no more than the link itself holds. All of it was
+// sent, then, before the request is read. All peers count: they share this site's link.
+// mu is held.
 func (ps *pipes) calm() bool {
+	if ps.firsts > 0 {
+		return false
+	}
 	for _, p := range ps.peers {
 		for _, c := range p.waiting {
 			if c < classReplication {

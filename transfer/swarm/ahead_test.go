@@ -93,33 +93,44 @@ func TestAhead_AClientTakesItOver(t *testing.T) {
 	s := newBusy(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if r, err := s.b.swarm.OpenBlob(ctx, s.want[1]); err == nil { // it may have been quick
+	if r, err := s.b.swarm.OpenBlob(ctx, s.want[2]); err == nil { // it may have been quick
 		_ = r.Close()
 	}
-	for i, prefix := range map[int]int{1: 2 * mib, 2: 200 << 10} {
-		f := s.b.swarm.flight(s.want[i])
+	reads := func(i int) {
+		t.Helper()
 		r, err := s.b.swarm.OpenBlob(within(t), s.want[i])
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer r.Close()
-		if taken := r.(*reader).f; taken != f {
-			t.Error("the client has a flight of its own")
-		}
-		got := make([]byte, prefix)
-		if _, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, s.data[i][:prefix]) {
-			t.Fatalf("blob %d: %v", i, err)
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, s.data[i]) {
+			t.Fatalf("blob %d: %d bytes, %v", i, len(got), err)
 		}
 	}
+	reads(2)
 	if err := <-s.small; err != nil {
 		t.Fatal(err)
 	}
-	s.g.open(odd)
+	f := s.b.swarm.flight(s.want[1])
+	if !f.yields() {
+		t.Fatal("nobody asked for it")
+	}
+	opened := make(chan struct{})
+	go func() {
+		defer close(opened)
+		eventually(t, "it is the client's", func() bool { return f.purpose() == classClient })
+		s.g.open(odd)
+	}()
+	reads(1)
+	<-opened
 	if err := <-s.large; err != nil {
 		t.Fatal(err)
 	}
-	if a := s.a.sent(); a > unitsOf(odd)+4+1 {
-		t.Errorf("%d units were sent", a)
+	if got, err := io.ReadAll(s.read); err != nil || !bytes.Equal(got, s.data[0]) {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	if n := s.b.got(); n != unitsOf(odd)+4+1 {
+		t.Errorf("%d units came", n)
 	}
 }
 
@@ -206,5 +217,20 @@ func TestPipes_CalmWhenNothingIsTakenFromAClient(t *testing.T) {
 	}
 	if ps.aside(ahead, false) {
 		t.Error("who was asked for stands aside")
+	}
+
+	ps = newPipes()
+	for _, answered := range []bool{true, false} {
+		opened := ps.opens(classClient)
+		if !ps.aside(ahead, true) {
+			t.Error("a client waits for a first answer")
+		}
+		if opened(answered); woken() == answered {
+			t.Errorf("answered: %v; what was asked for has no room before its answer is here", answered)
+		}
+	}
+	ps.opens(classReplication)
+	if ps.aside(ahead, true) {
+		t.Error("a rule's first answer is waited for")
 	}
 }

@@ -214,6 +214,7 @@ type pipes struct {
 	filled func(node identity.NodeID, bytes int64)
 	peers  map[identity.NodeID]*pipe
 	asides map[*waiter]struct{} // those that stand aside, see ahead.go
+	firsts int                  // first requests of clients and pushes, not answered
 	// splitWorth is splitWorthAfter, but in tests.
 	splitWorth time.Duration
 }
