@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -309,15 +308,4 @@ func (s *Siblings) fetch(ctx context.Context, p *pull, b catalog.Ref, since time
 		return blobGivenUp, ctx.Err()
 	}
 	return blobFailed, err
-}
-
-// underWay lists the images under way, for tests.
-func (s *Siblings) underWay() (out []digest.Digest) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := range s.pulls {
-		out = append(out, i.manifest)
-	}
-	slices.Sort(out)
-	return out
 }

@@ -102,6 +102,17 @@ func (b *bed) fetch(ctx context.Context, w swarm.Want) error {
 	}
 }
 
+// underWay lists the images under way.
+func (s *Siblings) underWay() (out []digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.pulls {
+		out = append(out, i.manifest)
+	}
+	slices.Sort(out)
+	return out
+}
+
 func named(name string) digest.Digest { return digest.FromString(name) }
 
 // push makes a manifest that names blobs, by their names with a space between.
