@@ -20,6 +20,7 @@ import (
 	"github.com/portolan/portolan/registryapi/mesh"
 	v2 "github.com/portolan/portolan/registryapi/v2"
 	"github.com/portolan/portolan/transfer"
+	"github.com/portolan/portolan/transfer/siblings"
 	"github.com/portolan/portolan/transfer/swarm"
 )
 
@@ -33,7 +34,7 @@ func (n *node) api() (registryapi.Config, error) {
 	}
 	registry, err := v2.New(v2.Config{
 		View: n.view, Access: who, Store: n.store, Site: s.Site, Logger: log, Now: n.cfg.Now,
-		Source: source{n}, Claimer: claimer{n.reconciler}, Refresher: n.sync, Tags: tagger{n.tags}, Metrics: n.metrics,
+		Source: source{n}, Claimer: claimer{n.reconciler}, Refresher: n.sync, Siblings: pulling{n.siblings}, Tags: tagger{n.tags}, Metrics: n.metrics,
 		Limits: v2.Limits{Stall: s.ClientTimeout}, Redirect: s.StoreRedirect, Closed: n.closed, Pushing: n.reconciler.BeginPush,
 	})
 	if err != nil {
@@ -91,11 +92,24 @@ type source struct{ n *node }
 
 // OpenBlob implements v2.Source.
 func (s source) OpenBlob(ctx context.Context, w v2.Want) (v2.Blob, error) {
-	b, err := s.n.swarm.OpenBlob(ctx, swarm.Want{Digest: w.Digest, Size: w.Size, PID: w.PID, Class: catalog.Cached})
+	b, err := s.n.swarm.OpenBlob(ctx, swarm.Want{Digest: w.Digest, Size: w.Size, PID: w.PID, Class: catalog.Cached, Subject: w.Subject})
 	if err != nil {
 		return nil, unavailable(err)
 	}
 	return b, nil
+}
+
+// pulling lets the rest of an image come while its first blob does.
+type pulling struct{ s *siblings.Siblings }
+
+// Served implements v2.Siblings.
+func (p pulling) Served(pid identity.ProjectID, repo string, d digest.Digest) {
+	p.s.Served(pid, repo, d)
+}
+
+// Asked implements v2.Siblings.
+func (p pulling) Asked(w v2.Want, missing bool) (end func()) {
+	return p.s.Asked(siblings.Ask{Subject: w.Subject, PID: w.PID, Repo: w.Repo, Digest: w.Digest, Missing: missing})
 }
 
 // unavailable brings the swarm's own errors into the registry's words.

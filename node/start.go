@@ -21,6 +21,7 @@ import (
 	"github.com/portolan/portolan/transfer/budget"
 	"github.com/portolan/portolan/transfer/peer"
 	"github.com/portolan/portolan/transfer/plane"
+	"github.com/portolan/portolan/transfer/siblings"
 	"github.com/portolan/portolan/transfer/swarm"
 	"github.com/portolan/portolan/transfer/sync"
 	"github.com/portolan/portolan/transfer/tags"
@@ -33,6 +34,7 @@ type content struct {
 	sync       *sync.Sync
 	budgets    *budget.Budgets
 	swarm      *swarm.Swarm
+	siblings   *siblings.Siblings
 	reconciler *transfer.Reconciler
 	tags       *tags.Door
 	residency  *transfer.Residency
@@ -242,6 +244,16 @@ func (n *node) startContent() error {
 	}); err != nil {
 		return err
 	}
+	if n.siblings, err = siblings.New(siblings.Config{
+		Catalog: n.store.Catalog(), Fetch: n.swarm.Fetch, Logger: log, Registerer: reg,
+		MayRest: func(pid identity.ProjectID) bool {
+			v := n.view()
+			p, ok := v.ProjectByPID(pid)
+			return ok && !p.Deleted() && v.MayRest(p, s.Site)
+		},
+	}); err != nil {
+		return err
+	}
 	if n.reconciler, err = transfer.New(transfer.Config{
 		Self: n.id.ID, Site: s.Site, Store: n.store, State: n.raft.State(), Swarm: n.swarm, Sync: n.sync, PushesTold: true,
 		Now: n.cfg.Now, Logger: log, Registerer: reg,
@@ -261,6 +273,7 @@ func (n *node) startContent() error {
 	n.checker.Start(preflight.Parts{Gossip: n.gossip, Host: data, Pacer: n.budgets, Store: n.store})
 	n.stages.start("bandwidth budgets", func(ctx context.Context) error { return n.budgets.Run(ctx, n.raft.State()) })
 	n.stages.start("transfer of blobs", n.swarm.Run)
+	n.stages.start("rest of images that are pulled", n.siblings.Run)
 	n.stages.start("exchange of catalogues", n.sync.Run)
 	n.stages.start("reconciler", n.reconciler.Run)
 	n.stages.start("tags", n.tags.Run)

@@ -21,9 +21,11 @@ import (
 )
 
 const (
-	// holdWithin bounds how long a push waits for its blobs to be at other sites;
-	// what has moved by then is there for the next try.
-	holdWithin = 5 * time.Minute
+	// holdStill ends a push's wait for its blobs to be at other sites: at none of those
+	// that are asked has anything moved for so long. It is longer than the largest unit
+	// takes over a link of 1 Mbit/s, as no less is counted there. As long as something
+	// moves the wait is bounded by the client alone.
+	holdStill = 2 * time.Minute
 	// coverWithin bounds the wait for its entry, which takes a round trip.
 	coverWithin = 20 * time.Second
 	// coverAskWithin bounds one question for it.
@@ -112,14 +114,25 @@ func (r *Reconciler) keepHere(ctx context.Context, pid identity.ProjectID, repo 
 // holder is one site that a push asks.
 type holder struct {
 	node state.Node
-	slow bool  // it goes on, but nothing has come there for a while
-	err  error // why it has not got the push
+	news news
+	err  error // of toldEnd: why it has not got the push; nil: it has
 }
+
+// news is what a holder says.
+type news uint8
+
+const (
+	toldEnd   news = iota // it has all, or never will
+	toldMoves             // something came there
+	toldSlow              // it goes on, but nothing has come there for a while
+)
 
 // Hold implements tags.Copies.
 func (r *Reconciler) Hold(ctx context.Context, p state.Project, repo string, blobs []syncer.Piece, n int) (tags.Held, error) {
-	ctx, cancel := context.WithTimeout(ctx, holdWithin)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	still := time.NewTimer(holdStill)
+	defer still.Stop()
 	view := r.cfg.State.View()
 	left := r.candidates(view, p, repo)
 	h := &pushHeld{r: r, p: p, want: n}
@@ -129,7 +142,7 @@ func (r *Reconciler) Hold(ctx context.Context, p state.Project, repo string, blo
 		return nil, err
 	}
 	var (
-		news    = make(chan holder)
+		told    = make(chan holder)
 		wg      sync.WaitGroup
 		asked   = map[identity.NodeID]state.Node{} // and have not answered
 		instead = map[identity.NodeID]bool{}       // for whom another one was asked
@@ -145,33 +158,44 @@ func (r *Reconciler) Hold(ctx context.Context, p state.Project, repo string, blo
 		asked[node.ID] = node
 		tell := func(a holder) {
 			select {
-			case news <- a:
+			case told <- a:
 			case <-ctx.Done():
 			}
 		}
 		wg.Go(func() {
-			err := r.holdAt(ctx, node, p, repo, blobs, func() { tell(holder{node: node, slow: true}) })
+			err := r.holdAt(ctx, node, p, repo, blobs, func(n news) { tell(holder{node: node, news: n}) })
 			tell(holder{node: node, err: err})
 		})
 	}
 	for range n {
 		ask()
 	}
+	// ended names those that are still at it as well.
+	ended := func(why string) (tags.Held, error) {
+		for _, node := range asked {
+			h.away = append(h.away, tags.Wait{Site: node.Site, Reason: why})
+		}
+		return nil, h.short(ctx, false)
+	}
 	for len(asked) > 0 {
 		var a holder
 		select {
-		case a = <-news:
+		case a = <-told:
+		case <-still.C:
+			return ended("nothing of it came there for " + holdStill.String())
 		case <-ctx.Done():
-			// Those that are still at it are named as well.
-			for _, node := range asked {
-				h.away = append(h.away, tags.Wait{Site: node.Site, Reason: "it has not got all of it yet"})
-			}
-			return nil, h.short(ctx, false)
+			return ended("it has not got all of it yet")
 		}
-		if !a.slow {
+		if a.news != toldSlow {
+			still.Reset(holdStill)
+		}
+		if a.news == toldMoves {
+			continue
+		}
+		if a.news == toldEnd {
 			delete(asked, a.node.ID)
 		}
-		if !a.slow && a.err == nil {
+		if a.news == toldEnd && a.err == nil {
 			if h.nodes = append(h.nodes, a.node); len(h.nodes) == n {
 				return h, nil
 			}
@@ -217,9 +241,9 @@ func (r *Reconciler) candidates(view *state.View, p state.Project, repo string) 
 	return append(near, far...)
 }
 
-// holdAt waits until a site has the blobs. It calls slow, once, when nothing has
-// come there for a while although nothing is wrong: another site may be faster.
-func (r *Reconciler) holdAt(ctx context.Context, n state.Node, p state.Project, repo string, blobs []syncer.Piece, slow func()) error {
+// holdAt waits until a site has the blobs. It tells of what moves there, and once when
+// nothing has come for a while although nothing is wrong: another site may be faster.
+func (r *Reconciler) holdAt(ctx context.Context, n state.Node, p state.Project, repo string, blobs []syncer.Piece, tell func(news)) error {
 	var (
 		failing time.Time // since when it says why it cannot get something
 		moved   = time.Now()
@@ -242,6 +266,7 @@ func (r *Reconciler) holdAt(ctx context.Context, n state.Node, p state.Project, 
 		}
 		if len(left) < len(blobs) || now.Done > most.Done {
 			moved = time.Now()
+			tell(toldMoves)
 		}
 		if len(left) < len(blobs) {
 			most = syncer.Kept{} // of others than before
@@ -253,7 +278,7 @@ func (r *Reconciler) holdAt(ctx context.Context, n state.Node, p state.Project, 
 			failing = time.Time{}
 			if !told && time.Since(moved) > keepStall {
 				told = true
-				slow()
+				tell(toldSlow)
 			}
 		case failing.IsZero():
 			failing = time.Now()

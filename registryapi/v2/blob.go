@@ -65,7 +65,7 @@ func (h *Handler) getBlob(q *request) error {
 	if !ok {
 		return blobUnknown(d, q.name())
 	}
-	want := Want{PID: q.project.PID, Repo: q.repo, Digest: d, Size: size}
+	want := Want{PID: q.project.PID, Repo: q.repo, Digest: d, Size: size, Subject: q.subject.Actor()}
 	q.w.Header().Set("Cache-Control", keepForGood)
 	if q.Method == http.MethodHead {
 		return h.headBlob(q, want)
@@ -81,12 +81,15 @@ func (h *Handler) getBlob(q *request) error {
 		if u, err := h.cfg.Store.URL(q.Request, d); err != nil {
 			h.log.Warn("blob is served instead of redirected", slog.String("digest", d.String()), slog.Any("error", err))
 		} else if u != "" {
+			defer h.asked(q.Request, want, false)()
 			return h.redirect(q, d, u)
 		}
 	}
 	b, err := h.openHere(ctx, q, d)
 	if err == nil {
 		defer func() { _ = b.Close() }()
+		end := h.asked(q.Request, want, false)
+		defer end()
 		mend := &mending{h: h, ctx: ctx, want: want, now: b}
 		defer mend.Close()
 		var content io.ReadSeeker = mend
@@ -109,6 +112,7 @@ func (h *Handler) getBlob(q *request) error {
 		return err
 	}
 	defer func() { _ = arriving.Close() }()
+	defer h.asked(q.Request, want, true)()
 	h.metrics.served.WithLabelValues(fromMesh).Inc()
 	return h.serveContent(q, d, "application/octet-stream", arriving)
 }

@@ -122,6 +122,7 @@ func (h *Handler) getManifest(q *request) error {
 		return err
 	}
 	if ok {
+		h.servedManifest(q, info.Digest)
 		h.serveBytes(q, info.Digest, info.MediaType, b)
 		return nil
 	}
@@ -142,6 +143,7 @@ func (h *Handler) serveStored(q *request, info catalog.ManifestInfo) error {
 		return err
 	}
 	defer func() { _ = content.Close() }()
+	h.servedManifest(q, info.Digest)
 	return h.serveContent(q, info.Digest, info.MediaType, content)
 }
 
@@ -154,7 +156,7 @@ func (h *Handler) openContent(ctx context.Context, q *request, d digest.Digest, 
 	if !absent(err) && !errors.Is(err, store.ErrCorrupt) {
 		return nil, err
 	}
-	return h.open(ctx, Want{PID: q.project.PID, Repo: q.repo, Digest: d, Size: size})
+	return h.open(ctx, Want{PID: q.project.PID, Repo: q.repo, Digest: d, Size: size, Subject: q.subject.Actor()})
 }
 
 // deleteManifest deletes a tag, and only that, or a manifest with all tags that

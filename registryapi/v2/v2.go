@@ -31,6 +31,8 @@ type Want struct {
 	Repo   string // below the project
 	Digest digest.Digest
 	Size   int64
+	// Subject is who asks, for what is bounded for each.
+	Subject string
 }
 
 // Blob is content that can be served; parts of it may still be arriving, then
@@ -127,6 +129,8 @@ type Config struct {
 	Source    Source
 	Claimer   Claimer
 	Refresher Refresher
+	// Siblings is told of pulls; nil: nothing is brought before it is asked for.
+	Siblings Siblings
 	// Tags sets and deletes tags; nil: in the catalogue alone.
 	Tags Tags
 	// Site is this site's name, for messages and as home of what is pushed.

@@ -14,7 +14,7 @@ func (s *Swarm) Abandon(ctx context.Context, pid identity.ProjectID) {
 	var ending []*flight
 	for _, f := range s.flights {
 		if f.pid == pid && !f.ended() {
-			f.dropped = true
+			f.dropped, f.keeps = true, false
 			f.cancel()
 			ending = append(ending, f)
 		}

@@ -74,6 +74,13 @@ type Want struct {
 	// At zero it is of the time when it was first wanted. Of several wants of one blob
 	// the first one's counts. OpenBlob looks not at it.
 	Order places.Order
+	// Ahead: nobody asked for it yet, and somebody may soon. A Fetch then asks for
+	// nothing while clients or pushes could use the link, see ahead.go; it goes before
+	// what rules want. Of no account once another Fetch, or a client, wants the blob.
+	Ahead bool
+	// Subject is on whose behalf a client reads, or would: what nobody waits for any
+	// more is bounded for each.
+	Subject string
 }
 
 // Blob is a blob that is read: from the store or as it arrives.

@@ -67,8 +67,11 @@ type flight struct {
 
 	// Guarded by Swarm.mu.
 	readers, fetchers int
+	asks              int // fetchers whose Want is not Ahead
 	orphan, dropped   bool
-	hurried           bool // urgent is closed
+	keeps             bool   // it was dropped, and keeps what came
+	leftBy            string // the subject that left an orphan
+	hurried           bool   // urgent is closed
 	class             catalog.Class
 	sharing           map[*Limit]int // of fetchers, nil: without one
 	aims              map[aim]int    // of fetchers
@@ -77,13 +80,14 @@ type flight struct {
 	counted           class          // its purpose, as those that stand in line were told
 
 	limits    atomic.Pointer[[]*Limit] // of sharing; none: it is not held
-	relimited chan struct{}            // capacity 1: they changed
+	relimited chan struct{}            // capacity 1: they changed, or somebody came that is more urgent
 
 	uplink  uint32        // what this node says that it can send to others
 	stirred chan struct{} // capacity 1: there is something for the flight's goroutine
 	whole   chan struct{} // closed when it is complete
 	reading atomic.Int32  // readers, without Swarm.mu
 	hurries atomic.Int32  // fetchers in a hurry
+	ahead   atomic.Bool   // all fetchers' Wants are Ahead
 	moved   atomic.Int64  // Unix ns: when bytes last came, or could not be asked for
 	keeping atomic.Int32  // units that this node itself holds up, see ownTime
 
@@ -155,16 +159,16 @@ func newFlight(s *Swarm, w Want) *flight {
 
 // joined counts a caller in; Swarm.mu is held.
 func (f *flight) joined(w Want, reader bool) {
-	if f.orphan {
-		f.orphan = false
-		f.s.orphans--
-	}
+	f.adopted()
 	if reader {
 		f.readers++
 		f.reading.Add(1)
 	} else {
 		f.fetchers++
 		f.wanted(w, 1)
+	}
+	if reader || w.Hurry {
+		wake(f.relimited) // the second time, too
 	}
 	if (reader || w.Hurry) && !f.hurried {
 		f.hurried = true
@@ -241,7 +245,7 @@ func (s *Swarm) abandons(f *flight, err error) bool {
 	defer s.mu.Unlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return err != nil && (f.abandoned || f.dropped && !s.closed)
+	return err != nil && (f.abandoned || f.dropped && !f.keeps && !s.closed)
 }
 
 // landed takes a flight off the map and tells those that wait.
@@ -250,10 +254,7 @@ func (s *Swarm) landed(f *flight, err error) {
 	if s.flights[f.digest] == f {
 		delete(s.flights, f.digest)
 	}
-	if f.orphan {
-		f.orphan = false
-		s.orphans--
-	}
+	f.adopted()
 	if err != nil && s.closed {
 		err = ErrClosed
 	}

@@ -109,6 +109,9 @@ func (f *flight) letBack() {
 // awaitOpening waits until a held blob of one unit may be asked for: it comes
 // with the first request. Larger ones begin with the list alone.
 func (f *flight) awaitOpening() error {
+	if err := f.awaitCalm(); err != nil {
+		return err
+	}
 	for urgent := f.urgent; ; {
 		f.mu.Lock()
 		l := f.limit()

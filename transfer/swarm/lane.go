@@ -193,7 +193,7 @@ func (l *lane) eager() bool {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
 	_, most := l.most()
-	return most > 0 || l.trial != nil && !l.trial.asked
+	return (most > 0 || l.trial != nil && !l.trial.asked) && !l.aside(time.Now())
 }
 
 // most is how many units may be asked for, of what size each; flight.mu is held.
@@ -224,7 +224,7 @@ func (l *lane) plan() (order, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	unit, most := l.most()
-	if most == 0 {
+	if most == 0 || l.aside(time.Now()) {
 		return order{}, false
 	}
 	c := f.purpose()

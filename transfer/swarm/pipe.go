@@ -81,8 +81,9 @@ type pipe struct {
 
 // waiter is a lane that has something to ask for, and no room.
 type waiter struct {
-	rank  rank // of its flight; guarded by pipes.mu, as fresh is
+	rank  rank // of its flight; guarded by pipes.mu, as fresh and ahead are
 	fresh bool // it would ask for what nobody was asked for
+	ahead bool // nobody asked for the blob yet
 	wake  chan struct{}
 }
 
@@ -212,12 +213,14 @@ type pipes struct {
 	// delay; nil: nobody is. It must not block.
 	filled func(node identity.NodeID, bytes int64)
 	peers  map[identity.NodeID]*pipe
+	asides map[*waiter]struct{} // those that stand aside, see ahead.go
+	firsts int                  // first requests of clients and pushes, not answered
 	// splitWorth is splitWorthAfter, but in tests.
 	splitWorth time.Duration
 }
 
 func newPipes() *pipes {
-	return &pipes{peers: map[identity.NodeID]*pipe{}, splitWorth: splitWorthAfter}
+	return &pipes{peers: map[identity.NodeID]*pipe{}, asides: map[*waiter]struct{}{}, splitWorth: splitWorthAfter}
 }
 
 func (ps *pipes) of(node identity.NodeID) *pipe {
@@ -237,7 +240,11 @@ func (ps *pipes) reserve(node identity.NodeID, w *waiter, c class, unit int64, n
 	p := ps.of(node)
 	got := int64(0)
 	if !p.behind(w, c) {
-		got = p.room(c, unit, int64(n)*unit)
+		if w.ahead { // who stands aside goes when that takes nothing from those above
+			got = p.idle(unit, int64(n)*unit)
+		} else {
+			got = p.room(c, unit, int64(n)*unit)
+		}
 		if limit := spare(maxAllBytes, ps.all, leastBytes, c); got > limit {
 			ps.full = true
 			got = limit
@@ -310,6 +317,7 @@ func (ps *pipes) release(node identity.NodeID, c class, n int64, lost bool) {
 	}
 	ps.add(c, -n)
 	p.rouse()
+	ps.rouseAside()
 	if ps.full {
 		ps.full = false
 		for _, o := range ps.peers {
@@ -342,10 +350,12 @@ func (ps *pipes) unitTook(node identity.NodeID) time.Duration {
 func (ps *pipes) forget(node identity.NodeID, w *waiter) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
+	delete(ps.asides, w)
 	p := ps.of(node)
 	if _, ok := p.waiting[w]; ok {
 		delete(p.waiting, w)
 		p.rouse() // those behind it
+		ps.rouseAside()
 	}
 }
 

@@ -78,8 +78,8 @@ func (e *unproven) Unwrap() error     { return e.error }
 // outlast waits until a flight for another project is over: then the blob is here
 // and only has to be proven, or a flight for the caller's may begin. The caller
 // has joined it, so that it hurries.
-func (s *Swarm) outlast(ctx context.Context, f *flight) error {
-	defer s.leave(f, true)
+func (s *Swarm) outlast(ctx context.Context, f *flight, w Want) error {
+	defer s.leave(f, true, w.Subject)
 	patience := time.NewTimer(s.cfg.Answer)
 	defer patience.Stop()
 	select {

@@ -253,8 +253,8 @@ func (f *flight) recruit() <-chan time.Time {
 func (f *flight) slow(began time.Time, before int) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.pass || f.sched == nil || f.vessel == nil || f.limit() != nil {
-		return false // one that is held is not slow because of its peers
+	if f.pass || f.sched == nil || f.vessel == nil || f.limit() != nil || f.yields() {
+		return false // one that is held, or stands aside, is not slow because of its peers
 	}
 	took := time.Since(began)
 	came := max(1, f.have-before)

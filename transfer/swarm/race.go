@@ -265,7 +265,9 @@ func (f *flight) contact(q *field) *contender {
 		f.touch(c.node, 1)
 		f.asking.Go(func() {
 			defer f.touch(c.node, -1)
+			opened := f.s.pipes.opens(ct.request.class)
 			ct.err = f.approach(ctx, ct)
+			opened(ct.err == nil)
 			if ct.err == nil && !won.CompareAndSwap(false, true) {
 				ct.release(false)
 				ct.err = errQuiet

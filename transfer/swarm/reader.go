@@ -20,6 +20,8 @@ type reader struct {
 	size int64
 	off  int64
 
+	subject string // who reads
+
 	local  store.Blob // after the flight's end
 	closed bool
 
@@ -44,13 +46,13 @@ func (s *Swarm) await(ctx context.Context, f *flight, w Want) (Blob, error) {
 	for err == nil {
 		select {
 		case <-f.opened:
-			return newReader(ctx, f), nil
+			return newReader(ctx, f, w), nil
 		case <-f.done:
 			if f.readable() {
-				return newReader(ctx, f), nil
+				return newReader(ctx, f, w), nil
 			}
 			if err = f.err; err == nil {
-				s.leave(f, true)
+				s.leave(f, true, w.Subject)
 				return s.openIn(ctx, w.Digest, w.PID)
 			}
 		case <-look.C:
@@ -67,15 +69,15 @@ func (s *Swarm) await(ctx context.Context, f *flight, w Want) (Blob, error) {
 			err = ctx.Err()
 		}
 	}
-	s.leave(f, true)
+	s.leave(f, true, w.Subject)
 	return nil, err
 }
 
 // newReader takes over the caller's place in the flight.
-func newReader(ctx context.Context, f *flight) *reader {
+func newReader(ctx context.Context, f *flight, w Want) *reader {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r := &reader{f: f, ctx: ctx, size: f.layout.size}
+	r := &reader{f: f, ctx: ctx, size: f.layout.size, subject: w.Subject}
 	f.positions[r] = 0
 	return r
 }
@@ -227,7 +229,7 @@ func (r *reader) Close() error {
 	r.f.mu.Lock()
 	delete(r.f.positions, r)
 	r.f.mu.Unlock()
-	r.f.s.leave(r.f, true)
+	r.f.s.leave(r.f, true, r.subject)
 	if r.local != nil {
 		return r.local.Close()
 	}

@@ -309,7 +309,7 @@ func TestOpenBlob_ClientThatLeaves(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if b.swarm.orphans != 0 {
+			if b.swarm.orphans.all != 0 {
 				t.Fatal("an orphan is still counted")
 			}
 		})

@@ -147,7 +147,7 @@ func TestFlight_ItsNeedFollowsItsPurpose(t *testing.T) {
 		f.joined(w, true)
 		a.swarm.mu.Unlock()
 		is("a client came", classClient)
-		a.swarm.leave(f, true)
+		a.swarm.leave(f, true, "")
 		is("the client left", classReplication)
 	}
 	a.swarm.mu.Lock()

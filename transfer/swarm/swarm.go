@@ -42,11 +42,6 @@ const (
 
 	// maxFlights bounds all flights, waiting ones included.
 	maxFlights = 4096
-	// maxOrphans bounds the flights that nobody waits for any more.
-	maxOrphans = 8
-	// orphanShare: a flight that nobody waits for goes on when more than one part
-	// in this many is here.
-	orphanShare = 4
 	// bufferBytes bounds the units in memory between network and disk, of all
 	// flights together.
 	bufferBytes = 64 << 20
@@ -116,7 +111,7 @@ type Swarm struct {
 	flights  map[digest.Digest]*flight
 	turns    *places.Places // of flights that nobody waits for
 	running  int            // flights, and batches, under way
-	orphans  int
+	orphans  orphans
 	badRoots map[[32]byte]struct{}
 	wg       sync.WaitGroup
 }
@@ -138,6 +133,7 @@ func New(cfg Config) (*Swarm, error) {
 		unitPool: sync.Pool{New: func() any { b := make([]byte, units.Unit); return &b }},
 		passing:  make(chan struct{}, maxPassing), turns: places.New(maxActive-aboveActive, aboveActive, maxActive),
 		flights:  map[digest.Digest]*flight{},
+		orphans:  orphans{of: map[string]int{}},
 		badRoots: map[[32]byte]struct{}{},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -215,7 +211,7 @@ func (s *Swarm) Fetch(ctx context.Context, w Want) error {
 
 // fetched waits for a flight that the caller joined for.
 func (s *Swarm) fetched(ctx context.Context, f *flight, w Want) error {
-	defer s.leave(f, false)
+	defer s.leave(f, false, w.Subject)
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -265,8 +261,9 @@ func (s *Swarm) here(ctx context.Context, d digest.Digest, class catalog.Class) 
 // shows a sign of life.
 //
 // A reader that is closed does not stop the flight if others wait for the blob,
-// or if more than a quarter is here: then it goes on in the background, at most
-// maxOrphans at a time. Otherwise what came is dropped.
+// or if more than a quarter is here: then it goes on in the background. For each
+// subject, and in all, some do; beyond them what came is kept for the next flight. Of
+// less than a quarter it is dropped.
 func (s *Swarm) OpenBlob(ctx context.Context, w Want) (Blob, error) {
 	for {
 		b, err := s.openIn(ctx, w.Digest, w.PID)
@@ -281,7 +278,7 @@ func (s *Swarm) OpenBlob(ctx context.Context, w Want) (Blob, error) {
 			return nil, err
 		}
 		if f.pid != w.PID {
-			if err := s.outlast(ctx, f); err != nil {
+			if err := s.outlast(ctx, f, w); err != nil {
 				return nil, err
 			}
 			continue
@@ -350,29 +347,6 @@ func (s *Swarm) join(ctx context.Context, w Want, reader bool) (*flight, error) 
 		s.mu.Unlock()
 		return f, nil
 	}
-}
-
-// leave counts a caller out and decides what becomes of the flight.
-func (s *Swarm) leave(f *flight, reader bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if reader {
-		f.readers--
-		f.reading.Add(-1)
-	} else {
-		f.fetchers--
-	}
-	s.count(f)
-	if f.readers+f.fetchers > 0 || f.ended() {
-		return
-	}
-	if !f.pass && (f.proving.Load() || f.share() > 1.0/orphanShare) && s.orphans < maxOrphans && !s.closed {
-		f.orphan = true
-		s.orphans++
-		return
-	}
-	f.dropped = true
-	f.cancel()
 }
 
 // Progress is a blob on its way.

@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"math"
 	"time"
 
 	"github.com/portolan/portolan/node/identity"
@@ -77,10 +78,16 @@ func (f *flight) wanted(w Want, by int) {
 	if w.Hurry {
 		f.hurries.Add(int32(by))
 	}
+	if !w.Ahead {
+		f.asks += by
+	}
 	f.shares(w.Limit, by)
 	o := w.Order
 	if o.At == 0 {
 		o.At = f.since.UnixNano()
+	}
+	if w.Ahead {
+		o.Priority = math.MaxInt
 	}
 	of := aim{w.Hurry, o}
 	if f.aims[of] += by; f.aims[of] <= 0 {
@@ -88,6 +95,9 @@ func (f *flight) wanted(w Want, by int) {
 	}
 	if len(f.aims) == 0 {
 		return // nobody fetches it any more: it keeps its last order
+	}
+	if ahead := f.asks == 0; f.ahead.Swap(ahead) && !ahead {
+		f.wakeLanes(nil) // they stand aside no more
 	}
 	hurry, first := f.hurries.Load() > 0, places.Last
 	for a := range f.aims {
