@@ -81,11 +81,16 @@ func (r *Reconciler) keep(ctx context.Context, from identity.NodeID, pid identit
 		if out.Reason == "" || out.Reason == onItsWay {
 			out.Reason = cmp.Or(r.queue.explain(k), onItsWay)
 		}
-		out.Done += r.cfg.Swarm.Done(p.Digest)
+		out.Done += r.cfg.Swarm.DoneIn(p.Digest, pid)
 		if from != r.cfg.Self {
 			r.cfg.Sync.Expect(p.Digest, asker.Site)
 		}
-		if r.queue.explain(k) == "" && !r.queue.add(k, p.Size, time.Time{}, rules.Terms{}) {
+		switch {
+		case r.queue.renew(k):
+		case !r.shares.take(k, from):
+			out.Reason = "too much of your site's is on its way there"
+		case !r.queue.add(k, p.Size, time.Time{}, rules.Terms{}):
+			r.shares.end(k)
 			out.Reason = "too much is on its way there"
 		}
 	}

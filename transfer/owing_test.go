@@ -16,8 +16,9 @@ import (
 // lagging is a Fetcher of which the test says how far it is.
 type lagging map[digest.Digest]int64
 
-func (s lagging) Done(d digest.Digest) int64              { return s[d] }
-func (s lagging) Fetch(context.Context, swarm.Want) error { panic("nothing is fetched") }
+func (s lagging) Done(d digest.Digest) int64                         { return s[d] }
+func (s lagging) DoneIn(d digest.Digest, _ identity.ProjectID) int64 { return s[d] }
+func (s lagging) Fetch(context.Context, swarm.Want) error            { panic("nothing is fetched") }
 
 // owed is a reconciler with nothing but a queue, and its clock.
 func owed() (r *Reconciler, now *time.Time, comes lagging) {

@@ -211,6 +211,18 @@ func (q *queue) add(k key, size int64, at time.Time, terms rules.Terms) bool {
 	return true
 }
 
+// renew has a task that is there tried for as long as if it were added now. It does not
+// make it try earlier: who asks does so again and again. false: it is not there.
+func (q *queue) renew(k key) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t := q.tasks[k]
+	if t != nil {
+		t.until = q.now().Add(k.kind.wantedFor())
+	}
+	return t != nil
+}
+
 // takeOut takes a task that does not run out of its heap. mu is held.
 func (q *queue) takeOut(t *task) {
 	heap.Remove(t.in, t.place)

@@ -66,6 +66,8 @@ type Fetcher interface {
 	Fetch(ctx context.Context, w swarm.Want) error
 	// Done gives how many bytes of a blob on its way are here and checked.
 	Done(d digest.Digest) int64
+	// DoneIn is that of a blob that comes for the project.
+	DoneIn(d digest.Digest, pid identity.ProjectID) int64
 }
 
 // Exchange is what the reconciler needs of the catalogue exchange (*sync.Sync).
@@ -116,6 +118,7 @@ type Reconciler struct {
 	queue   *queue
 	gate    *gate
 	pushes  pushGate
+	shares  *shares
 	limits  limits
 	running running
 	active  *places.Places      // for blobs, and
@@ -157,9 +160,9 @@ func New(cfg Config) (*Reconciler, error) {
 		small: places.New(maxSmall, 0, maxSmall), looks: semaphore.NewWeighted(looksAtOnce),
 		inbox: newInbox(), scans: newScans(cfg.Now),
 		hurried: make(chan struct{}, 1), settles: make(chan struct{}, 1), feedNews: make(chan struct{}, 1), goneNews: make(chan struct{}, 1),
-		waiting: newWaiting(),
+		waiting: newWaiting(), shares: newShares(),
 	}
-	r.queue.gone = r.waiting.drop
+	r.queue.gone = func(k key) { r.waiting.drop(k); r.shares.end(k) }
 	var err error
 	if r.labels, err = lru.New[digest.Digest, map[string]string](maxLabelled); err != nil {
 		return nil, err

@@ -345,6 +345,7 @@ func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 	b.mu.Lock()
 	b.ss = ss
 	b.mu.Unlock()
+	ss.class.Store(uint32(classReplication.onLink()))
 	from := &batchReader{ss: ss}
 	in := bufio.NewReaderSize(from, copyBuffer)
 	stop := make(chan struct{})
@@ -372,7 +373,7 @@ func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 				return came, fresh, ctx.Err()
 			}
 		}
-		from.quiet = b.silence(ss.quiet)
+		from.answer(b.silence(ss.quiet))
 		if err := b.receive(ctx, in); err != nil {
 			return came, fresh, err
 		}

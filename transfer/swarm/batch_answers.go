@@ -168,27 +168,55 @@ func (b *batch) fail(err error) {
 	}
 }
 
-// batchReader gives a peer a quiet time for each read: the blobs of one that is silent
-// for longer are asked of all that have them.
+// batchReader gives a peer a quiet time for each read, and the stall time for each piece:
+// the blobs of one that is silent or slow for longer are asked of all that have them.
 type batchReader struct {
 	ss    *session
 	quiet time.Duration // the session's; longer for one that was asked to wait
+	limit time.Time     // of the piece that is read
+	came  int           // of that piece
+	paid  int           // bytes that the pacer has let through, and that were not read yet
+}
+
+// answer begins another answer, before which the peer may be silent for so long.
+func (r *batchReader) answer(quiet time.Duration) {
+	r.quiet = quiet
+	r.renew()
+}
+
+func (r *batchReader) renew() {
+	r.limit, r.came = time.Now().Add(max(r.ss.stall, r.quiet)), 0
 }
 
 func (r *batchReader) Read(b []byte) (int, error) {
 	if r.ss.pace != nil && len(b) > 0 {
-		n, err := r.ss.pace(len(b))
-		if err != nil {
-			return 0, err
+		if r.paid == 0 {
+			before := time.Now()
+			n, err := r.ss.pace(len(b))
+			if err != nil {
+				return 0, err
+			}
+			r.paid = n
+			r.limit = r.limit.Add(time.Since(before)) // it is not the holder that is slow
 		}
-		b = b[:n]
+		b = b[:min(len(b), r.paid)]
 	}
-	if err := r.ss.st.SetReadDeadline(time.Now().Add(r.quiet)); err != nil {
+	until := time.Now().Add(r.quiet)
+	if r.limit.Before(until) {
+		until = r.limit
+	}
+	if err := r.ss.st.SetReadDeadline(until); err != nil {
 		return 0, err
 	}
 	n, err := r.ss.st.Read(b)
 	if n > 0 && r.ss.heard != nil {
 		r.ss.heard()
+	}
+	if r.ss.pace != nil {
+		r.paid -= n
+	}
+	if r.came += n; r.came >= piece {
+		r.renew()
 	}
 	return n, err
 }

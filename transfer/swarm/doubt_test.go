@@ -13,9 +13,9 @@ type doubted struct {
 	heard chan digest.Digest
 }
 
-func (d doubted) Doubt(of digest.Digest) {
+func (d doubted) Doubt(of digest.Digest) bool {
 	d.heard <- of
-	d.source.Doubt(of)
+	return d.source.Doubt(of)
 }
 
 // Who is sent wrong bytes says so to the holder, which may be honest and have a bad

@@ -230,7 +230,7 @@ func (o *far) Open(_ context.Context, d digest.Digest, _ identity.ProjectID) (st
 
 func (*far) Damaged() uint64 { return 0 }
 
-func (*far) Doubt(digest.Digest) {}
+func (*far) Doubt(digest.Digest) bool { return false }
 
 func (o *far) Record(context.Context, digest.Digest) (units.Record, *units.List, bool, error) {
 	return o.rec, o.list, true, nil

@@ -96,6 +96,8 @@ type flight struct {
 
 	order atomic.Pointer[places.Order] // the first of aims; of the last ones, if there are none; see standsAt
 
+	listing sync.Mutex // see openOnce; before mu
+
 	mu        sync.Mutex
 	layout    *layout // nil: size not known yet
 	sched     *schedule

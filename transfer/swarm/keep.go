@@ -37,6 +37,16 @@ func (f *flight) readList(record, list []byte) (units.Record, *units.List, error
 	return rec, l, err
 }
 
+// openOnce opens the flight with the first list that comes: two may come at once.
+func (f *flight) openOnce(c candidate, record, list []byte) error {
+	f.listing.Lock()
+	defer f.listing.Unlock()
+	if f.listed() {
+		return nil
+	}
+	return f.open(c, record, list)
+}
+
 // open checks a record and its list and begins to keep units. Who passes on a list
 // that is false, or in doubt, may be deceived itself.
 func (f *flight) open(c candidate, record, list []byte) error {

@@ -37,8 +37,9 @@ type source interface {
 	Open(ctx context.Context, d digest.Digest, pid identity.ProjectID) (store.Blob, error)
 	// Damaged grows when a blob was found damaged and is here no longer, or anew.
 	Damaged() uint64
-	// Doubt has a blob that is here read and checked again.
-	Doubt(d digest.Digest)
+	// Doubt has a blob that is here read and checked again. It reports whether the
+	// doubt was heard: soon after another it is not.
+	Doubt(d digest.Digest) bool
 	// Record gives the record and list of a blob. verified: it was read from a
 	// store that has, and verified, all of the blob.
 	Record(ctx context.Context, d digest.Digest) (rec units.Record, l *units.List, verified bool, err error)
@@ -167,8 +168,9 @@ func (s *server) answer(ctx context.Context, from identity.NodeID, st stream, re
 	}
 	if req.Doubt {
 		open.close() // what is open is not checked again
-		s.log.Warn("a node was sent a unit that is not the blob's: the blob is read again", "digest", d, "node", from)
-		s.src.Doubt(d)
+		if s.src.Doubt(d) {
+			s.log.Warn("a node was sent a unit that is not the blob's: the blob is read again", "digest", d, "node", from)
+		}
 	}
 	damaged := s.src.Damaged()
 	if damaged != open.damaged {

@@ -44,6 +44,8 @@ type need struct {
 	at func() (c class, r rank, changed <-chan struct{})
 	// waits is called when it is not given one at once; nil: nothing is.
 	waits func()
+	// over is closed when it is for nothing any more; nil: that is not known.
+	over <-chan struct{}
 	// stands is called each laneTick as long as it stands in line; nil: nothing is.
 	stands func()
 }
@@ -94,7 +96,10 @@ type slot struct {
 	ends  bool   // shed was called
 }
 
-// take waits for a slot.
+// errOver is the end of standing in line for what is not needed any more.
+var errOver = errors.New("the stream is not needed any more")
+
+// take waits for a slot; errOver if what it is for is over before.
 func (s *slots) take(ctx context.Context, n need) (*slot, error) {
 	tick := time.NewTicker(laneTick)
 	defer tick.Stop()
@@ -120,6 +125,9 @@ func (s *slots) take(ctx context.Context, n need) (*slot, error) {
 				}
 				s.leave(w)
 				waits = false
+			case <-n.over:
+				s.leave(w)
+				return nil, errOver
 			case <-ctx.Done():
 				s.leave(w)
 				return nil, ctx.Err()

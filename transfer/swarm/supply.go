@@ -36,7 +36,7 @@ func (u supply) Open(ctx context.Context, d digest.Digest, pid identity.ProjectI
 func (u supply) Damaged() uint64 { return u.s.cfg.Store.Damaged() }
 
 // Doubt is the store's. What is still arriving was checked as it came.
-func (u supply) Doubt(d digest.Digest) { u.s.cfg.Store.Doubt(d) }
+func (u supply) Doubt(d digest.Digest) bool { return u.s.cfg.Store.Doubt(d) }
 
 // Record gives the record and list of a blob that is here (verified) or arriving.
 func (u supply) Record(ctx context.Context, d digest.Digest) (rec units.Record, l *units.List, verified bool, err error) {

@@ -58,8 +58,8 @@ func (o *oneBlob) Open(_ context.Context, d digest.Digest, _ identity.ProjectID)
 	return memory{bytes.NewReader(o.data)}, nil
 }
 
-func (*oneBlob) Damaged() uint64     { return 0 }
-func (*oneBlob) Doubt(digest.Digest) {}
+func (*oneBlob) Damaged() uint64          { return 0 }
+func (*oneBlob) Doubt(digest.Digest) bool { return false }
 
 func (o *oneBlob) Record(context.Context, digest.Digest) (units.Record, *units.List, bool, error) {
 	return o.rec, o.list, !o.arriving, nil
