@@ -103,9 +103,15 @@ func (p *Partial) open() error {
 	}
 	old, err := os.ReadFile(p.path(extUnits))
 	resumed := err == nil && bytes.Equal(old, head)
+	undo := p.remove
+	if err == nil {
+		// It may lead the sweep to a file that was installed and has no row: it stays,
+		// whatever becomes of this fetch.
+		undo = func() error { return p.removeOnly(extMap, extData, extList) }
+	}
 	if !resumed {
 		// The map of another list says nothing about this one.
-		if err := p.remove(); err != nil {
+		if err := undo(); err != nil {
 			return err
 		}
 	}
@@ -137,7 +143,7 @@ func (p *Partial) open() error {
 	if err != nil {
 		_ = f.Close()
 		// Nothing half reserved stays behind on a full disk.
-		return errors.Join(err, p.remove())
+		return errors.Join(err, undo())
 	}
 	p.f = f
 	if resumed {
@@ -158,10 +164,12 @@ func partialHead(rec units.Record, list *units.List) ([]byte, error) {
 	return append(append([]byte(nil), rec.Root[:]...), b...), nil
 }
 
-func (p *Partial) remove() error {
+// remove removes all files. The map first: without it the rest is not taken up.
+func (p *Partial) remove() error { return p.removeOnly(extMap, extUnits, extData, extList) }
+
+func (p *Partial) removeOnly(exts ...string) error {
 	var errs []error
-	// The map first: without it the rest is not taken up.
-	for _, ext := range []string{extMap, extUnits, extData, extList} {
+	for _, ext := range exts {
 		if err := os.Remove(p.path(ext)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}

@@ -368,6 +368,39 @@ func TestFullDisk(t *testing.T) {
 	install(t, s, u, big[:2*units.Unit])
 }
 
+// A file that was installed and has no row is found by its note: a fetch that finds the
+// disk full takes none away.
+func TestPartial_FullDiskKeepsTheNoteOfAnInstalledFile(t *testing.T) {
+	s := open(t, t.TempDir())
+	want := content(1, int(2*units.Unit))
+	p := fetch(t, s, want)
+	for i := range 2 {
+		if err := p.Put(i, unitOf(p.List(), want, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Install(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.Leave()
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.cfg.Space = func(int64) error { return ErrNoSpace }
+	if _, err := s.BeginFetch(p.Record(), p.List()); !errors.Is(err, ErrNoSpace) {
+		t.Fatalf("got %v", err)
+	}
+	var orphans []digest.Digest
+	_, err := s.Sweep(t.Context(), Keep{}, func(d digest.Digest, _ func() error) error {
+		orphans = append(orphans, d)
+		return nil
+	})
+	if err != nil || len(orphans) != 1 || orphans[0] != p.Record().Digest {
+		t.Fatalf("the sweep finds %v, %v", orphans, err)
+	}
+	noLeftovers(t, s)
+}
+
 func TestSweep(t *testing.T) { each(t, testSweep) }
 
 func testSweep(t *testing.T, alg digest.Algorithm) {

@@ -60,7 +60,7 @@ func (c *Catalog) submit(ctx context.Context, fn func(*batch) error) error {
 // Sound reports why nothing is written any more, as after a sync that failed:
 // then nobody knows which of the last rows a restart will find.
 func (c *Catalog) Sound(ctx context.Context) error {
-	return c.submitAs(ctx, jobFreeing, func(*batch) error { return nil })
+	return c.submitAs(ctx, jobEnding, func(*batch) error { return nil })
 }
 
 func (c *Catalog) submitAs(ctx context.Context, kind jobKind, fn func(*batch) error) error {
