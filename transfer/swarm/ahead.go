@@ -37,12 +37,10 @@ func (f *flight) awaitCalm() error {
 	}
 	w := &waiter{wake: make(chan struct{}, 1)}
 	defer f.s.pipes.back(w)
-	for urgent := f.urgent; f.s.pipes.aside(w, f.yields()); {
+	for f.s.pipes.aside(w, f.yields()) {
 		select {
 		case <-w.wake:
-		case <-f.relimited:
-		case <-urgent:
-			urgent = nil // once: who hurried may be gone by now
+		case <-f.relimited: // somebody came
 		case <-f.ctx.Done():
 			return f.ctx.Err()
 		}

@@ -170,7 +170,7 @@ func (f *flight) joined(w Want, reader bool) {
 		f.wanted(w, 1)
 	}
 	if reader || w.Hurry {
-		wake(f.relimited) // the second time, too
+		wake(f.relimited)
 	}
 	if (reader || w.Hurry) && !f.hurried {
 		f.hurried = true
