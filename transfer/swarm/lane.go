@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync"
 	"time"
-
 )
 
 const (
@@ -36,6 +35,7 @@ type lane struct {
 	asked map[int]inRoom // units on their way
 	ranks rank           // as waiter has it
 	early *early         // of the unit that is read now; nil: it has no sub-states
+	again bool           // the blob's list is to be asked for once more
 	trial *trial         // as long as it lasts nothing else is asked for; nil: none
 	err   error          // why it ended
 }
@@ -98,12 +98,11 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 		l.note(first.request)
 		err := l.pump(ctx, first.ss, giveUp)
 		first.release(reusable(err))
-		if again = f.s.sessions.refused(l.node, err) && ctx.Err() == nil; again {
-			l.drop()
-		} else if err != nil {
+		gone := l.goesOn(ctx, err, &again)
+		if err != nil && !gone {
 			return err
 		}
-		if !again && !f.listed() && f.units() == 0 && f.several() {
+		if !gone && !f.listed() && f.units() == 0 && f.several() {
 			return fmt.Errorf("%w: neither list nor units", errProtocol)
 		}
 	}
@@ -142,9 +141,7 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 			err = l.pump(ctx, ss, giveUp)
 		}
 		release(reusable(err))
-		if f.s.sessions.refused(l.node, err) && !again && ctx.Err() == nil {
-			again = true // as one of those that it surely has room for
-			l.drop()
+		if l.goesOn(ctx, err, &again) {
 			continue
 		}
 		// A stream from the pool may be long dead: the peer deserves a fresh one.
@@ -156,8 +153,27 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 		if err != nil {
 			return err
 		}
+		if o.record && !o.trial && !f.listed() && f.units() == 0 && f.several() {
+			return fmt.Errorf("%w: neither list nor units", errProtocol)
+		}
 		again = false
 	}
+}
+
+// goesOn says whether a lane whose stream ended so takes another one, as those that its
+// holder surely has room for. That the holder had none may happen once. What this node
+// ended itself, for others, says nothing of the holder, however often.
+func (l *lane) goesOn(ctx context.Context, err error, again *bool) bool {
+	var shed endedFull
+	switch own := errors.As(err, &shed); {
+	case !own && !l.f.s.sessions.refused(l.node, err), ctx.Err() != nil, !own && *again:
+		return false
+	case !own:
+		*again = true
+	}
+	l.drop()
+	l.unopened()
+	return true
 }
 
 // reusable says whether nothing is outstanding on a session that ended so.
@@ -198,7 +214,7 @@ func (l *lane) eager() bool {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
 	_, most := l.most()
-	return (most > 0 || l.trial != nil && !l.trial.asked) && !l.aside(time.Now())
+	return (most > 0 || l.reopens() || l.trial != nil && !l.trial.asked) && !l.aside(time.Now())
 }
 
 // most is how many units may be asked for, of what size each; flight.mu is held.

@@ -164,6 +164,9 @@ func (l *lane) tries() (order, bool) {
 
 // next chooses what to ask for: a trial before all else.
 func (l *lane) next() (order, bool) {
+	if o, ok := l.reopen(); ok {
+		return o, true
+	}
 	if o, ok := l.tries(); ok {
 		return o, true
 	}
