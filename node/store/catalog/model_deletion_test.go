@@ -38,7 +38,7 @@ func (m *model) hear() error {
 }
 
 func (m *model) hasHeard(n int) error {
-	m.rules.unknown[n] = false
+	m.rules.unknown[n], m.doing = false, byDeletion
 	if err := m.comeIn(n); err != nil {
 		return err
 	}

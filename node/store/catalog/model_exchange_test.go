@@ -40,15 +40,22 @@ func (m *model) deliver(to int, x *Receiving, d lateDelivery) (a Applied, err er
 		d.page = m.overstate(d.page)
 	}
 	listed := x != nil && x.listed
+	m.doing = byMerge
+	if x != nil && (x.list != nil || x.listed) {
+		m.doing = byList
+	}
+	for _, k := range d.keys {
+		m.remember(to, k)
+	}
 	if x != nil {
 		a, err = x.Page(m.ctx, d.page)
 	} else {
 		a, err = m.cats[to].ApplyPage(m.ctx, m.pid, d.page)
 	}
-	if err == nil {
-		err = m.fetchMissing(to, a)
-	}
 	if err != nil {
+		return a, fmt.Errorf("rule 4: node %d takes in no page: %w", to, err)
+	}
+	if err := m.fetchMissing(to, a); err != nil {
 		return a, err
 	}
 	if x != nil && x.listed {
@@ -250,6 +257,15 @@ func (m *model) exchange(from, to int) error {
 			return err
 		}
 	}
+	return m.compareAfter(to, x)
+}
+
+// compareAfter compares the receiver of an exchange, whatever happened meanwhile.
+func (m *model) compareAfter(to int, x *Receiving) error {
+	m.doing = byMerge
+	if x.list != nil || x.listed {
+		m.doing = byList
+	}
 	return m.compare(to)
 }
 
@@ -325,7 +341,7 @@ func (m *model) converge() error {
 		if m.away[n] {
 			continue
 		}
-		m.seen[n] = all // nobody may lack anything now
+		m.seen[n], m.doing = all, byExchange // nobody may lack anything now
 		if err := m.compare(n); err != nil {
 			return err
 		}
@@ -345,18 +361,19 @@ func (m *model) converge() error {
 			first, vector = live, v
 		}
 		if stored != counted || live != first {
-			return fmt.Errorf("node %d has the check %v, recounted %v, and %v of what lives; the first node has %v", n, stored, counted, live, first)
+			return fmt.Errorf("rule 7: node %d has the check %v, recounted %v, and %v of what lives; the first node has %v", n, stored, counted, live, first)
 		}
 		if !v.Equal(vector) {
-			return fmt.Errorf("node %d has the vector %v, the first node has %v", n, v, vector)
+			return fmt.Errorf("rule 4: node %d has the vector %v, the first node has %v", n, v, vector)
 		}
 		if err := m.checkConflicts(n); err != nil {
 			return err
 		}
 		if err := auditDerived(m.cats[n], m.pid); err != nil {
-			return fmt.Errorf("node %d: %w", n, err)
+			return fmt.Errorf("invariant 17: node %d: %w", n, err)
 		}
 	}
+	m.doing = byOldPage
 	for _, l := range m.late { // old state can't bring anything back
 		if m.away[0] || !m.knows(all, l) {
 			continue // something in it is news: its writer is gone
@@ -370,7 +387,7 @@ func (m *model) converge() error {
 				return fmt.Errorf("after an old page: %w", err)
 			}
 		} else if a.Changed != 0 {
-			return fmt.Errorf("an old page changed %d entries at node 0, which had seen everything", a.Changed)
+			return fmt.Errorf("rule 5: an old page changed %d entries at node 0, which had seen everything", a.Changed)
 		}
 	}
 	return nil
@@ -410,12 +427,16 @@ func (m *model) exchangeAll(from, to int) error {
 		return err
 	})
 	if err != nil {
-		return err
+		rule := byExchange
+		if errors.Is(err, ErrAgain) || errors.Is(err, ErrRowsLost) {
+			rule = byList
+		}
+		return fmt.Errorf("%s: node %d has an exchange with node %d, and nothing happens meanwhile: %w", rule, to, from, err)
 	}
 	if err := m.adopt(to, x, noted, t); err != nil {
 		return err
 	}
-	return m.compare(to)
+	return m.compareAfter(to, x)
 }
 
 func (m *model) checkConflicts(n int) error {
@@ -435,12 +456,12 @@ func (m *model) checkConflicts(n int) error {
 	}
 	for k := range m.expect[n] {
 		if !got[k] {
-			return fmt.Errorf("node %d did not report the conflict %s", n, k)
+			return fmt.Errorf("rule 8: node %d did not report the conflict %s", n, k)
 		}
 	}
 	for k := range got {
 		if !m.expect[n][k] {
-			return fmt.Errorf("node %d reported %s, which is no conflict", n, k)
+			return fmt.Errorf("rule 8: node %d reported %s, which is no conflict", n, k)
 		}
 	}
 	return nil

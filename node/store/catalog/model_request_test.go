@@ -58,6 +58,7 @@ func (m *model) write(n int) error {
 		return nil // it refuses them
 	}
 	r, before := m.request(), m.cats[n].Written(m.pid)
+	m.doing = byWrite
 	m.bad.do(m.ctx, r, m.cats[n], m.pid)
 	if r.err == nil {
 		if err := m.oneRequest(n, before, r); err != nil {
@@ -73,6 +74,7 @@ func (m *model) write(n int) error {
 // burst has several clients write at one node at once; the dots say in which
 // order they were committed.
 func (m *model) burst(n int) error {
+	m.doing = byWrite
 	rs := make([]*request, 3+m.rng.IntN(4))
 	var wg sync.WaitGroup
 	for i := range rs {
@@ -142,12 +144,15 @@ func (m *model) account(n int, r *request) error {
 	}
 	if len(changes) == 0 {
 		if !errors.Is(r.err, ErrNotFound) {
-			return fmt.Errorf("delete of what node %d does not have: %s, want ErrNotFound", n, fmt.Sprint(r.err))
+			return fmt.Errorf("rule 1: delete of what node %d does not have: %s, want ErrNotFound", n, fmt.Sprint(r.err))
 		}
 		return nil
 	}
 	if r.err != nil {
-		return fmt.Errorf("request at node %d: %w", n, r.err)
+		return fmt.Errorf("rule 1: request at node %d: %w", n, r.err)
+	}
+	if err := m.given(n, r.dot); err != nil {
+		return err
 	}
 	keys := make([]entryKey, len(changes))
 	for i, ch := range changes {
@@ -161,9 +166,6 @@ func (m *model) account(n int, r *request) error {
 		if h == nil {
 			h = history{}
 			m.seen[n][ch.key] = h
-		}
-		if h[r.dot] != nil {
-			return fmt.Errorf("node %d gave dot %s twice", n, r.dot)
 		}
 		m.owner[r.dot] = n
 		e := &event{dot: r.dot, put: ch.put, digest: ch.digest, kills: map[Dot]bool{}}
@@ -197,7 +199,7 @@ func (m *model) account(n int, r *request) error {
 			}
 			for _, o := range h.live() {
 				if e.stamp != 0 && e.stamp <= o.stamp {
-					return fmt.Errorf("stamp %d of %s is not above what it had seen", e.stamp, r.dot)
+					return fmt.Errorf("rule 3: stamp %d of %s is not above what it had seen", e.stamp, r.dot)
 				}
 			}
 		}

@@ -176,6 +176,11 @@ func (m *model) leave(n int) error {
 		return nil
 	}
 	m.leaving[n], m.away[n] = false, true
+	for d := range m.owed {
+		if m.knowsOf(n, d) && !m.heard(d, n) {
+			m.left[d] = n
+		}
+	}
 	m.askAgain(n)
 	m.seen[n], m.expect[n], m.copies[n] = map[entryKey]history{}, map[string]bool{}, nil
 	if err := m.cats[n].DropProject(m.ctx, m.pid); err != nil {
@@ -185,11 +190,22 @@ func (m *model) leave(n int) error {
 	return m.wantNothing("rule 11", n)
 }
 
+// knowsOf reports whether a node knows a request.
+func (m *model) knowsOf(n int, d Dot) bool {
+	for _, h := range m.seen[n] {
+		if h[d] != nil {
+			return true
+		}
+	}
+	return false
+}
+
 // comeBack lets a site that left be named again: it begins with nothing, or goes on
 // with what it has.
 func (m *model) comeBack() error {
 	for n := range modelNodes {
 		if m.away[n] && !m.gone[n] && !m.rules.unknown[n] || m.leaving[n] && m.rng.IntN(3) == 0 {
+			m.doing = byStay
 			if err := m.comeIn(n); err != nil {
 				return err
 			}

@@ -337,6 +337,7 @@ func (m *model) lie(n int) error {
 	p := m.put(repo, "lie", m.pick(modelTags))
 	p.Refs = append(p.Refs, Ref{Digest: m.rules.secret, Size: 1, Kind: RefBlob})
 	r := &request{put: &p, repo: repo}
+	m.doing = byWrite
 	r.do(m.ctx, m.cats[n], m.pid)
 	if err := m.account(n, r); err != nil {
 		return err
@@ -413,6 +414,7 @@ func (m *model) wrongClock(n int) error {
 	if err := m.accountRestamp(n, m.clocks[n].at.Add(-off)); err != nil {
 		return err
 	}
+	m.doing = byClock
 	return m.compare(n)
 }
 
@@ -460,6 +462,7 @@ func (m *model) accountRestamp(n int, now time.Time) error {
 			}
 			h[s.dot] = &event{dot: s.dot, put: true, digest: lost[j].digest, stamp: s.stamp, kills: map[Dot]bool{lost[j].dot: true}}
 			m.owner[s.dot], m.owed[s.dot] = n, true
+			m.highest[s.dot.Inc] = max(m.highest[s.dot.Inc], s.dot.Seq)
 			lost = slices.Delete(lost, j, j+1)
 		}
 		m.expectConflicts(n, k)

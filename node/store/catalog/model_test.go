@@ -174,6 +174,11 @@ type model struct {
 	digests  map[string]digest.Digest
 	requests int
 	rules    ruleState
+
+	doing   string                           // what is being done to a node, by the rule that says what comes of it
+	prior   [modelNodes]map[entryKey]history // what it knew before, of keys that pages brought since it was compared
+	highest map[identity.Incarnation]uint64  // number given so far
+	left    map[Dot]int                      // only this node had the request, and left
 }
 
 // fleet is five catalogues that many histories use, each with its own project.
@@ -215,6 +220,7 @@ func (f *fleet) run(ctx context.Context, seed uint64, steps int, bad mistakes) e
 	m := &model{
 		ctx: ctx, rng: rand.New(rand.NewPCG(seed, 1)), bad: bad, cats: f.cats, clocks: f.clocks,
 		pid: identity.NewProjectID(), digests: map[string]digest.Digest{}, owed: map[Dot]bool{}, owner: map[Dot]int{}, trouble: seed%2 == 1,
+		highest: map[identity.Incarnation]uint64{}, left: map[Dot]int{},
 	}
 	for i := range m.seen {
 		m.seen[i], m.expect[i] = map[entryKey]history{}, map[string]bool{}
@@ -296,46 +302,4 @@ func (m *model) entry(n int, k entryKey) (*entry, error) {
 		e = &entry{}
 	}
 	return e, err
-}
-
-// compare holds a node's entries against its reference.
-func (m *model) compare(n int) error {
-	for k, h := range m.seen[n] {
-		e, err := m.entry(n, k)
-		if err != nil {
-			return err
-		}
-		var want, got []string
-		for _, l := range h.live() {
-			want = append(want, l.dot.String())
-		}
-		for _, s := range e.sibs {
-			got = append(got, s.dot.String())
-		}
-		if !slices.Equal(want, got) {
-			return fmt.Errorf("node %d has of %s %q: %v, want %v", n, k.repo, k.name, got, want)
-		}
-	}
-	if err := m.checkRules(n); err != nil {
-		return err
-	}
-	return m.checkVector(n)
-}
-
-// checkVector: a node that claims to have seen a dot has heard of its request.
-func (m *model) checkVector(n int) error {
-	v, err := m.cats[n].Vector(m.pid)
-	if err != nil {
-		return err
-	}
-	for o := range m.seen {
-		for k, h := range m.seen[o] {
-			for d := range h {
-				if v.Covers(d) && m.seen[n][k][d] == nil {
-					return fmt.Errorf("node %d claims to have seen %s of %s %q, and has not", n, d, k.repo, k.name)
-				}
-			}
-		}
-	}
-	return nil
 }

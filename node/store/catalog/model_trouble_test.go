@@ -75,6 +75,7 @@ func (m *model) misfortune(n int) error {
 // purge lets all tombstones of a node go, whatever their age.
 func (m *model) purge(n int) error {
 	m.purges++
+	m.doing = byList
 	if _, err := m.cats[n].Purge(m.ctx, m.pid, m.clocks[n].at.Add(time.Hour)); err != nil {
 		return err
 	}
@@ -158,6 +159,7 @@ func (m *model) putBack(n int) error {
 			m.owner[d] = nobody
 		}
 	}
+	m.doing = byCopy
 	return m.compare(n)
 }
 
@@ -189,7 +191,13 @@ func (m *model) heard(d Dot, besides int) bool {
 func (m *model) checkOwed(all map[entryKey]history) error {
 	for d := range m.owed {
 		if !slices.ContainsFunc(slices.Collect(maps.Values(all)), func(h history) bool { return h[d] != nil }) {
-			return fmt.Errorf("request %s was acknowledged, and no member knows it", d)
+			rule := byMerge
+			if n, left := m.left[d]; left {
+				return fmt.Errorf("%s: request %s was acknowledged, and node %d, which alone had it, left", byStay, d, n)
+			} else if m.purged(d) {
+				rule = byList
+			}
+			return fmt.Errorf("%s: request %s was acknowledged, and no member knows it", rule, d)
 		}
 	}
 	return nil
@@ -272,7 +280,7 @@ func (m *model) loseRows(n int) error {
 		return err
 	}
 	if stored == counted {
-		return fmt.Errorf("node %d lost an entry, and still adds up", n)
+		return fmt.Errorf("rule 7: node %d lost an entry, and still adds up", n)
 	}
 	m.lost++
 	return m.dropVector(n)
@@ -281,7 +289,7 @@ func (m *model) loseRows(n int) error {
 // dropVector is what a node does that lost rows.
 func (m *model) dropVector(n int) error {
 	c := m.cats[n]
-	m.restored[n] = true
+	m.restored[n], m.doing = true, byLoss
 	if !m.bad.keepVector {
 		if err := c.DropVector(m.ctx, m.pid); err != nil {
 			return err
@@ -309,7 +317,10 @@ func (m *model) dropVector(n int) error {
 	if err := m.compare(n); err != nil {
 		return err
 	}
-	return auditDerived(c, m.pid)
+	if err := auditDerived(c, m.pid); err != nil {
+		return fmt.Errorf("invariant 17: node %d: %w", n, err)
+	}
+	return nil
 }
 
 // listFromLoser asks a store that lost rows for lists: it must not give any.
@@ -337,11 +348,12 @@ func (m *model) listFromLoser(n int) error {
 			err = x.Adopt(m.ctx, noted)
 		}
 		x.End()
+		m.doing = byList
 		if before := m.compare(to); before != nil {
 			return before
 		}
 		if !errors.Is(err, ErrRowsLost) {
-			return fmt.Errorf("a list of node %d, which lost rows: %w", n, err)
+			return fmt.Errorf("rule 6: a list of node %d, which lost rows: %s", n, fmt.Sprint(err))
 		}
 	}
 	return nil
