@@ -188,7 +188,8 @@ type ownedStream struct {
 	full   atomic.Bool // see endFull
 }
 
-// endFull resets the stream. Who reads it finds that the holder has no room for it.
+// endFull resets the stream. Who reads or writes it finds that the holder has no room for
+// it.
 func (s *ownedStream) endFull() {
 	s.full.Store(true)
 	_ = s.Reset()
@@ -196,10 +197,22 @@ func (s *ownedStream) endFull() {
 
 func (s *ownedStream) Read(b []byte) (int, error) {
 	n, err := s.Stream.Read(b)
+	return n, s.why(err)
+}
+
+func (s *ownedStream) Write(b []byte) (int, error) {
+	n, err := s.Stream.Write(b)
+	return n, s.why(err)
+}
+
+func (s *ownedStream) SetReadDeadline(t time.Time) error { return s.why(s.Stream.SetReadDeadline(t)) }
+
+// why says of an error that the stream was given back, if it was.
+func (s *ownedStream) why(err error) error {
 	if err != nil && s.full.Load() {
-		err = endedFull{err}
+		return endedFull{err}
 	}
-	return n, err
+	return err
 }
 
 // endedFull is why a stream ended that was lent, and given back to the holder.
