@@ -195,7 +195,7 @@ func (p *tagged) prepare() {
 	cluster.Eventually(t, cluster.Patience, "three sites vote", func() error {
 		var s struct{ Voters []string }
 		if err := json.Unmarshal([]byte(p.mesh.Must(t, 0, "status", "--json")), &s); err != nil || len(s.Voters) != 3 {
-			return fmt.Errorf("%v vote, %v", s.Voters, err)
+			return fmt.Errorf("%v vote, %w", s.Voters, err)
 		}
 		return nil
 	})

@@ -37,9 +37,12 @@ func (f *flight) awaitCalm() error {
 	}
 	w := &waiter{wake: make(chan struct{}, 1)}
 	defer f.s.pipes.back(w)
+	tick := time.NewTicker(laneTick)
+	defer tick.Stop()
 	for f.s.pipes.aside(w, f.yields()) {
 		select {
 		case <-w.wake:
+		case <-tick.C:
 		case <-f.relimited: // somebody came
 		case <-f.ctx.Done():
 			return f.ctx.Err()

@@ -57,7 +57,7 @@ func (s *Swarm) leave(f *flight, reader bool, subject string) {
 		f.fetchers--
 	}
 	s.count(f)
-	if f.readers+f.fetchers > 0 || f.ended() {
+	if f.readers+f.fetchers > 0 || f.ended() || f.dropped {
 		return
 	}
 	much := !f.pass && (f.proving.Load() || f.share() > 1.0/orphanShare)

@@ -170,13 +170,17 @@ func (p *sessions) open(ctx context.Context, node identity.NodeID, ps *peerSessi
 		}
 		return nil, err
 	}
+	owned := &ownedStream{Stream: st, cancel: cancel}
 	ss := &session{
-		node: node, st: &ownedStream{Stream: st, cancel: cancel}, stall: p.stall, quiet: min(quietFor, p.stall),
+		node: node, st: owned, stall: p.stall, quiet: min(quietFor, p.stall),
 		heard: func() { ps.heard.Store(time.Now().UnixNano()) },
 		timed: func(d time.Duration) { p.pipes.answered(node, d) },
 	}
 	if p.pacer != nil {
-		ss.pace = func(n int) (int, error) { return p.pacer.Receive(life, budget.Class(ss.class.Load()), n) }
+		ss.pace = func(n int) (int, error) {
+			n, err := p.pacer.Receive(life, budget.Class(ss.class.Load()), n)
+			return n, owned.why(err) // life ends with the stream
+		}
 	}
 	return ss, nil
 }

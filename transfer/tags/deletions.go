@@ -129,6 +129,11 @@ func (d *Door) removeManifest(ctx context.Context, pid identity.ProjectID, repo 
 	if err != nil {
 		return err
 	}
+	return d.removeSeen(ctx, pid, repo, m, seen, actor)
+}
+
+// removeSeen is removeManifest of what was seen before: what is pushed anew since stays.
+func (d *Door) removeSeen(ctx context.Context, pid identity.ProjectID, repo string, m digest.Digest, seen catalog.Vector, actor string) error {
 	if err := d.remove(ctx, pid, actor, &command.TagsDelete{ProjectId: pid[:], Repository: repo, Digest: m.String()}); err != nil {
 		return err
 	}
@@ -154,14 +159,14 @@ func (d *Door) removeRepository(ctx context.Context, p state.Project, repo, acto
 		return err
 	}
 	// What was seen, before anything of it is deleted.
-	seen, manifests, err := d.listed(p.PID, repo)
+	tags, manifests, err := d.listed(p.PID, repo)
 	if err != nil {
 		return err
 	}
 	var kept refusals
 	g, all := errgroup.WithContext(ctx)
 	g.SetLimit(deletesAtOnce)
-	for _, t := range seen {
+	for _, t := range tags {
 		g.Go(func() error {
 			return kept.note(d.remove(all, p.PID, actor, &command.TagsDelete{ProjectId: p.PID[:], Repository: repo, Tag: t.Name, Digest: t.Digest.String()}))
 		})
@@ -171,8 +176,8 @@ func (d *Door) removeRepository(ctx context.Context, p state.Project, repo, acto
 	}
 	g, all = errgroup.WithContext(ctx)
 	g.SetLimit(deletesAtOnce)
-	for _, m := range manifests {
-		g.Go(func() error { return kept.note(d.removeManifest(all, p.PID, repo, m, actor)) })
+	for m, seen := range manifests {
+		g.Go(func() error { return kept.note(d.removeSeen(all, p.PID, repo, m, seen, actor)) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -180,8 +185,10 @@ func (d *Door) removeRepository(ctx context.Context, p state.Project, repo, acto
 	return kept.of(p.Name + "/" + repo)
 }
 
-// listed gives the tags and manifests of a repository that this site has.
-func (d *Door) listed(pid identity.ProjectID, repo string) (seen []catalog.TagInfo, manifests []digest.Digest, err error) {
+// listed gives the tags of a repository that this site has, and what it has seen of each
+// manifest.
+func (d *Door) listed(pid identity.ProjectID, repo string) (tags []catalog.TagInfo, manifests map[digest.Digest]catalog.Vector, err error) {
+	manifests = map[digest.Digest]catalog.Vector{}
 	for after := ""; ; {
 		names, err := d.cat.Tags(pid, repo, after, listedAtOnce)
 		if err != nil {
@@ -195,7 +202,7 @@ func (d *Door) listed(pid identity.ProjectID, repo string) (seen []catalog.TagIn
 			if err != nil {
 				return nil, nil, err
 			}
-			seen = append(seen, t)
+			tags = append(tags, t)
 		}
 		if len(names) < listedAtOnce {
 			break
@@ -208,10 +215,12 @@ func (d *Door) listed(pid identity.ProjectID, repo string) (seen []catalog.TagIn
 			return nil, nil, err
 		}
 		for _, info := range infos {
-			manifests = append(manifests, info.Digest)
+			if manifests[info.Digest], err = d.cat.Seen(pid, repo, info.Digest); err != nil {
+				return nil, nil, err
+			}
 		}
 		if len(infos) < listedAtOnce {
-			return seen, manifests, nil
+			return tags, manifests, nil
 		}
 		after = infos[len(infos)-1].Digest
 	}
