@@ -133,15 +133,38 @@ func (r *Reconciler) settleFor(ctx context.Context, of asker, pins []catalog.Pin
 	var over []catalog.Pin
 	for i, p := range pins {
 		if a.Blobs[i] != syncer.Placed {
-			_, _, named, err := r.cat.LinkedIn(of.pid, p.Digest)
+			relies, err := r.reliesOn(of, p.Digest)
 			if err != nil {
 				return err
 			}
-			if named {
+			if relies {
 				continue // it is on its way
 			}
 		}
 		over = append(over, p)
 	}
 	return r.cat.EndPins(ctx, over)
+}
+
+// reliesOn says whether a manifest that the asker's site accepted names a blob. What
+// others pushed with it says nothing of the promise.
+func (r *Reconciler) reliesOn(of asker, d digest.Digest) (bool, error) {
+	parents, err := r.cat.Parents(d, maxParents)
+	if err != nil || len(parents) == maxParents {
+		return true, err
+	}
+	to, _ := r.cfg.State.View().Node(of.node)
+	for _, p := range parents {
+		if p.PID != of.pid {
+			continue
+		}
+		m, err := r.cat.Manifest(p.PID, p.Repo, p.Digest)
+		if err != nil && !errors.Is(err, catalog.ErrNotFound) {
+			return true, err
+		}
+		if err == nil && m.Home == to.Site {
+			return true, nil
+		}
+	}
+	return false, nil
 }

@@ -77,6 +77,9 @@ func TestPins_OutliveALongCut(t *testing.T) {
 func TestPins_EndWhenNothingCameOfThem(t *testing.T) {
 	s := newRelied(t)
 	s.allLater(23 * time.Hour)
+	own := s.nyc.manifestOf(s.open, "app", v1.MediaTypeImageConfig)
+	own.Layers = append(own.Layers, v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: s.blob, Size: s.size})
+	img := s.nyc.put(s.open, "app", own, []string{"own"}) // nyc's push relies on no promise
 	if !s.pinned() {
 		t.Fatal("the promise ended before the push can be over")
 	}
@@ -85,6 +88,7 @@ func TestPins_EndWhenNothingCameOfThem(t *testing.T) {
 	if s.pinned() {
 		t.Error("a promise is kept that nothing relies on")
 	}
+	must(t, s.nyc.store.Catalog().DeleteManifest(t.Context(), s.open, "app", img.digest, "user:admin", 1))
 	if !s.collected() {
 		t.Error("a blob that nothing names is kept")
 	}
