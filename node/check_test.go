@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/portolan/portolan/node/preflight"
 	"github.com/portolan/portolan/registryapi/mesh"
+	"github.com/portolan/portolan/test/smalldisk"
 )
 
 // behindGates starts a mesh whose nodes are reached through gates alone.
@@ -213,26 +213,11 @@ func TestCheck_NobodyReachesIt(t *testing.T) {
 // TestCheck_FullDisk: a disk with no room for blobs is found before anything is
 // brought to it.
 func TestCheck_FullDisk(t *testing.T) {
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("mounting a small tmpfs needs root, and this test must run")
-		}
-		t.Skip("mounting a small tmpfs needs root")
-	}
+	disk := smalldisk.Mount(t, "256m")
 	a, b := newMachine(t), newMachine(t)
-	disk := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", disk).CombinedOutput(); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("no tmpfs can be mounted here, and this test must run: %s", out)
-		}
-		t.Skipf("no tmpfs can be mounted here: %s", out)
-	}
 	t.Cleanup(func() {
 		if b.stop != nil {
 			b.mustStop()
-		}
-		if out, err := exec.Command("umount", disk).CombinedOutput(); err != nil {
-			t.Errorf("%v: %s", err, out)
 		}
 	})
 	b.dir = filepath.Join(disk, "data")

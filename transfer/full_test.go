@@ -11,34 +11,13 @@ import (
 
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/blobs"
+	"github.com/portolan/portolan/test/smalldisk"
 )
-
-// smallDisk mounts a file system of half a GiB, where tests may.
-func smallDisk(t *testing.T) string {
-	t.Helper()
-	skip := t.Skipf
-	if os.Getenv("CI") != "" {
-		skip = t.Fatalf // it must run there
-	}
-	if os.Geteuid() != 0 {
-		skip("mounting a small tmpfs needs root")
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", dir).CombinedOutput(); err != nil {
-		skip("no tmpfs can be mounted here: %s", out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %s", out)
-		}
-	})
-	return dir
-}
 
 // A site's disk is full of other things: what a rule brings there waits, everybody is
 // told why, and it comes by itself when there is room.
 func TestRule_DiskFull(t *testing.T) {
-	disk := smallDisk(t)
+	disk := smalldisk.Mount(t, "512m")
 	b := newBed(t, []string{"fra", "nyc"}, func(b *bed) { b.disks = map[string]string{"nyc": disk} })
 	fra, nyc := b.site("fra"), b.site("nyc")
 	pid := b.project("prod")

@@ -16,25 +16,8 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/blobs"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/test/smalldisk"
 )
-
-// smallDisk mounts a file system of a quarter GiB, where tests may.
-func smallDisk(t *testing.T) string {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounting a small tmpfs needs root")
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", dir).CombinedOutput(); err != nil {
-		t.Skipf("no tmpfs can be mounted here: %s", out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %s", out)
-		}
-	})
-	return dir
-}
 
 func freeBelow(t *testing.T, dir string) int64 {
 	t.Helper()
@@ -111,7 +94,7 @@ func TestFullDisk_OthersTakeAll(t *testing.T) {
 		}
 	}
 
-	dir, crashed := smallDisk(t), smallDisk(t)
+	dir, crashed := smalldisk.Mount(t, "256m"), smalldisk.Mount(t, "256m")
 	s := begin(dir)
 	// What a power cut would leave.
 	if out, err := exec.Command("cp", "-r", "--sparse=always", filepath.Join(dir, "store"), filepath.Join(dir, "identity.key"), crashed).CombinedOutput(); err != nil {
@@ -149,7 +132,7 @@ func manifestPut(n int) catalog.Put {
 // after a restart, and when there is space writes do. Without the space that is
 // kept free the database would end the process here.
 func TestFullDisk(t *testing.T) {
-	dir := smallDisk(t)
+	dir := smalldisk.Mount(t, "256m")
 	const kept = 256 << 20 / keptShare
 	s := openAt(t, dir, time.Now)
 	defer func() {

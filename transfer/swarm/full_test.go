@@ -12,29 +12,8 @@ import (
 
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/blobs"
+	"github.com/portolan/portolan/test/smalldisk"
 )
-
-// smallDisk mounts a file system of half a GiB, where tests may.
-func smallDisk(t *testing.T) string {
-	t.Helper()
-	skip := t.Skipf
-	if os.Getenv("CI") != "" {
-		skip = t.Fatalf // it must run there
-	}
-	if os.Geteuid() != 0 {
-		skip("mounting a small tmpfs needs root")
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", dir).CombinedOutput(); err != nil {
-		skip("no tmpfs can be mounted here: %s", out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %s", out)
-		}
-	})
-	return dir
-}
 
 // fill has others use the disk until so many bytes are free.
 func fill(t *testing.T, dir string, leave int64) (undo func()) {
@@ -92,7 +71,7 @@ func (n *node) noPartials() {
 func TestFetch_DiskFull(t *testing.T) {
 	for name, at := range map[string]int64{"from the beginning": 0, "in the middle": 4, "at the end": 8} {
 		t.Run(name, func(t *testing.T) {
-			dir := smallDisk(t)
+			dir := smalldisk.Mount(t, "512m")
 			l := newLab(t)
 			a, b := l.start(), l.startIn(dir)
 			t.Cleanup(b.stop) // before the disk goes
@@ -133,7 +112,7 @@ func TestFetch_DiskFull(t *testing.T) {
 
 // Small blobs that come in a batch, which the catalogue keeps.
 func TestFetch_DiskFull_Batch(t *testing.T) {
-	dir := smallDisk(t)
+	dir := smalldisk.Mount(t, "512m")
 	l := newLab(t)
 	a, b := l.start(), l.startIn(dir)
 	t.Cleanup(b.stop)

@@ -5,12 +5,12 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/node/store/units"
+	"github.com/portolan/portolan/test/smalldisk"
 )
 
 // each runs a test for every algorithm.
@@ -121,22 +121,7 @@ func TestUpload_ReadingAgainIsInterrupted(t *testing.T) {
 // An entry of a checkpoint file that a full disk cuts in half must not hide the
 // ones behind it: the offset that is answered later is the one after a restart.
 func TestUpload_HalfAnEntryOnAFullDisk(t *testing.T) {
-	skip := t.Skipf
-	if os.Getenv("CI") != "" {
-		skip = t.Fatalf
-	}
-	if os.Geteuid() != 0 {
-		skip("mounting a small tmpfs needs root")
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", dir).CombinedOutput(); err != nil {
-		skip("no tmpfs can be mounted here: %s", out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %s", out)
-		}
-	})
+	dir := smalldisk.Mount(t, "1m")
 	s := open(t, dir)
 	u := begin(t, s)
 	want := content(1, 600)

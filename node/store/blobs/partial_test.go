@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/exec"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/portolan/portolan/node/store/units"
+	"github.com/portolan/portolan/test/smalldisk"
 )
 
 func listed(t testing.TB, b []byte) (units.Record, *units.List) {
@@ -330,18 +330,7 @@ func TestPartial_AfterAKilledCommit_StartsAnew(t *testing.T) {
 
 // A real small file system, where tests may make one.
 func TestFullDisk(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting a small tmpfs needs root")
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", dir).CombinedOutput(); err != nil {
-		t.Skipf("no tmpfs can be mounted here: %s", out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %s", out)
-		}
-	})
+	dir := smalldisk.Mount(t, "4m")
 	s := open(t, dir)
 	big := content(1, int(6*units.Unit))
 	rec, l := listed(t, big)
