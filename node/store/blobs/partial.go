@@ -138,7 +138,7 @@ func (p *Partial) open() error {
 		}
 	}
 	if err == nil && !resumed {
-		err = os.WriteFile(p.path(extUnits), head, filePerm)
+		err = p.replace(extUnits, head)
 	}
 	if err != nil {
 		_ = f.Close()
@@ -238,12 +238,17 @@ func (p *Partial) save() error {
 	if err := p.sync(); err != nil {
 		return err
 	}
-	// By rename, and not synced: a power cut leaves this map, an older one, or a
-	// torn one that its checksum gives away.
+	// Not synced: a power cut leaves this map, an older one, or a torn one that its
+	// checksum gives away.
+	return mapError(p.replace(extMap, b))
+}
+
+// replace writes one of the files by rename: a full disk leaves the one before.
+func (p *Partial) replace(ext string, b []byte) error {
 	if err := os.WriteFile(p.path(extTmp), b, filePerm); err != nil {
-		return mapError(err)
+		return err
 	}
-	return mapError(os.Rename(p.path(extTmp), p.path(extMap)))
+	return os.Rename(p.path(extTmp), p.path(ext))
 }
 
 // Put checks data as unit i and keeps it. Bytes that do not link are ErrBadUnit.
