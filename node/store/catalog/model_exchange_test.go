@@ -271,21 +271,20 @@ func (m *model) compareAfter(to int, x *Receiving) error {
 
 // since is what the receiver says of itself.
 func (m *model) since(x *Receiving) Vector {
-	m.sendTo(x.Since())
-	if !m.bad.noList {
-		return x.Since()
-	}
-	v := x.Since().Clone() // claims all that was purged anywhere
-	for n := range m.cats {
-		purged, err := m.cats[n].purgedVector(m.pid)
-		if err != nil {
-			return v
+	v := x.Since().Clone()
+	if m.bad.noList { // claims all that was purged anywhere
+		x.listed = true
+		for n := range m.cats {
+			purged, err := m.cats[n].purgedVector(m.pid)
+			if err != nil {
+				break
+			}
+			for inc, seq := range purged {
+				v[inc] = max(v[inc], seq)
+			}
 		}
-		for inc, seq := range purged {
-			v[inc] = max(v[inc], seq)
-		}
 	}
-	x.listed = true
+	m.sendTo(v)
 	return v
 }
 
@@ -418,14 +417,17 @@ func (m *model) exchangeAll(from, to int) error {
 	if err != nil {
 		return err
 	}
+	var wrong error // with a page
 	noted, err := m.cats[from].Delta(m.ctx, m.pid, m.since(x), 4<<10, func(p Page) error {
-		d, err := m.snapshot(from, p)
-		if err != nil {
-			return err
+		var d lateDelivery
+		if d, wrong = m.snapshot(from, p); wrong == nil {
+			_, wrong = m.deliver(to, x, d)
 		}
-		_, err = m.deliver(to, x, d)
-		return err
+		return wrong
 	})
+	if wrong != nil {
+		return wrong
+	}
 	if err != nil {
 		rule := byExchange
 		if errors.Is(err, ErrAgain) || errors.Is(err, ErrRowsLost) {

@@ -2,7 +2,6 @@ package catalog
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -18,20 +17,6 @@ import (
 // This file is what the model checks of rules that no comparison of entries with the
 // reference can tell apart by name: reads (3), requests (9), bytes (10), clocks (13) and
 // trust (15). Deleted and unknown projects (12) are in model_deletion_test.go.
-
-// ruleMistakes are planted to see that these checks find them.
-type ruleMistakes struct {
-	readOldest   bool // rule 3: readers see the write that came first
-	twoRequests  bool // rule 9: a manifest and its tags are two requests
-	childless    bool // rule 9: an index does not add its children again
-	tear         bool // rule 9: a page leaves out entries of a request
-	noBytes      bool // rule 10: pages leave out manifests' bytes
-	wrongStamps  bool // rule 13: what a wrong clock wrote is sent as it is
-	believe      bool // rule 15: who names content of another project may have it
-	takeUnknown  bool // rule 12: entries of a project that the node has not heard of are taken in
-	dropDeleted  bool // rule 12: content goes with the deletion
-	giveToPurged bool // rule 12: entries are given to who has let go of the project
-}
 
 // ruleState is what the checks remember of a history.
 type ruleState struct {
@@ -484,24 +469,4 @@ func (m *model) ruleStep(n int) error {
 	default:
 		return nil
 	}
-}
-
-// do is request.do with a client, or a catalogue, that makes the mistakes of rule 9.
-func (b ruleMistakes) do(ctx context.Context, r *request, c *Catalog, pid identity.ProjectID) {
-	if r.put == nil || !b.twoRequests && !b.childless {
-		r.do(ctx, c, pid)
-		return
-	}
-	p := *r.put
-	if b.childless {
-		p.Refs = slices.DeleteFunc(slices.Clone(p.Refs), func(ref Ref) bool { return ref.Kind == RefManifest })
-	}
-	if b.twoRequests && len(p.Tags) > 0 {
-		alone := p
-		alone.Tags = nil
-		if _, r.err = c.PutManifest(ctx, alone); r.err != nil {
-			return
-		}
-	}
-	r.dot, r.err = c.PutManifest(ctx, p)
 }
