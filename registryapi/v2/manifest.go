@@ -13,6 +13,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/catalog"
 )
@@ -166,6 +167,9 @@ func (h *Handler) deleteManifest(q *request) error {
 	if err != nil {
 		return err
 	}
+	// A strong tag that is not there was asked of the whole mesh: looking again could only
+	// find one that was set since.
+	decided := q.project.Tags.Mode == state.StrongTags
 	remove := func() error {
 		return h.tags.DeleteTag(q.Context(), q.project.PID, q.repo, q.route.ref, match, q.subject.Actor(), q.aclIndex)
 	}
@@ -177,6 +181,7 @@ func (h *Handler) deleteManifest(q *request) error {
 		if len(match) > 0 && !slices.Contains(match, d) {
 			return refuseStatus(http.StatusPreconditionFailed, errcode.ErrorCodeDenied, "If-Match names another digest than the path, %s", d)
 		}
+		decided = false
 		remove = func() error {
 			return h.tags.DeleteManifest(q.Context(), q.project.PID, q.repo, d, q.subject.Actor(), q.aclIndex)
 		}
@@ -184,6 +189,9 @@ func (h *Handler) deleteManifest(q *request) error {
 		return h.manifestUnknown(q, nil)
 	}
 	if err = remove(); errors.Is(err, catalog.ErrNotFound) {
+		if decided {
+			return h.manifestUnknown(q, nil)
+		}
 		// As a pull does: what was pushed elsewhere a moment ago is there too.
 		unreachable := h.refresh(q)
 		if err = remove(); errors.Is(err, catalog.ErrNotFound) {

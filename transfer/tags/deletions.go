@@ -38,8 +38,8 @@ func (d *Door) beginDelete() (end func(), err error) {
 }
 
 // DeleteTag deletes a tag; catalog.ErrNotFound: there is none. With strong tags it
-// is deleted only if it says what it says here, as whoever deletes it can have seen
-// nothing else at this site; or, with match, one of those: ErrCondition if not.
+// is deleted only if it says what it says here or, if this site knows no such tag, what
+// the mesh says of it; with match, only if it says one of those: ErrCondition if not.
 func (d *Door) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, aclIndex uint64, match ...digest.Digest) error {
 	end, err := d.beginDelete()
 	if err != nil {
@@ -132,7 +132,7 @@ func (d *Door) removeManifest(ctx context.Context, pid identity.ProjectID, repo 
 	return d.removeSeen(ctx, pid, repo, m, seen, actor)
 }
 
-// removeSeen is removeManifest of what was seen before: what is pushed anew since stays.
+// removeSeen removes of a manifest that no strong tag says what a vector covers.
 func (d *Door) removeSeen(ctx context.Context, pid identity.ProjectID, repo string, m digest.Digest, seen catalog.Vector, actor string) error {
 	if err := d.remove(ctx, pid, actor, &command.TagsDelete{ProjectId: pid[:], Repository: repo, Digest: m.String()}); err != nil {
 		return err
@@ -158,7 +158,11 @@ func (d *Door) removeRepository(ctx context.Context, p state.Project, repo, acto
 	if _, err := d.cat.Repository(p.PID, repo); err != nil {
 		return err
 	}
-	// What was seen, before anything of it is deleted.
+	// What was seen, before anything of it is deleted: what is pushed anew since stays.
+	seen, err := d.cat.Seen(p.PID, repo, "")
+	if err != nil {
+		return err
+	}
 	tags, manifests, err := d.listed(p.PID, repo)
 	if err != nil {
 		return err
@@ -176,7 +180,7 @@ func (d *Door) removeRepository(ctx context.Context, p state.Project, repo, acto
 	}
 	g, all = errgroup.WithContext(ctx)
 	g.SetLimit(deletesAtOnce)
-	for m, seen := range manifests {
+	for _, m := range manifests {
 		g.Go(func() error { return kept.note(d.removeSeen(all, p.PID, repo, m, seen, actor)) })
 	}
 	if err := g.Wait(); err != nil {
@@ -185,10 +189,8 @@ func (d *Door) removeRepository(ctx context.Context, p state.Project, repo, acto
 	return kept.of(p.Name + "/" + repo)
 }
 
-// listed gives the tags of a repository that this site has, and what it has seen of each
-// manifest.
-func (d *Door) listed(pid identity.ProjectID, repo string) (tags []catalog.TagInfo, manifests map[digest.Digest]catalog.Vector, err error) {
-	manifests = map[digest.Digest]catalog.Vector{}
+// listed gives the tags and manifests of a repository that this site has.
+func (d *Door) listed(pid identity.ProjectID, repo string) (tags []catalog.TagInfo, manifests []digest.Digest, err error) {
 	for after := ""; ; {
 		names, err := d.cat.Tags(pid, repo, after, listedAtOnce)
 		if err != nil {
@@ -215,9 +217,7 @@ func (d *Door) listed(pid identity.ProjectID, repo string) (tags []catalog.TagIn
 			return nil, nil, err
 		}
 		for _, info := range infos {
-			if manifests[info.Digest], err = d.cat.Seen(pid, repo, info.Digest); err != nil {
-				return nil, nil, err
-			}
+			manifests = append(manifests, info.Digest)
 		}
 		if len(infos) < listedAtOnce {
 			return tags, manifests, nil

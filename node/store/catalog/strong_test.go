@@ -233,8 +233,10 @@ func TestStrong_DeleteSeenLeavesWhatCameLater(t *testing.T) {
 	if _, err := c.Manifest(pid, "app", one.Digest); err != nil {
 		t.Errorf("the manifest that was put later: %v", err)
 	}
-	if err := c.DeleteManifestsSeen(t.Context(), pid, "app", seen); err != nil {
-		t.Fatal(err)
+	for _, m := range []Put{one, two} { // as its repository is deleted
+		if err := c.DeleteManifestSeen(t.Context(), pid, "app", m.Digest, seen); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, err := c.Manifest(pid, "app", two.Digest); !errors.Is(err, ErrNotFound) {
 		t.Errorf("a manifest that was seen: %v", err)
