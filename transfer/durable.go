@@ -270,7 +270,7 @@ func (r *Reconciler) holdAt(ctx context.Context, n state.Node, p state.Project, 
 			return nil
 		}
 		if len(left) < len(blobs) || now.Done > most.Done {
-			moved = time.Now()
+			moved, failing = time.Now(), time.Time{} // what waits for one blob does not keep the others
 			tell(toldMoves)
 		}
 		if len(left) < len(blobs) {

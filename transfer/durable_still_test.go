@@ -120,6 +120,27 @@ func TestHold_WaitsAsLongAsSomethingMoves(t *testing.T) {
 	}
 }
 
+// TestHold_OneBlobThatFailsEndsNotWhatMoves: a site that cannot get one of the blobs at the
+// moment, and says so, goes on with the others.
+func TestHold_OneBlobThatFailsEndsNotWhatMoves(t *testing.T) {
+	const whole = 10 * time.Minute
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		r, p := twoSites(t, func(blobs int) syncer.Kept {
+			took := time.Since(begun)
+			out := syncer.Kept{Kept: make([]bool, blobs), Reason: "no holder can be reached", Done: int64(took)}
+			for i := range out.Kept {
+				out.Kept[i] = took >= whole
+			}
+			return out
+		})
+		piece := []syncer.Piece{{Digest: digest.FromString("one"), Size: 1 << 30}, {Digest: digest.FromString("two"), Size: 1 << 30}}
+		if _, err := r.Hold(t.Context(), p, "app", piece, 2); err != nil || time.Since(begun) < whole {
+			t.Errorf("after %s: %v", time.Since(begun), err)
+		}
+	})
+}
+
 // TestHold_EndsWithItsClient: nobody else bounds a push that moves.
 func TestHold_EndsWithItsClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -374,7 +374,7 @@ func (b *batch) stream(ctx context.Context) (came int, fresh bool, err error) {
 			}
 		}
 		from.answer(b.silence(ss.quiet))
-		if err := b.receive(ctx, in); err != nil {
+		if err := b.receive(ctx, from, in); err != nil {
 			return came, fresh, err
 		}
 		came++

@@ -72,7 +72,7 @@ func (b *batch) shift(p *parcel, lost bool) {
 }
 
 // receive takes one answer. An error ends the stream.
-func (b *batch) receive(ctx context.Context, in *bufio.Reader) error {
+func (b *batch) receive(ctx context.Context, from *batchReader, in *bufio.Reader) error {
 	b.reads = nil
 	var a Answer
 	if err := peer.ReadMsg(in, &a, maxMessage); err != nil {
@@ -118,6 +118,7 @@ func (b *batch) receive(ctx context.Context, in *bufio.Reader) error {
 	if err != nil {
 		return err
 	}
+	from.renew()
 	if _, err := io.ReadFull(in, data); err != nil {
 		free()
 		return err

@@ -304,7 +304,7 @@ func FuzzBatch(f *testing.F) {
 		all[1].gone = true // its client came while it was on its way
 		r := bufio.NewReader(bytes.NewReader(in))
 		for range all {
-			if err := b.receive(t.Context(), r); err != nil {
+			if err := b.receive(t.Context(), &batchReader{ss: &session{}}, r); err != nil {
 				break
 			}
 		}

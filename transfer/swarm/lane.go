@@ -32,12 +32,12 @@ type lane struct {
 	pumping bool       // guarded by mu: answers are taken
 
 	// Guarded by flight.mu.
-	asked map[int]inRoom // units on their way
-	ranks rank           // as waiter has it
-	early *early         // of the unit that is read now; nil: it has no sub-states
-	again bool           // the blob's list is to be asked for once more
-	trial *trial         // as long as it lasts nothing else is asked for; nil: none
-	err   error          // why it ended
+	asked  map[int]inRoom // units on their way
+	ranks  rank           // as waiter has it
+	early  *early         // of the unit that is read now; nil: it has no sub-states
+	relist bool           // the blob's list is to be asked for once more
+	trial  *trial         // as long as it lasts nothing else is asked for; nil: none
+	err    error          // why it ended
 }
 
 // inRoom is a unit that was asked for.
@@ -191,7 +191,8 @@ func (l *lane) turn(ctx context.Context) (order, *ticket, error) {
 	}
 	need := l.f.need(l.node)
 	need.waits = func() { l.f.s.pipes.forget(l.node, &l.waiter) } // nor a place at the pipe
-	if !l.f.pass {                                                // of one that passes through units are wanted again
+	// Of one that passes through units are wanted again.
+	if !l.f.pass {
 		need.over = l.f.whole
 	}
 	t, err := l.f.s.sessions.ticket(ctx, l.node, need)

@@ -363,7 +363,7 @@ func TestBatch_AnyOrder(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				err = b.receive(t.Context(), r)
+				err = b.receive(t.Context(), &batchReader{ss: &session{}}, r)
 			}
 			if !errors.Is(err, c.want) {
 				t.Fatalf("got %v, want %v", err, c.want)
@@ -387,10 +387,10 @@ func TestBatch_AnyOrder(t *testing.T) {
 		all[1].at = all[0].at.Add(all[0].way.wait + swapOverdue)
 		all[2].at = all[1].at.Add(1)
 		r := bufio.NewReader(bytes.NewReader(append(answer(2), answer(3)...)))
-		if err := b.receive(t.Context(), r); err != nil {
+		if err := b.receive(t.Context(), &batchReader{ss: &session{}}, r); err != nil {
 			t.Error(err)
 		}
-		if err := b.receive(t.Context(), r); !errors.Is(err, errBatch) {
+		if err := b.receive(t.Context(), &batchReader{ss: &session{}}, r); !errors.Is(err, errBatch) {
 			t.Errorf("one is passed over, in order: %v: %v", ordered, err)
 		}
 	}

@@ -8,18 +8,18 @@ package swarm
 func (l *lane) unopened() {
 	l.f.mu.Lock()
 	defer l.f.mu.Unlock()
-	l.again = true
+	l.relist = true
 }
 
 // reopens says whether the list is to be asked for once more; flight.mu is held.
-func (l *lane) reopens() bool { return l.again && l.f.vessel == nil && !l.f.complete }
+func (l *lane) reopens() bool { return l.relist && l.f.vessel == nil && !l.f.complete }
 
 // reopen asks for the list once more, if it has not come.
 func (l *lane) reopen() (order, bool) {
 	f := l.f
 	f.mu.Lock()
 	due := l.reopens()
-	l.again = false
+	l.relist = false
 	f.mu.Unlock()
 	if !due {
 		return order{}, false

@@ -213,6 +213,7 @@ func (l *lane) tried(got received) error {
 	if errors.Is(fits, units.ErrUnavailable) {
 		return l.untried()
 	}
+	known := f.s.isBadRoot(rec.Root) // to be false: it speaks against no other
 	f.mu.Lock()
 	ch := f.charged(l.candidate)
 	ch.root, l.trial = &rec.Root, nil
@@ -223,7 +224,7 @@ func (l *lane) tried(got received) error {
 	case another:
 		ch.excused = true
 		f.strikes[l.node] = maxStrikes
-		if ch.holder {
+		if ch.holder && !known {
 			f.rivals++
 		}
 	}

@@ -166,27 +166,46 @@ func TestBlame_FalseListInUse(t *testing.T) {
 	}
 }
 
-// The true list is in use, and the liar shows another one that fits its bytes: the
-// transfer goes on, and its end proves who lied.
-func TestBlame_TrueListInUse(t *testing.T) {
-	l := newLab(t)
-	first, liar, honest := l.start(), l.start(), l.start()
-	log := l.logged()
-	c := l.start()
-	data := content(odd)
-	w := first.put(data)
-	liar.put(data)
-	honest.put(data)
-	l.held(first, liar, honest)
-	g := newGate(4 * mib)
-	first.bend(&faulty{read: g.read})
-	liar.forges(w, otherBytes(data), nil)
-	done := c.fetching(w)
+// three are nodes that hold a blob, and one more, with the log, that fetches it.
+func (l *lab) three() (a, b, c, fetches *node, log *lines) {
+	a, b, c = l.start(), l.start(), l.start()
+	log = l.logged()
+	return a, b, c, l.start(), log
+}
+
+// putAt puts content at nodes that are known to hold it.
+func (l *lab) putAt(data []byte, nodes ...*node) (w Want) {
+	for _, n := range nodes {
+		w = n.put(data)
+	}
+	l.held(nodes...)
+	return w
+}
+
+// outlives fetches a blob from a holder that is stopped at a gate, and from the others
+// from then on.
+func (n *node) outlives(w Want, g *gate, first *node) {
+	t := n.lab.t
+	t.Helper()
+	done := n.fetching(w)
 	<-g.reached
 	first.stop()
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
+}
+
+// The true list is in use, and the liar shows another one that fits its bytes: the
+// transfer goes on, and its end proves who lied.
+func TestBlame_TrueListInUse(t *testing.T) {
+	l := newLab(t)
+	first, liar, honest, c, log := l.three()
+	data := content(odd)
+	w := l.putAt(data, first, liar, honest)
+	g := newGate(4 * mib)
+	first.bend(&faulty{read: g.read})
+	liar.forges(w, otherBytes(data), nil)
+	c.outlives(w, g, first)
 	c.has(data)
 	c.convicts(log, liar, first, honest)
 	if n := c.got(); n != unitsOf(odd) {
@@ -198,24 +217,14 @@ func TestBlame_TrueListInUse(t *testing.T) {
 // is the same, so it is named, and told.
 func TestBlame_RotUnderATrueList(t *testing.T) {
 	l := newLab(t)
-	first, honest := l.start(), l.start()
-	rotten, told := l.start(), &lines{}
-	log := l.logged()
-	c := l.start()
+	first, rotten, honest, c, log := l.three()
+	told := &lines{}
 	data := content(odd)
-	w := first.put(data)
-	rotten.put(data)
-	honest.put(data)
-	l.held(first, rotten, honest)
+	w := l.putAt(data, first, rotten, honest)
 	g := newGate(4 * mib)
 	first.bend(&faulty{read: g.read})
 	rotten.bendLogged(&faulty{read: flipAt(0)}, told)
-	done := c.fetching(w)
-	<-g.reached
-	first.stop()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	c.outlives(w, g, first)
 	c.has(data)
 	c.convicts(log, rotten, first, honest)
 	if len(c.swarm.Disputes()) != 0 {
@@ -310,14 +319,9 @@ func TestBlame_AReceiverWithAnotherList(t *testing.T) {
 // nothing else can excuse what it sent.
 func TestBlame_AHolderThatShowsNoList(t *testing.T) {
 	l := newLab(t)
-	first, liar, honest := l.start(), l.start(), l.start()
-	log := l.logged()
-	c := l.start()
+	first, liar, honest, c, log := l.three()
 	data := content(odd)
-	w := first.put(data)
-	liar.put(data)
-	honest.put(data)
-	l.held(first, liar, honest)
+	w := l.putAt(data, first, liar, honest)
 	g, later := newGate(4*mib), newGate(6*mib)
 	first.bend(&faulty{read: g.read})
 	honest.bend(&faulty{read: later.read})

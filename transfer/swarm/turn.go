@@ -70,6 +70,7 @@ func (f *flight) reaim() {
 // aim is for what a fetcher wants the blob, as far as that says when it comes.
 type aim struct {
 	hurry bool
+	ahead bool // nobody asked for it yet: of no account beside one who did
 	order places.Order
 }
 
@@ -81,7 +82,6 @@ func (f *flight) wanted(w Want, by int) {
 	if !w.Ahead {
 		f.asks += by
 	}
-	f.shares(w.Limit, by)
 	o := w.Order
 	if o.At == 0 {
 		o.At = f.since.UnixNano()
@@ -89,19 +89,21 @@ func (f *flight) wanted(w Want, by int) {
 	if w.Ahead {
 		o.Priority = math.MaxInt
 	}
-	of := aim{w.Hurry, o}
+	of := aim{w.Hurry, w.Ahead, o}
 	if f.aims[of] += by; f.aims[of] <= 0 {
 		delete(f.aims, of)
 	}
+	ahead := f.asks == 0
+	if len(f.aims) > 0 && f.ahead.Swap(ahead) && !ahead {
+		f.wakeLanes(nil) // they stand aside no more
+	}
+	f.shares(w.Limit, by) // it wakes who waits for the opening: behind what says whether it stands aside
 	if len(f.aims) == 0 {
 		return // nobody fetches it any more: it keeps its last order
 	}
-	if ahead := f.asks == 0; f.ahead.Swap(ahead) && !ahead {
-		f.wakeLanes(nil) // they stand aside no more
-	}
 	hurry, first := f.hurries.Load() > 0, places.Last
 	for a := range f.aims {
-		if a.hurry == hurry && a.order.Before(first) {
+		if a.hurry == hurry && a.ahead == ahead && a.order.Before(first) {
 			first = a.order
 		}
 	}
