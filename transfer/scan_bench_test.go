@@ -38,6 +38,7 @@ const (
 type alone struct{ Exchange }
 
 func (alone) OnApplied(func(identity.ProjectID, catalog.Applied))              {}
+func (alone) OnPulled(func(identity.ProjectID))                                {}
 func (alone) OnPeers(func())                                                   {}
 func (alone) OnHolders(func())                                                 {}
 func (alone) OnExplain(func(identity.ProjectID, string, digest.Digest) string) {}
@@ -129,7 +130,7 @@ func fill(b *testing.B, c *catalog.Catalog, pid identity.ProjectID, n int) (lack
 	g.SetLimit(256) // they share a sync of the disk
 	put := func(d digest.Digest, size int64) {
 		g.Go(func() error {
-			return c.PutBlob(ctx, catalog.BlobRow{Digest: d, Size: size, Class: catalog.Placed}, nil, nil)
+			return c.PutBlob(ctx, catalog.BlobRow{Digest: d, Size: size, Class: catalog.Placed, For: pid}, nil, nil)
 		})
 	}
 	for i := range 2 * repositories {

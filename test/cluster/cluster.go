@@ -319,6 +319,21 @@ func (m *Mesh) WaitReady(t testing.TB, i int) {
 	})
 }
 
+// WaitVoters waits until n sites vote, as site i says.
+func (m *Mesh) WaitVoters(t testing.TB, i, n int) {
+	t.Helper()
+	Eventually(t, Patience, fmt.Sprintf("%d sites vote", n), func() error {
+		var s struct{ Voters []string }
+		if err := json.Unmarshal([]byte(m.Must(t, i, "status", "--json")), &s); err != nil {
+			return err
+		}
+		if len(s.Voters) != n {
+			return fmt.Errorf("%v vote", s.Voters)
+		}
+		return nil
+	})
+}
+
 // Get asks site i as the administrator.
 func (m *Mesh) Get(t testing.TB, i int, path string) (int, []byte, error) {
 	t.Helper()

@@ -21,11 +21,7 @@ const imageRounds = 4
 // TestLinearizable_OldImages puts the disks of voters back to what they were,
 // the leader's as well, while clients go on. Nothing that was answered is lost.
 func TestLinearizable_OldImages(t *testing.T) {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("seed %d", seed)
+	seed := chosenSeed(t)
 	rounds := imageRounds
 	if testing.Short() {
 		rounds = 2

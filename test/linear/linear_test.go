@@ -4,9 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -34,11 +32,7 @@ const checkFor = 2 * time.Minute
 func TestLinearizable(t *testing.T) {
 	for _, sites := range [][]string{{"ams", "fra", "sgp"}, {"ams", "fra", "sgp", "nyc", "tyo"}} {
 		t.Run(fmt.Sprintf("%d voters", len(sites)), func(t *testing.T) {
-			seed := *seedFlag
-			if seed == 0 {
-				seed = rand.Uint64()
-			}
-			t.Logf("seed %d", seed)
+			seed := chosenSeed(t)
 			length := *forFlag
 			if testing.Short() {
 				length = min(length, 4*time.Second)
@@ -64,11 +58,7 @@ func TestLinearizable(t *testing.T) {
 			if result == porcupine.Ok {
 				return
 			}
-			path := filepath.Join(os.TempDir(), fmt.Sprintf("portolan-linear-%d.html", seed))
-			if err := porcupine.VisualizePath(model, info, path); err != nil {
-				t.Error(err)
-			}
-			t.Errorf("the history is %s: seed %d, shown in %s", result, seed, path)
+			show(t, model, result, info, "linear", seed)
 		})
 	}
 }

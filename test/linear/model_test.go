@@ -2,7 +2,9 @@ package linear
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 
 	"github.com/anishathalye/porcupine"
 )
@@ -37,20 +39,20 @@ type object struct {
 	version uint64
 }
 
+// partition parts a history by what its calls are about.
+func partition[K comparable](history []porcupine.Operation, about func(porcupine.Operation) K) [][]porcupine.Operation {
+	of := make(map[K][]porcupine.Operation)
+	for _, op := range history {
+		of[about(op)] = append(of[about(op)], op)
+	}
+	return slices.Collect(maps.Values(of))
+}
+
 // model is a map of objects, each by itself. The initial value is given by the
 // object's first row: version 1, no comment.
 var model = porcupine.Model{
 	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
-		of := make(map[int64][]porcupine.Operation)
-		for _, op := range history {
-			id := op.Input.(call).object
-			of[id] = append(of[id], op)
-		}
-		out := make([][]porcupine.Operation, 0, len(of))
-		for _, ops := range of {
-			out = append(out, ops)
-		}
-		return out
+		return partition(history, func(op porcupine.Operation) int64 { return op.Input.(call).object })
 	},
 	Init: func() any { return object{version: 1} },
 	Step: func(state, in, out any) (bool, any) {

@@ -8,8 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"os"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
@@ -151,11 +149,7 @@ func (p *paused) leads(ctx context.Context) int {
 // on as if nothing had been: with requests in its hands, leases that ended long
 // ago, and a clock that jumped. None of them answers a strict read from the past.
 func TestLinearizable_Paused(t *testing.T) {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("seed %d", seed)
+	seed := chosenSeed(t)
 	length := 2 * *forFlag
 	if testing.Short() {
 		length = min(length, 8*time.Second)
@@ -220,9 +214,5 @@ func TestLinearizable_Paused(t *testing.T) {
 	if result == porcupine.Ok {
 		return
 	}
-	path := filepath.Join(os.TempDir(), fmt.Sprintf("portolan-paused-%d.html", seed))
-	if err := porcupine.VisualizePath(model, info, path); err != nil {
-		t.Error(err)
-	}
-	t.Errorf("the history is %s: seed %d, shown in %s", result, seed, path)
+	show(t, model, result, info, "paused", seed)
 }

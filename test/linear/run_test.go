@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -64,8 +66,13 @@ func newWorld(t *testing.T, sites ...string) *world {
 }
 
 func (w *world) note(client int, c call, a answer, from time.Time) {
+	w.record(client, c, a, a.unknown, from)
+}
+
+// record adds a call to the history; unknown: it may have been made at any time since.
+func (w *world) record(client int, c, a any, unknown bool, from time.Time) {
 	end := time.Since(w.start).Nanoseconds()
-	if a.unknown {
+	if unknown {
 		end = never
 	}
 	w.mu.Lock()
@@ -146,4 +153,25 @@ func (w *world) run(length time.Duration, seed uint64) {
 // check looks for an order that explains the history.
 func check(history []porcupine.Operation, within time.Duration) (porcupine.CheckResult, porcupine.LinearizationInfo) {
 	return porcupine.CheckOperationsVerbose(model, history, within)
+}
+
+// chosenSeed is the seed of a run, which it tells: that of -seed, or any.
+func chosenSeed(t *testing.T) uint64 {
+	t.Helper()
+	seed := *seedFlag
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("seed %d", seed)
+	return seed
+}
+
+// show fails the test, and draws the history that is not linearizable.
+func show(t *testing.T, m porcupine.Model, result porcupine.CheckResult, info porcupine.LinearizationInfo, name string, seed uint64) {
+	t.Helper()
+	path := filepath.Join(os.TempDir(), fmt.Sprintf("portolan-%s-%d.html", name, seed))
+	if err := porcupine.VisualizePath(m, info, path); err != nil {
+		t.Error(err)
+	}
+	t.Errorf("the history is %s: seed %d, shown in %s", result, seed, path)
 }

@@ -37,16 +37,7 @@ type tagAnswer struct {
 // history: what a push left behind that was answered so would be read as a value that nobody wrote.
 var tagModel = porcupine.Model{
 	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
-		of := make(map[string][]porcupine.Operation)
-		for _, op := range history {
-			tag := op.Input.(tagCall).tag
-			of[tag] = append(of[tag], op)
-		}
-		out := make([][]porcupine.Operation, 0, len(of))
-		for _, ops := range of {
-			out = append(out, ops)
-		}
-		return out
+		return partition(history, func(op porcupine.Operation) string { return op.Input.(tagCall).tag })
 	},
 	Init: func() any { return "" },
 	Step: func(state, in, out any) (bool, any) {

@@ -4,13 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"os"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
@@ -115,13 +112,7 @@ func (p *tagged) do(ctx context.Context, client, i int, c tagCall, body []byte) 
 }
 
 func (p *tagged) noteTag(client int, c tagCall, a tagAnswer, from time.Time) {
-	end := time.Since(p.start).Nanoseconds()
-	if a.unknown {
-		end = never
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.history = append(p.history, porcupine.Operation{ClientId: client, Input: c, Call: from.Sub(p.start).Nanoseconds(), Output: a, Return: end})
+	p.record(client, c, a, a.unknown, from)
 }
 
 // here is what a tag says at site i without asking the others: what somebody there
@@ -192,13 +183,7 @@ func (p *tagged) breakIt(ctx context.Context, rng *rand.Rand) (kills, pauses int
 // all sites.
 func (p *tagged) prepare() {
 	t := p.t
-	cluster.Eventually(t, cluster.Patience, "three sites vote", func() error {
-		var s struct{ Voters []string }
-		if err := json.Unmarshal([]byte(p.mesh.Must(t, 0, "status", "--json")), &s); err != nil || len(s.Voters) != 3 {
-			return fmt.Errorf("%v vote, %w", s.Voters, err)
-		}
-		return nil
-	})
+	p.mesh.WaitVoters(t, 0, 3)
 	p.mesh.Must(t, 0, "project", "create", "prod", "--tags", "strong")
 	for i := range p.mesh.Sites {
 		for _, b := range []string{tagConfig, tagLayer} {
@@ -218,11 +203,7 @@ func (p *tagged) prepare() {
 // reads of strong tags, with and without conditions, while the leader is killed and
 // restarted and a site stands still. All that was answered is of one order.
 func TestLinearizable_StrongTags(t *testing.T) {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("seed %d", seed)
+	seed := chosenSeed(t)
 	length := *forFlag
 	if testing.Short() {
 		length = min(length, 8*time.Second)
@@ -262,11 +243,7 @@ func TestLinearizable_StrongTags(t *testing.T) {
 	if result == porcupine.Ok {
 		return
 	}
-	path := filepath.Join(os.TempDir(), fmt.Sprintf("portolan-tags-%d.html", seed))
-	if err := porcupine.VisualizePath(tagModel, info, path); err != nil {
-		t.Error(err)
-	}
-	t.Errorf("the history is %s: seed %d, shown in %s", result, seed, path)
+	show(t, tagModel, result, info, "tags", seed)
 }
 
 // TestTagChecker_Knows the difference, on histories by hand.

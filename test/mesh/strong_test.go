@@ -102,13 +102,7 @@ func unavailable(a answer, words ...string) error {
 // TestStrong_RealMesh: three processes, a project with strong tags.
 func TestStrong_RealMesh(t *testing.T) {
 	m := mesh{cluster.StartDev(t, 3)}
-	cluster.Eventually(t, cluster.Patience, "three sites vote", func() error {
-		var s struct{ Voters []string }
-		if err := json.Unmarshal([]byte(m.Must(t, 0, "status", "--json")), &s); err != nil || len(s.Voters) != 3 {
-			return fmt.Errorf("%v vote, %s", s.Voters, fmt.Sprint(err))
-		}
-		return nil
-	})
+	m.WaitVoters(t, 0, 3)
 	m.Must(t, 1, "project", "create", "prod", "--tags", "strong")
 	restart := func(i int) { m.RestartSite(t, i) } // a process lives as long as the test that started it
 	strict := func(i int, tag, want string) {
@@ -262,50 +256,20 @@ func TestStrong_RealMesh(t *testing.T) {
 	})
 	t.Run("to eventual and back while it is pushed to", func(t *testing.T) {
 		for _, mode := range []string{"eventual", "strong"} {
-			got := make([]map[string]string, len(m.Sites))
-			stop := make(chan struct{})
-			var wg sync.WaitGroup
-			for i := range m.Sites {
-				got[i] = map[string]string{}
-				wg.Go(func() {
-					for k := 0; ; k++ {
-						select {
-						case <-stop:
-							return
-						default:
-						}
-						tag := fmt.Sprintf("site%d-%d", i, k%5)
-						a, err := m.put(t, i, "prod/moving", tag, fmt.Sprint(mode, i, k), nil)
-						switch {
-						case err != nil:
-							t.Error(err)
-							return
-						case a.status == http.StatusCreated:
-							got[i][tag] = a.digest
-						case a.status != http.StatusServiceUnavailable:
-							t.Errorf("%d %s", a.status, a.body)
-							return
-						}
-					}
-				})
-			}
+			end := m.pushing(t, "prod/moving", mode, 0, 1, 2)
 			m.Must(t, 1, "project", "tags", "prod", mode, "--wait")
 			for i := range m.Sites {
 				m.mustPut(t, i, "prod/moving", fmt.Sprint("after-", i), fmt.Sprint(mode, i))
 			}
-			close(stop)
-			wg.Wait()
-			for i, tags := range got {
-				for tag, want := range tags {
-					for k := range m.Sites {
-						cluster.Eventually(t, cluster.Patience, tag+" is everywhere", func() error {
-							d, err := m.says(t, k, "prod/moving", tag, false)
-							if err == nil && d != want {
-								err = fmt.Errorf("%s of %s is %q at %s, answered was %q", tag, m.Sites[i].Name, d, m.Sites[k].Name, want)
-							}
-							return err
-						})
-					}
+			for tag, want := range end() {
+				for k := range m.Sites {
+					cluster.Eventually(t, cluster.Patience, tag+" is everywhere", func() error {
+						d, err := m.says(t, k, "prod/moving", tag, false)
+						if err == nil && want.last != "" && d != want.last {
+							err = fmt.Errorf("%s is %q at %s, answered was %q", tag, d, m.Sites[k].Name, want.last)
+						}
+						return err
+					})
 				}
 			}
 		}

@@ -56,6 +56,9 @@ func run(t *testing.T, test func(b *bed)) {
 	})
 }
 
+// pass moves the bubble's clock on: nothing of it takes time.
+func pass(d time.Duration) { <-time.After(d) }
+
 func (b *bed) ManifestWithRefs(pid identity.ProjectID, repo string, d digest.Digest) (catalog.ManifestInfo, []catalog.Ref, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -223,10 +226,10 @@ func TestSiblings_NotTwiceWithinAWhile(t *testing.T) {
 		b.wants("two")
 		b.comes("two", errors.New("no"))
 		b.wants("")
-		time.Sleep(notAgain - time.Second)
+		pass(notAgain - time.Second)
 		b.get("user:dev", "app", "one")()
 		b.wants("")
-		time.Sleep(time.Second)
+		pass(time.Second)
 		b.get("user:dev", "app", "one")()
 		b.wants("two")
 	})
@@ -237,16 +240,16 @@ func TestSiblings_EndsWhenTheClientsLeft(t *testing.T) {
 		b.push("app", "m", "one two three four")
 		b.Served(b.pid, "app", named("m"))
 		first := b.get("user:dev", "app", "one")
-		time.Sleep(3 * goneAfter) // one blob may take long
+		pass(3 * goneAfter) // one blob may take long
 		first()
 		first() // twice is as good as once
-		time.Sleep(goneAfter - time.Second)
+		pass(goneAfter - time.Second)
 		b.wants("two three")
 		here := Ask{Subject: "user:dev", PID: b.pid, Repo: "app", Digest: named("one")}
 		b.Asked(here)() // a client that is still there
-		time.Sleep(goneAfter - time.Second)
+		pass(goneAfter - time.Second)
 		b.wants("two three")
-		time.Sleep(time.Second)
+		pass(time.Second)
 		b.wants("")
 		if len(b.underWay()) != 0 || b.counts(blobGivenUp) != 2 || len(b.asked) != 2 {
 			t.Errorf("under way %v, given up %v, asked for %d", b.underWay(), b.counts(blobGivenUp), len(b.asked))
