@@ -7,10 +7,12 @@ import (
 
 // held is what a flight may ask for under a Limit. flight.mu guards it.
 type held struct {
-	place *place // nil: it does not wait
-	by    *Limit // who granted what is left
-	left  int64  // bytes that were granted and not asked for yet
-	timer *time.Timer
+	place  *place // nil: it does not wait
+	by     *Limit // who granted what is left
+	got    place  // the last that was granted
+	left   int64  // bytes that were granted and not asked for yet
+	opened int64  // bytes that its first request asks for, see awaitOpening
+	timer  *time.Timer
 }
 
 // shares counts a fetcher's limit in (by 1) or out (by -1); nil: it has none.
@@ -86,22 +88,27 @@ func (f *flight) granted(l *Limit, n int64, now time.Time) int64 {
 		return 0
 	}
 	h.left += h.place.n
-	h.place = nil
+	h.got, h.place = *h.place, nil
 	return h.left
 }
 
 // letBack gives back what was granted and not asked for; mu is held. A place in
-// line is paid for already, so it is given back as well.
+// line is paid for already, so it is given back as well; and so is the first request
+// of a flight that nobody answered with content: holders that are away cost a rule
+// nothing.
 func (f *flight) letBack() {
 	h := &f.held
 	if h.timer != nil {
 		h.timer.Stop()
 	}
-	if h.place != nil && h.place.stands() {
-		h.left += h.place.n
+	if h.place != nil {
+		h.place.giveBack(h.place.n)
 	}
-	if h.by != nil && h.left > 0 {
-		h.by.giveBack(h.left)
+	if f.last.IsZero() {
+		h.left += h.opened
+	}
+	if h.left > 0 {
+		h.got.giveBack(h.left)
 	}
 	*h = held{}
 }
@@ -121,7 +128,7 @@ func (f *flight) awaitOpening() error {
 		}
 		news := l.news()
 		if f.granted(l, f.layout.size, time.Now()) > 0 {
-			f.held.left = 0
+			f.held.left, f.held.opened = 0, f.layout.size
 			f.mu.Unlock()
 			return nil
 		}

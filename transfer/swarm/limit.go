@@ -4,8 +4,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/portolan/portolan/node/store/units"
 )
 
@@ -16,28 +14,38 @@ const limitBurst = 250 * time.Millisecond
 // Limit holds back blobs that share a bandwidth into this node: all flights
 // whose Wants name it. They stand in one line, a unit at a time, so that each
 // gets its share. Its zero value is not usable; it is safe for concurrent use.
+//
+// The line is a generic cell rate algorithm (ITU-T I.371): one time, up to which all
+// that was granted is paid for. What is given back moves that time back by as much,
+// also from the middle of the line, which a reservation of x/time/rate can't.
 type Limit struct {
 	mu      sync.Mutex
 	bits    uint64        // a second; 0: nothing is held back
-	line    *rate.Limiter // nil: bits is 0
-	spare   int64         // bytes that were granted and not asked for
+	paid    time.Time     // that all grants are paid for at the rate; what passed since is saved up
+	line    *line         // the one that places are in
 	changed chan struct{} // closed by the next Set that changes something
 }
 
+// line is a Limit's line between two changes of its rate.
+type line struct{ _ byte }
+
 // NewLimit makes a Limit of so many bits a second; 0: no limit.
 func NewLimit(bits uint64) *Limit {
-	l := &Limit{changed: make(chan struct{})}
-	l.bits, l.line = bits, lineOf(bits)
-	return l
+	return &Limit{bits: bits, line: &line{}, changed: make(chan struct{})}
 }
 
-// lineOf makes a full bucket: the larger of a unit and limitBurst.
-func lineOf(bits uint64) *rate.Limiter {
-	if bits == 0 {
-		return nil
+// takes is how long n bytes take at the rate, which is not 0; mu is held.
+func (l *Limit) takes(n int64) time.Duration {
+	return time.Duration(float64(n) * 8 / float64(l.bits) * float64(time.Second))
+}
+
+// from is the time up to which all is paid for, with no more saved up than the larger
+// of a unit and limitBurst; mu is held, and the rate is not 0.
+func (l *Limit) from(now time.Time) time.Time {
+	if most := now.Add(-max(limitBurst, l.takes(units.Unit))); l.paid.Before(most) {
+		return most
 	}
-	bytes := float64(bits) / 8
-	return rate.NewLimiter(rate.Limit(bytes), int(max(float64(units.Unit), bytes*limitBurst.Seconds())))
+	return l.paid
 }
 
 // Set changes the rate, also for those that wait: they line up again. What was
@@ -50,10 +58,7 @@ func (l *Limit) setAt(bits uint64, now time.Time) {
 	if bits == l.bits {
 		return
 	}
-	l.bits, l.line, l.spare = bits, lineOf(bits), 0
-	if l.line != nil {
-		l.line.AllowN(now, l.line.Burst())
-	}
+	l.bits, l.paid, l.line = bits, now, &line{}
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
@@ -68,27 +73,23 @@ func (l *Limit) Bits() uint64 {
 // place is a place in a Limit's line: from at on, n bytes may be asked for.
 type place struct {
 	limit *Limit
-	line  *rate.Limiter
+	line  *line
 	at    time.Time
 	n     int64
 }
 
-// queue lines up for n bytes.
+// queue lines up for n bytes, which may be more than is ever saved up.
 func (l *Limit) queue(n int64, now time.Time) place {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := place{limit: l, line: l.line, at: now, n: n}
-	if l.line == nil {
+	if l.bits == 0 {
 		return p
 	}
-	used := min(l.spare, n)
-	l.spare -= used
-	n -= used
-	// A unit of the largest blobs may be more than what is saved up.
-	if int64(l.line.Burst()) < n {
-		l.line.SetBurstAt(now, int(n))
+	l.paid = l.from(now).Add(l.takes(n))
+	if l.paid.After(now) {
+		p.at = l.paid
 	}
-	p.at = now.Add(l.line.ReserveN(now, int(n)).DelayFrom(now))
 	return p
 }
 
@@ -96,15 +97,25 @@ func (l *Limit) queue(n int64, now time.Time) place {
 func (l *Limit) more(n int64, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.line == nil || l.line.AllowN(now, int(n))
+	if l.bits == 0 {
+		return true
+	}
+	paid := l.from(now).Add(l.takes(n))
+	if paid.After(now) {
+		return false
+	}
+	l.paid = paid
+	return true
 }
 
-// giveBack returns bytes that were granted and are not asked for.
-func (l *Limit) giveBack(n int64) {
+// giveBack returns bytes of a place that were not asked for. Those of a place before
+// the last change of the rate are nobody's.
+func (p place) giveBack(n int64) {
+	l := p.limit
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.line != nil {
-		l.spare = min(l.spare+n, int64(l.line.Burst()))
+	if p.line == l.line && l.bits > 0 {
+		l.paid = l.paid.Add(-l.takes(n))
 	}
 }
 

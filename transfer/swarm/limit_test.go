@@ -2,11 +2,13 @@ package swarm
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/units"
 )
 
@@ -75,13 +77,65 @@ func TestLimit_SetIsNoWayAroundIt(t *testing.T) {
 
 func TestLimit_WhatIsGivenBackIsTakenFirst(t *testing.T) {
 	l, now := NewLimit(8_000_000), time.Now()
-	l.queue(units.Unit, now)
-	l.giveBack(units.Unit / 2)
+	p := l.queue(units.Unit, now)
+	p.giveBack(units.Unit / 2)
 	if p := l.queue(units.Unit/2, now); p.at.After(now) {
 		t.Error("what was given back is lost")
 	}
 	if p := l.queue(1000, now); !p.at.After(now) {
 		t.Error("it was given twice")
+	}
+	l.setAt(16_000_000, now)
+	p.giveBack(units.Unit / 2)
+	if l.more(1, now) {
+		t.Error("what was granted under another rate was given back")
+	}
+}
+
+// Places in the line that nobody comes for hold up nobody, however many they are, and
+// let nobody have more than the rate.
+func TestLimit_WhoLeavesTheLineTakesNoTime(t *testing.T) {
+	l, now := NewLimit(8_000_000), time.Now()
+	l.queue(units.Unit, now) // what was saved up
+	var left []place
+	for range 64 {
+		left = append(left, l.queue(units.Unit, now))
+	}
+	for _, p := range left {
+		p.giveBack(p.n)
+	}
+	for i := 1; i <= 3; i++ {
+		want := time.Duration(i) * l.takes(units.Unit)
+		if wait := l.queue(units.Unit, now).at.Sub(now); (wait - want).Abs() > time.Microsecond {
+			t.Errorf("unit %d waits %s, want %s", i, wait, want)
+		}
+	}
+}
+
+// A rule's rate is for what comes: fetches whose holders are away take none of it.
+func TestFetch_HoldersThatAreAwayTakeNoRate(t *testing.T) {
+	l := newLab(t)
+	source, n := l.start(), l.start()
+	l.held(source)
+	const size = 200 << 10
+	limit, now := NewLimit(8_000), time.Now() // a kilobyte a second
+	limit.queue(units.Unit, now)              // what was saved up
+	one := limit.queue(size, now)
+	one.giveBack(2 * size) // there is enough for one of them, all the time
+	var wants []Want
+	for range 3 {
+		w := source.put(content(size))
+		w.Limit = limit
+		wants = append(wants, w)
+	}
+	source.stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // a second one would wait for minutes
+	defer cancel()
+	for _, w := range wants {
+		var u *store.Unreachable
+		if err := n.swarm.Fetch(ctx, w); !errors.As(err, &u) {
+			t.Fatalf("%v, want that its holder is unreachable", err)
+		}
 	}
 }
 
