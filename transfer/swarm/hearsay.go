@@ -275,6 +275,7 @@ type Suspect struct {
 	Since  time.Time     // of the first
 	At     time.Time     // of the last
 	Why    string        // what it sent the last time
+	forged bool          // it signed a list that was proven to be false
 }
 
 // suspects are the peers that sent what is not a blob's since the start.
@@ -286,18 +287,42 @@ type suspects struct {
 func (s *suspects) add(node identity.NodeID, d digest.Digest, why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.note(node, d, why)
+}
+
+// note is add; mu is held.
+func (s *suspects) note(node identity.NodeID, d digest.Digest, why string) (x Suspect, noted bool) {
 	if s.m == nil {
 		s.m = map[identity.NodeID]Suspect{}
 	}
 	x, known := s.m[node]
 	if !known && len(s.m) >= maxSuspects {
-		return
+		return x, false
 	}
-	now := time.Now()
+	x.Node, x.Digest, x.At, x.Why = node, d, time.Now(), why
+	x.Blobs++
 	if !known {
-		x.Since = now
+		x.Since = x.At
 	}
-	s.m[node] = Suspect{Node: node, Blobs: x.Blobs + 1, Digest: d, Since: x.Since, At: now, Why: why}
+	s.m[node] = x
+	return x, true
+}
+
+// signedFalsely adds who signed a list that is not the blob's.
+func (s *suspects) signedFalsely(node identity.NodeID, d digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if x, noted := s.note(node, d, "a signature on a unit list that is not the blob's"); noted {
+		x.forged = true
+		s.m[node] = x
+	}
+}
+
+// forges says whether a node signed a false list before.
+func (s *suspects) forges(node identity.NodeID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.m[node].forged
 }
 
 // Suspects lists the peers that sent what is not a blob's, the last first.

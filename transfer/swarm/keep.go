@@ -55,7 +55,7 @@ func (f *flight) open(c candidate, record, list []byte) error {
 		return f.blameList(c.node, err)
 	}
 	f.s.witness(rec)
-	if f.s.isBadRoot(rec.Root) || f.s.roots.passOver(f.digest, rec.Root, time.Now()) {
+	if f.s.isBadRoot(rec.Root) || f.s.roots.passOver(rec, f.s.suspects.forges(rec.Signer), time.Now()) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.strikes[c.node] = maxStrikes
@@ -73,6 +73,7 @@ func (f *flight) open(c candidate, record, list []byte) error {
 			return fmt.Errorf("%w: %w", errLocal, err)
 		}
 		v = p
+		f.s.roots.begins(f.digest, rec.Root, time.Now())
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

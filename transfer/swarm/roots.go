@@ -23,6 +23,9 @@ const (
 	// passOverFor is how long a list that could not be brought to its end is left for
 	// one that has failed less often.
 	passOverFor = time.Minute
+	// forgerWaits is how long the list of a node that signed a false one before is left
+	// for the one that units are here of: for so long holders of that may be away.
+	forgerWaits = time.Hour
 )
 
 // Root is what one node signed about a blob.
@@ -54,6 +57,8 @@ type claims struct {
 	records []units.Record // one of each signer and root
 	tries   map[[32]byte]tries
 	proven  *[32]byte // the blob came whole under this one
+	begun   *[32]byte // units are here that came under this one
+	at      time.Time // the last flight began that took it up
 }
 
 // tries are those under a list that did not bring the blob whole.
@@ -142,6 +147,14 @@ func (r *roots) disputed(d digest.Digest) bool {
 	return c != nil && slices.ContainsFunc(c.records, func(o units.Record) bool { return o.Root != c.records[0].Root })
 }
 
+// begins notes the list that the units of a blob are kept under.
+func (r *roots) begins(d digest.Digest, root [32]byte, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.of(d)
+	c.begun, c.at = &root, now
+}
+
 // failed notes that a blob could not be brought whole under a list, and that another
 // one is there.
 func (r *roots) failed(d digest.Digest, root [32]byte, now time.Time) {
@@ -149,18 +162,23 @@ func (r *roots) failed(d digest.Digest, root [32]byte, now time.Time) {
 	defer r.mu.Unlock()
 	c := r.of(d)
 	c.tries[root] = tries{c.tries[root].failed + 1, now}
+	c.begun = nil // what came under it is thrown away
 }
 
-// passOver says whether a list is to be left for another one: it failed lately, and
-// there is one that failed less often. So each has its turn, whoever answers first.
-func (r *roots) passOver(d digest.Digest, root [32]byte, now time.Time) bool {
+// passOver says whether a list is to be left for another one. It failed lately, and
+// there is one that failed less often: so each has its turn, whoever answers first. Or
+// its signer is known to forge, and units are here that came under another one.
+func (r *roots) passOver(rec units.Record, forger bool, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c := r.blobs[d]
+	c := r.blobs[rec.Digest]
 	if c == nil || c.proven != nil {
 		return false // others than the proven one are known to be false, see falseList
 	}
-	mine := c.tries[root]
+	if forger && c.begun != nil && *c.begun != rec.Root && now.Sub(c.at) < forgerWaits {
+		return true
+	}
+	mine := c.tries[rec.Root]
 	return mine.failed > 0 && now.Sub(mine.at) < passOverFor && slices.ContainsFunc(c.records, func(o units.Record) bool {
 		return c.tries[o.Root].failed < mine.failed
 	})
@@ -202,7 +220,7 @@ func (s *Swarm) provenBy(rec units.Record) {
 // falseList names the signer of a list that is not the blob's. It is not used again.
 func (s *Swarm) falseList(rec units.Record) {
 	s.addBadRoot(rec.Root)
-	s.suspects.add(rec.Signer, rec.Digest, "a signature on a unit list that is not the blob's")
+	s.suspects.signedFalsely(rec.Signer, rec.Digest)
 	s.metrics.badLists.WithLabelValues(rec.Signer.String()).Inc()
 	s.log.Error("a node signed a unit list that is not the blob's, which came whole under another one: have the node checked", "digest", rec.Digest,
 		"node", rec.Signer, "site", s.site(rec.Signer), "root", hex.EncodeToString(rec.Root[:]))

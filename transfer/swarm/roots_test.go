@@ -81,7 +81,7 @@ func TestRoots_EachListHasItsTurn(t *testing.T) {
 	d, now := digest.FromString("blob"), time.Now()
 	var r roots
 	root := func(b byte) [32]byte { return [32]byte{b} }
-	over := func(b byte) bool { return r.passOver(d, root(b), now) }
+	over := func(b byte) bool { return r.passOver(record(d, b, b), false, now) }
 	r.see(record(d, 1, 1), now)
 	if r.failed(d, root(1), now); over(1) {
 		t.Error("the only list is passed over")
@@ -98,6 +98,27 @@ func TestRoots_EachListHasItsTurn(t *testing.T) {
 	}
 	if now = now.Add(passOverFor); over(1) {
 		t.Error("a list is passed over for ever")
+	}
+}
+
+func TestRoots_WhatCameIsNotLeftForAForger(t *testing.T) {
+	d, now := digest.FromString("blob"), time.Now()
+	var r roots
+	honest, forged := record(d, 1, 1), record(d, 2, 2)
+	r.see(honest, now)
+	r.see(forged, now)
+	if r.passOver(forged, true, now) {
+		t.Error("a forger's list is passed over though nothing is here")
+	}
+	r.begins(d, honest.Root, now)
+	if !r.passOver(forged, true, now) || r.passOver(forged, false, now) || r.passOver(honest, true, now) {
+		t.Error("not the forger's list alone is passed over")
+	}
+	if r.passOver(forged, true, now.Add(forgerWaits)) {
+		t.Error("it is passed over for ever")
+	}
+	if r.failed(d, honest.Root, now); r.passOver(forged, true, now) {
+		t.Error("it is passed over for what was thrown away")
 	}
 }
 

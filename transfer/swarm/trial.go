@@ -213,7 +213,8 @@ func (l *lane) tried(got received) error {
 	if errors.Is(fits, units.ErrUnavailable) {
 		return l.untried()
 	}
-	known := f.s.isBadRoot(rec.Root) // to be false: it speaks against no other
+	// Known to be false, or by a signer whose word was: it speaks against no other.
+	known := f.s.isBadRoot(rec.Root) || f.s.suspects.forges(rec.Signer)
 	f.mu.Lock()
 	ch := f.charged(l.candidate)
 	ch.root, l.trial = &rec.Root, nil

@@ -3,6 +3,7 @@ package swarm
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/units"
 )
 
@@ -210,6 +212,48 @@ func TestBlame_TrueListInUse(t *testing.T) {
 	c.convicts(log, liar, first, honest)
 	if n := c.got(); n != unitsOf(odd) {
 		t.Errorf("%d units for a blob of %d: what came under the true list was thrown away", n, unitsOf(odd))
+	}
+}
+
+// A liar that is the only holder left throws nothing away, if it was found out before:
+// what came under the honest one's list waits for that one.
+func TestBlame_AKnownLiarIsNoRival(t *testing.T) {
+	l := newLab(t)
+	l.stall = 3 * time.Second
+	honest, liar := l.start(), l.start()
+	c := l.start()
+	first := content(odd)
+	w := l.putAt(first, liar, honest)
+	liar.forges(w, otherBytes(first), nil)
+	if err := c.swarm.Fetch(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+	before := c.got()
+	for _, n := range []**node{&honest, &liar} { // with new streams, which what is bent serves
+		(*n).stop()
+		*n = l.startIn((*n).dir)
+	}
+	data := content(odd + 1)
+	w = l.putAt(data, honest, liar)
+	g := newGate(4 * mib)
+	honest.bend(&faulty{read: g.read})
+	liar.forges(w, otherBytes(data), nil)
+	done := c.fetching(w)
+	select {
+	case <-g.reached:
+	case err := <-done:
+		t.Fatalf("%v, before the holder was stopped", err)
+	}
+	honest.stop()
+	var u *store.Unreachable
+	if err := <-done; !errors.As(err, &u) {
+		t.Fatalf("%v, want that a holder is unreachable", err)
+	}
+	l.startIn(honest.dir)
+	eventually(t, "its holder is back", func() bool { return c.swarm.Fetch(t.Context(), w) == nil })
+	c.has(data)
+	if n := c.got() - before; n != unitsOf(odd+1) {
+		t.Errorf("%d units for a blob of %d: what came under the true list was thrown away", n, unitsOf(odd+1))
 	}
 }
 
