@@ -307,6 +307,7 @@ func (f *flight) several() bool {
 func (f *flight) finished() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.resync()
 	return f.complete && (f.sched.left == 0 || f.over)
 }
 
@@ -322,15 +323,28 @@ func (f *flight) standing() []int {
 	return slices.Compact(at)
 }
 
-// resync takes over what a window has: it lets go of what its reader leaves
-// behind, and a reader may turn back. mu is held.
+// resync takes over what a window has, and what it has room for: it lets go of what
+// its reader leaves behind, and a reader may turn back. mu is held.
 func (f *flight) resync() {
+	w, passing := f.vessel.(*window)
+	if !passing {
+		return
+	}
+	f.sched.from, f.sched.until = w.wants()
 	for i := range f.sched.n {
-		if f.vessel == nil || !f.vessel.Has(i) {
+		if !w.Has(i) {
 			f.sched.miss(i)
 		} else if !f.sched.have.has(i) {
 			f.sched.got(i, identity.NodeID{})
 		}
+	}
+}
+
+// follow moves the window of a flight that passes through to its reader's unit: there
+// is room for others then, which are asked for.
+func (f *flight) follow(w *window, i int) {
+	if w.move(i) {
+		f.wakeLanes(nil)
 	}
 }
 
