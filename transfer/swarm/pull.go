@@ -1,14 +1,12 @@
 package swarm
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/portolan/portolan/node/identity"
-	"github.com/portolan/portolan/node/store/units"
 )
 
 const (
@@ -372,20 +370,4 @@ func (f *flight) blameList(node identity.NodeID, err error) error {
 	f.s.metrics.badLists.WithLabelValues(node.String()).Inc()
 	f.s.log.Warn("peer sent a record or list that is refused", "digest", f.digest, "node", node, "site", f.s.site(node), "error", err)
 	return fmt.Errorf("%w: %w", errBad, err)
-}
-
-// buffer gives room for one unit between network and disk, within bufferBytes
-// over all flights; the caller gives it back with free.
-func (s *Swarm) buffer(ctx context.Context, n int64) (b []byte, free func(), err error) {
-	if err := s.buffers.Acquire(ctx, n); err != nil {
-		return nil, nil, err
-	}
-	if n != units.Unit { // the short and the huge are few
-		return make([]byte, n), func() { s.buffers.Release(n) }, nil
-	}
-	p := s.unitPool.Get().(*[]byte)
-	return *p, func() {
-		s.unitPool.Put(p)
-		s.buffers.Release(n)
-	}, nil
 }
