@@ -114,7 +114,7 @@ func (b *batch) receive(ctx context.Context, from *batchReader, in *bufio.Reader
 		return fmt.Errorf("%w: %d bytes of unit %d of a blob of %d", errProtocol, a.UnitBytes, a.Unit, p.size)
 	}
 	// Room for it is this node's own time: no deadline runs.
-	data, free, err := b.s.buffer(ctx, p.size)
+	data, free, err := b.s.buffers.take(ctx, p.size, need{}) // of rules, as its bytes are
 	if err != nil {
 		return err
 	}

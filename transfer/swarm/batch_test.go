@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
@@ -286,7 +285,7 @@ func FuzzBatch(f *testing.F) {
 	f.Add(slices.Concat(answer(3, content(700)), answer(3, content(700))))
 	f.Add(answer(2, content(4000)))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		s := &Swarm{pipes: newPipes(), buffers: semaphore.NewWeighted(bufferBytes)}
+		s := &Swarm{pipes: newPipes(), buffers: newBuffers()}
 		s.metrics = newMetrics(s)
 		ss := &session{}
 		b := &batch{s: s, ss: ss, waiter: waiter{wake: make(chan struct{}, 1)}, sent: make(chan struct{}, 1)}
@@ -321,7 +320,7 @@ func FuzzBatch(f *testing.F) {
 			default:
 			}
 		}
-		if s.pipes.flying() != 0 || !s.buffers.TryAcquire(bufferBytes) {
+		if s.pipes.flying() != 0 || !s.buffers.unused() {
 			t.Fatal("room was not given back")
 		}
 	})

@@ -36,7 +36,7 @@ func (s *schedule) choose(p *supplier, room int, now time.Time, readers []int) (
 }
 
 func (s *schedule) missing(p *supplier, i int) bool {
-	return !s.have.has(i) && !s.air.has(i) && (p.whole || p.has.has(i))
+	return s.within(i) && !s.have.has(i) && !s.air.has(i) && (p.whole || p.has.has(i))
 }
 
 // run is how many units from i on can be asked for at once.
@@ -82,9 +82,8 @@ func (s *schedule) inOrder(p *supplier, readers []int) (int, bool) {
 func (s *schedule) ahead(f func(i int) bool) {
 	seen := 0
 	for w := range s.have {
-		for todo := ^(s.have[w] | s.air[w]); todo != 0; todo &= todo - 1 {
-			i := w*64 + bits.TrailingZeros64(todo)
-			if i >= s.n || !f(i) {
+		for todo := s.open(w) &^ (s.have[w] | s.air[w]); todo != 0; todo &= todo - 1 {
+			if !f(w*64 + bits.TrailingZeros64(todo)) {
 				return
 			}
 		}
@@ -161,7 +160,7 @@ func (s *schedule) endgame(p *supplier, now time.Time, readers []int) (order, bo
 	}
 	best, at := -1, now
 	for i, fs := range s.flying {
-		if s.have.has(i) || len(fs) != 1 || fs[0].from == p.node || !p.whole && !p.has.has(i) {
+		if !s.within(i) || s.have.has(i) || len(fs) != 1 || fs[0].from == p.node || !p.whole && !p.has.has(i) {
 			continue
 		}
 		slow := endgameMin

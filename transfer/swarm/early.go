@@ -307,7 +307,7 @@ func (r *reader) prove() (wait <-chan struct{}, err error) {
 		v, proven, poisoned := f.vessel, e.proven, f.poisoned
 		f.mu.Unlock()
 		if w, passing := v.(*window); passing {
-			w.move(e.unit)
+			f.follow(w, e.unit)
 		}
 		if proven {
 			r.owes = owing{}

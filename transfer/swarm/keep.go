@@ -67,7 +67,7 @@ func (f *flight) open(c candidate, record, list []byte) error {
 		p *store.Partial
 	)
 	if f.pass {
-		v = newWindow(f.ctx, rec, l)
+		v = newWindow(rec, l)
 	} else {
 		if p, err = f.s.keep(f.ctx, rec, l); err != nil {
 			return fmt.Errorf("%w: %w", errLocal, err)

@@ -228,9 +228,7 @@ func (l *lane) most() (unit int64, most int) {
 		f.s.pipes.forget(l.node, &l.waiter)
 		return 0, 0
 	}
-	if f.pass {
-		f.resync()
-	}
+	f.resync()
 	unit = f.layout.unitSize
 	most = min(maxRun, int(max(1, runBytes/unit)), int(max(1, inflightBytes/unit))-len(l.asked))
 	if most <= 0 || !f.sched.useful(l.node) {

@@ -31,7 +31,7 @@ func (l *lane) step(ctx context.Context, ss *session) error {
 	var buf []byte
 	if layout != nil && head.HasUnit {
 		here := f.ownTime()
-		b, free, err := f.s.buffer(ctx, min(layout.unitSize, max(layout.size, 1)))
+		b, free, err := f.s.buffers.take(ctx, min(layout.unitSize, max(layout.size, 1)), f.need(l.node))
 		here()
 		if err != nil {
 			return err

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/transfer/peer"
@@ -428,7 +427,7 @@ func anyBatch(t *testing.T, n int, waits func(id int) bool) (*batch, []*parcel) 
 }
 
 func testBatchSwarm() *Swarm {
-	s := &Swarm{pipes: newPipes(), buffers: semaphore.NewWeighted(bufferBytes), log: slog.New(slog.DiscardHandler)}
+	s := &Swarm{pipes: newPipes(), buffers: newBuffers(), log: slog.New(slog.DiscardHandler)}
 	s.metrics = newMetrics(s)
 	return s
 }

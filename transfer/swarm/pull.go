@@ -1,14 +1,12 @@
 package swarm
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/portolan/portolan/node/identity"
-	"github.com/portolan/portolan/node/store/units"
 )
 
 const (
@@ -307,6 +305,7 @@ func (f *flight) several() bool {
 func (f *flight) finished() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.resync()
 	return f.complete && (f.sched.left == 0 || f.over)
 }
 
@@ -322,15 +321,28 @@ func (f *flight) standing() []int {
 	return slices.Compact(at)
 }
 
-// resync takes over what a window has: it lets go of what its reader leaves
-// behind, and a reader may turn back. mu is held.
+// resync takes over what a window has, and what it has room for: it lets go of what
+// its reader leaves behind, and a reader may turn back. mu is held.
 func (f *flight) resync() {
+	w, passing := f.vessel.(*window)
+	if !passing {
+		return
+	}
+	f.sched.from, f.sched.until = w.wants()
 	for i := range f.sched.n {
-		if f.vessel == nil || !f.vessel.Has(i) {
+		if !w.Has(i) {
 			f.sched.miss(i)
 		} else if !f.sched.have.has(i) {
 			f.sched.got(i, identity.NodeID{})
 		}
+	}
+}
+
+// follow moves the window of a flight that passes through to its reader's unit: there
+// is room for others then, which are asked for.
+func (f *flight) follow(w *window, i int) {
+	if w.move(i) {
+		f.wakeLanes(nil)
 	}
 }
 
@@ -358,20 +370,4 @@ func (f *flight) blameList(node identity.NodeID, err error) error {
 	f.s.metrics.badLists.WithLabelValues(node.String()).Inc()
 	f.s.log.Warn("peer sent a record or list that is refused", "digest", f.digest, "node", node, "site", f.s.site(node), "error", err)
 	return fmt.Errorf("%w: %w", errBad, err)
-}
-
-// buffer gives room for one unit between network and disk, within bufferBytes
-// over all flights; the caller gives it back with free.
-func (s *Swarm) buffer(ctx context.Context, n int64) (b []byte, free func(), err error) {
-	if err := s.buffers.Acquire(ctx, n); err != nil {
-		return nil, nil, err
-	}
-	if n != units.Unit { // the short and the huge are few
-		return make([]byte, n), func() { s.buffers.Release(n) }, nil
-	}
-	p := s.unitPool.Get().(*[]byte)
-	return *p, func() {
-		s.unitPool.Put(p)
-		s.buffers.Release(n)
-	}, nil
 }

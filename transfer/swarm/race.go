@@ -221,10 +221,15 @@ func (f *flight) opening() order {
 		if f.begun || !hurry {
 			return order{record: true} // what is here shows with the list
 		}
-		return order{record: true, n: min(firstRun, l.units())}
+		n := min(firstRun, l.units())
+		if f.pass {
+			n = min(n, passUnits(l.unitSize))
+		}
+		return order{record: true, n: n}
 	case !hurry:
 		return order{}
 	}
+	f.resync()
 	return f.sched.first(firstRun, f.standing())
 }
 

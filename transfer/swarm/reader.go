@@ -190,7 +190,7 @@ func (r *reader) read(p []byte) (int, <-chan struct{}, error) {
 	}
 	f.mu.Unlock()
 	if w, passing := vessel.(*window); passing {
-		w.move(i)
+		f.follow(w, i)
 		if over && kept && !w.Has(i) {
 			return 0, nil, errPassed
 		}

@@ -75,6 +75,8 @@ type schedule struct {
 	n      int
 	have   bitmap
 	left   int // units not in have
+	from   int // of a blob that passes through: only units [from, until) are asked for, see window
+	until  int
 
 	others  []receiver // that receive the blob now
 	owner   []uint8    // of each unit, in all; nil: nobody but us
@@ -94,7 +96,7 @@ type schedule struct {
 
 func newSchedule(d digest.Digest, self receiver, n int) *schedule {
 	return &schedule{
-		digest: d, self: self, n: n, have: newBitmap(n), left: n, turn: seed(d, self.node),
+		digest: d, self: self, n: n, have: newBitmap(n), left: n, until: n, turn: seed(d, self.node),
 		peers: map[identity.NodeID]*supplier{}, spread: make([]uint8, n), taken: newBitmap(n),
 		since: make([]int64, n), flying: map[int][]flown{}, air: newBitmap(n),
 	}
@@ -188,17 +190,30 @@ func (s *schedule) receivers(others []receiver) {
 	}
 }
 
-// useful says whether a peer has something that is missing here.
+// within says whether a unit may be asked for.
+func (s *schedule) within(i int) bool { return s.from <= i && i < s.until }
+
+// open gives the units of word w of a bitmap that may be asked for.
+func (s *schedule) open(w int) uint64 {
+	before, end := max(0, s.from-64*w), min(64, s.until-64*w)
+	if before >= end {
+		return 0
+	}
+	return ^uint64(0) >> (64 - end) &^ (1<<before - 1)
+}
+
+// useful says whether a peer has something that is missing here and may be asked for.
 func (s *schedule) useful(node identity.NodeID) bool {
 	p := s.peers[node]
 	if p == nil || s.left == 0 {
 		return false
 	}
-	if p.whole {
-		return true
-	}
-	for w := range p.has {
-		if p.has[w]&^s.have[w] != 0 {
+	for w := range s.have {
+		left := s.open(w) &^ s.have[w]
+		if !p.whole {
+			left &= p.has[w]
+		}
+		if left != 0 {
 			return true
 		}
 	}
@@ -213,14 +228,11 @@ func (s *schedule) fresh(node identity.NodeID) bool {
 		return false
 	}
 	for w := range s.have {
-		left := ^(s.have[w] | s.air[w])
+		left := s.open(w) &^ (s.have[w] | s.air[w])
 		if p.whole {
 			left &^= s.taken[w]
 		} else {
 			left &= p.has[w]
-		}
-		if last := s.n - 64*w; last < 64 {
-			left &= 1<<last - 1
 		}
 		if left != 0 {
 			return true

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store"
@@ -42,9 +41,6 @@ const (
 
 	// maxFlights bounds all flights, waiting ones included.
 	maxFlights = 4096
-	// bufferBytes bounds the units in memory between network and disk, of all
-	// flights together.
-	bufferBytes = 64 << 20
 	// maxPassing bounds the flights that pass through a full disk's node, each with
 	// passWindow in memory.
 	maxPassing = 4
@@ -94,8 +90,7 @@ type Swarm struct {
 	suspects suspects
 	roots    roots
 	doubting doubting
-	buffers  *semaphore.Weighted
-	unitPool sync.Pool     // *[]byte of units.Unit
+	buffers  *buffers
 	passing  chan struct{} // a slot for each flight that passes through
 	// keep begins a partial blob; tests make it a full disk.
 	keep func(context.Context, units.Record, *units.List) (*store.Partial, error)
@@ -129,9 +124,8 @@ func New(cfg Config) (*Swarm, error) {
 	}
 	s := &Swarm{
 		cfg: cfg, log: cfg.Logger, keep: cfg.Store.BeginFetch, storeAgain: storeAgainAfter,
-		buffers:  semaphore.NewWeighted(bufferBytes),
-		unitPool: sync.Pool{New: func() any { b := make([]byte, units.Unit); return &b }},
-		passing:  make(chan struct{}, maxPassing), turns: places.New(maxActive-aboveActive, aboveActive, maxActive),
+		buffers: newBuffers(),
+		passing: make(chan struct{}, maxPassing), turns: places.New(maxActive-aboveActive, aboveActive, maxActive),
 		flights:  map[digest.Digest]*flight{},
 		orphans:  orphans{of: map[string]int{}},
 		badRoots: map[[32]byte]struct{}{},

@@ -10,9 +10,17 @@ import (
 	"github.com/portolan/portolan/node/store/units"
 )
 
-// passWindow is what a blob that can't be stored has in memory between the
-// network and its client.
-const passWindow = 8 << 20
+const (
+	// passWindow is what a blob that can't be stored has in memory between the
+	// network and its client.
+	passWindow = 8 << 20
+	// leastPassing is how many units it is at least: of the largest blobs one is read
+	// while the next one comes.
+	leastPassing = 2
+)
+
+// passUnits is how many units of a size a window holds.
+func passUnits(unitSize int64) int { return int(max(leastPassing, passWindow/unitSize)) }
 
 // errPassed is a read of what went by: a full disk keeps nothing.
 var errPassed = fmt.Errorf("%w: the part asked for went by and was not kept", store.ErrNoSpace)
@@ -34,11 +42,11 @@ type vessel interface {
 }
 
 // window is the vessel of a flight that passes through: it holds the units from
-// the reader's position on, and makes the flight wait when it is full. Every
-// link is still checked, so that the last unit waits for the whole chain here as
-// well.
+// the reader's position on, and nothing is asked for that it has no room for. So
+// no answer waits for the reader, nor what comes behind it from the same holder.
+// Every link is still checked, so that the last unit waits for the whole chain
+// here as well.
 type window struct {
-	ctx  context.Context
 	rec  units.Record
 	list *units.List
 	max  int // units held
@@ -48,50 +56,45 @@ type window struct {
 	proved []bool
 	left   int // not proved
 	held   map[int][]byte
-	moved  chan struct{} // closed when pos changes
 }
 
-func newWindow(ctx context.Context, rec units.Record, list *units.List) *window {
+func newWindow(rec units.Record, list *units.List) *window {
 	return &window{
-		ctx: ctx, rec: rec, list: list, max: int(max(1, passWindow/rec.UnitSize)),
+		rec: rec, list: list, max: passUnits(rec.UnitSize),
 		proved: make([]bool, list.Units()), left: list.Units(),
-		held: map[int][]byte{}, moved: make(chan struct{}),
+		held: map[int][]byte{},
 	}
+}
+
+// wants gives the units that may be asked for: those that there is room for, and once
+// that is up to the blob's end, those behind the reader as well, whose links alone are
+// needed: who reads a range that ends before waits for none of them.
+func (w *window) wants() (from, until int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := w.list.Units(); w.pos+w.max >= n {
+		return 0, n
+	}
+	return w.pos, w.pos + w.max
 }
 
 func (w *window) Put(i int, data []byte) error {
 	if err := w.list.Verify(i, data); err != nil {
 		return err
 	}
-	for {
-		w.mu.Lock()
-		if !w.proved[i] {
-			w.proved[i] = true
-			w.left--
-		}
-		if i < w.pos || w.held[i] != nil {
-			w.mu.Unlock()
-			return nil // only its link was needed
-		}
-		if i < w.pos+w.max {
-			w.held[i] = append(make([]byte, 0, len(data)), data...)
-			w.mu.Unlock()
-			return nil
-		}
-		if w.held[w.pos] == nil {
-			// The reader has jumped and waits for a unit that is asked for after
-			// this one: waiting here would be for ever. It is fetched again.
-			w.mu.Unlock()
-			return nil
-		}
-		wait := w.moved
-		w.mu.Unlock()
-		select {
-		case <-wait:
-		case <-w.ctx.Done():
-			return w.ctx.Err()
-		}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.proved[i] {
+		w.proved[i] = true
+		w.left--
 	}
+	// What lies elsewhere was asked for before the reader jumped, or for its link alone.
+	// When the reader comes there it is fetched again: to wait for that would hold up
+	// what the reader waits for now.
+	if i >= w.pos && i < w.pos+w.max && w.held[i] == nil {
+		w.held[i] = append(make([]byte, 0, len(data)), data...)
+	}
+	return nil
 }
 
 func (w *window) Has(i int) bool {
@@ -113,12 +116,13 @@ func (w *window) Record() units.Record { return w.rec }
 
 func (w *window) List() *units.List { return w.list }
 
-// move lets go of what is behind the reader, and of what is too far ahead.
-func (w *window) move(pos int) {
+// move lets go of what is behind the reader, and of what is too far ahead. It says
+// whether the reader has moved.
+func (w *window) move(pos int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if pos == w.pos {
-		return
+		return false
 	}
 	w.pos = pos
 	for i := range w.held {
@@ -126,8 +130,7 @@ func (w *window) move(pos int) {
 			delete(w.held, i)
 		}
 	}
-	close(w.moved)
-	w.moved = make(chan struct{})
+	return true
 }
 
 func (w *window) ReadAt(p []byte, off int64) (int, error) {
