@@ -86,10 +86,10 @@ func (r *Reconciler) keep(ctx context.Context, from identity.NodeID, pid identit
 			r.cfg.Sync.Expect(p.Digest, asker.Site)
 		}
 		switch {
-		case r.queue.renew(k):
+		case r.queue.renew(k, from):
 		case !r.shares.take(k, from):
 			out.Reason = "too much of your site's is on its way there"
-		case !r.queue.add(k, p.Size, time.Time{}, rules.Terms{}):
+		case !r.queue.keep(k, p.Size, from):
 			r.shares.end(k)
 			out.Reason = "too much is on its way there"
 		}
