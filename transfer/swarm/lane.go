@@ -394,7 +394,10 @@ func (l *lane) pump(ctx context.Context, ss *session, giveUp func() bool) error 
 	f.touch(l.node, 1)
 	defer f.touch(l.node, -1)
 	ss.giveUp = giveUp
-	ss.came = func() { f.moved.Store(time.Now().UnixNano()) }
+	ss.came = func(n int) {
+		f.moved.Store(time.Now().UnixNano())
+		f.came.Add(int64(n))
+	}
 	ss.splits = l.splits
 	defer func() { ss.giveUp, ss.came, ss.splits = nil, nil, nil }()
 	l.mu.Lock()
