@@ -160,16 +160,10 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 	}
 }
 
-// goesOn says whether a lane whose stream ended so takes another one, as those that its
-// holder surely has room for. That the holder had none may happen once. What this node
-// ended itself, for others, says nothing of the holder, however often.
+// goesOn says whether a lane whose stream ended so takes another one.
 func (l *lane) goesOn(ctx context.Context, err error, again *bool) bool {
-	var shed endedFull
-	switch own := errors.As(err, &shed); {
-	case !own && !l.f.s.sessions.refused(l.node, err), ctx.Err() != nil, !own && *again:
+	if !l.f.s.sessions.anew(ctx, l.node, err, again) {
 		return false
-	case !own:
-		*again = true
 	}
 	l.drop()
 	l.unopened()
