@@ -10,6 +10,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/registryapi/mesh"
+	"github.com/portolan/portolan/registryapi/rest"
 	v2 "github.com/portolan/portolan/registryapi/v2"
 	"github.com/portolan/portolan/transfer/tags"
 )
@@ -67,9 +68,25 @@ type guarded struct {
 	door *tags.Door
 }
 
-// DeleteTag implements harbor.Catalog and mesh.Catalog.
-func (g guarded) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, aclIndex uint64) error {
-	return g.door.DeleteTag(ctx, pid, repo, tag, actor, aclIndex)
+// DeleteTag implements mesh.Catalog.
+func (g guarded) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag string, match []digest.Digest, actor string, aclIndex uint64) error {
+	return asManagement(g.door.DeleteTag(ctx, pid, repo, tag, actor, aclIndex, match...))
+}
+
+// asManagement brings the door's own errors into the management API's words.
+func asManagement(err error) error {
+	switch {
+	case errors.Is(err, tags.ErrCondition):
+		return rest.Precondition("%s: look again, and repeat", err)
+	case errors.Is(err, tags.ErrNoCondition):
+		return rest.Invalid("%s: make them strong with: portolan project tags NAME strong", err)
+	}
+	return err
+}
+
+// DeleteTagOf implements harbor.Catalog.
+func (g guarded) DeleteTagOf(ctx context.Context, pid identity.ProjectID, repo, tag string, of digest.Digest, actor string, aclIndex uint64) error {
+	return g.door.DeleteTagOf(ctx, pid, repo, tag, of, actor, aclIndex)
 }
 
 // DeleteManifest implements harbor.Catalog.

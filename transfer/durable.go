@@ -22,10 +22,14 @@ import (
 
 const (
 	// holdStill ends a push's wait for its blobs to be at other sites: at none of those
-	// that are asked has anything moved for so long. It is longer than the largest unit
-	// takes over a link of 1 Mbit/s, as no less is counted there. As long as something
-	// moves the wait is bounded by the client alone.
+	// that are asked has anything moved for so long. Pieces of 64 KiB are counted: over
+	// a link of 1 Mbit/s each of 64 blobs at once gets one in half a minute. As long as
+	// something moves the wait is bounded by the client and by holdMost.
 	holdStill = 2 * time.Minute
+	// holdMost ends it whatever moves: what was kept for the push first is kept for so
+	// long and a bit, in which its entry is written, and its claims came before it. A
+	// push that is answered relies on all of that.
+	holdMost = min(store.LeaseFor, claimFor) - time.Hour
 	// coverWithin bounds the wait for its entry, which takes a round trip.
 	coverWithin = 20 * time.Second
 	// coverAskWithin bounds one question for it.
@@ -81,15 +85,15 @@ func (r *Reconciler) keep(ctx context.Context, from identity.NodeID, pid identit
 		if out.Reason == "" || out.Reason == onItsWay {
 			out.Reason = cmp.Or(r.queue.explain(k), onItsWay)
 		}
-		out.Done += r.cfg.Swarm.DoneIn(p.Digest, pid)
+		out.Done += r.cfg.Swarm.CameIn(p.Digest, pid)
 		if from != r.cfg.Self {
 			r.cfg.Sync.Expect(p.Digest, asker.Site)
 		}
 		switch {
-		case r.queue.renew(k):
+		case r.queue.renew(k, from):
 		case !r.shares.take(k, from):
 			out.Reason = "too much of your site's is on its way there"
-		case !r.queue.add(k, p.Size, time.Time{}, rules.Terms{}):
+		case !r.queue.keep(k, p.Size, from):
 			r.shares.end(k)
 			out.Reason = "too much is on its way there"
 		}
@@ -138,6 +142,8 @@ func (r *Reconciler) Hold(ctx context.Context, p state.Project, repo string, blo
 	defer cancel()
 	still := time.NewTimer(holdStill)
 	defer still.Stop()
+	most := time.NewTimer(holdMost)
+	defer most.Stop()
 	view := r.cfg.State.View()
 	left := r.candidates(view, p, repo)
 	h := &pushHeld{r: r, p: p, want: n}
@@ -188,6 +194,8 @@ func (r *Reconciler) Hold(ctx context.Context, p state.Project, repo string, blo
 		case a = <-told:
 		case <-still.C:
 			return ended("nothing of it came there for " + holdStill.String())
+		case <-most.C:
+			return ended("it has not got all of it after " + holdMost.String() + ", and the blobs of a push are kept for no longer")
 		case <-ctx.Done():
 			return ended("it has not got all of it yet")
 		}

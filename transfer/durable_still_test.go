@@ -12,6 +12,7 @@ import (
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/node/store"
 	syncer "github.com/portolan/portolan/transfer/sync"
 	"github.com/portolan/portolan/transfer/tags"
 )
@@ -77,11 +78,11 @@ func twoSites(t *testing.T, far func(blobs int) syncer.Kept) (*Reconciler, state
 	return &Reconciler{cfg: Config{Self: id.ID, Site: "fra", State: s, Now: time.Now, Sync: keeper{self: id.ID, far: far}}}, p
 }
 
-// TestHold_WaitsAsLongAsSomethingMoves: no time is too long for a push of which bytes
-// arrive, and one that stands still ends, with the name of the site.
+// TestHold_WaitsAsLongAsSomethingMoves: a push of which bytes arrive goes on for as long as
+// what was kept for it first is kept, and one that stands still ends, with the name of the site.
 func TestHold_WaitsAsLongAsSomethingMoves(t *testing.T) {
 	piece := []syncer.Piece{{Digest: digest.FromString("one"), Size: 1 << 30}, {Digest: digest.FromString("two"), Size: 1 << 30}}
-	const pace = holdStill - 2*keepMost // between two units; a question may come later by a pause
+	const pace = holdStill - 2*keepMost // between two pieces; a question may come later by a pause
 	for name, c := range map[string]struct {
 		moves time.Duration // for so long
 		whole time.Duration // after so long it has all; 0: never
@@ -91,6 +92,7 @@ func TestHold_WaitsAsLongAsSomethingMoves(t *testing.T) {
 		"it moves, and is there in the end": {moves: 10 * time.Hour, whole: 10 * time.Hour, ends: 10 * time.Hour},
 		"it moves, and then no more":        {moves: 40 * pace, ends: 40*pace + holdStill, err: true},
 		"it never moves":                    {ends: holdStill, err: true},
+		"it moves for a day":                {moves: 100 * time.Hour, whole: 25 * time.Hour, ends: holdMost, err: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -141,7 +143,17 @@ func TestHold_OneBlobThatFailsEndsNotWhatMoves(t *testing.T) {
 	})
 }
 
-// TestHold_EndsWithItsClient: nobody else bounds a push that moves.
+// TestHold_EndsBeforeWhatItReliesOn: the first lease and the claims of a push that is
+// answered have not ended.
+func TestHold_EndsBeforeWhatItReliesOn(t *testing.T) {
+	for what, lasts := range map[string]time.Duration{"lease": store.LeaseFor, "claim": claimFor} {
+		if holdMost+coverWithin >= lasts {
+			t.Errorf("a push may take %s, and a %s lasts %s", holdMost, what, lasts)
+		}
+	}
+}
+
+// TestHold_EndsWithItsClient: a push that moves goes on no longer.
 func TestHold_EndsWithItsClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()

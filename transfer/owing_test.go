@@ -17,7 +17,7 @@ import (
 type lagging map[digest.Digest]int64
 
 func (s lagging) Done(d digest.Digest) int64                         { return s[d] }
-func (s lagging) DoneIn(d digest.Digest, _ identity.ProjectID) int64 { return s[d] }
+func (s lagging) CameIn(d digest.Digest, _ identity.ProjectID) int64 { return s[d] }
 func (s lagging) Fetch(context.Context, swarm.Want) error            { panic("nothing is fetched") }
 
 // owed is a reconciler with nothing but a queue, and its clock.

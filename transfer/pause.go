@@ -137,9 +137,7 @@ func (q *queue) list(limit int) []task {
 	}
 	for i := range q.lanes {
 		heaps = append(heaps, &q.lanes[i].ready)
-		for _, turn := range q.lanes[i].turns {
-			heaps = append(heaps, &turn.ready)
-		}
+		heaps = append(heaps, q.lanes[i].turns.heaps()...)
 	}
 	for _, h := range heaps {
 		from := len(out)

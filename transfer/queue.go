@@ -122,7 +122,7 @@ type task struct {
 	in       *taskHeap // nil: it runs
 	place    int       // there
 	lane     lane      // as its kind and terms say, until it turns out to be bulk
-	slow     int64     // rule whose turn it takes in laneSlow
+	whose    whose     // turn it takes, where its lane has turns
 
 	goes places.Order  // where it stands, as of when it was taken; from then on its attempt's
 	bulk *places.Place // while it runs in laneBulk
@@ -156,7 +156,7 @@ type queueLane struct {
 	count        int // of them, wherever they are now
 	fixed        int // of them, those that are
 	ready, later taskHeap
-	turns        turns         // of laneSlow, in the place of ready
+	turns        *turns        // of laneSlow and laneKept, in the place of ready; else nil
 	overflow     bool          // something was refused since the last call of refill
 	aside        aside         // what went to make room
 	wake         chan struct{} // capacity 1: there may be something to take
@@ -167,11 +167,12 @@ func newQueue(now func() time.Time) *queue {
 	for i := range q.lanes {
 		q.lanes[i] = queueLane{
 			most: maxBlobTasks, wake: make(chan struct{}, 1),
-			ready: taskHeap{less: before}, turns: turns{},
+			ready: taskHeap{less: before},
 			later: taskHeap{less: func(a, b *task) bool { return a.next.Before(b.next) }},
 		}
 	}
 	q.lanes[laneArtifacts].most = maxTasks
+	q.lanes[laneSlow].turns, q.lanes[laneKept].turns = newTurns(slowShare), newTurns(keptShare)
 	return q
 }
 
@@ -180,6 +181,11 @@ func (q *queue) of(t *task) *queueLane { return &q.lanes[t.lane] }
 // add puts a task in, or makes one that is there try at once. It reports whether
 // there was room.
 func (q *queue) add(k key, size int64, at time.Time, terms rules.Terms) bool {
+	return q.addFor(k, size, at, terms, whose{})
+}
+
+// addFor is add for a lane that has turns.
+func (q *queue) addFor(k key, size int64, at time.Time, terms rules.Terms, by whose) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t, known := q.tasks[k]
@@ -203,7 +209,7 @@ func (q *queue) add(k key, size int64, at time.Time, terms rules.Terms) bool {
 		first.overflow = true
 		return false
 	default:
-		t = &task{key: k, size: size, at: at, terms: terms, until: until, lane: k.kind.lane()}
+		t = &task{key: k, size: size, at: at, terms: terms, until: until, lane: k.kind.lane(), whose: by}
 		q.tasks[k] = t
 		first.count++
 		q.makeReady(t)
@@ -211,23 +217,11 @@ func (q *queue) add(k key, size int64, at time.Time, terms rules.Terms) bool {
 	return true
 }
 
-// renew has a task that is there tried for as long as if it were added now. It does not
-// make it try earlier: who asks does so again and again. false: it is not there.
-func (q *queue) renew(k key) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	t := q.tasks[k]
-	if t != nil {
-		t.until = q.now().Add(k.kind.wantedFor())
-	}
-	return t != nil
-}
-
 // takeOut takes a task that does not run out of its heap. mu is held.
 func (q *queue) takeOut(t *task) {
 	heap.Remove(t.in, t.place)
-	if t.lane == laneSlow {
-		q.of(t).turns.prune(t.slow)
+	if ts := q.of(t).turns; ts != nil {
+		ts.prune(t.whose)
 	}
 }
 
@@ -246,10 +240,10 @@ func (q *queue) makeReady(t *task) {
 	}
 	t.next, t.fixed, t.paused = time.Time{}, false, false
 	if l := laneOf(t.kind, t.terms); l == laneSlow || t.lane == laneSlow {
-		t.lane, t.slow = l, t.terms.RuleID
+		t.lane, t.whose.rule = l, t.terms.RuleID
 	}
 	l := q.of(t)
-	if t.lane == laneSlow {
+	if l.turns != nil {
 		l.turns.push(t)
 	} else {
 		heap.Push(&l.ready, t)
@@ -291,7 +285,7 @@ func (q *queue) take(from lane) (*task, time.Duration) {
 		q.moveToReady(l.later.tasks[0])
 	}
 	ready, more := &l.ready, len(l.ready.tasks) > 1
-	if from == laneSlow {
+	if l.turns != nil {
 		ready, more = l.turns.next()
 	}
 	var bulk *places.Place
@@ -303,7 +297,7 @@ func (q *queue) take(from lane) (*task, time.Duration) {
 	if len(ready.tasks) > 0 {
 		t := heap.Pop(ready).(*task)
 		t.running, t.goes, t.bulk = true, t.order(), bulk
-		if from == laneSlow {
+		if l.turns != nil {
 			l.turns.begin(t)
 		}
 		if more {
@@ -363,8 +357,8 @@ func (q *queue) stop(t *task) (again bool) {
 		q.bulk.Leave(t.bulk)
 		t.bulk = nil
 	}
-	if t.lane == laneSlow {
-		q.of(t).turns.end(t)
+	if ts := q.of(t).turns; ts != nil {
+		ts.end(t)
 	}
 	return again
 }

@@ -66,8 +66,9 @@ type Fetcher interface {
 	Fetch(ctx context.Context, w swarm.Want) error
 	// Done gives how many bytes of a blob on its way are here and checked.
 	Done(d digest.Digest) int64
-	// DoneIn is that of a blob that comes for the project.
-	DoneIn(d digest.Digest, pid identity.ProjectID) int64
+	// CameIn gives how many bytes came of a blob on its way for the project, checked or
+	// not: it moves with each piece.
+	CameIn(d digest.Digest, pid identity.ProjectID) int64
 }
 
 // Exchange is what the reconciler needs of the catalogue exchange (*sync.Sync).

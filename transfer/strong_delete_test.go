@@ -95,6 +95,39 @@ func TestStrong_DeleteWithMatch(t *testing.T) {
 	}
 }
 
+// TestDelete_TagOfAManifest: a tag that says another manifest is not this one's, whichever
+// mode, and whether that was so before the look or comes after it.
+func TestDelete_TagOfAManifest(t *testing.T) {
+	b := newBed(t, []string{"fra", "nyc"})
+	fra, nyc := b.site("fra"), b.site("nyc")
+	pid, _ := b.strong("prod")
+	one, over := b.twice(pid, fra, nyc)
+	remove := func(d *tags.Door, pid identity.ProjectID, of digest.Digest) error {
+		return d.DeleteTagOf(t.Context(), pid, "app", "1", of, "user:admin", 1)
+	}
+	var two digest.Digest
+	if err := remove(nyc.overtaken(func() { two = over() }), pid, one); !refusedWith(err, command.CodeConflict) {
+		t.Errorf("overwritten after the look: %v", err)
+	}
+	if err := remove(nyc.door, pid, one); !errors.Is(err, catalog.ErrNotFound) {
+		t.Errorf("overwritten before: %v", err)
+	}
+	if got := fra.tag(pid, "app", "1"); got != two {
+		t.Fatalf("the tag says %q", got)
+	}
+	must(t, remove(nyc.door, pid, two))
+	plain := b.project("plain")
+	put, err := fra.tagged(t.Context(), plain, "app", "three", "1")
+	must(t, err)
+	if err := remove(fra.door, plain, one); !errors.Is(err, catalog.ErrNotFound) || fra.tag(plain, "app", "1") == "" {
+		t.Errorf("an eventual tag that says something else: %v", err)
+	}
+	must(t, remove(fra.door, plain, put))
+	if got := fra.tag(plain, "app", "1"); got != "" {
+		t.Errorf("it still says %s", got)
+	}
+}
+
 // unanswered carries out deletions, and nobody hears of it.
 type unanswered struct{ control }
 

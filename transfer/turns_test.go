@@ -81,7 +81,7 @@ func TestQueue_ManySlowRulesShareTheWorkers(t *testing.T) {
 	}
 	seen := map[int64]int{}
 	for _, task := range takeAll(q, laneSlow) {
-		seen[task.slow]++
+		seen[task.whose.rule]++
 	}
 	for rule := range int64(slowAtOnce) {
 		if seen[rule+1] != 1 {
@@ -103,7 +103,7 @@ func TestQueue_RulesThatAreSlowNoMoreAreForgotten(t *testing.T) {
 	for i := range slowEach {
 		q.add(named(fmt.Sprint(i)), 0, now, slow(2))
 	}
-	if n := len(q.lanes[laneSlow].turns); n != 2 {
+	if n := len(q.lanes[laneSlow].turns.of); n != 2 {
 		t.Errorf("%d rules have turns, want 2", n)
 	}
 	if n := len(takeAll(q, laneSlow)); n != 2*slowEach {

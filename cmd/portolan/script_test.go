@@ -115,7 +115,7 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	mapi, err := mesh.New(mesh.Config{
-		View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: w.catalog, Placement: w.placement, Self: m.Identity.ID, Site: m.Site,
+		View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: apitest.Tags{Catalog: w.catalog}, Placement: w.placement, Self: m.Identity.ID, Site: m.Site,
 		Consensus: func() mesh.Consensus {
 			c := mesh.Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 12, Applied: 12, Profile: "lan", Suggested: "wan", RoundTrip: 81.5,
 				VotersWanted: m.State.View().Mesh().WantsVoters(),

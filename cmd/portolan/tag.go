@@ -2,10 +2,13 @@ package main
 
 import (
 	"cmp"
+	"fmt"
 	"io"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/portolan/portolan/node/store/units"
 )
 
 func newTagCommand(a *app) *cobra.Command {
@@ -37,22 +40,37 @@ func newTagCommand(a *app) *cobra.Command {
 			},
 		}),
 		newConflictsCommand(a),
-		&cobra.Command{
-			Use:   "delete PROJECT/NAME:TAG",
-			Short: "Delete a tag; what it names stays",
-			Args:  args("PROJECT/NAME:TAG"),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				c, err := a.client()
-				if err != nil {
-					return err
+		newTagDeleteCommand(a))
+}
+
+func newTagDeleteCommand(a *app) *cobra.Command {
+	var says string
+	cmd := &cobra.Command{
+		Use:   "delete PROJECT/NAME:TAG",
+		Short: "Delete a tag; what it names stays",
+		Long: `Delete a tag; what it names stays. With --digest the tag is deleted only if it
+still says what you saw, of two who set or delete it at once one is refused: the
+project's tags have to be strong (portolan project tags).`,
+		Args: args("PROJECT/NAME:TAG"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("digest") {
+				if _, err := units.ParseDigest(says); err != nil {
+					return fmt.Errorf("%q is not a digest: write it in full, as \"portolan tag list --json\" shows it", says)
 				}
-				if err := c.DeleteTag(cmd.Context(), args[0]); err != nil {
-					return err
-				}
-				a.say("deleted %s", args[0])
-				return nil
-			},
-		})
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			if err := c.DeleteTag(cmd.Context(), args[0], says); err != nil {
+				return err
+			}
+			a.say("deleted %s", args[0])
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&says, "digest", "", "only if the tag says this digest (default: whatever it says)")
+	return cmd
 }
 
 func newConflictsCommand(a *app) *cobra.Command {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -274,4 +275,21 @@ func CallWith(tb testing.TB, h http.Handler, header map[string]string, user, met
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	return Answer{Status: w.Code, Header: w.Header(), Body: w.Body.String()}
+}
+
+// Tags is a catalogue that keeps conditions, as what decides over strong tags does.
+type Tags struct{ *catalog.Catalog }
+
+// DeleteTag implements mesh.Catalog.
+func (t Tags) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag string, match []digest.Digest, actor string, aclIndex uint64) error {
+	if len(match) > 0 {
+		said, err := t.Tag(pid, repo, tag)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(match, said.Digest) {
+			return &command.Error{Code: command.CodeConflict, Message: "the tag " + tag + " says " + said.Digest.String()}
+		}
+	}
+	return t.Catalog.DeleteTag(ctx, pid, repo, tag, actor, aclIndex)
 }

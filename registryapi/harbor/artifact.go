@@ -176,13 +176,12 @@ func (a *API) deleteTag(ctx context.Context, in *tagPath) (*rest.Empty, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := a.cfg.Catalog.Tag(p.PID, m.Repo, in.Tag)
-	if errors.Is(err, catalog.ErrNotFound) || (err == nil && t.Digest != m.Digest) {
+	// Compared where it is deleted: it may say another artifact by now.
+	err = a.cfg.Catalog.DeleteTagOf(ctx, p.PID, m.Repo, in.Tag, m.Digest, rest.Actor(ctx), a.cfg.View().Index())
+	if errors.Is(err, catalog.ErrNotFound) {
 		return nil, rest.NotFound("%s/%s@%s has no tag %s", p.Name, m.Repo, m.Digest, in.Tag)
-	} else if err != nil {
-		return nil, err
 	}
-	return &rest.Empty{}, a.cfg.Catalog.DeleteTag(ctx, p.PID, m.Repo, in.Tag, rest.Actor(ctx), a.cfg.View().Index())
+	return &rest.Empty{}, err
 }
 
 func (a *API) artifact(p state.Project, m catalog.ManifestInfo) (Artifact, error) {

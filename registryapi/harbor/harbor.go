@@ -52,7 +52,7 @@ type Catalog interface {
 	Refs(pid identity.ProjectID, repo string, d digest.Digest) ([]catalog.Ref, error)
 	Tag(pid identity.ProjectID, repo, tag string) (catalog.TagInfo, error)
 	TagsOf(pid identity.ProjectID, repo string, d digest.Digest, n int) ([]string, error)
-	DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, aclIndex uint64) error
+	DeleteTagOf(ctx context.Context, pid identity.ProjectID, repo, tag string, of digest.Digest, actor string, aclIndex uint64) error
 	DeleteManifest(ctx context.Context, pid identity.ProjectID, repo string, d digest.Digest, actor string, aclIndex uint64) error
 	DeleteRepository(ctx context.Context, pid identity.ProjectID, repo, actor string, aclIndex uint64) error
 }

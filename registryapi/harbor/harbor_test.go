@@ -7,8 +7,10 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
 	"go.uber.org/goleak"
 
 	"github.com/portolan/portolan/consensus/command"
@@ -380,6 +382,55 @@ func TestAPI_Content(t *testing.T) {
 	f.want(404, "NOT_FOUND", "ann", "GET", app+"/artifacts/2.0", "")
 	f.want(200, "", "ann", "DELETE", app, "")
 	f.want(404, "NOT_FOUND", "ann", "GET", app, "")
+}
+
+// moving is a catalogue in which a push sets a tag to another artifact as soon as one of its
+// manifests was read.
+type moving struct {
+	*catalog.Catalog
+	push func()
+}
+
+func (m *moving) Manifest(pid identity.ProjectID, repo string, d digest.Digest) (catalog.ManifestInfo, error) {
+	info, err := m.Catalog.Manifest(pid, repo, d)
+	m.push()
+	return info, err
+}
+
+func (m *moving) Tag(pid identity.ProjectID, repo, tag string) (catalog.TagInfo, error) {
+	info, err := m.Catalog.Tag(pid, repo, tag)
+	m.push()
+	return info, err
+}
+
+// TestAPI_DeleteTagThatMoves: who deletes a tag of one artifact does not take it from the
+// one that got it meanwhile, however the first one was named.
+func TestAPI_DeleteTagThatMoves(t *testing.T) {
+	f := newFixture(t)
+	var err error
+	m := &moving{Catalog: f.catalog}
+	f.api, err = New(Config{View: f.mesh.State.View, Replica: f.mesh, Proposer: f.mesh, Access: f.mesh.Access, Catalog: m, Version: "test", Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, _ := f.mesh.State.View().Project("prod")
+	const app = "/api/v2.0/projects/prod/repositories/app/artifacts/"
+	for _, byTag := range []bool{false, true} {
+		one := f.mesh.Push(f.catalog, "prod", "app", "one", "1")
+		var two digest.Digest
+		m.push = sync.OnceFunc(func() { two = f.mesh.Push(f.catalog, "prod", "app", "two", "1") })
+		name := one.String()
+		if byTag {
+			name = "1"
+		}
+		if a := f.want(404, "NOT_FOUND", "ann", "DELETE", app+name+"/tags/1", ""); !strings.Contains(a.Body, one.String()+" has no tag 1") {
+			t.Errorf("by tag %t: %s", byTag, a.Body)
+		}
+		if said, err := f.catalog.Tag(p.PID, "app", "1"); err != nil || two == "" || said.Digest != two {
+			t.Errorf("by tag %t: the tag says %q, not %q: %v", byTag, said.Digest, two, err)
+		}
+	}
+	f.want(200, "", "ann", "DELETE", app+"1/tags/1", "")
 }
 
 func TestAPI_OpenAPI(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/registryapi/apitest"
 )
 
 // losing is a catalogue that found conflicts.
@@ -26,7 +27,7 @@ func (l losing) Conflicts(identity.ProjectID, int) ([]catalog.FoundConflict, err
 func TestConflicts_OfADeletedProject(t *testing.T) {
 	f := newFixture(t)
 	p, _ := f.mesh.State.View().Project("library")
-	f.api.cfg.Catalog = losing{f.catalog, []catalog.FoundConflict{{Conflict: catalog.Conflict{PID: p.PID, Repo: "app", Tag: "1", Loser: digest.FromString("lost")}}}}
+	f.api.cfg.Catalog = losing{apitest.Tags{Catalog: f.catalog}, []catalog.FoundConflict{{Conflict: catalog.Conflict{PID: p.PID, Repo: "app", Tag: "1", Loser: digest.FromString("lost")}}}}
 	is := func(want string) {
 		t.Helper()
 		if got := decode[[]Conflict](f, f.want(200, "admin", "GET", "/conflicts", "")); len(got) != 1 || got[0].Repository != want {

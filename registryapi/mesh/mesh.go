@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/portolan/portolan/consensus/command"
@@ -34,13 +35,14 @@ type Access interface {
 }
 
 // Catalog is what this API reads and removes of the catalogue.
-// *catalog.Catalog is one.
 type Catalog interface {
 	Tag(pid identity.ProjectID, repo, tag string) (catalog.TagInfo, error)
 	Tags(pid identity.ProjectID, repo, after string, n int) ([]string, error)
 	Repository(pid identity.ProjectID, repo string) (catalog.RepositoryInfo, error)
 	Conflicts(pid identity.ProjectID, n int) ([]catalog.FoundConflict, error)
-	DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, aclIndex uint64) error
+	// DeleteTag deletes a tag, with match only if it says one of those: a *rest.Error, or
+	// one that rest knows, if not.
+	DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag string, match []digest.Digest, actor string, aclIndex uint64) error
 }
 
 // Placement asks sites what they hold. It answers within its own bounds: a site

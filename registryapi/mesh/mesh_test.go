@@ -87,7 +87,7 @@ func newFixture(t *testing.T) *fixture {
 	}
 	var err error
 	f.api, err = New(Config{
-		View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: f.catalog, Placement: f.placement, Self: m.Identity.ID, Site: m.Site,
+		View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: apitest.Tags{Catalog: f.catalog}, Placement: f.placement, Self: m.Identity.ID, Site: m.Site,
 		Consensus: func() Consensus {
 			return Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 9, Applied: 9, Voters: []identity.NodeID{m.Identity.ID},
 				Profile: "lan", Suggested: "wan", RoundTrip: 81.5, VotersWanted: m.State.View().Mesh().WantsVoters(),

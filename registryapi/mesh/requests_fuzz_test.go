@@ -36,7 +36,7 @@ func FuzzRequests(f *testing.F) {
 		at[s.Name] = Presence{Site: s.Name}
 	}
 	api, err := New(Config{
-		View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: c, Placement: &placement{at: at, asked: make(chan Question, 1)}, Self: m.Identity.ID, Site: m.Site,
+		View: m.State.View, Replica: m, Proposer: m, Access: m.Access, Catalog: apitest.Tags{Catalog: c}, Placement: &placement{at: at, asked: make(chan Question, 1)}, Self: m.Identity.ID, Site: m.Site,
 		Consensus: func() Consensus {
 			return Consensus{Leader: m.Identity.ID, LeaderSite: m.Site, Term: 1, Index: 9, Applied: 9, Voters: []identity.NodeID{m.Identity.ID}, Profile: "lan"}
 		},

@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/registryapi/access"
 	"github.com/portolan/portolan/registryapi/rest"
 )
@@ -23,7 +27,8 @@ type tagsOut struct {
 }
 
 type tagIn struct {
-	Image string `query:"image" required:"true" minLength:"1" maxLength:"512" doc:"PROJECT/NAME:TAG"`
+	Image   string `query:"image" required:"true" minLength:"1" maxLength:"512" doc:"PROJECT/NAME:TAG"`
+	IfMatch string `header:"If-Match" maxLength:"1024" doc:"Delete it only if it says one of these digests, each in quotes, else answer 412; strong tags only"`
 }
 
 func (a *API) registerTags() {
@@ -80,11 +85,32 @@ func (a *API) deleteTag(ctx context.Context, in *tagIn) (*rest.Empty, error) {
 	if img.tag == "" || img.digest != "" {
 		return nil, rest.Invalid("%q names no tag: write %s:TAG", in.Image, img.name())
 	}
+	match, err := digests(in.IfMatch)
+	if err != nil {
+		return nil, err
+	}
 	err = a.known(ctx, img.project.PID, func() error {
-		return a.cfg.Catalog.DeleteTag(ctx, img.project.PID, img.repo, img.tag, rest.Actor(ctx), a.cfg.View().Index())
+		return a.cfg.Catalog.DeleteTag(ctx, img.project.PID, img.repo, img.tag, match, rest.Actor(ctx), a.cfg.View().Index())
 	})
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil, rest.NotFound("there is no tag %s in %s: see what there is with: portolan tag list %s", img.tag, img.name(), img.name())
 	}
 	return &rest.Empty{}, err
+}
+
+// digests reads an If-Match that says digests.
+func digests(match string) (all []digest.Digest, err error) {
+	if match == "" {
+		return nil, nil
+	}
+	for part := range strings.SplitSeq(match, ",") {
+		part = strings.TrimSpace(part)
+		text := strings.TrimSuffix(strings.TrimPrefix(part, `"`), `"`)
+		d, err := units.ParseDigest(text)
+		if err != nil || part != `"`+text+`"` {
+			return nil, rest.Invalid("If-Match: %q cannot be kept: use what the tag says, a digest in quotes", part)
+		}
+		all = append(all, d)
+	}
+	return all, nil
 }

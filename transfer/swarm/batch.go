@@ -319,12 +319,11 @@ func (b *batch) run() {
 		if err == nil {
 			return
 		}
-		// A stream from the pool may be long dead: the holder deserves a fresh one.
-		if b.s.sessions.refused(b.node, err) && !again && b.s.ctx.Err() == nil {
-			again = true // large blobs give up theirs
+		if b.s.sessions.anew(b.s.ctx, b.node, err, &again) { // large blobs give up theirs
 			b.requeue()
 			continue
 		}
+		// A stream from the pool may be long dead: the holder deserves a fresh one.
 		if !fresh && !again && came == 0 && b.s.ctx.Err() == nil && !timedOut(err) && !errors.Is(err, errProtocol) {
 			again = true
 			b.requeue()

@@ -17,13 +17,14 @@ func (s *Swarm) Done(d digest.Digest) int64 {
 	return 0
 }
 
-// DoneIn is Done of a blob that comes for a project: what it comes for is nobody
-// else's business.
-func (s *Swarm) DoneIn(d digest.Digest, pid identity.ProjectID) int64 {
+// CameIn gives how many bytes of a blob that comes for a project came, those of parts of
+// units and of what will prove wrong among them; what it comes for is nobody else's
+// business. Of one that is fetched anew it may be less than before.
+func (s *Swarm) CameIn(d digest.Digest, pid identity.ProjectID) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f := s.flights[d]; f != nil && f.serves(pid) {
-		return f.progress().Done
+		return max(f.came.Load(), f.progress().Done) // small ones come without pieces
 	}
 	return 0
 }

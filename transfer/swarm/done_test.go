@@ -5,7 +5,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
+	"github.com/portolan/portolan/node/store/units"
 )
 
 func TestSwarm_AHurriedFetchTakesNoTurn(t *testing.T) {
@@ -42,4 +44,30 @@ func TestSwarm_AHurriedFetchTakesNoTurn(t *testing.T) {
 	if s.turns.Taken() != 0 || s.active() != 0 {
 		t.Errorf("%d places are taken in the end, %d under way", s.turns.Taken(), s.active())
 	}
+}
+
+// TestSwarm_CameIn_CountsPartsOfUnits: who waits for a blob sees it move long before a unit
+// is whole, and only who it comes for.
+func TestSwarm_CameIn_CountsPartsOfUnits(t *testing.T) {
+	l := newLab(t)
+	a, b := l.start(), l.start()
+	l.held(a)
+	data := content(odd)
+	w := a.put(data)
+	tp := newTap(t, piece+16<<10)
+	a.turn(&faulty{}, tp, nil)
+	r := b.eager(t.Context(), w)
+	r.takes(t, data[:piece])
+	if came := b.swarm.CameIn(w.Digest, project); came < piece || came >= units.UnitSizeFor(odd) || b.swarm.Done(w.Digest) != 0 {
+		t.Errorf("%d bytes came, %d are checked: want a piece, and none", came, b.swarm.Done(w.Digest))
+	}
+	if came := b.swarm.CameIn(w.Digest, identity.NewProjectID()); came != 0 {
+		t.Errorf("another project sees %d bytes", came)
+	}
+	tp.open()
+	r.takes(t, data[piece:])
+	if err := r.Proven(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is stored", func() bool { return b.swarm.CameIn(w.Digest, project) == 0 })
 }

@@ -89,6 +89,7 @@ type flight struct {
 	hurries atomic.Int32  // fetchers in a hurry
 	ahead   atomic.Bool   // all fetchers' Wants are Ahead
 	moved   atomic.Int64  // Unix ns: when bytes last came, or could not be asked for
+	came    atomic.Int64  // bytes of pieces, and of the units that an earlier flight left
 	keeping atomic.Int32  // units that this node itself holds up, see ownTime
 
 	aimed  atomic.Pointer[chan struct{}] // closed when its purpose or order changes

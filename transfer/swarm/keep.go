@@ -86,6 +86,7 @@ func (f *flight) open(c candidate, record, list []byte) error {
 	}
 	f.count()
 	if f.have > 0 {
+		f.came.Add(min(f.layout.size, int64(f.have)*f.layout.unitSize))
 		f.s.log.Info("blob fetch resumed", "digest", f.digest, "units", f.have, "of", l.Units())
 		f.last = time.Now()
 		f.announce()

@@ -160,16 +160,10 @@ func (l *lane) run(ctx context.Context, first *contender, giveUp func() bool) er
 	}
 }
 
-// goesOn says whether a lane whose stream ended so takes another one, as those that its
-// holder surely has room for. That the holder had none may happen once. What this node
-// ended itself, for others, says nothing of the holder, however often.
+// goesOn says whether a lane whose stream ended so takes another one.
 func (l *lane) goesOn(ctx context.Context, err error, again *bool) bool {
-	var shed endedFull
-	switch own := errors.As(err, &shed); {
-	case !own && !l.f.s.sessions.refused(l.node, err), ctx.Err() != nil, !own && *again:
+	if !l.f.s.sessions.anew(ctx, l.node, err, again) {
 		return false
-	case !own:
-		*again = true
 	}
 	l.drop()
 	l.unopened()
@@ -392,7 +386,10 @@ func (l *lane) pump(ctx context.Context, ss *session, giveUp func() bool) error 
 	f.touch(l.node, 1)
 	defer f.touch(l.node, -1)
 	ss.giveUp = giveUp
-	ss.came = func() { f.moved.Store(time.Now().UnixNano()) }
+	ss.came = func(n int) {
+		f.moved.Store(time.Now().UnixNano())
+		f.came.Add(int64(n))
+	}
 	ss.splits = l.splits
 	defer func() { ss.giveUp, ss.came, ss.splits = nil, nil, nil }()
 	l.mu.Lock()

@@ -374,8 +374,7 @@ func (f *flight) approach(ctx context.Context, ct *contender) error {
 		var refused *refusedError
 		answered := errors.As(err, &refused)
 		release(answered)
-		if f.s.sessions.refused(ct.node, err) && !again && ctx.Err() == nil {
-			again = true // as one of those that it surely has room for
+		if f.s.sessions.anew(ctx, ct.node, err, &again) {
 			continue
 		}
 		// A stream from the pool may be long dead: the holder deserves a fresh one.

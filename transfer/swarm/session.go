@@ -2,6 +2,7 @@ package swarm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -122,12 +123,22 @@ func (t ticket) open(ctx context.Context) (ss *session, fresh bool, release func
 		}
 	}
 	stop := context.AfterFunc(ctx, func() { _ = ss.st.Reset() })
+	// Whoever is first: a stream that went back to the pool is the next one's, who may be
+	// more urgent, and is not ended for what its last owner had lent.
+	var over atomic.Bool
 	if st, ok := ss.st.(*ownedStream); ok && t.slot != nil && t.slot.need.at != nil {
-		ps.inUse.carries(t.slot, st.endFull)
+		ps.inUse.carries(t.slot, func() {
+			if over.CompareAndSwap(false, true) {
+				st.endFull()
+			}
+		})
 	}
 	return ss, fresh, func(reuse bool) {
 		if t.slot != nil {
-			ps.inUse.carries(t.slot, nil) // the next one's, or nobody's
+			ps.inUse.carries(t.slot, nil)
+		}
+		if !over.CompareAndSwap(false, true) { // it was given back: the stream is, or will be, reset
+			reuse = false
 		}
 		if !stop() { // the context ended: the stream was reset
 			reuse = false
@@ -147,6 +158,21 @@ func (p *sessions) refused(node identity.NodeID, err error) bool {
 	ps := p.of(node)
 	p.mu.Unlock()
 	ps.inUse.refused()
+	return true
+}
+
+// anew says whether who asked on a stream that ended so asks on another one, as those that
+// the holder surely has room for. That the holder had none may happen once. What this node
+// ended itself, for others, says nothing of the holder, however often: each time somebody
+// else was refused.
+func (p *sessions) anew(ctx context.Context, node identity.NodeID, err error, again *bool) bool {
+	var shed endedFull
+	switch own := errors.As(err, &shed); {
+	case !own && !p.refused(node, err), ctx.Err() != nil, !own && *again:
+		return false
+	case !own:
+		*again = true
+	}
 	return true
 }
 

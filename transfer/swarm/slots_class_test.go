@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -363,11 +364,13 @@ type fulls struct {
 	Host
 	after int          // bytes of each that are read before
 	left  atomic.Int32 // how many
+	why   error        // nil: no room
 }
 
 type fullStream struct {
 	plane.Stream
 	left int
+	why  error
 }
 
 type noRoom struct{ error }
@@ -379,13 +382,13 @@ func (h *fulls) OpenBulk(ctx context.Context, to identity.NodeID, protocol strin
 	if err != nil || h.left.Add(-1) < 0 {
 		return st, err
 	}
-	return &fullStream{st, h.after}, nil
+	return &fullStream{st, h.after, cmp.Or(h.why, error(noRoom{errors.New("no room")}))}, nil
 }
 
 func (s *fullStream) Read(b []byte) (int, error) {
 	if s.left == 0 {
 		_ = s.Reset()
-		return 0, noRoom{errors.New("no room")}
+		return 0, s.why
 	}
 	n, err := s.Stream.Read(b[:min(len(b), s.left)])
 	s.left -= n

@@ -84,7 +84,7 @@ type session struct {
 	quiet  time.Duration            // after so long without a byte giveUp is asked
 	giveUp func() bool              // says that others can go on with it; nil: nobody
 	heard  func()                   // told of every read; may be nil
-	came   func()                   // told of every piece of a list or unit; may be nil
+	came   func(n int)              // told of every piece of a list or unit; may be nil
 	splits splitsFunc               // told of sub-states; may be nil
 	timed  func(time.Duration)      // told how long the first answer took when none was outstanding; may be nil
 	limit  time.Time                // of the head or piece that is read now
@@ -335,7 +335,7 @@ func (s *session) readFull(b []byte, told func(n int)) error {
 			return err
 		}
 		if s.came != nil {
-			s.came()
+			s.came(n)
 		}
 		if at += n; told != nil {
 			told(at)

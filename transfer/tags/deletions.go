@@ -60,6 +60,28 @@ func (d *Door) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag,
 	})
 }
 
+// DeleteTagOf deletes a tag of this manifest; catalog.ErrNotFound: it has no such tag, or
+// not any more. Eventual tags are compared with what this site has.
+func (d *Door) DeleteTagOf(ctx context.Context, pid identity.ProjectID, repo, tag string, of digest.Digest, actor string, aclIndex uint64) error {
+	end, err := d.beginDelete()
+	if err != nil {
+		return err
+	}
+	defer end()
+	return d.inMode(ctx, pid, func() error {
+		return d.atHome(pid, func() error { return d.cat.DeleteTagOf(ctx, pid, repo, tag, of, actor, aclIndex) })
+	}, func(state.Project) error {
+		_, err := d.toDelete(ctx, pid, repo, tag, []digest.Digest{of})
+		if errors.Is(err, ErrCondition) {
+			return fmt.Errorf("%w: %w", catalog.ErrNotFound, err)
+		}
+		if err != nil {
+			return err
+		}
+		return d.remove(ctx, pid, actor, &command.TagsDelete{ProjectId: pid[:], Repository: repo, Tag: tag, Digest: of.String()})
+	})
+}
+
 // toDelete gives what a strong tag has to say for its deletion.
 func (d *Door) toDelete(ctx context.Context, pid identity.ProjectID, repo, tag string, match []digest.Digest) (digest.Digest, error) {
 	if len(match) == 0 {

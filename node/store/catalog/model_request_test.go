@@ -47,7 +47,7 @@ func (r *request) do(ctx context.Context, c *Catalog, pid identity.ProjectID) {
 	case r.put != nil:
 		r.dot, r.err = c.PutManifest(ctx, *r.put)
 	case r.tag != "":
-		r.dot, r.err = c.deleteTag(ctx, pid, r.repo, r.tag)
+		r.dot, r.err = c.deleteTag(ctx, pid, r.repo, r.tag, "")
 	default:
 		r.dot, r.err = c.deleteManifest(ctx, pid, r.repo, r.manifest)
 	}

@@ -246,7 +246,7 @@ func (m *strongModel) del(n int) error {
 	if ok, err := m.takes(n); err != nil {
 		return err
 	} else if ok {
-		dot, err := m.cats[n].deleteTag(m.ctx, m.pid, k.repo, k.name)
+		dot, err := m.cats[n].deleteTag(m.ctx, m.pid, k.repo, k.name, "")
 		if err == nil {
 			m.wrote(n, k, dot, "")
 		} else if errors.Is(err, ErrNotFound) || errors.Is(err, ErrUnheard) {

@@ -84,7 +84,7 @@ func powerScript(c *Catalog, dir string) error {
 		})
 	}
 	untag := func(tag string) error {
-		return edit(powerSaid{Tag: tag}, func() (Dot, error) { return c.deleteTag(ctx, crashPID, "app", tag) })
+		return edit(powerSaid{Tag: tag}, func() (Dot, error) { return c.deleteTag(ctx, crashPID, "app", tag, "") })
 	}
 	return errors.Join(
 		set("a", "one"), set("b", "two"), set("a", "three"), untag("b"), set("b", "one"),

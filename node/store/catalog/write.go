@@ -182,14 +182,20 @@ func (b *batch) write(pid identity.ProjectID, k entryKey, old *entry, dot Dot, s
 // DeleteTag removes what this site has seen of a tag; a push elsewhere that it
 // has not seen survives.
 func (c *Catalog) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag, actor string, aclIndex uint64) error {
-	dot, err := c.deleteTag(ctx, pid, repo, tag)
+	return c.DeleteTagOf(ctx, pid, repo, tag, "", actor, aclIndex)
+}
+
+// DeleteTagOf is DeleteTag of a tag that says this digest, compared in the step that
+// removes it: ErrNotFound if it says another one. Empty: whatever it says.
+func (c *Catalog) DeleteTagOf(ctx context.Context, pid identity.ProjectID, repo, tag string, of digest.Digest, actor string, aclIndex uint64) error {
+	dot, err := c.deleteTag(ctx, pid, repo, tag, of)
 	if err == nil {
 		c.log.Debug("tag deleted", "project", pid, "repository", repo, "tag", tag, "actor", actor, "acl_index", aclIndex, "dot", dot)
 	}
 	return err
 }
 
-func (c *Catalog) deleteTag(ctx context.Context, pid identity.ProjectID, repo, tag string) (Dot, error) {
+func (c *Catalog) deleteTag(ctx context.Context, pid identity.ProjectID, repo, tag string, of digest.Digest) (Dot, error) {
 	var dot Dot
 	if err := errors.Join(checkName("repository", repo), checkName("tag", tag)); err != nil {
 		return dot, err
@@ -200,7 +206,7 @@ func (c *Catalog) deleteTag(ctx context.Context, pid identity.ProjectID, repo, t
 		if err != nil {
 			return err
 		}
-		if !e.live() {
+		if !e.live() || of != "" && digestOrEmpty(e.says()) != of {
 			return ErrNotFound
 		}
 		dot = b.dot(pid)

@@ -139,6 +139,11 @@ type answer struct {
 // do makes one request. in is sent as JSON unless it is nil, out read as JSON
 // unless it is nil.
 func (c *Client) do(ctx context.Context, method, path string, query url.Values, in, out any) (answer, error) {
+	return c.doIf(ctx, "", method, path, query, in, out)
+}
+
+// doIf is do with what If-Match says; empty: there is none.
+func (c *Client) doIf(ctx context.Context, match, method, path string, query url.Values, in, out any) (answer, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -160,6 +165,9 @@ func (c *Client) do(ctx context.Context, method, path string, query url.Values, 
 	}
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", "portolan")
+	if match != "" {
+		req.Header.Set("If-Match", match)
+	}
 	if c.username != "" {
 		req.SetBasicAuth(c.username, c.password)
 	}

@@ -187,9 +187,14 @@ func (c *Client) Tags(ctx context.Context, repository string) ([]mesh.Tag, error
 	}
 }
 
-// DeleteTag deletes a tag, given as PROJECT/NAME:TAG.
-func (c *Client) DeleteTag(ctx context.Context, image string) error {
-	_, err := c.do(ctx, http.MethodDelete, mesh.Prefix+"/tags", url.Values{"image": {image}}, nil, nil)
+// DeleteTag deletes a tag, given as PROJECT/NAME:TAG; only if it says the digest, unless that
+// is empty.
+func (c *Client) DeleteTag(ctx context.Context, image, says string) error {
+	match := ""
+	if says != "" {
+		match = `"` + says + `"`
+	}
+	_, err := c.doIf(ctx, match, http.MethodDelete, mesh.Prefix+"/tags", url.Values{"image": {image}}, nil, nil)
 	return err
 }
 
