@@ -133,7 +133,7 @@ type news uint8
 const (
 	toldEnd   news = iota // it has all, or never will
 	toldMoves             // something came there
-	toldSlow              // it goes on, but nothing has come there for a while
+	toldSlow              // it goes on, but nothing, or not all, has come there for a while
 )
 
 // Hold implements tags.Copies.
@@ -255,14 +255,21 @@ func (r *Reconciler) candidates(view *state.View, p state.Project, repo string) 
 }
 
 // holdAt waits until a site has the blobs. It tells of what moves there, and once when
-// nothing has come for a while although nothing is wrong: another site may be faster.
+// nothing has come for a while, or one blob has failed for as long while others move:
+// another site may be faster.
 func (r *Reconciler) holdAt(ctx context.Context, n state.Node, p state.Project, repo string, blobs []syncer.Piece, tell func(news)) error {
 	var (
 		failing time.Time // since when it says why it cannot get something
 		moved   = time.Now()
-		most    syncer.Kept
+		done    int64 // of what is left there
 		told    bool
 	)
+	slow := func() {
+		if !told {
+			told = true
+			tell(toldSlow)
+		}
+	}
 	for pause := keepFirst; ; pause = min(2*pause, keepMost) {
 		now, err := r.cfg.Sync.Keep(ctx, n.ID, p.PID, repo, blobs)
 		if err != nil {
@@ -277,26 +284,25 @@ func (r *Reconciler) holdAt(ctx context.Context, n state.Node, p state.Project, 
 		if len(left) == 0 {
 			return nil
 		}
-		if len(left) < len(blobs) || now.Done > most.Done {
-			moved, failing = time.Now(), time.Time{} // what waits for one blob does not keep the others
+		if len(left) < len(blobs) || now.Done > done {
+			moved = time.Now()
 			tell(toldMoves)
 		}
-		if len(left) < len(blobs) {
-			most = syncer.Kept{} // of others than before
-		}
-		most.Done = max(most.Done, now.Done)
-		blobs = left // what it has it keeps for a day
+		done = now.Done // less than before if an attempt failed: it counts anew from there
+		blobs = left    // what it has it keeps for a day
 		switch {
 		case now.Reason == onItsWay:
 			failing = time.Time{}
-			if !told && time.Since(moved) > keepStall {
-				told = true
-				tell(toldSlow)
+			if time.Since(moved) > keepStall {
+				slow()
 			}
 		case failing.IsZero():
 			failing = time.Now()
-		case time.Since(failing) > keepStall:
+		case time.Since(failing) <= keepStall:
+		case time.Since(moved) > keepStall:
 			return errors.New(now.Reason)
+		default:
+			slow() // what waits for one blob does not keep the others
 		}
 		if !sleep(ctx, pause) {
 			return ctx.Err()

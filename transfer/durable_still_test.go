@@ -143,6 +143,57 @@ func TestHold_OneBlobThatFailsEndsNotWhatMoves(t *testing.T) {
 	})
 }
 
+// heldAt runs holdAt with what the other site answers, and says when it was slow.
+func heldAt(t *testing.T, far func(took time.Duration) syncer.Kept) (took, slow time.Duration, err error) {
+	begun := time.Now()
+	r, p := twoSites(t, func(int) syncer.Kept { return far(time.Since(begun)) })
+	node := r.candidates(r.cfg.State.View(), p, "app")[1]
+	blobs := []syncer.Piece{{Digest: digest.FromString("one"), Size: 1 << 30}, {Digest: digest.FromString("two"), Size: 1 << 30}}
+	err = r.holdAt(t.Context(), node, p, "app", blobs, func(n news) {
+		if n == toldSlow {
+			slow = time.Since(begun)
+		}
+	})
+	return time.Since(begun), slow, err
+}
+
+// TestHold_WhatFailedCountsAnew: of two blobs one had come far when its attempt failed;
+// the other one moves on, with less in all than before.
+func TestHold_WhatFailedCountsAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const whole = 10 * time.Minute
+		took, slow, err := heldAt(t, func(took time.Duration) syncer.Kept {
+			out := syncer.Kept{Kept: []bool{false, false}, Reason: "no holder can be reached", Done: int64(took)}
+			if took < time.Second {
+				out.Done += int64(time.Hour)
+			}
+			if took >= whole {
+				out.Kept = []bool{true, true}
+			}
+			return out
+		})
+		if err != nil || took < whole {
+			t.Errorf("after %s: %v", took, err)
+		}
+		if slow == 0 || slow > keepStall+2*keepMost {
+			t.Errorf("another site is asked after %s, though a blob has failed since the start", slow)
+		}
+	})
+}
+
+// TestHold_WhoFailsAndDoesNotMoveEnds: after what moved is there, or moves no more.
+func TestHold_WhoFailsAndDoesNotMoveEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const moves = time.Minute
+		took, _, err := heldAt(t, func(took time.Duration) syncer.Kept {
+			return syncer.Kept{Kept: []bool{false, false}, Reason: "no holder can be reached", Done: int64(min(took, moves))}
+		})
+		if err == nil || err.Error() != "no holder can be reached" || took < moves+keepStall || took > moves+keepStall+3*keepMost {
+			t.Errorf("after %s: %v", took, err)
+		}
+	})
+}
+
 // TestHold_EndsBeforeWhatItReliesOn: the first lease and the claims of a push that is
 // answered have not ended.
 func TestHold_EndsBeforeWhatItReliesOn(t *testing.T) {

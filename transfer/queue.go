@@ -108,6 +108,7 @@ type task struct {
 	key
 	size int64     // of a claimed blob or a large manifest
 	at   time.Time // when it was pushed: older ones go first
+	nth  uint64    // among those that were added, where nobody knows when
 	// terms of the rule for which it comes; its priority goes before age.
 	terms rules.Terms
 
@@ -141,6 +142,7 @@ type queue struct {
 
 	mu    sync.Mutex
 	tasks map[key]*task
+	added uint64 // tasks so far
 	lanes [lanes]queueLane
 	bulk  *places.Places // of what runs in laneBulk
 	owing owing
@@ -209,7 +211,8 @@ func (q *queue) addFor(k key, size int64, at time.Time, terms rules.Terms, by wh
 		first.overflow = true
 		return false
 	default:
-		t = &task{key: k, size: size, at: at, terms: terms, until: until, lane: k.kind.lane(), whose: by}
+		q.added++
+		t = &task{key: k, size: size, at: at, nth: q.added, terms: terms, until: until, lane: k.kind.lane(), whose: by}
 		q.tasks[k] = t
 		first.count++
 		q.makeReady(t)
@@ -256,7 +259,10 @@ func before(a, b *task) bool {
 	if a.terms.Priority != b.terms.Priority {
 		return a.terms.Priority > b.terms.Priority
 	}
-	return a.at.Before(b.at)
+	if !a.at.Equal(b.at) {
+		return a.at.Before(b.at)
+	}
+	return a.nth < b.nth
 }
 
 // again makes a task try at once, or once more after it ran.

@@ -23,6 +23,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/registryapi/access"
+	"github.com/portolan/portolan/registryapi/rest"
 )
 
 // AdminPassword is that of the first user, admin.
@@ -288,7 +289,7 @@ func (t Tags) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag s
 			return err
 		}
 		if !slices.Contains(match, said.Digest) {
-			return &command.Error{Code: command.CodeConflict, Message: "the tag " + tag + " says " + said.Digest.String()}
+			return rest.Precondition("the tag does not say what the request expects: the tag %s says %s: look again, and repeat", tag, said.Digest)
 		}
 	}
 	return t.Catalog.DeleteTag(ctx, pid, repo, tag, actor, aclIndex)

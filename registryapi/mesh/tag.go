@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/store/catalog"
 	"github.com/portolan/portolan/node/store/units"
 	"github.com/portolan/portolan/registryapi/access"
@@ -89,9 +90,14 @@ func (a *API) deleteTag(ctx context.Context, in *tagIn) (*rest.Empty, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = a.known(ctx, img.project.PID, func() error {
+	remove := func() error {
 		return a.cfg.Catalog.DeleteTag(ctx, img.project.PID, img.repo, img.tag, match, rest.Actor(ctx), a.cfg.View().Index())
-	})
+	}
+	if img.project.Tags.Mode == state.StrongTags {
+		err = remove() // the mesh has decided: what is set meanwhile nobody wanted deleted
+	} else {
+		err = a.known(ctx, img.project.PID, remove)
+	}
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil, rest.NotFound("there is no tag %s in %s: see what there is with: portolan tag list %s", img.tag, img.name(), img.name())
 	}

@@ -1,9 +1,12 @@
 package mesh
 
 import (
+	"context"
 	"strings"
 	"testing"
 
+	"github.com/portolan/portolan/consensus/command"
+	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/registryapi/apitest"
 )
 
@@ -28,4 +31,21 @@ func TestAPI_DeleteTagThatSays(t *testing.T) {
 	}
 	send(200, `"`+one.String()+`", "`+two.String()+`"`)
 	send(404, `"`+two.String()+`"`)
+}
+
+// TestAPI_StrongTagIsDeletedOnce: the mesh has said that there is none, and what is set
+// while other sites are asked is nobody's to delete.
+func TestAPI_StrongTagIsDeletedOnce(t *testing.T) {
+	f := newFixture(t)
+	pid := identity.NewProjectID()
+	if _, err := f.mesh.Propose(t.Context(), "system", &command.ProjectCreate{ProjectId: pid[:], Name: "prod", Tags: command.TagMode_TAG_MODE_STRONG}); err != nil {
+		t.Fatal(err)
+	}
+	f.mesh.Push(f.catalog, "prod", "app", "zero", "0.9")
+	f.api.cfg.Refresh = func(context.Context, identity.ProjectID) ([]string, error) {
+		f.mesh.Push(f.catalog, "prod", "app", "one", "1.0")
+		return nil, nil
+	}
+	f.want(404, "admin", "DELETE", "/tags?image=prod/app:1.0", "")
+	f.want(404, "admin", "DELETE", "/tags?image=prod/app:1.0", "")
 }

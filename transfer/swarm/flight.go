@@ -126,7 +126,8 @@ type flight struct {
 	asked     map[identity.NodeID]int // those that are waited for now
 	strikes   map[identity.NodeID]int // maxStrikes: out for this blob
 	charges   map[identity.NodeID]*charge
-	rivals    int                      // holders that showed another list, and bytes that fit it
+	shown     int                      // holders that showed another list, and bytes that fit it
+	rivals    int                      // those of them whose list no known forger signed
 	good      map[identity.NodeID]bool // holders whose units fit the list in use
 	partial   *store.Partial           // the vessel, unless pass
 	last      time.Time                // when the last unit came
@@ -234,6 +235,7 @@ func (f *flight) run() {
 		end := f.partial.Close
 		if f.s.abandons(f, err) {
 			end = f.partial.Abandon
+			f.s.roots.dropped(f.digest)
 		}
 		if cerr := end(); cerr != nil {
 			f.s.log.Error("partial blob can't be put away", "digest", f.digest, "error", cerr)

@@ -1,18 +1,14 @@
 package swarm
 
-import (
-	"slices"
-	"time"
-)
+import "slices"
 
 // held is what a flight may ask for under a Limit. flight.mu guards it.
 type held struct {
 	place  *place // nil: it does not wait
 	by     *Limit // who granted what is left
-	got    place  // the last that was granted
+	got    *place // the last that was granted
 	left   int64  // bytes that were granted and not asked for yet
 	opened int64  // bytes that its first request asks for, see awaitOpening
-	timer  *time.Timer
 }
 
 // shares counts a fetcher's limit in (by 1) or out (by -1); nil: it has none.
@@ -62,52 +58,42 @@ func (f *flight) limit() *Limit {
 }
 
 // granted is for how many bytes a flight that is held by l may ask now. With
-// none it is in line for n, and its lanes are woken when its turn comes. mu is
-// held.
-func (f *flight) granted(l *Limit, n int64, now time.Time) int64 {
+// none it is in line for n, and is woken when its turn comes. mu is held.
+func (f *flight) granted(l *Limit, n int64) int64 {
 	h := &f.held
 	if h.by != l {
 		f.letBack()
 		h.by = l
 	}
-	if h.place != nil && !h.place.stands() {
-		h.place = nil
-	}
 	if h.left >= n {
 		return h.left
 	}
 	if h.place == nil {
-		p := l.queue(n, now)
-		h.place = &p
+		h.place = l.queue(n, func() {
+			wake(f.relimited)
+			f.wakeLanes(nil)
+		})
 	}
-	if wait := h.place.at.Sub(now); wait > 0 {
-		if h.timer != nil {
-			h.timer.Stop()
-		}
-		h.timer = time.AfterFunc(wait, func() { f.wakeLanes(nil) })
+	if !h.place.granted() {
 		return 0
 	}
 	h.left += h.place.n
-	h.got, h.place = *h.place, nil
+	h.got, h.place = h.place, nil
 	return h.left
 }
 
-// letBack gives back what was granted and not asked for; mu is held. A place in
-// line is paid for already, so it is given back as well; and so is the first request
-// of a flight that nobody answered with content: holders that are away cost a rule
-// nothing.
+// letBack leaves the line, and gives back what was granted and not asked for; mu is
+// held. So it does with the first request of a flight as far as nobody answered it:
+// holders that are away cost a rule nothing.
 func (f *flight) letBack() {
 	h := &f.held
-	if h.timer != nil {
-		h.timer.Stop()
-	}
 	if h.place != nil {
-		h.place.giveBack(h.place.n)
+		h.place.leave()
 	}
 	if f.last.IsZero() {
-		h.left += h.opened
+		h.left += max(0, h.opened-f.came.Load())
 	}
-	if h.left > 0 {
+	if h.got != nil && h.left > 0 {
 		h.got.giveBack(h.left)
 	}
 	*h = held{}
@@ -126,24 +112,18 @@ func (f *flight) awaitOpening() error {
 			f.mu.Unlock()
 			return nil
 		}
-		news := l.news()
-		if f.granted(l, f.layout.size, time.Now()) > 0 {
+		if f.granted(l, f.layout.size) > 0 {
 			f.held.left, f.held.opened = 0, f.layout.size
 			f.mu.Unlock()
 			return nil
 		}
-		wait := time.NewTimer(time.Until(f.held.place.at))
 		f.mu.Unlock()
 		select {
-		case <-wait.C:
-		case <-news:
 		case <-f.relimited:
 		case <-urgent:
 			urgent = nil // once: who hurried may be gone by now
 		case <-f.ctx.Done():
-			wait.Stop()
 			return f.ctx.Err()
 		}
-		wait.Stop()
 	}
 }

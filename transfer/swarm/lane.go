@@ -248,7 +248,7 @@ func (l *lane) plan() (order, bool) {
 	limit := f.limit()
 	if limit != nil {
 		piece := max(1, min(unit, f.layout.size))
-		granted := f.granted(limit, piece, now)
+		granted := f.granted(limit, piece)
 		if granted < piece {
 			// It waits for its own rate: nobody is silent, and it takes no place at
 			// the pipe from who could ask.
@@ -257,7 +257,7 @@ func (l *lane) plan() (order, bool) {
 			return order{}, false
 		}
 		// With a high rate more than a unit is there.
-		for ; granted < int64(min(most, f.sched.left))*piece && limit.more(piece, now); granted += piece {
+		for ; granted < int64(min(most, f.sched.left))*piece && limit.more(piece); granted += piece {
 			f.held.left += piece
 		}
 		most = min(most, int(granted/piece))

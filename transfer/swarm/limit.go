@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -15,24 +16,22 @@ const limitBurst = 250 * time.Millisecond
 // whose Wants name it. They stand in one line, a unit at a time, so that each
 // gets its share. Its zero value is not usable; it is safe for concurrent use.
 //
-// The line is a generic cell rate algorithm (ITU-T I.371): one time, up to which all
-// that was granted is paid for. What is given back moves that time back by as much,
-// also from the middle of the line, which a reservation of x/time/rate can't.
+// It is a token bucket, kept as the time up to which all that was granted is paid for
+// (the generic cell rate algorithm of ITU-T I.371), with its line beside it: who stands
+// there has paid for nothing and can leave, which a reservation of x/time/rate can't
+// without losing what was reserved after it.
 type Limit struct {
-	mu      sync.Mutex
-	bits    uint64        // a second; 0: nothing is held back
-	paid    time.Time     // that all grants are paid for at the rate; what passed since is saved up
-	line    *line         // the one that places are in
-	changed chan struct{} // closed by the next Set that changes something
+	mu    sync.Mutex
+	bits  uint64      // a second; 0: nothing is held back
+	paid  time.Time   // what passed since is saved up
+	line  []*place    // who waits, the first one first
+	due   time.Time   // when that one has its turn
+	timer *time.Timer // then; nil: nobody has waited yet
+	era   int         // counts the changes of the rate
 }
-
-// line is a Limit's line between two changes of its rate.
-type line struct{ _ byte }
 
 // NewLimit makes a Limit of so many bits a second; 0: no limit.
-func NewLimit(bits uint64) *Limit {
-	return &Limit{bits: bits, line: &line{}, changed: make(chan struct{})}
-}
+func NewLimit(bits uint64) *Limit { return &Limit{bits: bits} }
 
 // takes is how long n bytes take at the rate, which is not 0; mu is held.
 func (l *Limit) takes(n int64) time.Duration {
@@ -48,19 +47,18 @@ func (l *Limit) from(now time.Time) time.Time {
 	return l.paid
 }
 
-// Set changes the rate, also for those that wait: they line up again. What was
-// saved up is gone, so that no change is a way around the limit.
-func (l *Limit) Set(bits uint64) { l.setAt(bits, time.Now()) }
-
-func (l *Limit) setAt(bits uint64, now time.Time) {
+// Set changes the rate, also for those that wait. What was saved up is gone, so that no
+// change is a way around the limit.
+func (l *Limit) Set(bits uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if bits == l.bits {
 		return
 	}
-	l.bits, l.paid, l.line = bits, now, &line{}
-	close(l.changed)
-	l.changed = make(chan struct{})
+	now := time.Now()
+	l.bits, l.paid = bits, now
+	l.era++
+	l.first(now)
 }
 
 // Bits is the rate in bits a second; 0: no limit.
@@ -70,65 +68,145 @@ func (l *Limit) Bits() uint64 {
 	return l.bits
 }
 
-// place is a place in a Limit's line: from at on, n bytes may be asked for.
+// place is a place in a Limit's line, for n bytes.
 type place struct {
 	limit *Limit
-	line  *line
-	at    time.Time
 	n     int64
+	wake  func()
+	ok    bool // granted; guarded by limit.mu, as is era
+	era   int  // in which it was
 }
 
-// queue lines up for n bytes, which may be more than is ever saved up.
-func (l *Limit) queue(n int64, now time.Time) place {
+// queue lines up for n bytes, which may be more than is ever saved up. wake is called,
+// without locks, when they are granted later.
+func (l *Limit) queue(n int64, wake func()) *place {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := place{limit: l, line: l.line, at: now, n: n}
+	p := &place{limit: l, n: n, wake: wake}
 	if l.bits == 0 {
+		p.ok, p.era = true, l.era
 		return p
 	}
-	l.paid = l.from(now).Add(l.takes(n))
-	if l.paid.After(now) {
-		p.at = l.paid
+	l.line = append(l.line, p)
+	if len(l.line) > 1 {
+		return p
+	}
+	now := time.Now()
+	if l.due = l.from(now).Add(l.takes(n)); l.due.After(now) {
+		l.arm(now)
+	} else {
+		l.grant()
 	}
 	return p
 }
 
+// grant gives the first in line what it waits for; mu is held.
+func (l *Limit) grant() *place {
+	p := l.line[0]
+	l.line = slices.Delete(l.line, 0, 1)
+	p.ok, p.era, l.paid = true, l.era, l.due
+	return p
+}
+
+// first says when the first in line, who is new there, or waits for another rate, has its
+// turn; mu is held.
+func (l *Limit) first(now time.Time) {
+	switch {
+	case len(l.line) == 0:
+		if l.timer != nil {
+			l.timer.Stop()
+		}
+		return
+	case l.bits == 0:
+		l.due = now
+	default:
+		l.due = l.from(now).Add(l.takes(l.line[0].n))
+	}
+	l.arm(now)
+}
+
+// arm has the first in line served when it is due; mu is held.
+func (l *Limit) arm(now time.Time) {
+	if wait := max(0, l.due.Sub(now)); l.timer == nil {
+		l.timer = time.AfterFunc(wait, l.serve)
+	} else {
+		l.timer.Reset(wait)
+	}
+}
+
+// serve grants what is due.
+func (l *Limit) serve() {
+	var granted []*place
+	l.mu.Lock()
+	for now := time.Now(); len(l.line) > 0 && !l.due.After(now); l.first(now) {
+		granted = append(granted, l.grant())
+	}
+	l.mu.Unlock()
+	for _, p := range granted {
+		p.wake()
+	}
+}
+
 // more takes n bytes if they are there and nobody waits for them.
-func (l *Limit) more(n int64, now time.Time) bool {
+func (l *Limit) more(n int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.bits == 0 {
 		return true
 	}
+	now := time.Now()
 	paid := l.from(now).Add(l.takes(n))
-	if paid.After(now) {
+	if len(l.line) > 0 || paid.After(now) {
 		return false
 	}
 	l.paid = paid
 	return true
 }
 
-// giveBack returns bytes of a place that were not asked for. Those of a place before
-// the last change of the rate are nobody's.
-func (p place) giveBack(n int64) {
+// granted says whether the bytes may be asked for.
+func (p *place) granted() bool {
+	p.limit.mu.Lock()
+	defer p.limit.mu.Unlock()
+	return p.ok
+}
+
+// leave gives up the place, or gives back all that was granted.
+func (p *place) leave() {
 	l := p.limit
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if p.line == l.line && l.bits > 0 {
-		l.paid = l.paid.Add(-l.takes(n))
+	if p.ok {
+		l.back(p, p.n)
+		return
+	}
+	if at := slices.Index(l.line, p); at >= 0 {
+		l.line = slices.Delete(l.line, at, at+1)
+		if at == 0 {
+			l.first(time.Now())
+		}
 	}
 }
 
-// stands says whether the place is still one: the rate did not change since.
-func (p place) stands() bool {
+// giveBack returns so many of the granted bytes, which were not asked for.
+func (p *place) giveBack(n int64) {
 	p.limit.mu.Lock()
 	defer p.limit.mu.Unlock()
-	return p.line == p.limit.line
+	p.limit.back(p, n)
 }
 
-// news is closed when the rate changes.
-func (l *Limit) news() <-chan struct{} {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.changed
+// back takes bytes back that were granted at this rate; mu is held. Who is first in line
+// has its turn the sooner, never later.
+func (l *Limit) back(p *place, n int64) {
+	if p.era != l.era || l.bits == 0 {
+		return
+	}
+	l.paid = l.paid.Add(-l.takes(n))
+	if len(l.line) == 0 {
+		return
+	}
+	now := time.Now()
+	if due := l.from(now).Add(l.takes(l.line[0].n)); due.Before(l.due) {
+		l.due = due
+		l.arm(now)
+	}
 }

@@ -6,110 +6,178 @@ import (
 	"io"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/portolan/portolan/node/store"
 	"github.com/portolan/portolan/node/store/units"
 )
 
-func TestLimit_SharesOneRateInTurn(t *testing.T) {
-	const mbit = 1_000_000
-	l := NewLimit(20 * mbit)
-	start := time.Now()
-	now := start
-	var flights [3]*place
-	var got [3]int64
-	for now.Sub(start) < 20*time.Second {
-		for i, p := range flights {
-			if p != nil && !p.at.After(now) {
+// drain takes units as they are granted, from so many places at a time, until the time
+// is over, and gives what each place got.
+func drain(l *Limit, places int, lasts time.Duration) []int64 {
+	got := make([]int64, places)
+	end := time.Now().Add(lasts)
+	var wg sync.WaitGroup
+	for i := range got {
+		wg.Go(func() {
+			for {
+				woken := make(chan struct{}, 1)
+				p := l.queue(units.Unit, func() { woken <- struct{}{} })
+				if !p.granted() {
+					select {
+					case <-woken:
+					case <-time.After(time.Until(end)):
+						p.leave()
+						return
+					}
+				}
 				got[i] += p.n
-				p = nil
 			}
-			if p == nil {
-				next := l.queue(units.Unit, now)
-				p = &next
-			}
-			flights[i] = p
-		}
-		now = now.Add(10 * time.Millisecond)
+		})
+	}
+	wg.Wait()
+	return got
+}
+
+func TestLimit_SharesOneRateInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const bits = 20_000_000
+		got := drain(NewLimit(bits), 3, 20*time.Second)
 		all := got[0] + got[1] + got[2]
-		if most := int64(now.Sub(start).Seconds()*20*mbit/8) + units.Unit; all > most {
-			t.Fatalf("after %s there are %d bytes, more than %d", now.Sub(start), all, most)
+		if least, most := int64(20*bits/8)-units.Unit, int64(20*bits/8)+units.Unit; all < least || all > most {
+			t.Errorf("%d bytes in 20 s, want %d to %d", all, least, most)
 		}
-	}
-	all := got[0] + got[1] + got[2]
-	if least := int64(20*20*mbit/8) - 3*units.Unit; all < least {
-		t.Errorf("%d bytes in 20 s, want %d at least", all, least)
-	}
-	for i, n := range got {
-		if n < all/3-units.Unit || n > all/3+units.Unit {
-			t.Errorf("flight %d got %d of %d bytes", i, n, all)
+		for i, n := range got {
+			if n < all/3-units.Unit || n > all/3+units.Unit {
+				t.Errorf("flight %d got %d of %d bytes", i, n, all)
+			}
 		}
+	})
+}
+
+// in says when a place is granted, from now on.
+func in(t *testing.T, l *Limit, n int64) (p *place, granted func() time.Duration) {
+	begun := time.Now()
+	var at time.Time
+	p = l.queue(n, func() { at = time.Now() })
+	if p.granted() {
+		at = begun
+	}
+	return p, func() time.Duration {
+		if at.IsZero() {
+			return -1
+		}
+		return at.Sub(begun)
 	}
 }
 
 func TestLimit_SetIsNoWayAroundIt(t *testing.T) {
-	l, now := NewLimit(8_000_000), time.Now()
-	if p := l.queue(units.Unit, now); p.at.After(now) {
-		t.Fatal("the first unit waits")
-	}
-	waits := l.queue(units.Unit, now)
-	if !waits.at.After(now) || !waits.stands() {
-		t.Fatal("the second unit does not wait")
-	}
-	l.setAt(16_000_000, now)
-	if waits.stands() {
-		t.Error("a place in line outlives the rate")
-	}
-	if l.more(units.Unit, now) {
-		t.Error("a change of the rate gives bytes")
-	}
-	// A unit beyond what is saved up is granted in time, and paid for.
-	big := l.queue(64*units.Unit, now)
-	if wait := big.at.Sub(now).Seconds(); wait < 33 || wait > 34 {
-		t.Errorf("64 MiB at 2 MB/s wait for %.1f s", wait)
-	}
-	l.setAt(0, now)
-	if big.stands() || !l.more(1<<40, now) || l.queue(1<<40, now).at.After(now) {
-		t.Error("something waits without a limit")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLimit(8_000_000)
+		first, _ := in(t, l, units.Unit)
+		_, second := in(t, l, units.Unit)
+		if !first.granted() || second() >= 0 {
+			t.Fatal("not the second of two units waits")
+		}
+		l.Set(16_000_000)
+		if l.more(units.Unit) || second() >= 0 {
+			t.Error("a change of the rate gives bytes")
+		}
+		// A unit beyond what is saved up is granted in time, and paid for.
+		_, big := in(t, l, 64*units.Unit)
+		<-time.After(time.Minute)
+		synctest.Wait()
+		if wait := second().Seconds(); wait < 0.5 || wait > 0.6 {
+			t.Errorf("1 MiB at 2 MB/s waits for %.1f s", wait)
+		}
+		if wait := big().Seconds(); wait < 34 || wait > 35 {
+			t.Errorf("64 MiB at 2 MB/s, behind another, wait for %.1f s", wait)
+		}
+		_, never := in(t, l, 1<<40)
+		l.Set(0)
+		synctest.Wait()
+		if never() != 0 || !l.more(1<<40) {
+			t.Error("something waits without a limit")
+		}
+	})
 }
 
 func TestLimit_WhatIsGivenBackIsTakenFirst(t *testing.T) {
-	l, now := NewLimit(8_000_000), time.Now()
-	p := l.queue(units.Unit, now)
-	p.giveBack(units.Unit / 2)
-	if p := l.queue(units.Unit/2, now); p.at.After(now) {
-		t.Error("what was given back is lost")
-	}
-	if p := l.queue(1000, now); !p.at.After(now) {
-		t.Error("it was given twice")
-	}
-	l.setAt(16_000_000, now)
-	p.giveBack(units.Unit / 2)
-	if l.more(1, now) {
-		t.Error("what was granted under another rate was given back")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLimit(8_000_000)
+		p := l.queue(units.Unit, nil)
+		_, second := in(t, l, units.Unit/2)
+		p.giveBack(units.Unit / 2)
+		synctest.Wait()
+		if second() != 0 {
+			t.Error("what was given back is lost")
+		}
+		if l.more(1000) {
+			t.Error("it was given twice")
+		}
+		l.Set(16_000_000)
+		p.giveBack(units.Unit / 2)
+		if l.more(1) {
+			t.Error("what was granted under another rate was given back")
+		}
+	})
 }
 
-// Places in the line that nobody comes for hold up nobody, however many they are, and
-// let nobody have more than the rate.
+// Who leaves the line takes no time of those behind, and lets nobody have more than the
+// rate, wherever they stand and however many they are.
 func TestLimit_WhoLeavesTheLineTakesNoTime(t *testing.T) {
-	l, now := NewLimit(8_000_000), time.Now()
-	l.queue(units.Unit, now) // what was saved up
-	var left []place
-	for range 64 {
-		left = append(left, l.queue(units.Unit, now))
-	}
-	for _, p := range left {
-		p.giveBack(p.n)
-	}
-	for i := 1; i <= 3; i++ {
-		want := time.Duration(i) * l.takes(units.Unit)
-		if wait := l.queue(units.Unit, now).at.Sub(now); (wait - want).Abs() > time.Microsecond {
-			t.Errorf("unit %d waits %s, want %s", i, wait, want)
+	synctest.Test(t, func(t *testing.T) {
+		const n = 1000
+		l := NewLimit(8 * uint64(units.Unit)) // a unit a second
+		l.queue(units.Unit, nil)      // what was saved up
+		begun := time.Now()
+		var leave []*place
+		var mu sync.Mutex
+		var at []time.Duration
+		stay := func() {
+			l.queue(units.Unit, func() {
+				mu.Lock()
+				defer mu.Unlock()
+				at = append(at, time.Since(begun))
+			})
 		}
-	}
+		for range n {
+			leave = append(leave, l.queue(units.Unit, func() { t.Error("who left was granted something") }))
+			stay()
+		}
+		for _, p := range leave {
+			p.leave()
+			stay()
+		}
+		<-time.After((2*n + 1) * time.Second)
+		synctest.Wait()
+		if len(at) != 2*n {
+			t.Fatalf("%d of %d were granted", len(at), 2*n)
+		}
+		for i, got := range at {
+			if want := time.Duration(i+1) * time.Second; (got - want).Abs() > time.Millisecond {
+				t.Fatalf("number %d waited %s, want %s", i, got, want)
+			}
+		}
+	})
+}
+
+// What large units wait for is not put off by what others give back.
+func TestLimit_GivingBackPutsNobodyOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLimit(8 * uint64(units.Unit))
+		p := l.queue(units.Unit, nil)
+		_, large := in(t, l, 8*units.Unit)
+		for range 9 {
+			<-time.After(time.Second)
+			p.giveBack(0)
+		}
+		synctest.Wait()
+		if got := large(); got < 0 || got > 8*time.Second {
+			t.Errorf("8 units at one a second were granted after %s", got)
+		}
+	})
 }
 
 // A rule's rate is for what comes: fetches whose holders are away take none of it.
@@ -118,10 +186,8 @@ func TestFetch_HoldersThatAreAwayTakeNoRate(t *testing.T) {
 	source, n := l.start(), l.start()
 	l.held(source)
 	const size = 200 << 10
-	limit, now := NewLimit(8_000), time.Now() // a kilobyte a second
-	limit.queue(units.Unit, now)              // what was saved up
-	one := limit.queue(size, now)
-	one.giveBack(2 * size) // there is enough for one of them, all the time
+	limit := NewLimit(8_000)                           // a kilobyte a second
+	limit.queue(units.Unit-size, nil) // there is enough for one of them, all the time
 	var wants []Want
 	for range 3 {
 		w := source.put(content(size))
@@ -253,7 +319,7 @@ func TestFetch_LimitHoldsNoReaderAndLetsGoAtOnce(t *testing.T) {
 				body := content(size)
 				w := source.put(body)
 				w.Limit = NewLimit(100_000)
-				w.Limit.queue(units.Unit, time.Now()) // nothing is saved up
+				w.Limit.queue(units.Unit, nil) // nothing is saved up
 				l.held(source)
 				fetched := l.crawl(n, w)
 				letGo(t, n, w)

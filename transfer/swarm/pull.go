@@ -342,6 +342,11 @@ func (f *flight) resync() {
 // is room for others then, which are asked for.
 func (f *flight) follow(w *window, i int) {
 	if w.move(i) {
+		f.mu.Lock()
+		if !f.last.IsZero() {
+			f.last = time.Now() // that nothing came meanwhile was the client's doing
+		}
+		f.mu.Unlock()
 		f.wakeLanes(nil)
 	}
 }

@@ -162,7 +162,15 @@ func (r *roots) failed(d digest.Digest, root [32]byte, now time.Time) {
 	defer r.mu.Unlock()
 	c := r.of(d)
 	c.tries[root] = tries{c.tries[root].failed + 1, now}
-	c.begun = nil // what came under it is thrown away
+}
+
+// dropped notes that nothing of a blob is kept any more.
+func (r *roots) dropped(d digest.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.blobs[d]; c != nil {
+		c.begun = nil
+	}
 }
 
 // passOver says whether a list is to be left for another one. It failed lately, and
@@ -172,8 +180,11 @@ func (r *roots) passOver(rec units.Record, forger bool, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.blobs[rec.Digest]
-	if c == nil || c.proven != nil {
-		return false // others than the proven one are known to be false, see falseList
+	switch {
+	case c == nil:
+		return false
+	case c.proven != nil:
+		return *c.proven != rec.Root
 	}
 	if forger && c.begun != nil && *c.begun != rec.Root && now.Sub(c.at) < forgerWaits {
 		return true

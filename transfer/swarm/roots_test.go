@@ -117,7 +117,7 @@ func TestRoots_WhatCameIsNotLeftForAForger(t *testing.T) {
 	if r.passOver(forged, true, now.Add(forgerWaits)) {
 		t.Error("it is passed over for ever")
 	}
-	if r.failed(d, honest.Root, now); r.passOver(forged, true, now) {
+	if r.dropped(d); r.passOver(forged, true, now) {
 		t.Error("it is passed over for what was thrown away")
 	}
 }

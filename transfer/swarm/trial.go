@@ -213,8 +213,8 @@ func (l *lane) tried(got received) error {
 	if errors.Is(fits, units.ErrUnavailable) {
 		return l.untried()
 	}
-	// Known to be false, or by a signer whose word was: it speaks against no other.
-	known := f.s.isBadRoot(rec.Root) || f.s.suspects.forges(rec.Signer)
+	known := f.s.isBadRoot(rec.Root) // to be false: it speaks against no other
+	forger := f.s.suspects.forges(rec.Signer)
 	f.mu.Lock()
 	ch := f.charged(l.candidate)
 	ch.root, l.trial = &rec.Root, nil
@@ -226,7 +226,10 @@ func (l *lane) tried(got received) error {
 		ch.excused = true
 		f.strikes[l.node] = maxStrikes
 		if ch.holder && !known {
-			f.rivals++
+			f.shown++
+			if !forger {
+				f.rivals++
+			}
 		}
 	}
 	out := f.strikes[l.node] >= maxStrikes
@@ -274,7 +277,10 @@ func (f *flight) contested(err error) error {
 		return err
 	}
 	f.mu.Lock()
-	if f.vessel == nil || f.complete || f.rivals == 0 {
+	// A forger's word counts when nobody has what fits the list in use: it may have been
+	// broken once, and others pass on what it signed since.
+	others := f.rivals > 0 || f.shown > 0 && errors.Is(err, ErrBadHolders)
+	if f.vessel == nil || f.complete || !others {
 		f.mu.Unlock()
 		return err
 	}

@@ -257,6 +257,20 @@ func TestBlame_AKnownLiarIsNoRival(t *testing.T) {
 	}
 }
 
+// Who signed a false list once may have been broken: what it signed since, and honest
+// holders pass on, brings the blob though a liar that nobody knows was first.
+func TestBlame_AForgersTrueListAgainstAnUnknownLiar(t *testing.T) {
+	l := newLab(t)
+	l.stall = 3 * time.Second
+	broken, liar, c := l.start(), l.start(), l.start()
+	data := content(odd)
+	w := l.putAt(data, liar, broken)
+	c.swarm.suspects.signedFalsely(broken.id.ID, w.Digest)
+	liar.forges(w, otherBytes(data), nil)
+	eventually(t, "the true list has its turn", func() bool { return c.swarm.Fetch(t.Context(), w) == nil })
+	c.has(data)
+}
+
 // A disk that rots, at a holder that is not the one whose list is in use: its own list
 // is the same, so it is named, and told.
 func TestBlame_RotUnderATrueList(t *testing.T) {

@@ -60,8 +60,9 @@ func (d *Door) DeleteTag(ctx context.Context, pid identity.ProjectID, repo, tag,
 	})
 }
 
-// DeleteTagOf deletes a tag of this manifest; catalog.ErrNotFound: it has no such tag, or
-// not any more. Eventual tags are compared with what this site has.
+// DeleteTagOf deletes a tag of this manifest; catalog.ErrNotFound: it has no such tag;
+// command.CodeConflict: it got another one meanwhile. Eventual tags are compared with what
+// this site has.
 func (d *Door) DeleteTagOf(ctx context.Context, pid identity.ProjectID, repo, tag string, of digest.Digest, actor string, aclIndex uint64) error {
 	end, err := d.beginDelete()
 	if err != nil {
@@ -185,7 +186,7 @@ func (d *Door) removeRepository(ctx context.Context, p state.Project, repo, acto
 	if err != nil {
 		return err
 	}
-	tags, manifests, err := d.listed(p.PID, repo)
+	tags, manifests, err := d.listed(p.PID, repo, seen)
 	if err != nil {
 		return err
 	}
@@ -203,7 +204,7 @@ func (d *Door) removeRepository(ctx context.Context, p state.Project, repo, acto
 	g, all = errgroup.WithContext(ctx)
 	g.SetLimit(deletesAtOnce)
 	for _, m := range manifests {
-		g.Go(func() error { return kept.note(d.removeSeen(all, p.PID, repo, m, seen, actor)) })
+		g.Go(func() error { return kept.note(d.removeSeen(all, p.PID, repo, m.digest, m.seen, actor)) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -211,8 +212,15 @@ func (d *Door) removeRepository(ctx context.Context, p state.Project, repo, acto
 	return kept.of(p.Name + "/" + repo)
 }
 
-// listed gives the tags and manifests of a repository that this site has.
-func (d *Door) listed(pid identity.ProjectID, repo string) (tags []catalog.TagInfo, manifests []digest.Digest, err error) {
+// seenManifest is a manifest to be deleted, and what of it.
+type seenManifest struct {
+	digest digest.Digest
+	seen   catalog.Vector // most have the same one
+}
+
+// listed gives the tags and manifests of a repository that this site has. seen is what it
+// has seen of the project.
+func (d *Door) listed(pid identity.ProjectID, repo string, seen catalog.Vector) (tags []catalog.TagInfo, manifests []seenManifest, err error) {
 	for after := ""; ; {
 		names, err := d.cat.Tags(pid, repo, after, listedAtOnce)
 		if err != nil {
@@ -239,7 +247,14 @@ func (d *Door) listed(pid identity.ProjectID, repo string) (tags []catalog.TagIn
 			return nil, nil, err
 		}
 		for _, info := range infos {
-			manifests = append(manifests, info.Digest)
+			m := seenManifest{info.Digest, seen}
+			switch more, err := d.cat.SeenBeyond(pid, repo, info.Digest, seen); {
+			case err != nil:
+				return nil, nil, err
+			case more != nil:
+				m.seen = more
+			}
+			manifests = append(manifests, m)
 		}
 		if len(infos) < listedAtOnce {
 			return tags, manifests, nil

@@ -107,7 +107,7 @@ func (p *Partial) open() error {
 	if err == nil {
 		// It may lead the sweep to a file that was installed and has no row: it stays,
 		// whatever becomes of this fetch.
-		undo = func() error { return p.removeOnly(extMap, extData, extList) }
+		undo = func() error { return p.removeOnly(extMap, extTmp, extData, extList) }
 	}
 	if !resumed {
 		// The map of another list says nothing about this one.
@@ -165,7 +165,7 @@ func partialHead(rec units.Record, list *units.List) ([]byte, error) {
 }
 
 // remove removes all files. The map first: without it the rest is not taken up.
-func (p *Partial) remove() error { return p.removeOnly(extMap, extUnits, extData, extList) }
+func (p *Partial) remove() error { return p.removeOnly(extMap, extTmp, extUnits, extData, extList) }
 
 func (p *Partial) removeOnly(exts ...string) error {
 	var errs []error

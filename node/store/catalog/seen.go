@@ -3,6 +3,7 @@ package catalog
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/opencontainers/go-digest"
 
@@ -27,6 +28,37 @@ func (c *Catalog) Seen(pid identity.ProjectID, repo string, d digest.Digest) (Ve
 		}
 		for inc, seq := range e.ctx {
 			v[inc] = max(v[inc], seq)
+		}
+		return nil
+	})
+	return v, err
+}
+
+// SeenBeyond gives what a vector that was seen of the project has to be so that it covers
+// a manifest as it is here; nil: it does already. An entry may be here before the project's
+// vector says so: a page of a list is kept before the list is whole.
+func (c *Catalog) SeenBeyond(pid identity.ProjectID, repo string, d digest.Digest, seen Vector) (Vector, error) {
+	raw, err := rawInRepo(repo, d)
+	if err != nil {
+		return nil, err
+	}
+	var v Vector
+	err = c.view(func(r reader) error {
+		e, err := r.entry(pid, entryKey{kindManifest, repo, string(raw)})
+		if err != nil || e == nil {
+			return err
+		}
+		for inc, seq := range e.ctx {
+			if seen[inc] >= seq {
+				continue
+			}
+			if v == nil {
+				v = maps.Clone(seen)
+				if v == nil {
+					v = Vector{}
+				}
+			}
+			v[inc] = seq
 		}
 		return nil
 	})
