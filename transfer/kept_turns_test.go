@@ -81,3 +81,26 @@ func TestQueue_WhatTwoPushesWantTakesTheCalmerTurn(t *testing.T) {
 		t.Error("what nobody asked for is there")
 	}
 }
+
+// TestQueue_KeptTasksGoInTheirOrder: nobody knows when what they are for was pushed, and
+// what a push has waited for since long goes before what came just now.
+func TestQueue_KeptTasksGoInTheirOrder(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	q := newQueue(func() time.Time { return now })
+	next := 0
+	for i := range 4 * keptAtOnce {
+		q.keep(keptKey(i, 1), 1, identity.NodeID{1})
+	}
+	for run := takeAll(q, laneKept); len(run) > 0; run = takeAll(q, laneKept) {
+		for _, task := range run {
+			if want := keptKey(next, 1); task.key != want {
+				t.Fatalf("%s is taken before %s", task.repo, want.repo)
+			}
+			next++
+			q.finish(task, "", now)
+		}
+	}
+	if next != 4*keptAtOnce {
+		t.Errorf("%d were taken", next)
+	}
+}
