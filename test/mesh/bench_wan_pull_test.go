@@ -194,7 +194,7 @@ func loss(congestion string, scale float64, judge func(goodput, link, flow float
 		st := m.lab.Stats(false)
 		line.end(t, m, name)
 		v, unit, target := judge(size/took.Seconds(), m.rates[1]*1e6/8, flow)
-		b.add(t, st, name, v, unit, target, fmt.Sprintf("%.3g Mbit/s; one TLS flow has %.3g", size/took.Seconds()*8/1e6, flow*8/1e6))
+		b.add(t, st, name, v, unit, target, fmt.Sprintf("%.3g Mbit/s; one TLS flow has %.3g; %.2g of the image", size/took.Seconds()*8/1e6, flow*8/1e6, scale))
 	}
 }
 
