@@ -168,9 +168,15 @@ func (n *site) record() *command.Node {
 // propose applies a command at all nodes that do not lag.
 func (b *bed) propose(body proto.Message) int64 {
 	b.t.Helper()
+	return b.proposeAt(time.Now(), body)
+}
+
+// proposeAt is propose at some time of day.
+func (b *bed) proposeAt(at time.Time, body proto.Message) int64 {
+	b.t.Helper()
 	b.raft.Lock()
 	defer b.raft.Unlock()
-	env, err := command.New("user:admin", time.Now(), body)
+	env, err := command.New("user:admin", at, body)
 	must(b.t, err)
 	b.log = append(b.log, env)
 	var id int64

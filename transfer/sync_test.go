@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -191,11 +189,7 @@ func TestSync_ADiskPutBackToAnOlderState(t *testing.T) {
 	pid := b.project("prod")
 	first := fra.push(pid, "app", "1")
 	eventually(t, "equal catalogues", func() bool { return equal(pid, fra, nyc) })
-	fra.stop()
-	backup := filepath.Join(t.TempDir(), "store")
-	must(t, os.CopyFS(backup, os.DirFS(fra.dir+"/store")))
-	fra.open()
-	fra.start()
+	backup := fra.copyDisk()
 	second := fra.push(pid, "app", "2")
 	hinted := func(img image) bool {
 		h, err := nyc.store.Catalog().Holders(img.blobs[2])
@@ -203,9 +197,7 @@ func TestSync_ADiskPutBackToAnOlderState(t *testing.T) {
 	}
 	eventually(t, "tag and hints at nyc", func() bool { return nyc.tag(pid, "app", "2") == second.digest && hinted(second) })
 
-	fra.stop()
-	must(t, os.RemoveAll(fra.dir+"/store"))
-	must(t, os.CopyFS(fra.dir+"/store", os.DirFS(backup)))
+	fra.putBack(backup)
 	fra.open()
 	fra.start()
 	eventually(t, "fra has its lost push's entries again", func() bool { return fra.tag(pid, "app", "2") == second.digest })

@@ -1,8 +1,6 @@
 package transfer_test
 
 import (
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -27,20 +25,14 @@ func TestSync_ADiskPutBackAndWrittenOn(t *testing.T) {
 	fra, nyc := b.site("fra"), b.site("nyc")
 	pid := b.project("prod")
 	kept := fra.push(pid, "app", "kept")
-	fra.stop()
-	backup := filepath.Join(t.TempDir(), "store")
-	must(t, os.CopyFS(backup, os.DirFS(fra.dir+"/store")))
-	fra.open()
-	fra.start()
+	backup := fra.copyDisk()
 	lost := fra.push(pid, "app", "lost")
 	eventually(t, "hints at nyc", func() bool { return nyc.hints(lost.blobs[2], fra) && nyc.hints(kept.blobs[2], fra) })
 	cursor, err := nyc.store.Catalog().FeedCursor(fra.store.ID())
 	must(t, err)
 
 	b.part(fra, nyc)
-	fra.stop()
-	must(t, os.RemoveAll(fra.dir+"/store"))
-	must(t, os.CopyFS(fra.dir+"/store", os.DirFS(backup)))
+	fra.putBack(backup)
 	fra.open()
 	fra.start()
 	var again []image

@@ -63,7 +63,7 @@ func (b *bench) budget(t *testing.T, name string) {
 	toSgp, toNyc := fill("near", 8), fill("far", 9)
 	m.must(t, "budget", "set", fmt.Sprint(cap), "--from", m.sites[fra].site, "--to", m.sites[sgp].site)
 
-	m.lab.Stats(true)
+	m.stats(t, true)
 	line := m.startTimeline(t)
 	pulled := 0.0
 	pull := func(image string) float64 {
@@ -112,7 +112,7 @@ func (b *bench) budget(t *testing.T, name string) {
 			t.Fatalf("%s has %.0f bytes of %.0f: its backfill was over before the end", m.sites[i].site, n, sum)
 		}
 	}
-	st := m.lab.Stats(false)
+	st := m.stats(t, false)
 	b.add(t, st, name+": off the cap, on the wire", 100*math.Abs(wire/cap-1), "%", figures.AtMost(100*kept), fmt.Sprintf("%.4g Mbit/s, of which payload %.4g", wire, payload))
 	for _, mbit := range []int{3 * cap, cap / 2} {
 		b.add(t, st, fmt.Sprintf("%s: until %d Mbit/s are kept", name, mbit), settled[mbit], "s", figures.AtMost(2), fmt.Sprintf("from the start of the command; at most %.4g in any second after", most[mbit]))

@@ -21,7 +21,7 @@ func (b *bench) everywhere(t *testing.T, name string, rates []float64) {
 	for i := range m.sites {
 		cpuBefore[i] = m.metric(t, i, "process_cpu_seconds_total")
 	}
-	m.lab.Stats(true)
+	m.stats(t, true)
 	line := m.startTimeline(t)
 	start := time.Now()
 	took := make([]time.Duration, len(m.sites))
@@ -43,7 +43,7 @@ func (b *bench) everywhere(t *testing.T, name string, rates []float64) {
 		})
 	}
 	wg.Wait()
-	st := m.lab.Stats(false)
+	st := m.stats(t, false)
 	line.end(t, m, name)
 	if t.Failed() {
 		return

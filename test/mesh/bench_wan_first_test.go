@@ -28,7 +28,7 @@ func (b *bench) firstBytes(t *testing.T, name string) {
 		t.Fatal(err)
 	}
 	req.SetBasicAuth("admin", wanPassword)
-	m.lab.Stats(true)
+	m.stats(t, true)
 	start := time.Now()
 	resp, err := (&http.Client{Transport: at.transport}).Do(req)
 	if err != nil {
@@ -43,7 +43,7 @@ func (b *bench) firstBytes(t *testing.T, name string) {
 		t.Fatal(err)
 	}
 	unit := time.Since(start)
-	st := m.lab.Stats(false)
+	st := m.stats(t, false)
 	b.add(t, st, name+": first byte", first.Seconds()/rtt.Seconds(), "RTT", figures.AtMost(4), "")
 	b.add(t, st, name+": first MiB", unit.Seconds()/rtt.Seconds(), "RTT", nil, "the first byte would come no sooner without sub-states")
 }

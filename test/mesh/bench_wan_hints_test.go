@@ -22,7 +22,7 @@ func (b *bench) hints(t *testing.T, name string) {
 	for _, s := range m.sites[1:] {
 		s.listed(t, "prod/warm:1")
 	}
-	m.lab.Stats(true)
+	m.stats(t, true)
 	var took []float64
 	for i := range pushes {
 		tag := fmt.Sprint("v", i)
@@ -33,7 +33,7 @@ func (b *bench) hints(t *testing.T, name string) {
 		}
 		took = append(took, time.Since(pushed).Seconds())
 	}
-	st := m.lab.Stats(false)
+	st := m.stats(t, false)
 	slices.Sort(took)
 	b.add(t, st, name, took[len(took)-1], "s", figures.AtMost(1), fmt.Sprintf("the slowest of %d pushes, at the last of two sites; median %.3g s", pushes, took[len(took)/2]))
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/portolan/portolan/test/bench/figures"
-	"github.com/portolan/portolan/test/wan"
 )
 
 // memoryMost is what a node may have in memory at full load, in MiB.
@@ -56,7 +55,7 @@ func watchMemory(t *testing.T, pids []int) *memoryWatch {
 }
 
 // add ends the watch and notes the figure.
-func (w *memoryWatch) add(b *bench, t *testing.T, st wan.Stats, name string) {
+func (w *memoryWatch) add(b *bench, t *testing.T, st measured, name string) {
 	t.Helper()
 	w.stop()
 	w.done.Wait()

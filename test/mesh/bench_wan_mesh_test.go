@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
+	"github.com/portolan/portolan/test/bench/figures"
 	"github.com/portolan/portolan/test/cluster"
 	"github.com/portolan/portolan/test/wan"
 )
@@ -31,6 +32,7 @@ type farMesh struct {
 	lab   *wan.Lab
 	sites []*farSite
 	rates []float64 // Mbit/s, of each site's uplink and downlink
+	since use
 }
 
 // farLinks is what lies between the sites.
@@ -60,6 +62,10 @@ func startFarMesh(t *testing.T, links farLinks, rates []float64) *farMesh {
 		links.congestion = *benchTCP
 	}
 	m := &farMesh{lab: wan.Start(t, topo), rates: rates}
+	var err error
+	if m.since.machine, err = figures.Now(); err != nil {
+		t.Fatal(err)
+	}
 	for i, s := range topo.Sites {
 		m.lab.Sysctl(s.Name, "net.ipv4.tcp_rmem", "4096 131072 67108864")
 		m.lab.Sysctl(s.Name, "net.ipv4.tcp_wmem", "4096 65536 67108864")

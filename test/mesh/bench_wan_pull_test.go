@@ -17,7 +17,6 @@ import (
 
 	"github.com/portolan/portolan/test/bench/figures"
 	"github.com/portolan/portolan/test/cluster"
-	"github.com/portolan/portolan/test/wan"
 )
 
 // drain pulls an image at a site and forgets it, checking digests. It gives the
@@ -68,7 +67,7 @@ func (b *bench) clients20(t *testing.T, name string) {
 	memory := watchMemory(t, m.pids())
 	at := m.sites[1]
 	var alone, slowest time.Duration
-	var st wan.Stats
+	var st measured
 	const note = "a quarter of the image, as twenty clients of all of it load the machine"
 	for _, n := range []int{1, 20} {
 		img, size := benchImage(t, *benchScale/4)
@@ -77,7 +76,7 @@ func (b *bench) clients20(t *testing.T, name string) {
 		at.listed(t, image)
 		m.warmUp(t, at, fmt.Sprintf("prod/warm%d:1", n))
 		before := m.metric(t, 1, receivedMetric)
-		m.lab.Stats(true)
+		m.stats(t, true)
 		start := time.Now()
 		took := make([]time.Duration, n)
 		errs := make([]error, n)
@@ -92,7 +91,7 @@ func (b *bench) clients20(t *testing.T, name string) {
 		if err := errors.Join(errs...); err != nil {
 			t.Fatal(err)
 		}
-		st = m.lab.Stats(false)
+		st = m.stats(t, false)
 		if n == 1 {
 			alone = took[0]
 			continue
@@ -135,14 +134,14 @@ func (b *bench) coldPull(t *testing.T, name string) {
 	img, size := benchImage(t, *benchScale)
 	m.sites[0].push(t, "prod/cold:1", img)
 	at.listed(t, "prod/cold:1")
-	m.lab.Stats(true)
+	m.stats(t, true)
 	line := m.startTimeline(t)
 	start := time.Now()
 	if err := at.drain(t.Context(), "prod/cold:1", img); err != nil {
 		t.Fatal(err)
 	}
 	took := time.Since(start)
-	st := m.lab.Stats(false)
+	st := m.stats(t, false)
 	line.end(t, m, name)
 	b.add(t, st, name+": goodput over that of four TLS flows", size/took.Seconds()/four, "x", figures.AtLeast(0.85), "")
 	memory.add(b, t, st, name)
@@ -154,7 +153,7 @@ func (b *bench) coldPull(t *testing.T, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.lab.Stats(true)
+	m.stats(t, true)
 	start = time.Now()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+at.host+"/v2/prod/first/blobs/"+manifest.Layers[0].Digest.String(), nil)
 	if err != nil {
@@ -170,7 +169,7 @@ func (b *bench) coldPull(t *testing.T, name string) {
 		t.Fatal(err)
 	}
 	first := time.Since(start)
-	st = m.lab.Stats(false)
+	st = m.stats(t, false)
 	b.add(t, st, name+": first byte", first.Seconds()/rtt.Seconds(), "RTT", figures.AtMost(4), "")
 }
 
@@ -184,14 +183,14 @@ func loss(congestion string, scale float64, judge func(goodput, link, flow float
 		img, size := benchImage(t, scale**benchScale)
 		m.sites[0].push(t, "prod/cold:1", img)
 		at.listed(t, "prod/cold:1")
-		m.lab.Stats(true)
+		m.stats(t, true)
 		line := m.startTimeline(t)
 		start := time.Now()
 		if err := at.drain(t.Context(), "prod/cold:1", img); err != nil {
 			t.Fatal(err)
 		}
 		took := time.Since(start)
-		st := m.lab.Stats(false)
+		st := m.stats(t, false)
 		line.end(t, m, name)
 		v, unit, target := judge(size/took.Seconds(), m.rates[1]*1e6/8, flow)
 		b.add(t, st, name, v, unit, target, fmt.Sprintf("%.3g Mbit/s; one TLS flow has %.3g; %.2g of the image", size/took.Seconds()*8/1e6, flow*8/1e6, scale))

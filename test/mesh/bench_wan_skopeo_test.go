@@ -13,7 +13,6 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/portolan/portolan/test/clients"
-	"github.com/portolan/portolan/test/wan"
 )
 
 // skopeo: what a push replication does, one site after the other and all at once,
@@ -55,7 +54,7 @@ func (b *bench) skopeo(t *testing.T, name string) {
 		return errors.Join(errs...)
 	}
 	var ours time.Duration
-	var quiet wan.Stats // of ours
+	var quiet measured // of ours
 	for _, c := range []struct {
 		how, image string
 		run        func(image string) error
@@ -85,7 +84,7 @@ func (b *bench) skopeo(t *testing.T, name string) {
 			ours, quiet = took, st
 			continue
 		}
-		if quiet.Trustworthy() != nil {
+		if _, why := quiet.void(); why != nil {
 			st = quiet // a ratio is as good as the worse of its two
 		}
 		b.add(t, st, row+": times ours", took.Seconds()/ours.Seconds(), "x", nil, fmt.Sprintf("%.3g s and %.3g s", took.Seconds(), ours.Seconds()))
@@ -94,14 +93,14 @@ func (b *bench) skopeo(t *testing.T, name string) {
 
 // timed pushes an image at the first site, and gives how long that and what is to
 // follow took together.
-func (m *farMesh) timed(t *testing.T, image string, img v1.Image, then func(image string) error) (time.Duration, wan.Stats) {
+func (m *farMesh) timed(t *testing.T, image string, img v1.Image, then func(image string) error) (time.Duration, measured) {
 	t.Helper()
-	m.lab.Stats(true)
+	m.stats(t, true)
 	start := time.Now()
 	m.sites[0].push(t, image, img)
 	if err := then(image); err != nil {
 		t.Fatal(err)
 	}
 	took := time.Since(start)
-	return took, m.lab.Stats(false)
+	return took, m.stats(t, false)
 }

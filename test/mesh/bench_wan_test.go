@@ -30,20 +30,12 @@ type bench struct {
 	rows []*benchRow
 }
 
-// benchRow is a figure with its rounds.
-type benchRow struct {
-	name, unit string
-	target     *figures.Target // nil: for information
-	note       string
-	all        []float64 // of rounds that count: no more than were asked for
-	busy       float64   // share of the machine's processors in use, at most, 0..1
-	void       []string  // why rounds don't count
-}
-
 // TestBenchWAN measures what transfer promises, beside its targets: `make
 // bench-wan`. A round with the machine above 75 %, or with late packets, is void:
 // it says so, counts for nothing and is measured again, -wan.tries times in all. A
 // row of fewer rounds than were asked for is marked, in the table and in the results.
+// If none counts, and the nodes' own work is all that is wrong with some, the row has
+// what these gave, marked as void.
 func TestBenchWAN(t *testing.T) {
 	if !*benchWAN {
 		t.Skip("measured by `make bench-wan` (-wan.bench)")
@@ -99,69 +91,9 @@ func (b *bench) enough(name string) bool {
 	})
 }
 
-// add notes a round's figure. st is the network's counters of the time.
-func (b *bench) add(t *testing.T, st wan.Stats, name string, v float64, unit string, target *figures.Target, note string) {
-	t.Helper()
-	i := slices.IndexFunc(b.rows, func(r *benchRow) bool { return r.name == name })
-	if i < 0 {
-		i = len(b.rows)
-		b.rows = append(b.rows, &benchRow{name: name, unit: unit, target: target})
-	}
-	r := b.rows[i]
-	r.note = note
-	if err := st.Trustworthy(); err != nil {
-		r.void = append(r.void, strings.ReplaceAll(err.Error(), "\n", ", "))
-		t.Logf("void: %s: %.3g %s: %s", name, v, unit, r.void[len(r.void)-1])
-		return
-	}
-	if len(r.all) < *benchRounds { // else it is another figure of the case that needs the round
-		r.all = append(r.all, v)
-		r.busy = max(r.busy, st.MachineCPU)
-	}
-	t.Logf("%s: %.3g %s (machine %.0f %%) %s", name, v, unit, 100*st.MachineCPU, note)
-}
-
-// row is the median of the rounds that count; false: there is none.
-func (r *benchRow) row() (figures.Row, bool) {
-	if len(r.all) == 0 {
-		return figures.Row{}, false
-	}
-	all := r.all
-	var notes []string
-	if r.note != "" {
-		notes = append(notes, r.note)
-	}
-	if len(all) > 1 {
-		notes = append(notes, fmt.Sprintf("%d rounds, %.3g to %.3g", len(all), slices.Min(all), slices.Max(all)))
-	}
-	if len(r.void) > 0 {
-		notes = append(notes, fmt.Sprintf("%d more were void", len(r.void)))
-	}
-	if *benchScale != 1 {
-		notes = append(notes, fmt.Sprintf("rates and bytes times %g", *benchScale))
-	}
-	notes = append(notes, fmt.Sprintf("machine at most %.0f %% busy", 100*r.busy))
-	row := figures.New(r.name, median(all), r.unit, r.target, strings.Join(notes, "; "))
-	row.Rounds, row.Asked = len(all), *benchRounds
-	return row, true
-}
-
-func median(all []float64) float64 {
-	sorted := slices.Sorted(slices.Values(all))
-	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
-}
-
-// end prints the table with what missed its target, and saves what counts.
+// end prints the table with what missed its target, and saves it.
 func (b *bench) end(t *testing.T) {
-	var rows []figures.Row
-	var none []string
-	for _, r := range b.rows {
-		if row, ok := r.row(); ok {
-			rows = append(rows, row)
-		} else {
-			none = append(none, fmt.Sprintf("not measured: %s: no round counts: %s", r.name, strings.Join(r.void, "; ")))
-		}
-	}
+	rows, none := b.table()
 	if err := errors.Join(figures.Table(os.Stdout, rows), figures.Misses(os.Stdout, rows)); err != nil {
 		t.Fatal(err)
 	}
@@ -174,4 +106,16 @@ func (b *bench) end(t *testing.T) {
 	if err := figures.Save(*benchOut, rows); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// table gives the rows, and a line for each figure that has none.
+func (b *bench) table() (rows []figures.Row, none []string) {
+	for _, r := range b.rows {
+		if row, ok := r.row(); ok {
+			rows = append(rows, row)
+		} else {
+			none = append(none, fmt.Sprintf("not measured: %s: no round counts: %s", r.name, strings.Join(r.void, "; ")))
+		}
+	}
+	return rows, none
 }

@@ -17,7 +17,6 @@ import (
 	registry "github.com/portolan/portolan/registryapi/mesh"
 	"github.com/portolan/portolan/test/bench/figures"
 	"github.com/portolan/portolan/test/cluster"
-	"github.com/portolan/portolan/test/wan"
 )
 
 const sentMetric = "portolan_transfer_swarm_sent_bytes_total"
@@ -31,7 +30,7 @@ func (b *bench) killReceiver(t *testing.T, name string) {
 	if err := m.arrives(t, "prod/app:1", 1); err != nil {
 		t.Fatal(err)
 	}
-	b.add(t, m.lab.Stats(false), name+": sent again", (m.metric(t, 0, sentMetric)-size)/(1<<20), "MiB", figures.AtMost(64), "")
+	b.add(t, m.stats(t, false), name+": sent again", (m.metric(t, 0, sentMetric)-size)/(1<<20), "MiB", figures.AtMost(64), "")
 }
 
 // killSource is the same of the node that sends.
@@ -42,7 +41,7 @@ func (b *bench) killSource(t *testing.T, name string) {
 	if err := m.arrives(t, "prod/app:1", 1); err != nil {
 		t.Fatal(err)
 	}
-	b.add(t, m.lab.Stats(false), name+": sent again", (m.metric(t, 1, receivedMetric)-size)/(1<<20), "MiB", figures.AtMost(64), "")
+	b.add(t, m.stats(t, false), name+": sent again", (m.metric(t, 1, receivedMetric)-size)/(1<<20), "MiB", figures.AtMost(64), "")
 }
 
 // midway has a mesh in which half of an image of so many bytes has come to the second site.
@@ -50,7 +49,7 @@ func midway(t *testing.T) (*farMesh, float64) {
 	m := startFarMesh(t, farLinks{rtt: 80 * time.Millisecond}, []float64{100, 100})
 	m.must(t, "rule", "create", "everywhere", "--projects", "prod", "--sites", "all")
 	img, size := benchImage(t, *benchScale)
-	m.lab.Stats(true)
+	m.stats(t, true)
 	m.sites[0].push(t, "prod/app:1", img)
 	m.received(t, 1, size/2)
 	return m, size
@@ -77,7 +76,7 @@ func (b *bench) liar(t *testing.T, name string) {
 		[]float64{100, 100, 100, 100, 100})
 	m.must(t, "rule", "create", "holders", "--projects", "prod", "--sites", "s1,s2,s3")
 	var took [2]time.Duration
-	var st wan.Stats
+	var st measured
 	for round, image := range []string{"prod/honest:1", "prod/lies:1"} {
 		img, size := benchImage(t, *benchScale)
 		m.sites[0].push(t, image, img)
@@ -90,7 +89,7 @@ func (b *bench) liar(t *testing.T, name string) {
 		had := m.metric(t, at, receivedMetric)
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
-		m.lab.Stats(true)
+		m.stats(t, true)
 		line := m.startTimeline(t)
 		start := time.Now()
 		done := make(chan error, 1)
@@ -111,7 +110,7 @@ func (b *bench) liar(t *testing.T, name string) {
 			t.Fatal(err)
 		}
 		took[round] = time.Since(start)
-		st = m.lab.Stats(false)
+		st = m.stats(t, false)
 		line.end(t, m, name)
 	}
 	var liars []string

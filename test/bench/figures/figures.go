@@ -39,8 +39,9 @@ type Row struct {
 	Least  bool     `json:"least,omitempty"`  // At is the least, not the most
 	Met    *bool    `json:"met,omitempty"`    // absent: for information
 	Strict bool     `json:"strict,omitempty"` // see Target
-	Rounds int      `json:"rounds,omitempty"` // that Value is the median of; absent: it was measured once
+	Rounds int      `json:"rounds,omitempty"` // that Value is the median of; absent: it was measured once, or is void
 	Asked  int      `json:"asked,omitempty"`  // rounds that it is to be the median of
+	Void   bool     `json:"void,omitempty"`   // no round counts, see Note: Value is what they had, and is not judged
 	Note   string   `json:"note,omitempty"`
 	Others *float64 `json:"others,omitempty"` // share of the cores that other processes used meanwhile; absent: it is not known
 }
@@ -59,6 +60,12 @@ func New(name string, value float64, unit string, target *Target, note string) R
 		met = r.Value >= target.Value
 	}
 	r.At, r.Least, r.Met, r.Strict = &target.Value, target.Least, &met, target.Strict
+	return r
+}
+
+// Voided gives the row as one of which no round counts.
+func (r Row) Voided() Row {
+	r.Void, r.Met, r.Rounds = true, nil, 0
 	return r
 }
 
@@ -95,7 +102,10 @@ func Table(w io.Writer, rows []Row) error {
 	fmt.Fprintln(t, "case\tmeasured\tunit\ttarget\tmet\tothers\t")
 	for _, r := range rows {
 		met := ""
-		if r.At != nil {
+		switch {
+		case r.Void:
+			met = "void"
+		case r.At != nil:
 			met = map[bool]string{true: "NO", false: "yes"}[r.Missed()]
 		}
 		met = strings.TrimSpace(met + " " + r.short())
@@ -123,7 +133,8 @@ func Misses(w io.Writer, rows []Row) error {
 }
 
 // Save writes rows as JSON lines: those with the name of one in the file take its
-// place, others come behind, the rest of the file stays.
+// place, others come behind, the rest of the file stays. A void one takes the place of
+// void ones only.
 func Save(path string, rows []Row) error {
 	all, err := Read(path)
 	if err != nil {
@@ -135,7 +146,9 @@ func Save(path string, rows []Row) error {
 	}
 	for _, r := range rows {
 		if i, ok := at[r.Name]; ok {
-			all[i] = r
+			if !r.Void || all[i].Void {
+				all[i] = r
+			}
 			continue
 		}
 		at[r.Name] = len(all)

@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -42,19 +43,38 @@ func TestSave_ReplacesRowsOfTheSameName(t *testing.T) {
 	}
 }
 
+func TestSave_AVoidRowReplacesNoneThatCounts(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "rows.json")
+	counts, void, again := New("a", 1, "ms", AtMost(2), ""), New("b", 3, "1/s", AtLeast(2), "").Voided(), New("b", 4, "1/s", AtLeast(2), "").Voided()
+	for _, rows := range [][]Row{{counts, void}, {New("a", 9, "ms", AtMost(2), "").Voided(), again}} {
+		if err := Save(path, rows); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]Row{counts, again}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestTable_MarksTooFewRounds(t *testing.T) {
 	few, all, none := New("few", 1, "s", AtMost(2), ""), New("all", 1, "s", AtMost(2), ""), New("none", 1, "s", nil, "")
+	void := New("void", 9, "s", AtMost(2), "why")
 	few.Rounds, few.Asked = 1, 3
 	all.Rounds, all.Asked = 3, 3
+	void.Rounds, void.Asked = 3, 3
 	var b strings.Builder
-	if err := Table(&b, []Row{few, all, none}); err != nil {
+	if err := Table(&b, []Row{few, all, none, void.Voided()}); err != nil {
 		t.Fatal(err)
 	}
 	var got []string
 	for line := range strings.Lines(b.String()) {
 		got = append(got, strings.Join(strings.Fields(line), " "))
 	}
-	want := []string{"case measured unit target met others", "few 1 s <= 2 yes (1 of 3 rounds)", "all 1 s <= 2 yes", "none 1 s"}
+	want := []string{"case measured unit target met others", "few 1 s <= 2 yes (1 of 3 rounds)", "all 1 s <= 2 yes", "none 1 s", "void 9 s <= 2 void (0 of 3 rounds) why"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -64,11 +84,24 @@ func TestMisses_NamesEachOnALine(t *testing.T) {
 	few := New("few", 3, "s", AtMost(2), "")
 	few.Rounds, few.Asked = 1, 3
 	var b strings.Builder
-	if err := Misses(&b, []Row{New("met", 1, "s", AtMost(2), ""), few, New("for information", 9, "s", nil, ""), New("a ratio", 0.5, "", AtLeast(0.8), "")}); err != nil {
+	if err := Misses(&b, []Row{New("met", 1, "s", AtMost(2), ""), few, New("for information", 9, "s", nil, ""), New("void", 9, "s", AtMost(2), "").Voided(), New("a ratio", 0.5, "", AtLeast(0.8), "")}); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff("missed: few: 3 s, target <= 2 (1 of 3 rounds)\nmissed: a ratio: 0.5, target >= 0.8\n", b.String()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestMachine_UseByOthers(t *testing.T) {
+	from := Machine{begin: time.Now(), all: 100, mine: 20}
+	for ours, want := range map[float64]Use{
+		0:   {Busy: 0.75, Others: 0.5}, // of 20 s on two cores: 15 s, of which 5 s were the caller's
+		6:   {Busy: 0.75, Others: 0.2},
+		100: {Busy: 0.75}, // counted at another moment
+	} {
+		if got := from.until(Machine{begin: from.begin.Add(10 * time.Second), all: 115, mine: 25}, ours, 2); got != want {
+			t.Errorf("with %g s of its own processes: %+v, not %+v", ours, got, want)
+		}
 	}
 }
 

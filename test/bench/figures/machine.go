@@ -39,17 +39,35 @@ func Now() (Machine, error) {
 	return m, nil
 }
 
+// Use is what was used of the cores meanwhile, as shares of all, 0 to 1.
+type Use struct {
+	Busy   float64 // by anybody
+	Others float64 // by others than the caller and what it started
+}
+
 // Others is the share of the cores, 0 to 1, that others used since m. Processes
 // that the caller started count as others unless they have ended by both
 // occasions.
 func (m Machine) Others() (float64, error) {
+	use, err := m.Use(0)
+	return use.Others, err
+}
+
+// Use is what was used since m. ours is the processor time, in seconds, that processes
+// used since which the caller started and which run on; those that have ended are known.
+func (m Machine) Use(ours float64) (Use, error) {
 	now, err := Now()
 	if err != nil {
-		return 0, err
+		return Use{}, err
 	}
-	cores := now.begin.Sub(m.begin).Seconds() * float64(runtime.NumCPU())
-	used := (now.all - m.all) - (now.mine - m.mine)
-	return min(max(used/cores, 0), 1), nil
+	return m.until(now, ours, runtime.NumCPU()), nil
+}
+
+func (m Machine) until(now Machine, ours float64, cores int) Use {
+	most := now.begin.Sub(m.begin).Seconds() * float64(cores)
+	share := func(used float64) float64 { return min(max(used/most, 0), 1) }
+	all := now.all - m.all
+	return Use{Busy: share(all), Others: share(all - (now.mine - m.mine) - ours)}
 }
 
 // ticks per second of the times in /proc: USER_HZ, which Linux fixed at 100.
