@@ -249,6 +249,11 @@ func (c *Checker) reply(ctx context.Context, q *Question) (*Answer, error) {
 		defer close(looked)
 		a.Findings = c.look(ctx, p, self, to)
 	}()
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		a.Kept = keep(ctx, p.Store)
+	}()
 	packets := make(chan struct{})
 	go func() {
 		defer close(packets)
@@ -258,6 +263,7 @@ func (c *Checker) reply(ctx context.Context, q *Question) (*Answer, error) {
 		a.Heard = append(a.Heard, p.Gossip.Heard(within, t))
 	}
 	<-looked
+	<-kept
 	cancel()
 	<-packets
 	if p.Store != nil {
