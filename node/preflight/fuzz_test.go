@@ -122,6 +122,11 @@ func pair(f *testing.F) (m *apitest.Mesh, nyc state.Node) {
 	return m, nyc
 }
 
+// zeros are so many bytes of a burst, of a few pieces at most: nobody looks at them.
+func zeros(n uint32) func([]byte) []byte {
+	return func([]byte) []byte { return make([]byte, n%(4*burstPiece)) }
+}
+
 func checker(m *apitest.Mesh, parts *far) *Checker {
 	c := New(Config{Identity: m.Identity, Members: parts, View: m.State.View, Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
 	c.Start(Parts{Gossip: parts, Host: parts, Pacer: parts, Store: parts})
@@ -138,7 +143,7 @@ func framed(f *testing.F, m proto.Message) []byte {
 }
 
 // FuzzServe gives a node arbitrary questions of a member, which is known or not
-// yet, and arbitrary bytes where it takes a burst: never a panic, an answer or a
+// yet, and a burst of any length where it takes one: never a panic, an answer or a
 // reset, never more bytes than a check sends, one look at the store at most, and
 // nothing is sent to but what the control state says.
 func FuzzServe(f *testing.F) {
@@ -148,20 +153,20 @@ func FuzzServe(f *testing.F) {
 	}
 	burst := func(b *Burst) []byte { return framed(f, &StreamRequest{Kind: &StreamRequest_Burst{Burst: b}}) }
 	token := make([]byte, len(gossip.Token{}))
-	f.Add(ask(&Question{}), []byte(nil), true)
-	f.Add(ask(&Question{PassedOn: true, Origin: []byte{1}, Answerer: []byte("another")}), []byte(nil), true)
-	f.Add(ask(&Question{Look: &Look{Sent: [][]byte{token, token}, Send: [][]byte{token, token}}}), []byte(nil), true)
-	f.Add(ask(&Question{Look: &Look{Sent: [][]byte{token, token, token}}}), []byte(nil), true)
-	f.Add(ask(&Question{Look: &Look{Send: [][]byte{{1}}}}), []byte(nil), true)
-	f.Add(ask(&Question{Look: &Look{}}), []byte(nil), false)
-	f.Add(burst(&Burst{ToMe: true, Bytes: 1 << 62, Milliseconds: 1 << 62}), []byte(nil), true)
-	f.Add(burst(&Burst{ToMe: true, Bytes: -1, Milliseconds: -1}), []byte(nil), true)
-	f.Add(burst(&Burst{}), make([]byte, 3*burstPiece), true)
-	f.Add(burst(&Burst{}), []byte{1}, true)
-	f.Add([]byte{255, 255, 255, 255, 1}, []byte(nil), true)
-	f.Add([]byte{0, 0, 0, 0}, []byte(nil), true)
-	f.Fuzz(func(t *testing.T, in, bulk []byte, known bool) {
-		parts := &far{bulk: func([]byte) []byte { return bulk }}
+	f.Add(ask(&Question{}), uint32(0), true)
+	f.Add(ask(&Question{PassedOn: true, Origin: []byte{1}, Answerer: []byte("another")}), uint32(0), true)
+	f.Add(ask(&Question{Look: &Look{Sent: [][]byte{token, token}, Send: [][]byte{token, token}}}), uint32(0), true)
+	f.Add(ask(&Question{Look: &Look{Sent: [][]byte{token, token, token}}}), uint32(0), true)
+	f.Add(ask(&Question{Look: &Look{Send: [][]byte{{1}}}}), uint32(0), true)
+	f.Add(ask(&Question{Look: &Look{}}), uint32(0), false)
+	f.Add(burst(&Burst{ToMe: true, Bytes: 1 << 62, Milliseconds: 1 << 62}), uint32(0), true)
+	f.Add(burst(&Burst{ToMe: true, Bytes: -1, Milliseconds: -1}), uint32(0), true)
+	f.Add(burst(&Burst{}), uint32(3*burstPiece), true)
+	f.Add(burst(&Burst{}), uint32(1), true)
+	f.Add([]byte{255, 255, 255, 255, 1}, uint32(0), true)
+	f.Add([]byte{0, 0, 0, 0}, uint32(0), true)
+	f.Fuzz(func(t *testing.T, in []byte, bulk uint32, known bool) {
+		parts := &far{bulk: zeros(bulk)}
 		c := checker(m, parts)
 		from := nyc.ID
 		if !known {
@@ -207,14 +212,14 @@ func FuzzCheck(f *testing.F) {
 		Kept: &Kept{Error: strings.Repeat("é", maxText), Fault: 77},
 	}
 	for port := range portPackets + 2 {
-		whole.Findings = append(whole.Findings, &Finding{Port: port, Address: strings.Repeat("a", 5000), Error: "line\nbreak", TookNs: -1 << 63})
+		whole.Findings = append(whole.Findings, &Finding{Port: port, Address: strings.Repeat("a", 2*maxText), Error: "line\nbreak", TookNs: -1 << 63})
 	}
-	f.Add(framed(f, whole), framed(f, &BurstEnd{Bytes: 1 << 62, TookNs: 1}), make([]byte, 3*burstPiece))
-	f.Add(framed(f, &Answer{Heard: []bool{true, true}, Findings: []*Finding{{Port: portData, OtherKey: true}}, Kept: &Kept{}}), framed(f, &BurstEnd{Bytes: -5, TookNs: -1}), []byte{1})
-	f.Add(framed(f, &Answer{Heard: make([]bool, 1000)}), []byte{0, 0, 0, 0}, []byte(nil))
-	f.Add([]byte{255, 255, 255, 255}, []byte{0, 0, 0, 9}, []byte(nil))
-	f.Fuzz(func(t *testing.T, answer, end, bulk []byte) {
-		parts := &far{bulk: func([]byte) []byte { return bulk }}
+	f.Add(framed(f, whole), framed(f, &BurstEnd{Bytes: 1 << 62, TookNs: 1}), uint32(3*burstPiece))
+	f.Add(framed(f, &Answer{Heard: []bool{true, true}, Findings: []*Finding{{Port: portData, OtherKey: true}}, Kept: &Kept{}}), framed(f, &BurstEnd{Bytes: -5, TookNs: -1}), uint32(1))
+	f.Add(framed(f, &Answer{Heard: make([]bool, 1000)}), []byte{0, 0, 0, 0}, uint32(0))
+	f.Add([]byte{255, 255, 255, 255}, []byte{0, 0, 0, 9}, uint32(0))
+	f.Fuzz(func(t *testing.T, answer, end []byte, bulk uint32) {
+		parts := &far{bulk: zeros(bulk)}
 		parts.open = func(heard []byte) []byte {
 			q := new(StreamRequest)
 			if err := peer.ReadMsg(bytes.NewReader(heard), q, maxMessage); err != nil {
@@ -225,10 +230,12 @@ func FuzzCheck(f *testing.F) {
 			}
 			return answer
 		}
-		r, err := checker(m, parts).Check(t.Context(), nyc.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := checker(m, parts)
+		k := &check{c: c, p: c.parts, view: m.State.View(), to: nyc}
+		k.self, _ = k.view.Node(m.Identity.ID)
+		k.ask(t.Context(), k.ways()[1:]) // over the data plane; nothing is dialed
+		k.out, k.in = c.burstTo(t.Context(), k.p, nyc.ID), c.burstFrom(t.Context(), k.p, nyc.ID)
+		r := k.report()
 		a := new(Answer)
 		answered := peer.ReadMsg(bytes.NewReader(answer), a, maxMessage) == nil && len(a.GetHeard()) == maxTokens
 		for _, l := range r.Lines {

@@ -178,7 +178,7 @@ func (k *check) run(ctx context.Context) {
 	asked := make(chan struct{})
 	wg.Go(func() {
 		defer close(asked)
-		k.ask(ctx)
+		k.ask(ctx, k.ways())
 	})
 	// Packets of gossip get lost: they go until the other side has answered.
 	wg.Go(func() { k.c.sendProbes(ctx, k.p, k.to, k.sent[:], asked) })
