@@ -14,6 +14,7 @@ import (
 
 	"github.com/portolan/portolan/node/preflight"
 	"github.com/portolan/portolan/registryapi/mesh"
+	"github.com/portolan/portolan/test/bucket"
 	"github.com/portolan/portolan/test/smalldisk"
 )
 
@@ -55,12 +56,15 @@ func behindGates(t *testing.T, sites ...string) ([]*machine, []*gates) {
 	return all, doors
 }
 
-func (m *machine) check(site string) mesh.SiteCheck {
+// pathTests is what a check came to.
+type pathTests struct{ mesh.SiteCheck }
+
+func (m *machine) check(site string) pathTests {
 	m.t.Helper()
 	b, err := m.do(http.MethodPost, mesh.Prefix+"/sites/"+site+"/check", nil)
-	var out mesh.SiteCheck
+	var out pathTests
 	if err == nil {
-		err = json.Unmarshal(b, &out)
+		err = json.Unmarshal(b, &out.SiteCheck)
 	}
 	if err != nil {
 		m.t.Fatal(err)
@@ -69,7 +73,7 @@ func (m *machine) check(site string) mesh.SiteCheck {
 }
 
 // wrong gives what did not pass, as "test from>to result".
-func wrong(c mesh.SiteCheck) map[string]mesh.PathTest {
+func wrong(c pathTests) map[string]mesh.PathTest {
 	out := map[string]mesh.PathTest{}
 	for _, x := range c.Tests {
 		if x.Result != string(preflight.OK) {
@@ -127,7 +131,8 @@ func TestCheck_SaysWhichPortAndWhichWay(t *testing.T) {
 	cases = append(cases,
 		broken{"a clock that is 5 s ahead", func() { fra.ahead.Store(int64(5 * time.Second)) }, func() { fra.ahead.Store(0) }, []string{"clock ams>fra warning"}, "NTP"},
 		broken{"a clock that is 90 s behind", func() { fra.ahead.Store(int64(-90 * time.Second)) }, func() { fra.ahead.Store(0) }, []string{"clock ams>fra failed"}, "refused"},
-		broken{"a pause", func() { ams.setPause("fra", http.MethodPut) }, func() { ams.setPause("fra", http.MethodDelete) }, []string{"pause ams>fra warning"}, "portolan transfer resume fra"})
+		broken{"a pause", func() { ams.setPause("fra", http.MethodPut) }, func() { ams.setPause("fra", http.MethodDelete) }, []string{"pause ams>fra failed"}, "portolan transfer resume fra"},
+		broken{"a pause of the asking site", func() { ams.setPause("ams", http.MethodPut) }, func() { ams.setPause("ams", http.MethodDelete) }, []string{"pause fra>ams failed"}, "portolan transfer resume ams"})
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			c.breaking()
@@ -152,7 +157,7 @@ func TestCheck_SaysWhichPortAndWhichWay(t *testing.T) {
 			if got.Passed == failing {
 				t.Errorf("passed: %v", got.Passed)
 			}
-			if len(got.Tests) < 18 || got.From != "ams" || got.To != "fra" {
+			if len(got.Tests) < 19 || got.From != "ams" || got.To != "fra" {
 				t.Errorf("%+v", got)
 			}
 		})
@@ -181,6 +186,43 @@ func (m *machine) setPause(site, method string) {
 	m.t.Helper()
 	if _, err := m.do(method, mesh.Prefix+"/transfers/paused/"+site, nil); err != nil {
 		m.t.Fatal(err)
+	}
+}
+
+// TestCheck_AnotherKey: where the address of a node leads to another one the check
+// says so, and does not take it for the node.
+func TestCheck_AnotherKey(t *testing.T) {
+	all, doors := behindGates(t, "ams", "fra", "sgp")
+	ams, fra, sgp := all[0], all[1], all[2]
+	for _, c := range []struct {
+		name string
+		port int
+		want []string
+	}{
+		{"control port", 2, []string{"control port ams>fra failed", "raft ams>fra failed", "answer ams>fra warning"}},
+		{"data port", 3, []string{"data port ams>fra failed"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			doors[1].lead(fra.ports[c.port], sgp.ports[c.port])
+			got := ams.check("fra")
+			doors[1].lead(fra.ports[c.port], 0)
+			bad := wrong(got)
+			if x := bad["key ams>fra failed"]; !strings.Contains(x.Detail, "another key") || !strings.Contains(x.Advice, "correct the address of fra (--advertise)") {
+				t.Errorf("the key: %+v", x)
+			}
+			if x := bad[c.want[0]]; !strings.Contains(x.Advice, "another machine answers there") {
+				t.Errorf("%s: %+v", c.want[0], x)
+			}
+			for _, name := range append(c.want, "key ams>fra failed") {
+				if _, ok := bad[name]; !ok {
+					t.Errorf("%s is not said", name)
+				}
+				delete(bad, name)
+			}
+			if len(bad) > 0 || got.Passed {
+				t.Errorf("passed: %v; said as well: %+v", got.Passed, bad)
+			}
+		})
 	}
 }
 
@@ -224,14 +266,7 @@ func TestCheck_FullDisk(t *testing.T) {
 	a.start("--site", "ams")
 	b.join(a.token("fra"))
 	b.start()
-	space := func() (found mesh.PathTest) {
-		for _, x := range a.check("fra").Tests {
-			if x.Test == preflight.TestSpace {
-				found = x
-			}
-		}
-		return found
-	}
+	space := func() mesh.PathTest { return a.check("fra").test(preflight.TestSpace) }
 	if x := space(); x.Result != "warning" || x.Value <= 0 {
 		t.Errorf("a disk of 256 MiB: %+v", x)
 	}
@@ -242,10 +277,55 @@ func TestCheck_FullDisk(t *testing.T) {
 	if x := space(); x.Result != "failed" || !strings.Contains(x.Advice, "free space on the disk of fra") {
 		t.Errorf("a full disk: %+v", x)
 	}
+	a.awaitStore("fra", "failed", "free space on the disk of fra")
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
 	if x := space(); x.Result != "warning" {
 		t.Errorf("a disk with space again: %+v", x)
 	}
+	a.awaitStore("fra", "ok", "")
+}
+
+// test gives one that is made once for a path.
+func (c pathTests) test(name string) (found mesh.PathTest) {
+	for _, x := range c.Tests {
+		if x.Test == name {
+			found = x
+		}
+	}
+	return found
+}
+
+// awaitStore checks until the store's line is as it should be: a store that was
+// tried within a second is not tried again.
+func (m *machine) awaitStore(site, result, advice string) {
+	m.t.Helper()
+	m.await("the store of "+site+" is found "+result, func() error {
+		c := m.check(site)
+		if x := c.test(preflight.TestStore); x.Result != result || !strings.Contains(x.Advice, advice) || c.Passed && result == "failed" {
+			return fmt.Errorf("passed: %v; %+v", c.Passed, x)
+		}
+		return nil
+	})
+}
+
+// TestCheck_Bucket: a bucket that takes nothing any more is found before anything is
+// brought to it.
+func TestCheck_Bucket(t *testing.T) {
+	server := bucket.Start(t)
+	a, b := newMachine(t), newMachine(t)
+	b.start(append(onBucket(server), "--site", "fra")...)
+	a.join(b.token("ams"))
+	a.start()
+	a.awaitStore("fra", "ok", "")
+	server.OnRequest(func(string, int, *http.Request) int { return http.StatusForbidden })
+	a.awaitStore("fra", "failed", "--store-parameters")
+	if x := a.check("fra").test(preflight.TestStore); !strings.Contains(x.Detail, `S3 bucket "layers"`) || strings.Contains(x.Detail, "a-secret-of-the-tests") {
+		t.Errorf("%+v", x)
+	}
+	server.OnRequest(func(string, int, *http.Request) int { return http.StatusServiceUnavailable })
+	a.awaitStore("fra", "failed", "see that the bucket of fra does its work")
+	server.OnRequest(nil)
+	a.awaitStore("fra", "ok", "")
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"io"
 	"net"
 	"strconv"
@@ -16,20 +17,21 @@ type gates struct {
 	host string
 	done sync.WaitGroup
 
-	mu     sync.Mutex
-	tcp    map[int]net.Listener // nil: shut
-	conns  map[net.Conn]int     // by port
-	udp    net.PacketConn
-	noUDP  bool
-	longer int // packets above so many bytes are lost; 0: none are
-	closed bool
+	mu      sync.Mutex
+	tcp     map[int]net.Listener // nil: shut
+	conns   map[net.Conn]int     // by port
+	udp     net.PacketConn
+	noUDP   bool
+	instead map[int]int // ports that are passed on to another node's
+	longer  int         // packets above so many bytes are lost; 0: none are
+	closed  bool
 }
 
 // openGates passes on the ports of m from host; m must be started with
 // --advertise host.
 func openGates(t *testing.T, m *machine, host string) *gates {
 	t.Helper()
-	g := &gates{t: t, host: host, tcp: map[int]net.Listener{}, conns: map[net.Conn]int{}}
+	g := &gates{t: t, host: host, tcp: map[int]net.Listener{}, conns: map[net.Conn]int{}, instead: map[int]int{}}
 	for _, port := range m.ports {
 		g.open(port)
 	}
@@ -68,7 +70,10 @@ func (g *gates) open(port int) {
 			if err != nil {
 				return
 			}
-			out, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+			g.mu.Lock()
+			to := cmp.Or(g.instead[port], port)
+			g.mu.Unlock()
+			out, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(to)))
 			if err != nil {
 				_ = in.Close()
 				continue
@@ -107,6 +112,13 @@ func (g *gates) shut(port int) {
 	if l != nil {
 		_ = l.Close()
 	}
+}
+
+// lead passes a port on to another node's from now on; 0: to its own again.
+func (g *gates) lead(port, to int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.instead[port] = to
 }
 
 // cut ends what is connected.

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,9 +17,11 @@ func newSiteCheckCommand(a *app) *cobra.Command {
 		Short: "Try the path to a site and back",
 		Long: `Try the path between the site of the node that is asked (see --server) and
 another, as replication uses it: each port in both directions, keys, clocks, round
-trip, throughput and room on the disk. A few seconds of bytes flow each way, in the
-class of replication: budgets hold, and clients go first. A direction that nobody
-could try counts as failed. It takes up to a minute.`,
+trip, throughput, room on the disk, and whether the site's store keeps what is
+written to it. A few seconds of bytes flow each way, in the class of replication:
+budgets hold, and clients go first. A direction that nobody could try counts as
+failed, and so does a pause of either site (portolan transfer pause): rules move
+nothing there until it is resumed. It takes up to a minute.`,
 		Example: "  portolan site check sgp --server fra.example.com",
 		Args:    args("SITE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -33,15 +36,33 @@ could try counts as failed. It takes up to a minute.`,
 			if err := a.show(r, func(w io.Writer) { showSiteCheck(w, r) }); err != nil || r.Passed {
 				return err
 			}
-			bad := 0
-			for _, t := range r.Tests {
-				if t.Result == "failed" || t.Result == "unknown" {
-					bad++
-				}
-			}
-			return fmt.Errorf("%d of %d tests of the path between %s and %s did not pass", bad, len(r.Tests), r.From, r.To)
+			return notPassed(r)
 		},
 	})
+}
+
+// notPassed is the last line: of a path that is well but for a pause it says so.
+func notPassed(r mesh.SiteCheck) error {
+	bad := 0
+	var paused []string
+	for _, t := range r.Tests {
+		if t.Result == "failed" || t.Result == "unknown" {
+			bad++
+			if t.Test == "pause" {
+				paused = append(paused, t.To)
+			}
+		}
+	}
+	if bad > 0 && len(paused) == bad {
+		slices.Sort(paused) // a site has the line once for each node that was checked
+		paused = slices.Compact(paused)
+		rest := "it is paused (portolan transfer resume " + paused[0] + ")"
+		if len(paused) > 1 {
+			rest = "they are paused (portolan transfer resume)"
+		}
+		return fmt.Errorf("the path between %s and %s is well, but nothing that rules bring moves to %s: %s", r.From, r.To, strings.Join(paused, " and "), rest)
+	}
+	return fmt.Errorf("%d of %d tests of the path between %s and %s did not pass", bad, len(r.Tests), r.From, r.To)
 }
 
 func showSiteCheck(w io.Writer, r mesh.SiteCheck) {

@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	"github.com/portolan/portolan/consensus/state"
@@ -59,9 +60,9 @@ func (k *check) ways() []way {
 
 // ask has the checked node try its half, by the first way that works, and reads
 // its clock.
-func (k *check) ask(ctx context.Context) {
+func (k *check) ask(ctx context.Context, ways []way) {
 	q := &Question{Answerer: k.to.ID[:], Origin: k.self.ID[:]}
-	for _, w := range k.ways() {
+	for _, w := range ways {
 		if !k.readClock(ctx, w, q) {
 			continue
 		}
@@ -118,14 +119,17 @@ type reading struct {
 // askControl asks over a connection of its own to a node's control port.
 func (c *Checker) askControl(ctx context.Context, to state.Node, q *Question) (*Answer, error) {
 	var mu sync.Mutex
-	var dialed error // what gRPC would hide in a sentence of its own; guarded by mu
+	var dialed error // what gRPC would hide in a sentence of its own, of the dial and of the handshake; guarded by mu
+	note := func(err error) {
+		mu.Lock()
+		dialed = err
+		mu.Unlock()
+	}
 	conn, err := grpc.NewClient("passthrough:///"+net.JoinHostPort(to.Host, strconv.Itoa(to.ControlPort)),
-		grpc.WithTransportCredentials(wire.Credentials(c.cfg.Identity, to.ID)), grpc.WithNoProxy(), grpc.WithDisableServiceConfig(),
+		grpc.WithTransportCredentials(&notedCreds{wire.Credentials(c.cfg.Identity, to.ID), note}), grpc.WithNoProxy(), grpc.WithDisableServiceConfig(),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
 			raw, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
-			mu.Lock()
-			dialed = err
-			mu.Unlock()
+			note(err)
 			return raw, err
 		}))
 	if err != nil {
@@ -150,6 +154,24 @@ func (c *Checker) askControl(ctx context.Context, to state.Node, q *Question) (*
 		return nil, errors.New(s.Message())
 	}
 	return a, err
+}
+
+// notedCreds tell of a handshake that failed: its error says whose key was shown.
+type notedCreds struct {
+	credentials.TransportCredentials
+	note func(error)
+}
+
+func (c *notedCreds) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := c.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	if err != nil {
+		c.note(err)
+	}
+	return conn, info, err
+}
+
+func (c *notedCreds) Clone() credentials.TransportCredentials {
+	return &notedCreds{c.TransportCredentials.Clone(), c.note}
 }
 
 // askStream asks over the data plane's connection, which the other side may have
@@ -249,6 +271,11 @@ func (c *Checker) reply(ctx context.Context, q *Question) (*Answer, error) {
 		defer close(looked)
 		a.Findings = c.look(ctx, p, self, to)
 	}()
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		a.Kept = keep(ctx, p.Store)
+	}()
 	packets := make(chan struct{})
 	go func() {
 		defer close(packets)
@@ -258,6 +285,7 @@ func (c *Checker) reply(ctx context.Context, q *Question) (*Answer, error) {
 		a.Heard = append(a.Heard, p.Gossip.Heard(within, t))
 	}
 	<-looked
+	<-kept
 	cancel()
 	<-packets
 	if p.Store != nil {

@@ -8,6 +8,7 @@
 //	                                              <-  dials the same of the asking node
 //	                                  hears them  <-  sends packets of gossip
 //	  clock, round trip, room on the disk         <-> answers
+//	                                                  keeps a little in its store
 //	  bytes, as replication sends them            <-> a few seconds of each way
 //
 // What it promises: a line that says ok was tried just now, over a connection made
@@ -16,7 +17,8 @@
 //
 // What it does not: it repairs nothing and changes nothing but that bytes flow, as
 // few as maxBurst each way, for burstFor at most, in the class of replication:
-// budgets hold, and clients go first.
+// budgets hold, and clients go first. What flows is not stored: of the store it is
+// tried that it keeps 64 KiB for a moment, at most once a second whoever asks.
 //
 // A [Checker] may be used from any goroutine. One check runs at a time.
 package preflight

@@ -62,13 +62,27 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// Gossip is what a Checker needs of the gossip (*gossip.Mesh).
+type Gossip interface {
+	Alive(id identity.NodeID) bool
+	Exchange(ctx context.Context, to identity.NodeID, addr string) error
+	SendProbe(ctx context.Context, to identity.NodeID, addr string, t gossip.Token, size int) error
+	Heard(ctx context.Context, t gossip.Token) bool
+}
+
+// Store is what a Checker needs of the store (*store.Store).
+type Store interface {
+	Room(bytes int64) (store.Room, error)
+	Probe(ctx context.Context) (took time.Duration, err error)
+}
+
 // Parts are what a node that has started does its work with.
 type Parts struct {
-	Gossip *gossip.Mesh
+	Gossip Gossip
 	// Host, Pacer and Store are nil at a witness.
 	Host  Host
 	Pacer Pacer
-	Store *store.Store
+	Store Store
 }
 
 // Checker checks paths from this node, and answers the checks of others.
@@ -164,7 +178,7 @@ func (k *check) run(ctx context.Context) {
 	asked := make(chan struct{})
 	wg.Go(func() {
 		defer close(asked)
-		k.ask(ctx)
+		k.ask(ctx, k.ways())
 	})
 	// Packets of gossip get lost: they go until the other side has answered.
 	wg.Go(func() { k.c.sendProbes(ctx, k.p, k.to, k.sent[:], asked) })

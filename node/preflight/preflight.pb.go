@@ -26,6 +26,64 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Kept_Fault int32
+
+const (
+	Kept_FAULT_UNSPECIFIED Kept_Fault = 0
+	Kept_FAULT_DISK        Kept_Fault = 1
+	Kept_FAULT_FULL        Kept_Fault = 2 // the disk
+	Kept_FAULT_BUCKET      Kept_Fault = 3 // it does not do what it should, or does not answer
+	Kept_FAULT_REFUSED     Kept_Fault = 4 // by the bucket
+	Kept_FAULT_LATE        Kept_Fault = 5 // disk or bucket take too long
+)
+
+// Enum value maps for Kept_Fault.
+var (
+	Kept_Fault_name = map[int32]string{
+		0: "FAULT_UNSPECIFIED",
+		1: "FAULT_DISK",
+		2: "FAULT_FULL",
+		3: "FAULT_BUCKET",
+		4: "FAULT_REFUSED",
+		5: "FAULT_LATE",
+	}
+	Kept_Fault_value = map[string]int32{
+		"FAULT_UNSPECIFIED": 0,
+		"FAULT_DISK":        1,
+		"FAULT_FULL":        2,
+		"FAULT_BUCKET":      3,
+		"FAULT_REFUSED":     4,
+		"FAULT_LATE":        5,
+	}
+)
+
+func (x Kept_Fault) Enum() *Kept_Fault {
+	p := new(Kept_Fault)
+	*p = x
+	return p
+}
+
+func (x Kept_Fault) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Kept_Fault) Descriptor() protoreflect.EnumDescriptor {
+	return file_node_preflight_preflight_proto_enumTypes[0].Descriptor()
+}
+
+func (Kept_Fault) Type() protoreflect.EnumType {
+	return &file_node_preflight_preflight_proto_enumTypes[0]
+}
+
+func (x Kept_Fault) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Kept_Fault.Descriptor instead.
+func (Kept_Fault) EnumDescriptor() ([]byte, []int) {
+	return file_node_preflight_preflight_proto_rawDescGZIP(), []int{5, 0}
+}
+
 // Question of a node that checks the path to another. Without look it asks for the
 // clock alone.
 type Question struct {
@@ -156,6 +214,7 @@ type Answer struct {
 	Findings       []*Finding             `protobuf:"bytes,3,rep,name=findings,proto3" json:"findings,omitempty"`
 	Heard          []bool                 `protobuf:"varint,4,rep,packed,name=heard,proto3" json:"heard,omitempty"` // in the order of the question's sent
 	Room           *Room                  `protobuf:"bytes,5,opt,name=room,proto3" json:"room,omitempty"`           // absent: it holds no content
+	Kept           *Kept                  `protobuf:"bytes,6,opt,name=kept,proto3" json:"kept,omitempty"`           // absent: it holds no content, or its version does not try
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -221,6 +280,13 @@ func (x *Answer) GetHeard() []bool {
 func (x *Answer) GetRoom() *Room {
 	if x != nil {
 		return x.Room
+	}
+	return nil
+}
+
+func (x *Answer) GetKept() *Kept {
+	if x != nil {
+		return x.Kept
 	}
 	return nil
 }
@@ -387,6 +453,67 @@ func (x *Room) GetError() string {
 	return ""
 }
 
+// Kept is what came of writing a little to the answerer's store, as blobs are.
+type Kept struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         string                 `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"` // why it keeps no blob now; empty: it does
+	Fault         Kept_Fault             `protobuf:"varint,2,opt,name=fault,proto3,enum=portolan.preflight.v1.Kept_Fault" json:"fault,omitempty"`
+	TookNs        int64                  `protobuf:"varint,3,opt,name=took_ns,json=tookNs,proto3" json:"took_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Kept) Reset() {
+	*x = Kept{}
+	mi := &file_node_preflight_preflight_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Kept) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Kept) ProtoMessage() {}
+
+func (x *Kept) ProtoReflect() protoreflect.Message {
+	mi := &file_node_preflight_preflight_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Kept.ProtoReflect.Descriptor instead.
+func (*Kept) Descriptor() ([]byte, []int) {
+	return file_node_preflight_preflight_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Kept) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Kept) GetFault() Kept_Fault {
+	if x != nil {
+		return x.Fault
+	}
+	return Kept_FAULT_UNSPECIFIED
+}
+
+func (x *Kept) GetTookNs() int64 {
+	if x != nil {
+		return x.TookNs
+	}
+	return 0
+}
+
 // StreamRequest opens a stream of the data plane.
 type StreamRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -401,7 +528,7 @@ type StreamRequest struct {
 
 func (x *StreamRequest) Reset() {
 	*x = StreamRequest{}
-	mi := &file_node_preflight_preflight_proto_msgTypes[5]
+	mi := &file_node_preflight_preflight_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +540,7 @@ func (x *StreamRequest) String() string {
 func (*StreamRequest) ProtoMessage() {}
 
 func (x *StreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_preflight_preflight_proto_msgTypes[5]
+	mi := &file_node_preflight_preflight_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +553,7 @@ func (x *StreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamRequest.ProtoReflect.Descriptor instead.
 func (*StreamRequest) Descriptor() ([]byte, []int) {
-	return file_node_preflight_preflight_proto_rawDescGZIP(), []int{5}
+	return file_node_preflight_preflight_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StreamRequest) GetKind() isStreamRequest_Kind {
@@ -484,7 +611,7 @@ type Burst struct {
 
 func (x *Burst) Reset() {
 	*x = Burst{}
-	mi := &file_node_preflight_preflight_proto_msgTypes[6]
+	mi := &file_node_preflight_preflight_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -496,7 +623,7 @@ func (x *Burst) String() string {
 func (*Burst) ProtoMessage() {}
 
 func (x *Burst) ProtoReflect() protoreflect.Message {
-	mi := &file_node_preflight_preflight_proto_msgTypes[6]
+	mi := &file_node_preflight_preflight_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -509,7 +636,7 @@ func (x *Burst) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Burst.ProtoReflect.Descriptor instead.
 func (*Burst) Descriptor() ([]byte, []int) {
-	return file_node_preflight_preflight_proto_rawDescGZIP(), []int{6}
+	return file_node_preflight_preflight_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Burst) GetToMe() bool {
@@ -543,7 +670,7 @@ type BurstEnd struct {
 
 func (x *BurstEnd) Reset() {
 	*x = BurstEnd{}
-	mi := &file_node_preflight_preflight_proto_msgTypes[7]
+	mi := &file_node_preflight_preflight_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -555,7 +682,7 @@ func (x *BurstEnd) String() string {
 func (*BurstEnd) ProtoMessage() {}
 
 func (x *BurstEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_node_preflight_preflight_proto_msgTypes[7]
+	mi := &file_node_preflight_preflight_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -568,7 +695,7 @@ func (x *BurstEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BurstEnd.ProtoReflect.Descriptor instead.
 func (*BurstEnd) Descriptor() ([]byte, []int) {
-	return file_node_preflight_preflight_proto_rawDescGZIP(), []int{7}
+	return file_node_preflight_preflight_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BurstEnd) GetBytes() int64 {
@@ -597,14 +724,15 @@ const file_node_preflight_preflight_proto_rawDesc = "" +
 	"\x04look\x18\x04 \x01(\v2\x1b.portolan.preflight.v1.LookR\x04look\".\n" +
 	"\x04Look\x12\x12\n" +
 	"\x04sent\x18\x01 \x03(\fR\x04sent\x12\x12\n" +
-	"\x04send\x18\x02 \x03(\fR\x04send\"\xd7\x01\n" +
+	"\x04send\x18\x02 \x03(\fR\x04send\"\x88\x02\n" +
 	"\x06Answer\x12(\n" +
 	"\x10received_unix_ns\x18\x01 \x01(\x03R\x0ereceivedUnixNs\x12 \n" +
 	"\fsent_unix_ns\x18\x02 \x01(\x03R\n" +
 	"sentUnixNs\x12:\n" +
 	"\bfindings\x18\x03 \x03(\v2\x1e.portolan.preflight.v1.FindingR\bfindings\x12\x14\n" +
 	"\x05heard\x18\x04 \x03(\bR\x05heard\x12/\n" +
-	"\x04room\x18\x05 \x01(\v2\x1b.portolan.preflight.v1.RoomR\x04room\"\x97\x01\n" +
+	"\x04room\x18\x05 \x01(\v2\x1b.portolan.preflight.v1.RoomR\x04room\x12/\n" +
+	"\x04kept\x18\x06 \x01(\v2\x1b.portolan.preflight.v1.KeptR\x04kept\"\x97\x01\n" +
 	"\aFinding\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -617,7 +745,21 @@ const file_node_preflight_preflight_proto_rawDesc = "" +
 	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x12\n" +
 	"\x04left\x18\x03 \x01(\x03R\x04left\x12\x16\n" +
 	"\x06bucket\x18\x04 \x01(\bR\x06bucket\x12\x14\n" +
-	"\x05error\x18\x05 \x01(\tR\x05error\"\x8c\x01\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\"\xe3\x01\n" +
+	"\x04Kept\x12\x14\n" +
+	"\x05error\x18\x01 \x01(\tR\x05error\x127\n" +
+	"\x05fault\x18\x02 \x01(\x0e2!.portolan.preflight.v1.Kept.FaultR\x05fault\x12\x17\n" +
+	"\atook_ns\x18\x03 \x01(\x03R\x06tookNs\"s\n" +
+	"\x05Fault\x12\x15\n" +
+	"\x11FAULT_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"FAULT_DISK\x10\x01\x12\x0e\n" +
+	"\n" +
+	"FAULT_FULL\x10\x02\x12\x10\n" +
+	"\fFAULT_BUCKET\x10\x03\x12\x11\n" +
+	"\rFAULT_REFUSED\x10\x04\x12\x0e\n" +
+	"\n" +
+	"FAULT_LATE\x10\x05\"\x8c\x01\n" +
 	"\rStreamRequest\x12=\n" +
 	"\bquestion\x18\x01 \x01(\v2\x1f.portolan.preflight.v1.QuestionH\x00R\bquestion\x124\n" +
 	"\x05burst\x18\x02 \x01(\v2\x1c.portolan.preflight.v1.BurstH\x00R\x05burstB\x06\n" +
@@ -644,30 +786,35 @@ func file_node_preflight_preflight_proto_rawDescGZIP() []byte {
 	return file_node_preflight_preflight_proto_rawDescData
 }
 
-var file_node_preflight_preflight_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_node_preflight_preflight_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_node_preflight_preflight_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_node_preflight_preflight_proto_goTypes = []any{
-	(*Question)(nil),      // 0: portolan.preflight.v1.Question
-	(*Look)(nil),          // 1: portolan.preflight.v1.Look
-	(*Answer)(nil),        // 2: portolan.preflight.v1.Answer
-	(*Finding)(nil),       // 3: portolan.preflight.v1.Finding
-	(*Room)(nil),          // 4: portolan.preflight.v1.Room
-	(*StreamRequest)(nil), // 5: portolan.preflight.v1.StreamRequest
-	(*Burst)(nil),         // 6: portolan.preflight.v1.Burst
-	(*BurstEnd)(nil),      // 7: portolan.preflight.v1.BurstEnd
+	(Kept_Fault)(0),       // 0: portolan.preflight.v1.Kept.Fault
+	(*Question)(nil),      // 1: portolan.preflight.v1.Question
+	(*Look)(nil),          // 2: portolan.preflight.v1.Look
+	(*Answer)(nil),        // 3: portolan.preflight.v1.Answer
+	(*Finding)(nil),       // 4: portolan.preflight.v1.Finding
+	(*Room)(nil),          // 5: portolan.preflight.v1.Room
+	(*Kept)(nil),          // 6: portolan.preflight.v1.Kept
+	(*StreamRequest)(nil), // 7: portolan.preflight.v1.StreamRequest
+	(*Burst)(nil),         // 8: portolan.preflight.v1.Burst
+	(*BurstEnd)(nil),      // 9: portolan.preflight.v1.BurstEnd
 }
 var file_node_preflight_preflight_proto_depIdxs = []int32{
-	1, // 0: portolan.preflight.v1.Question.look:type_name -> portolan.preflight.v1.Look
-	3, // 1: portolan.preflight.v1.Answer.findings:type_name -> portolan.preflight.v1.Finding
-	4, // 2: portolan.preflight.v1.Answer.room:type_name -> portolan.preflight.v1.Room
-	0, // 3: portolan.preflight.v1.StreamRequest.question:type_name -> portolan.preflight.v1.Question
-	6, // 4: portolan.preflight.v1.StreamRequest.burst:type_name -> portolan.preflight.v1.Burst
-	0, // 5: portolan.preflight.v1.Preflight.Ask:input_type -> portolan.preflight.v1.Question
-	2, // 6: portolan.preflight.v1.Preflight.Ask:output_type -> portolan.preflight.v1.Answer
-	6, // [6:7] is the sub-list for method output_type
-	5, // [5:6] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	2, // 0: portolan.preflight.v1.Question.look:type_name -> portolan.preflight.v1.Look
+	4, // 1: portolan.preflight.v1.Answer.findings:type_name -> portolan.preflight.v1.Finding
+	5, // 2: portolan.preflight.v1.Answer.room:type_name -> portolan.preflight.v1.Room
+	6, // 3: portolan.preflight.v1.Answer.kept:type_name -> portolan.preflight.v1.Kept
+	0, // 4: portolan.preflight.v1.Kept.fault:type_name -> portolan.preflight.v1.Kept.Fault
+	1, // 5: portolan.preflight.v1.StreamRequest.question:type_name -> portolan.preflight.v1.Question
+	8, // 6: portolan.preflight.v1.StreamRequest.burst:type_name -> portolan.preflight.v1.Burst
+	1, // 7: portolan.preflight.v1.Preflight.Ask:input_type -> portolan.preflight.v1.Question
+	3, // 8: portolan.preflight.v1.Preflight.Ask:output_type -> portolan.preflight.v1.Answer
+	8, // [8:9] is the sub-list for method output_type
+	7, // [7:8] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_node_preflight_preflight_proto_init() }
@@ -675,7 +822,7 @@ func file_node_preflight_preflight_proto_init() {
 	if File_node_preflight_preflight_proto != nil {
 		return
 	}
-	file_node_preflight_preflight_proto_msgTypes[5].OneofWrappers = []any{
+	file_node_preflight_preflight_proto_msgTypes[6].OneofWrappers = []any{
 		(*StreamRequest_Question)(nil),
 		(*StreamRequest_Burst)(nil),
 	}
@@ -684,13 +831,14 @@ func file_node_preflight_preflight_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_node_preflight_preflight_proto_rawDesc), len(file_node_preflight_preflight_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   8,
+			NumEnums:      1,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_node_preflight_preflight_proto_goTypes,
 		DependencyIndexes: file_node_preflight_preflight_proto_depIdxs,
+		EnumInfos:         file_node_preflight_preflight_proto_enumTypes,
 		MessageInfos:      file_node_preflight_preflight_proto_msgTypes,
 	}.Build()
 	File_node_preflight_preflight_proto = out.File

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/portolan/portolan/consensus/state"
 	"github.com/portolan/portolan/node/identity"
@@ -35,6 +36,7 @@ const (
 	TestRoundTrip  = "round trip"
 	TestThroughput = "throughput"
 	TestSpace      = "space"
+	TestStore      = "store"
 	TestPause      = "pause"
 )
 
@@ -109,14 +111,24 @@ func (k *check) report() *Report {
 	r.add(k.keyLine(there, back))
 	r.add(k.clockLines()...)
 	if k.p.Host != nil && !k.to.Witness {
-		r.add(k.throughputLine(k.self, k.to, k.out), k.throughputLine(k.to, k.self, k.in), k.spaceLine())
+		r.add(k.throughputLine(k.self, k.to, k.out), k.throughputLine(k.to, k.self, k.in), k.spaceLine(), k.storeLine())
 	}
-	if p, paused := k.view.Paused(k.to.Site); paused {
-		r.add(Line{Test: TestPause, From: k.self.Site, To: k.to.Site, Result: Warning,
-			Detail: fmt.Sprintf("rules bring nothing to %s: it is paused since %s by %s", p.Site, p.At.UTC().Format(time.RFC3339), p.By),
-			Advice: "let it go on with: portolan transfer resume " + p.Site})
-	}
+	r.add(k.pauseLines()...)
 	return r
+}
+
+// pauseLines fail, though nothing is wrong with the path: who checks one wants to
+// know whether content moves on it, and may not know of the pause. With no other
+// line that fails the path is well, and can be told so before the pause ends.
+func (k *check) pauseLines() (lines []Line) {
+	for _, way := range [][2]string{{k.self.Site, k.to.Site}, {k.to.Site, k.self.Site}} {
+		if p, paused := k.view.Paused(way[1]); paused {
+			lines = append(lines, Line{Test: TestPause, From: way[0], To: way[1], Result: Failed,
+				Detail: fmt.Sprintf("rules bring nothing to %s: it is paused since %s by %s", p.Site, p.At.UTC().Format(time.RFC3339), p.By),
+				Advice: "let it go on with: portolan transfer resume " + p.Site})
+		}
+	}
+	return lines
 }
 
 func (r *Report) add(lines ...Line) { r.Lines = append(r.Lines, lines...) }
@@ -151,10 +163,10 @@ func portLine(port uint32, from, to state.Node, f *Finding) Line {
 		l.Result, l.Detail = Unknown, "it was not tried"
 		l.Advice = "upgrade both nodes to one version"
 	case f.GetError() != "":
-		l.Result, l.Detail = Failed, fmt.Sprintf("%s: %s", f.GetAddress(), clip(f.GetError()))
+		l.Result, l.Detail = Failed, fmt.Sprintf("%s: %s", clip(f.GetAddress()), clip(f.GetError()))
 		l.Advice = advice(port, from, to, f)
 	default:
-		l.Detail = fmt.Sprintf("%s: connected in %s", f.GetAddress(), time.Duration(f.GetTookNs()).Round(100*time.Microsecond))
+		l.Detail = fmt.Sprintf("%s: connected in %s", clip(f.GetAddress()), time.Duration(f.GetTookNs()).Round(100*time.Microsecond))
 		if f.GetNote() != "" {
 			l.Result, l.Detail = Warning, l.Detail+"; "+clip(f.GetNote())
 			l.Advice = fmt.Sprintf("have the clients of %s trust its certificate, or give it another (--tls-cert)", to.Site)
@@ -225,7 +237,7 @@ func (k *check) keyLine(there, back map[uint32]*Finding) Line {
 			switch {
 			case f == nil:
 			case f.GetOtherKey():
-				l.Result, l.Detail = Failed, fmt.Sprintf("a node with another key than %s answers at %s", side.at.ID.Short(), f.GetAddress())
+				l.Result, l.Detail = Failed, fmt.Sprintf("a node with another key than %s answers at %s", side.at.ID.Short(), clip(f.GetAddress()))
 				l.Advice = fmt.Sprintf("correct the address of %s (--advertise); if its directory was lost, remove the site and let it join again", side.at.Site)
 				return l
 			case f.GetError() == "":
@@ -326,9 +338,16 @@ func (k *check) spaceLine() Line {
 // maxText bounds what another node's word may fill.
 const maxText = 500
 
+// clip makes another node's word one line of bounded length, which a terminal shows
+// as it is.
 func clip(s string) string {
 	if len(s) > maxText {
 		s = strings.ToValidUTF8(s[:maxText], "") + "…"
 	}
-	return s
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }

@@ -351,7 +351,7 @@ func (s *Store) scrubBlob(ctx context.Context, row catalog.BlobRow, buf []byte) 
 	for off := int64(0); off < row.Size; {
 		piece := buf[:min(int64(len(buf)), row.Size-off)]
 		n := int64(len(piece))
-		forget(f, off, n)
+		blobs.Forget(f, off, n)
 		begun := time.Now()
 		if k, err := f.ReadAt(piece, off); k < len(piece) {
 			if spoils(err) {
@@ -360,7 +360,7 @@ func (s *Store) scrubBlob(ctx context.Context, row catalog.BlobRow, buf []byte) 
 			return err
 		}
 		took := time.Since(begun)
-		forget(f, off, n)
+		blobs.Forget(f, off, n)
 		_, _ = v.Write(piece) // a hash takes all
 		off += n
 		if err := s.scrubbed(ctx, n, took); err != nil {

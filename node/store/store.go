@@ -100,6 +100,7 @@ type Store struct {
 	damaged *atomic.Uint64
 	doubted *atomic.Uint64
 	doubts  *doubts // blobs that are to be read again
+	probes  *probes // attempts to write
 	memory  *memory // for units of a bucket's blobs while they are checked
 	scrub   *scrubber
 }
@@ -194,7 +195,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	return &Store{
 		scrub: scrub,
-		id:    id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, disk: disk, checks: seen, memory: held, damaged: damaged, doubted: doubted, doubts: newDoubts(),
+		id:    id, node: cfg.Identity, log: cfg.Logger, now: cfg.Now, files: files, cat: cat, disk: disk, checks: seen, memory: held, damaged: damaged, doubted: doubted, doubts: newDoubts(), probes: newProbes(),
 		keep: blobs.Keep{Uploads: cfg.UploadsKeptFor, Partials: PartialsKeptFor, Quarantine: QuarantineKeptFor},
 	}, nil
 }
@@ -202,6 +203,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 // Close closes the catalogue. Blobs that are open stay readable.
 func (s *Store) Close() error {
 	s.doubts.end()
+	s.probes.end()
 	err := s.cat.Close()
 	if err == nil {
 		// For the next start, before others take it; if they have, that one sees.

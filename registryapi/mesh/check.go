@@ -15,13 +15,13 @@ type SiteCheck struct {
 	To     string     `json:"to" doc:"The checked one"`
 	At     time.Time  `json:"at"`
 	Took   float64    `json:"took_seconds"`
-	Passed bool       `json:"passed" doc:"No test failed, and none stayed unknown"`
+	Passed bool       `json:"passed" doc:"No test failed, and none stayed unknown: what rules bring moves. A pause of either site is a test that fails"`
 	Tests  []PathTest `json:"tests" doc:"Each port in both directions, then what was measured"`
 }
 
 // PathTest is one test of a path.
 type PathTest struct {
-	Test   string          `json:"test" doc:"control port, raft, gossip tcp, gossip udp, data port, registry, answer, key, clock, round trip, throughput, space or pause"`
+	Test   string          `json:"test" doc:"control port, raft, gossip tcp, gossip udp, data port, registry, answer, key, clock, round trip, throughput, space, store or pause"`
 	Node   identity.NodeID `json:"node" doc:"The checked node"`
 	From   string          `json:"from" doc:"Site that dials or sends"`
 	To     string          `json:"to" doc:"Site that is dialed"`
@@ -39,7 +39,7 @@ func (a *API) registerSiteCheck() {
 		return
 	}
 	rest.Register(a.rest, rest.Op{ID: "check-site", Method: http.MethodPost, Path: "/sites/{name}/check", Tag: "mesh", Who: rest.SystemAdmin,
-		Summary: "Try the path to a site and back: ports, keys, clock, round trip, throughput, space; it takes up to a minute"}, a.checkSite)
+		Summary: "Try the path to a site and back: ports, keys, clock, round trip, throughput, space, store; it takes up to a minute"}, a.checkSite)
 }
 
 func (a *API) checkSite(ctx context.Context, in *siteIn) (*checkOut, error) {

@@ -87,6 +87,8 @@ type Store struct {
 	bufs sync.Pool            // of *[]byte, copyBuffer long
 	busy chan struct{}        // one for each of them that an append uses
 	sync func(*os.File) error // syncData; tests let it fail
+	// probing has room for one: whoever writes or removes the files of a probe.
+	probing chan struct{}
 	// every is checkpointEvery; tests have less.
 	every int64
 
@@ -107,6 +109,7 @@ func Open(cfg Config) (*Store, error) {
 		sync:     syncData,
 		every:    checkpointEvery,
 		busy:     make(chan struct{}, maxCopyBuffers),
+		probing:  make(chan struct{}, 1),
 		uploads:  make(map[string]*Upload),
 		shares:   make(map[Owner]int),
 		earlier:  make(map[Owner][]string),

@@ -14,6 +14,8 @@
 //	uploads/<uuid>.data             bytes of an upload so far
 //	uploads/<uuid>.ckpt             its algorithm, durable offsets and hash states
 //	uploads/<uuid>.commit           digest under which .data is about to be renamed
+//	uploads/probe.tmp               what [Store.Probe] writes, which is then
+//	blobs/sha256/probe              for a moment
 //	partial/<alg>-<hex>.data        a blob that is being fetched, units in place
 //	partial/<alg>-<hex>.units       its record and list
 //	partial/<alg>-<hex>.map         which units are durably in place

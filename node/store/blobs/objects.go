@@ -39,7 +39,7 @@ const (
 //	/blobs/<alg>/ab/<hex>   a blob
 //	/units/<alg>/ab/<hex>   its unit list, if it has more than one unit
 //	/owner                  whose they are: "portolan store 1", the store's id
-//	/probe-<store id>       there for a moment at each start
+//	/probe-<store id>       there for a moment at each start and each Probe
 //
 // Objects are immutable: a digest has one content. None of the calls that make a
 // driver list is on a request's path: existence and size are the row's, and what

@@ -41,6 +41,7 @@ func (s *Store) Sweep(ctx context.Context, keep Keep, orphan Orphan) (Swept, err
 		s.sweepUploads(ctx, keep.Uploads, orphan, &did),
 		s.sweepPartials(ctx, keep.Partials, orphan, &did),
 		s.sweepQuarantine(keep.Quarantine, orphan, &did),
+		s.sweepProbe(ctx),
 		s.sweepDoubts(ctx, orphan, &did),
 	)
 	return did, err
@@ -77,6 +78,7 @@ func (s *Store) sweepUploads(ctx context.Context, keepFor time.Duration, orphan 
 		}
 	}
 	s.mu.Unlock()
+	delete(left, probeStem) // see sweepProbe
 	for id, exts := range left {
 		if ctx.Err() != nil {
 			break

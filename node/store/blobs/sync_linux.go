@@ -34,6 +34,13 @@ func Free(dir string) (free, total int64, err error) {
 	return int64(st.Bavail) * st.Frsize, int64(st.Blocks) * st.Frsize, nil
 }
 
+// Forget has the system drop a file's bytes from memory, so that the next read is
+// the disk's word, and so that what is read once takes no memory from others. What
+// was not written back yet stays. It is advice: an error changes nothing.
+func Forget(f *os.File, off, n int64) {
+	_ = unix.Fadvise(int(f.Fd()), off, n, unix.FADV_DONTNEED)
+}
+
 // reserve takes the space for a whole file at once, so that a full disk is known
 // before the first byte crosses the WAN.
 func reserve(f *os.File, size int64) error {
