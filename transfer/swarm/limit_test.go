@@ -130,7 +130,7 @@ func TestLimit_WhoLeavesTheLineTakesNoTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 1000
 		l := NewLimit(8 * uint64(units.Unit)) // a unit a second
-		l.queue(units.Unit, nil)      // what was saved up
+		l.queue(units.Unit, nil)              // what was saved up
 		begun := time.Now()
 		var leave []*place
 		var mu sync.Mutex
@@ -186,7 +186,7 @@ func TestFetch_HoldersThatAreAwayTakeNoRate(t *testing.T) {
 	source, n := l.start(), l.start()
 	l.held(source)
 	const size = 200 << 10
-	limit := NewLimit(8_000)                           // a kilobyte a second
+	limit := NewLimit(8_000)          // a kilobyte a second
 	limit.queue(units.Unit-size, nil) // there is enough for one of them, all the time
 	var wants []Want
 	for range 3 {
