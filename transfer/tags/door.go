@@ -116,6 +116,14 @@ func New(cfg Config) (*Door, error) {
 		v := cfg.State.View()
 		p, _ := v.ProjectByPID(pid)
 		return v.Spoken(p)
+	}, func(pid identity.ProjectID) catalog.Ordered {
+		v := cfg.State.View()
+		p, _ := v.ProjectByPID(pid)
+		sw, err := ordered(v, p)
+		if err != nil {
+			d.log.Error("what was ordered is not known: what it overwrote may be told as lost", "error", err)
+		}
+		return sw
 	})
 	commits, overruled := d.cat.OnCommit(d.committed), d.cat.OnOverruled(d.overruled)
 	d.unhook = func() { commits(); overruled() }

@@ -92,6 +92,11 @@ func (f *fleet) runStrong(ctx context.Context, seed uint64, steps int, bad mista
 				return math.MaxUint64
 			}
 			return max(m.view(n).seq, m.view(n).base)
+		}, func(identity.ProjectID) Ordered {
+			if bad.ordered != nil {
+				return bad.ordered(m.view(n), m.view(n).ordered())
+			}
+			return m.view(n).ordered()
 		})
 	}
 	for step := range steps {

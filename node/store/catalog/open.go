@@ -141,9 +141,9 @@ type Catalog struct {
 
 	sound   func(want, sum Check) bool // whether a full list adds up
 	seenAll func(seen, ctx Vector) bool
-	spoken  atomic.Pointer[func(identity.ProjectID) uint64] // see OnlyOver
-	listing chan struct{}                                   // one slot: a full list is being made
-	ahead   chan struct{}                                   // slots of deltas that look far ahead
+	words   atomic.Pointer[words] // see OnlyOver
+	listing chan struct{}         // one slot: a full list is being made
+	ahead   chan struct{}         // slots of deltas that look far ahead
 
 	storesGen atomic.Uint64 // grows when a store gets a number, or is dropped
 	known     atomic.Pointer[storesKnown]

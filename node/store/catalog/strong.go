@@ -402,15 +402,35 @@ func (e *entry) within(seen Vector) *entry {
 // OnlyOver has writes of tags go only over words of the control state that the one
 // here has heard of: spoken gives the seq of the newest in a project. Entries may be
 // ahead of the state: what does not know of a word is late, whatever it was written over,
-// and with it the word would be gone. Such a write gets ErrUnheard. spoken is called by
-// the committer, and must not block.
-func (c *Catalog) OnlyOver(spoken func(identity.ProjectID) uint64) { c.spoken.Store(&spoken) }
+// and with it the word would be gone. Such a write gets ErrUnheard. ordered says what the
+// last switch to strong tags ordered: of that nothing is lost when a site writes over it
+// and over the word that came after it. Both are called by the committer, and must not
+// block.
+func (c *Catalog) OnlyOver(spoken func(identity.ProjectID) uint64, ordered func(identity.ProjectID) Ordered) {
+	c.words.Store(&words{spoken, ordered})
+}
+
+// words is what the control state says of tags, see OnlyOver.
+type words struct {
+	spoken  func(identity.ProjectID) uint64
+	ordered func(identity.ProjectID) Ordered
+}
 
 // heardOf is OnlyOver for the entry of one tag, before a site writes over it.
 func (b *batch) heardOf(pid identity.ProjectID, k entryKey, e *entry) error {
-	spoken := b.c.spoken.Load()
-	if spoken == nil || k.kind != kindTag || e == nil || e.ctx[strongInc] == 0 || e.ctx[strongInc] <= (*spoken)(pid) {
+	w := b.c.words.Load()
+	if w == nil || k.kind != kindTag || e == nil || e.ctx[strongInc] == 0 || e.ctx[strongInc] <= w.spoken(pid) {
 		return nil
 	}
 	return fmt.Errorf("%w: %s of %s", ErrUnheard, k.name, k.repo)
+}
+
+// unordered gives a tag's entry without what a word beside it came after, before a site
+// writes over both: those that wrote the word over it have no dot to show for that.
+func (b *batch) unordered(pid identity.ProjectID, k entryKey, e *entry) *entry {
+	w := b.c.words.Load()
+	if w == nil || len(e.sibs) < 2 || !slices.ContainsFunc(e.sibs, func(s sibling) bool { return s.dot.Inc == strongInc }) {
+		return e
+	}
+	return e.without(w.ordered(pid).of(k).covers)
 }

@@ -499,7 +499,7 @@ func TestOnlyOver(t *testing.T) {
 	mustPut(t, c, put(pid, "app", "one"))
 	putStrong(t, c, pid, 19, 20, strongTag("1", "one", 20))
 	heard := uint64(19)
-	c.OnlyOver(func(identity.ProjectID) uint64 { return heard })
+	c.OnlyOver(func(identity.ProjectID) uint64 { return heard }, func(identity.ProjectID) Ordered { return Ordered{} })
 	one := put(pid, "app", "one").Digest
 	for name, write := range map[string]func() error{
 		"push":     func() error { _, err := c.PutManifest(t.Context(), put(pid, "app", "two", "1")); return err },
@@ -516,4 +516,36 @@ func TestOnlyOver(t *testing.T) {
 	heard = 20
 	mustPut(t, c, put(pid, "app", "two", "1"))
 	said(t, c, pid, "1", "two")
+}
+
+// TestStrong_WhoWritesOverWordsKnowsWhatTheyCameAfter: a store that had a word before what
+// the word came after has both side by side; who writes over them ends no conflict, as
+// long as the switch had ordered that.
+func TestStrong_WhoWritesOverWordsKnowsWhatTheyCameAfter(t *testing.T) {
+	for name, imported := range map[string]bool{"ordered": true, "late": false} {
+		t.Run(name, func(t *testing.T) {
+			a, b := openMemory(t, Options{}), openMemory(t, Options{})
+			pid := identity.NewProjectID()
+			mustPut(t, a, put(pid, "app", "one", "1"))
+			sw := Ordered{Before: 19}
+			if imported {
+				var err error
+				if sw.Seen, err = a.Vector(pid); err != nil {
+					t.Fatal(err)
+				}
+			}
+			putStrong(t, b, pid, 0, 20, strongTag("1", "two", 20))
+			mustPull(t, b, a, pid)
+			b.OnlyOver(func(identity.ProjectID) uint64 { return 20 }, func(identity.ProjectID) Ordered { return sw })
+			if e := mustEntry(t, b, pid, entryKey{kindTag, "app", "1"}); len(e.sibs) != 2 {
+				t.Fatalf("%d siblings, not what the word came after beside it", len(e.sibs))
+			}
+			mustPut(t, b, put(pid, "app", "three", "1"))
+			mustPull(t, a, b, pid)
+			said(t, a, pid, "1", "three")
+			if e := mustEntry(t, a, pid, entryKey{kindTag, "app", "1"}); (len(e.losers) == 0) != imported {
+				t.Errorf("losers: %+v", e.losers)
+			}
+		})
+	}
 }

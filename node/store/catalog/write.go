@@ -174,7 +174,7 @@ func (b *batch) write(pid identity.ProjectID, k entryKey, old *entry, dot Dot, s
 	}
 	new := old.next(dot, stamp, s, all)
 	if k.kind == kindTag && old != nil {
-		old.keepLosers(new, stamp)
+		b.unordered(pid, k, old).keepLosers(new, stamp)
 	}
 	return b.save(pid, k, old, new)
 }
