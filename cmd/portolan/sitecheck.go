@@ -58,7 +58,7 @@ func notPassed(r mesh.SiteCheck) error {
 		paused = slices.Compact(paused)
 		rest := "it is paused (portolan transfer resume " + paused[0] + ")"
 		if len(paused) > 1 {
-			rest = "they are paused (portolan transfer resume)"
+			rest = "they are paused (portolan transfer resume " + strings.Join(paused, "; portolan transfer resume ") + ")"
 		}
 		return fmt.Errorf("the path between %s and %s is well, but nothing that rules bring moves to %s: %s", r.From, r.To, strings.Join(paused, " and "), rest)
 	}

@@ -20,7 +20,7 @@ func TestSiteCheck_LastLine(t *testing.T) {
 		{[]mesh.PathTest{well, shut, unknown}, "2 of 3 tests of the path between fra and sgp did not pass"},
 		{[]mesh.PathTest{well, shut, there}, "2 of 3 tests of the path between fra and sgp did not pass"},
 		{[]mesh.PathTest{well, there, well, there}, "the path between fra and sgp is well, but nothing that rules bring moves to sgp: it is paused (portolan transfer resume sgp)"},
-		{[]mesh.PathTest{there, here, well}, "the path between fra and sgp is well, but nothing that rules bring moves to fra and sgp: they are paused (portolan transfer resume)"},
+		{[]mesh.PathTest{there, here, well}, "the path between fra and sgp is well, but nothing that rules bring moves to fra and sgp: they are paused (portolan transfer resume fra; portolan transfer resume sgp)"},
 	} {
 		if got := notPassed(mesh.SiteCheck{From: "fra", To: "sgp", Tests: c.tests}).Error(); got != c.want {
 			t.Errorf("%+v:\n%s\nwant\n%s", c.tests, got, c.want)

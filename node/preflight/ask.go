@@ -136,13 +136,14 @@ func (c *Checker) askControl(ctx context.Context, to state.Node, q *Question) (*
 		return nil, err
 	}
 	a, err := NewPreflightClient(conn).Ask(ctx, q)
+	mu.Lock()
+	noted := dialed // before the connection is closed, which ends a handshake that hangs
+	mu.Unlock()
 	if closeErr := conn.Close(); err == nil {
 		err = closeErr
 	}
-	mu.Lock()
-	defer mu.Unlock() // the dialer may still run
-	if err != nil && dialed != nil {
-		return nil, dialed
+	if err != nil && noted != nil {
+		return nil, noted
 	}
 	if s, ok := status.FromError(err); ok && err != nil {
 		switch s.Code() {

@@ -35,6 +35,8 @@ func keep(ctx context.Context, s Store) *Kept {
 		k.Fault = Kept_FAULT_REFUSED
 	case errors.As(err, &bucket):
 		k.Fault = Kept_FAULT_BUCKET
+	case errors.Is(err, context.Canceled), errors.Is(err, store.ErrProbeClosed):
+		k.Fault = Kept_FAULT_UNSPECIFIED
 	}
 	return k
 }
@@ -70,7 +72,9 @@ func keepAdvice(site string, fault Kept_Fault) string {
 		return fmt.Sprintf("see that the bucket of %s does its work and is reached from its node", site)
 	case Kept_FAULT_LATE:
 		return fmt.Sprintf("see what holds up the disk or the bucket of %s", site)
-	case Kept_FAULT_UNSPECIFIED, Kept_FAULT_DISK:
+	case Kept_FAULT_UNSPECIFIED: // it stops, or is of a version that knows more faults
+		return fmt.Sprintf("see that the node of %s runs, and check again", site)
+	case Kept_FAULT_DISK:
 	}
 	return fmt.Sprintf("see that the node of %s may write to its data directory, and that the disk below it is sound and not mounted read-only", site)
 }

@@ -345,7 +345,7 @@ func clip(s string) string {
 		s = strings.ToValidUTF8(s[:maxText], "") + "…"
 	}
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
+		if unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
 			return ' '
 		}
 		return r

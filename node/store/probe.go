@@ -14,16 +14,16 @@ const (
 	// ProbeFor bounds a probe: a disk or bucket that takes longer for so little keeps
 	// nobody waiting for an answer.
 	ProbeFor = 10 * time.Second
-	// probeRest is for how long after a probe others take its answer: whoever may ask
-	// cannot wear a disk by it, or have a bucket billed.
+	// probeRest is for how long after a probe others take its answer: so much of a disk or
+	// bucket takes who asks all the time, and who has put it right need not wait.
 	probeRest = time.Second
 )
 
 // ProbeBytes is what a probe writes.
 const ProbeBytes = blobs.ProbeBytes
 
-// errClosedProbe: there is nothing to try any more.
-var errClosedProbe = errors.New("the store is closed: its node stops")
+// ErrProbeClosed: there is nothing to try any more.
+var ErrProbeClosed = errors.New("the store is closed: its node stops")
 
 // probes are the attempts to write to the store, one at a time.
 type probes struct {
@@ -77,7 +77,7 @@ func (q *probes) join(files *blobs.Store) (*probe, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
-		return nil, errClosedProbe
+		return nil, ErrProbeClosed
 	}
 	if p := q.last; p != nil {
 		select {

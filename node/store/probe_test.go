@@ -119,6 +119,9 @@ func TestProbe_OneAtATime(t *testing.T) {
 		}
 		cancel()
 	}
+	s.probes.mu.Lock()
+	s.probes.rest = time.Hour // it may end before it is asked for the last time
+	s.probes.mu.Unlock()
 	if err := server.Resume(); err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +149,7 @@ func TestProbe_Closed(t *testing.T) {
 	if err := server.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Probe(t.Context()); !errors.Is(err, errClosedProbe) {
+	if _, err := s.Probe(t.Context()); !errors.Is(err, ErrProbeClosed) {
 		t.Errorf("got %v", err)
 	}
 }

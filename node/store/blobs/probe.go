@@ -40,19 +40,23 @@ func (s *Store) Probe(ctx context.Context) error {
 	if err := s.cfg.Space(ProbeBytes); err != nil {
 		return err
 	}
+	// One that left an object behind, and was not swept yet: its note stays until that is
+	// known to be gone.
+	_, err := os.Lstat(s.probeStaged())
+	noted := err == nil && s.objects != nil
 	want := make([]byte, ProbeBytes)
 	_, _ = rand.Read(want) // never fails; nothing of an earlier probe is taken for this one
-	if err := s.stageProbe(want); err != nil {
+	if err := s.stageProbe(want, noted); err != nil {
 		return fmt.Errorf("write to the store in %s: %w", s.cfg.Dir, err)
 	}
 	if s.objects != nil {
 		left, err := s.objects.probe(ctx, want)
-		if left {
+		if left || noted && err != nil {
 			return err // the staged file is the note by which a sweep removes the object
 		}
 		return errors.Join(err, s.removeProbe())
 	}
-	_, err := s.disk.moveInto(s.probeStaged(), s.probeFinal())
+	_, err = s.disk.moveInto(s.probeStaged(), s.probeFinal())
 	if err == nil {
 		err = readsBack(s.probeFinal(), want)
 	}
@@ -65,8 +69,9 @@ func (s *Store) Probe(ctx context.Context) error {
 func (s *Store) probeStaged() string { return s.path("uploads", probeStem+extTmp) }
 func (s *Store) probeFinal() string  { return s.path("blobs", digest.Canonical.String(), probeStem) }
 
-// stageProbe writes the file, durably. On an error nothing is left.
-func (s *Store) stageProbe(b []byte) error {
+// stageProbe writes the file, durably. On an error nothing is left, unless it is the note
+// of an earlier probe.
+func (s *Store) stageProbe(b []byte, noted bool) error {
 	path := s.probeStaged()
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, filePerm)
 	if err != nil {
@@ -85,7 +90,7 @@ func (s *Store) stageProbe(b []byte) error {
 	if err == nil {
 		err = readsBack(path, b)
 	}
-	if err != nil {
+	if err != nil && !noted {
 		_ = os.Remove(path)
 	}
 	return mapError(err)
