@@ -22,7 +22,7 @@ const (
 // ProbeBytes is what a probe writes.
 const ProbeBytes = blobs.ProbeBytes
 
-// ErrProbeClosed: there is nothing to try any more.
+// ErrProbeClosed says that the store is closed, and there is nothing to try any more.
 var ErrProbeClosed = errors.New("the store is closed: its node stops")
 
 // probes are the attempts to write to the store, one at a time.
