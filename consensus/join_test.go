@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/wire"
+	"github.com/portolan/portolan/test/ports"
 )
 
 func TestJoin_Refusals(t *testing.T) {
@@ -41,12 +43,7 @@ func TestJoin_Refusals(t *testing.T) {
 		{"clock an hour ahead", func(_ *testing.T, j *site, _ *Token) { j.now = func() time.Time { return time.Now().Add(time.Hour) } }, command.CodeInvalid, "clocks differ by 1h0m"},
 		{"clock an hour behind", func(_ *testing.T, j *site, _ *Token) { j.now = func() time.Time { return time.Now().Add(-time.Hour) } }, command.CodeInvalid, "clocks differ by 1h0m"},
 		{"unreachable", func(t *testing.T, _ *site, tok *Token) {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			tok.Nodes = []TokenNode{{Addr: l.Addr().String(), ID: tok.Nodes[0].ID}}
-			_ = l.Close()
+			tok.Nodes = []TokenNode{{Addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(ports.Free(t))), ID: tok.Nodes[0].ID}}
 		}, 0, "cannot be reached"},
 		{"another node at the address", func(t *testing.T, _ *site, tok *Token) {
 			id, _, err := identity.LoadOrCreate(t.TempDir())

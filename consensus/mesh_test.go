@@ -3,7 +3,6 @@ package consensus
 import (
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/portolan/portolan/consensus/command"
 	"github.com/portolan/portolan/node/identity"
+	"github.com/portolan/portolan/test/ports"
 )
 
 func TestMesh_EditsAnywhere_LeaderDies_NodeComesBack(t *testing.T) {
@@ -259,12 +259,7 @@ func TestNodeUpdate_NewPortIsTold(t *testing.T) {
 // move gives a site that is down another control port.
 func (s *site) move() {
 	s.t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.port = l.Addr().(*net.TCPAddr).Port
-	_ = l.Close()
+	s.port = ports.Free(s.t)
 	s.record = proto.Clone(s.record).(*command.Node)
 	s.record.ControlPort = uint32(s.port)
 	s.sites.Store(s.addr(), s.name)

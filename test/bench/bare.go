@@ -22,7 +22,7 @@ const bare = "bare"
 
 // startBare runs this program again, as a bare receiver.
 func (b *bench) startBare(ctx context.Context, dir string, _ *certificate) (*server, error) {
-	p, err := freePorts(ctx, 1)
+	p, err := freePorts(1)
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/portolan/portolan/test/ports"
 )
 
 // server is one registry that runs.
@@ -85,25 +87,22 @@ func newCertificate(dir string) (*certificate, error) {
 	return c, os.WriteFile(c.keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600)
 }
 
-// freePorts finds n ports of loopback that are free now.
-func freePorts(ctx context.Context, n int) ([]int, error) {
-	var ports []int
-	var lc net.ListenConfig
-	for range n {
-		l, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
-		if err != nil {
+// freePorts finds n ports of loopback that are free, and stay so.
+func freePorts(n int) ([]int, error) {
+	found := make([]int, n)
+	for i := range found {
+		var err error
+		if found[i], err = ports.Take(); err != nil {
 			return nil, err
 		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 	}
-	return ports, nil
+	return found, nil
 }
 
 // startOurs runs `portolan serve` on dir: a new mesh of one site, or the one
 // that an earlier call left there.
 func (b *bench) startOurs(ctx context.Context, dir string, cert *certificate) (*server, error) {
-	p, err := freePorts(ctx, 4)
+	p, err := freePorts(4)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +119,7 @@ func (b *bench) startOurs(ctx context.Context, dir string, cert *certificate) (*
 
 // startTheirs runs distribution on dir.
 func (b *bench) startTheirs(ctx context.Context, dir string, cert *certificate) (*server, error) {
-	p, err := freePorts(ctx, 1)
+	p, err := freePorts(1)
 	if err != nil {
 		return nil, err
 	}

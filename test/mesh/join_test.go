@@ -21,6 +21,7 @@ import (
 	"github.com/portolan/portolan/node/identity"
 	"github.com/portolan/portolan/node/wire"
 	"github.com/portolan/portolan/test/cluster"
+	"github.com/portolan/portolan/test/ports"
 )
 
 // seat is a machine that a node may be at: a data directory and an address.
@@ -160,11 +161,7 @@ func TestJoin_Refused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nobody, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nobody.Close()
+	nobody := net.JoinHostPort("127.0.0.1", strconv.Itoa(ports.Free(t)))
 
 	const stays = "what was asked may have been heard: the key stays"
 	for _, c := range []struct {
@@ -185,7 +182,7 @@ func TestJoin_Refused(t *testing.T) {
 		{"directory of another mesh", sgp, foreign, nil, "it was joined before", []string{"belongs to mesh", "empty directory"}},
 		{"something else at the address", bent(t, sgp, at(m.Sites[0].Host())), newSeat(t), nil, stays,
 			[]string{"is not the control port of a portolan node", m.Sites[0].Host()}},
-		{"nothing at the address", bent(t, sgp, at(nobody.Addr().String())), newSeat(t), nil, stays, []string{"cannot be reached", nobody.Addr().String(), "open to this machine"}},
+		{"nothing at the address", bent(t, sgp, at(nobody)), newSeat(t), nil, stays, []string{"cannot be reached", nobody, "open to this machine"}},
 		{"no such name", bent(t, sgp, at("no-such-host.invalid:7947")), newSeat(t), nil, stays, []string{"cannot be reached", "no-such-host.invalid:7947"}},
 		{"an address that says nothing", bent(t, sgp, at(silent(t))), newSeat(t), nil, stays, []string{"gives no answer", "firewall", "run the same join again"}},
 		{"cut short", sgp[:len(sgp)-4], newSeat(t), nil, "", []string{"damaged", "copy all of it"}},

@@ -3,16 +3,22 @@
 // A port that the kernel chose (":0") and that was closed again is one that it
 // may give to the next connection that anybody dials: between choosing it and
 // listening on it, it is gone now and then. These lie below the range from which
-// connections get theirs.
+// connections get theirs, and each stays with the process that it was given to:
+// `go test` runs several packages at once, and one looks for ports while
+// another's node is down and about to listen on its own again.
 package ports
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -21,7 +27,7 @@ const lowest = 20_000
 
 var (
 	mu    sync.Mutex
-	given = map[int]bool{}
+	given = map[int]io.Closer{} // the claim of each; kept, so that it stays open
 )
 
 // dialled is the lowest port of connections that are dialled.
@@ -38,7 +44,8 @@ func dialled() int {
 }
 
 // Free gives a port of this machine's loopback address that is free for TCP and
-// UDP, and gives it once in a process.
+// UDP. Nobody else is given it while this process runs (on Linux; elsewhere
+// nobody else in this process).
 func Free(t testing.TB) int {
 	t.Helper()
 	p, err := Take()
@@ -55,12 +62,35 @@ func Take() (int, error) {
 	high := dialled()
 	for range 1000 {
 		p := lowest + rand.IntN(high-lowest)
-		if !given[p] && free(p) {
-			given[p] = true
+		if _, ok := given[p]; ok {
+			continue
+		}
+		c, err := claim(p)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("claim port %d: %w", p, err)
+		}
+		if free(p) {
+			given[p] = c
 			return p, nil
 		}
+		_ = c.Close()
 	}
 	return 0, fmt.Errorf("no free port from %d to %d", lowest, high)
+}
+
+// claim keeps a port from other processes that [Take] one, free and looked at by
+// nobody: also to see whether it is free means to listen on it. The claim is a
+// name of the abstract namespace of sockets: it leaves no file behind, ends with
+// the process however that ends, and belongs to the network namespace, as the
+// port does. Only Linux has them.
+func claim(p int) (io.Closer, error) {
+	if runtime.GOOS != "linux" {
+		return io.NopCloser(nil), nil
+	}
+	return net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: "@portolan-test-port-" + strconv.Itoa(p)})
 }
 
 func free(p int) bool {
