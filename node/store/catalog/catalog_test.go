@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/y"
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 
@@ -388,6 +390,41 @@ func TestOpen_KeepsAllAndBeginsANewIncarnation(t *testing.T) {
 	}
 	if dots[0].Inc == dots[1].Inc || dots[1].Inc == dots[2].Inc {
 		t.Errorf("dots %v share an incarnation", dots)
+	}
+}
+
+// TestTables_AllOverlap: whatever a run of a node left, Badger compacts it together
+// with what comes after it.
+func TestTables_AllOverlap(t *testing.T) {
+	dir := t.TempDir()
+	pid := identity.NewProjectID()
+	const runs = 3
+	for i := range runs {
+		c, err := Open(dir, Options{Logger: quiet})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 { // the first makes the database alone
+			mustPut(t, c, put(pid, "app", fmt.Sprint(i)))
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := Open(dir, Options{Logger: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	tables := c.db.Tables()
+	if len(tables) == 0 {
+		t.Fatal("there is no table to look at")
+	}
+	for _, table := range tables {
+		left, right := y.ParseKey(table.Left), y.ParseKey(table.Right)
+		if table.Level != 0 || !bytes.Equal(left, []byte{tabMeta}) || !bytes.Equal(right, []byte{tabEnd}) {
+			t.Errorf("a table of level %d goes from %x to %x", table.Level, left, right)
+		}
 	}
 }
 

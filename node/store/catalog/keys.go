@@ -46,6 +46,7 @@ const (
 	tabInc      = 0x20 // inc
 	tabConflict = 0x21 // pid inc seq repo NUL tag
 	tabFrozen   = 0x22 // pid
+	tabEnd      = 0xff // no fields: see spanAll
 )
 
 // Names in tabMeta.
