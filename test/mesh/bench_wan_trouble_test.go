@@ -66,6 +66,20 @@ func (m *farMesh) received(t *testing.T, i int, bytes float64) {
 	})
 }
 
+// sends waits until a site is sending.
+func (m *farMesh) sends(t *testing.T, i int) {
+	t.Helper()
+	const metric = "portolan_transfer_swarm_sent_bytes_total"
+	before := m.metric(t, i, metric)
+	cluster.Eventually(t, time.Minute, m.sites[i].site+" sends", func() error {
+		n := m.metric(t, i, metric)
+		if n-before < 1<<20 {
+			return fmt.Errorf("it sent %.0f bytes meanwhile", n-before)
+		}
+		return nil
+	})
+}
+
 // liar: a site pulls from four holders, all of which are honest; and again when
 // the nearest begins to send bytes that are not the image's, and the next one
 // stops midway with its connections open. The liar is an honest node whose files
@@ -96,6 +110,7 @@ func (b *bench) liar(t *testing.T, name string) {
 		go func() { done <- m.sites[at].drain(ctx, image, img) }()
 		if round == 1 {
 			m.received(t, at, had+size/8)
+			m.sends(t, liar) // it may have been given up for a while: nothing of it is open then
 			damage(t, m.sites[liar].data, img)
 			line.note("%s lies", m.sites[liar].site)
 			m.received(t, at, had+size/4)
