@@ -66,13 +66,12 @@ func (m *farMesh) received(t *testing.T, i int, bytes float64) {
 	})
 }
 
-// sends waits until a site is sending.
+// sends waits until a site has sent a MiB from now on.
 func (m *farMesh) sends(t *testing.T, i int) {
 	t.Helper()
-	const metric = "portolan_transfer_swarm_sent_bytes_total"
-	before := m.metric(t, i, metric)
+	before := m.metric(t, i, sentMetric)
 	cluster.Eventually(t, time.Minute, m.sites[i].site+" sends", func() error {
-		n := m.metric(t, i, metric)
+		n := m.metric(t, i, sentMetric)
 		if n-before < 1<<20 {
 			return fmt.Errorf("it sent %.0f bytes meanwhile", n-before)
 		}
@@ -110,7 +109,7 @@ func (b *bench) liar(t *testing.T, name string) {
 		go func() { done <- m.sites[at].drain(ctx, image, img) }()
 		if round == 1 {
 			m.received(t, at, had+size/8)
-			m.sends(t, liar) // it may have been given up for a while: nothing of it is open then
+			m.sends(t, liar) // given up for a while it has no file open, and refuses what it opens anew
 			damage(t, m.sites[liar].data, img)
 			line.note("%s lies", m.sites[liar].site)
 			m.received(t, at, had+size/4)

@@ -44,8 +44,9 @@ func dialled() int {
 }
 
 // Free gives a port of this machine's loopback address that is free for TCP and
-// UDP. Nobody else is given it while this process runs (on Linux; elsewhere
-// nobody else in this process).
+// UDP. It is given to no other caller of this package while this process runs (on
+// Linux; elsewhere to no other in this process), which costs a descriptor until then:
+// who counts those takes ports before.
 func Free(t testing.TB) int {
 	t.Helper()
 	p, err := Take()
@@ -81,8 +82,8 @@ func Take() (int, error) {
 	return 0, fmt.Errorf("no free port from %d to %d", lowest, high)
 }
 
-// claim keeps a port from other processes that [Take] one, free and looked at by
-// nobody: also to see whether it is free means to listen on it. The claim is a
+// claim keeps a port from other processes that [Take] one. It comes before the look
+// whether the port is free, as that look itself listens on it. The claim is a
 // name of the abstract namespace of sockets: it leaves no file behind, ends with
 // the process however that ends, and belongs to the network namespace, as the
 // port does. Only Linux has them.

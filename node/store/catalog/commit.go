@@ -311,11 +311,11 @@ func (c *Catalog) commitTxn(g *group) error {
 // spanAll writes two rows that say nothing, before and behind all others. A table of
 // Badger's level 0 is what a memtable had, and of tables there it compacts the oldest
 // together with those after it that overlap it. One of few rows, which a short run of
-// a node leaves, would go alone; and while one goes, a second compactor merges all others
-// into a single table, in a buffer of three times their size: half a gigabyte of memory
-// and seconds of work for nothing. With these rows all overlap.
+// a node leaves, would go alone; and if compactor 1 has it, compactor 0 meanwhile merges
+// the others (four or more, older than 10 s) into a single table, in buffers of 256 and
+// 512 MiB and for nothing. Tables that were written with these rows all overlap.
 func spanAll(txn *badger.Txn) error {
-	return errors.Join(txn.Set(keyMeta(""), nil), txn.Set([]byte{tabEnd}, nil))
+	return errors.Join(txn.Set(keyMeta(metaFirst), nil), txn.Set([]byte{tabEnd}, nil))
 }
 
 // dirTick is the coarsest clock of a file system that a store may be on: two names

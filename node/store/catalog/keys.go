@@ -51,6 +51,7 @@ const (
 
 // Names in tabMeta.
 const (
+	metaFirst  = "" // before all other rows: see spanAll
 	metaSchema = "schema"
 	metaStores = "stores" // how many store numbers were given out
 )
