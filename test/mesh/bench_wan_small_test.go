@@ -24,7 +24,7 @@ import (
 	"github.com/portolan/portolan/test/wan"
 )
 
-var benchSmall = flag.Int("wan.small", 10_000, "images of the cases of small images")
+var benchSmall = flag.Int("wan.small", 10_000, "images of the cases of small images, at most 20,000: a page of tags in each of the repositories")
 
 const (
 	smallSites  = 3      // that receive them
