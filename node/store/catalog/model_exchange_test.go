@@ -314,6 +314,9 @@ func (m *model) converge() error {
 	if err := m.settleResidence(); err != nil {
 		return err
 	}
+	if err := m.saidOfAll(); err != nil {
+		return err
+	}
 	if err := m.repair(); err != nil {
 		return err
 	}
@@ -392,6 +395,38 @@ func (m *model) converge() error {
 	return nil
 }
 
+// saidOfAll: who has something that its vector does not say is asked for it by those
+// that lack it.
+func (m *model) saidOfAll() error {
+	for from := range modelNodes {
+		for to := range modelNodes {
+			if from == to || m.away[from] || m.away[to] {
+				continue
+			}
+			for k := range m.seen[from] {
+				has, err := m.entry(from, k)
+				if err != nil {
+					return err
+				}
+				lacks, err := m.entry(to, k)
+				if err != nil {
+					return err
+				}
+				v, err := m.cats[from].Vector(m.pid)
+				if err != nil {
+					return err
+				}
+				for inc, seq := range has.ctx {
+					if d := (Dot{inc, seq}); !v.Covers(d) && !lacks.ctx.Covers(d) {
+						return fmt.Errorf("rule 7: node %d has %s of %s %q, which its vector does not say, and node %d never asks for it", from, d, k.repo, k.name, to)
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
 func (m *model) exchangeRounds() error {
 	for range 4 {
 		for from := range modelNodes {
@@ -407,7 +442,20 @@ func (m *model) exchangeRounds() error {
 	return nil
 }
 
+// exchangeAll pulls if the vectors show that there may be something to pull: who has
+// seen the same does not ask.
 func (m *model) exchangeAll(from, to int) error {
+	var seen [2]Vector
+	for i, n := range []int{from, to} {
+		v, err := m.cats[n].Vector(m.pid)
+		if err != nil {
+			return err
+		}
+		seen[i] = v
+	}
+	if seen[0].Equal(seen[1]) {
+		return m.sent(from, to)
+	}
 	x, err := m.cats[to].Receive(m.pid)
 	if err != nil {
 		return err

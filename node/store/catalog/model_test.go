@@ -127,6 +127,7 @@ type mistakes struct {
 	purgeUnseen  bool // tombstones go before all of their context was seen
 	forgetPurged bool // what was purged is not taken over with the vector
 	keepVector   bool // a store that lost rows goes on with its vector
+	dropSilently bool // a store that dropped its vector gives no number for what it has
 	leaveEarly   bool // a site leaves before anybody covers what it has
 	leaveToNew   bool // or when one covers it that has not everything itself
 	memberEarly  bool // a site that came in is a member before it has what others have

@@ -295,6 +295,15 @@ func (m *model) dropVector(n int) error {
 			return err
 		}
 	}
+	if m.bad.dropSilently {
+		err := c.submitAs(m.ctx, jobReceived, func(b *batch) error {
+			b.del(keyVector(tabVector, m.pid, c.inc))
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
 	// It knows what its entries say, and nothing else.
 	for k, h := range m.seen[n] {
 		e, err := m.entry(n, k)

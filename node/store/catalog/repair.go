@@ -12,8 +12,12 @@ import (
 // DropVector is for a store that lost rows: it forgets what it has seen of a
 // project, so that peers send everything again, makes what follows from entries
 // (index, derived rows, counts) fit those that are left, and takes their sum.
-// What no peer has seen stays. The next write here begins a new incarnation: the
-// old one's numbers no longer stand for what is here.
+//
+// What no peer has seen stays, and no vector says so any more: a peer whose vector this
+// store takes over again would not ask for it. So a new incarnation begins, as the old
+// one's numbers no longer stand for what is here, and two numbers of it are given to
+// nothing. Who has them in its vector has pulled since, from here or from somebody who
+// did, and a pull brings all that is above the receiver's vector.
 //
 // It is several transactions. The vector goes first, so that nobody is told that
 // this store has what it lost; the sum comes last, so that after a crash in
@@ -50,7 +54,7 @@ func (c *Catalog) forget(ctx context.Context, pid identity.ProjectID) error {
 			b.del(keyVector(tabPurged, pid, inc))
 		}
 		b.c.inc = 0
-		b.touch(pid, change{})
+		b.number(pid)
 		return nil
 	})
 }
@@ -238,7 +242,7 @@ func (b *batch) resum(ctx context.Context, pid identity.ProjectID) error {
 	if err != nil {
 		return err
 	}
-	b.touch(pid, change{})
+	b.number(pid) // who saw the first number may have missed entries without index rows
 	b.setSums(pid, sum)
 	return nil
 }
