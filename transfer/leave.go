@@ -261,6 +261,9 @@ func (l *leaving) notSent(ctx context.Context, p state.Project) error {
 // leaves: nobody pulls from here after the site is gone. What only this site may hold
 // is nobody else's to have.
 func (l *leaving) shared(ctx context.Context, p state.Project) error {
+	if _, err := l.r.cat.Announce(ctx, p.PID); err != nil { // what is covered is all that is here
+		return err
+	}
 	mine, err := l.r.cat.Vector(p.PID)
 	if err != nil {
 		return fmt.Errorf("vector of %s: %w", p.Name, err)

@@ -77,6 +77,9 @@ func (r *Residency) takeIn(ctx context.Context, p state.Project) (string, error)
 // is durably here alone.
 func (r *Residency) leave(ctx context.Context, p state.Project) (string, error) {
 	r.settle(p)
+	if _, err := r.cat.Announce(ctx, p.PID); err != nil { // what is covered is all that is here
+		return "", err
+	}
 	vector, err := r.cat.Vector(p.PID)
 	if err != nil {
 		return "", err

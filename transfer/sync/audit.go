@@ -49,8 +49,20 @@ func (s *Sync) auditAll(ctx context.Context) {
 }
 
 // lostRows makes the catalogue forget what it has seen of a project, so that
-// peers send what it lost.
+// peers send what it lost. Once at a time is enough, whoever notices it.
 func (s *Sync) lostRows(ctx context.Context, pid identity.ProjectID, attrs []any) bool {
+	s.mu.Lock()
+	already := s.forgetting[pid]
+	s.forgetting[pid] = true
+	s.mu.Unlock()
+	if already {
+		return false
+	}
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.forgetting, pid)
+	}()
 	s.log.Error("this catalogue lost rows of a project: pulling the project anew", attrs...)
 	if err := s.cat.DropVector(ctx, pid); err != nil {
 		s.log.Error("a project's vector could not be dropped", "pid", pid, "error", err)

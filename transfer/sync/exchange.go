@@ -147,6 +147,12 @@ func (l *link) recount(ctx context.Context, pid identity.ProjectID, sus suspect,
 		"check_here", hex.EncodeToString(sus.ours.Xor[:4]), "check_there", hex.EncodeToString(sus.theirs.Xor[:4]),
 	}
 	if stored == counted {
+		if given, err := l.s.cat.Announce(ctx, pid); err != nil {
+			l.s.log.Error("peers can't be told of what no vector says of a project", "pid", pid, "error", err)
+		} else if given {
+			l.s.log.Info("this catalogue has entries of a project that no vector says: peers are told to come for them", attrs...)
+			return nil
+		}
 		if times < stubborn || !l.s.mayPullAnew(pid) {
 			l.s.log.Warn("a peer's catalogue differs although both have seen the same writes: the peer lost rows, or is about to find out that it did not", attrs...)
 			return nil

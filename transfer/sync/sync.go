@@ -98,18 +98,19 @@ type Sync struct {
 	poll    time.Duration
 	metrics *metrics
 
-	mu        sync.Mutex
-	links     map[identity.NodeID]*link
-	unseen    map[identity.NodeID]map[identity.ProjectID]*catalog.Unseen // what nodes say that they wrote
-	parked    map[identity.ProjectID]bool                                // hinted at, unknown to the control state
-	projects  uint64                                                     // raft index up to which links know what projects there are, and where
-	pulling   map[identity.ProjectID]chan struct{}                       // closed when the pull under way ends; see courtesy
-	anew      map[identity.ProjectID]time.Time                           // pulled anew without a loss of its own; see stubborn
-	dropping  map[identity.ProjectID]bool                                // see Drop
-	first     chan struct{}
-	firstDone bool
-	began     time.Time // by this node's clock
-	peersSet  bool      // the control state names this node: the list of peers is whole
+	mu         sync.Mutex
+	links      map[identity.NodeID]*link
+	unseen     map[identity.NodeID]map[identity.ProjectID]*catalog.Unseen // what nodes say that they wrote
+	parked     map[identity.ProjectID]bool                                // hinted at, unknown to the control state
+	projects   uint64                                                     // raft index up to which links know what projects there are, and where
+	pulling    map[identity.ProjectID]chan struct{}                       // closed when the pull under way ends; see courtesy
+	anew       map[identity.ProjectID]time.Time                           // pulled anew without a loss of its own; see stubborn
+	dropping   map[identity.ProjectID]bool                                // see Drop
+	forgetting map[identity.ProjectID]bool                                // see lostRows
+	first      chan struct{}
+	firstDone  bool
+	began      time.Time // by this node's clock
+	peersSet   bool      // the control state names this node: the list of peers is whole
 
 	onPeers   []func()
 	onHolders []func()
@@ -151,7 +152,7 @@ func New(cfg Config) (*Sync, error) {
 		unseen:   map[identity.NodeID]map[identity.ProjectID]*catalog.Unseen{},
 		pulling:  map[identity.ProjectID]chan struct{}{},
 		anew:     map[identity.ProjectID]time.Time{},
-		dropping: map[identity.ProjectID]bool{},
+		dropping: map[identity.ProjectID]bool{}, forgetting: map[identity.ProjectID]bool{},
 		first:    make(chan struct{}),
 		began:    cfg.Now(),
 		expected: newExpectations(), provers: newProvers(proofsAtOnce, 1), proving: newProvers(provesAtOnce, provesEach),

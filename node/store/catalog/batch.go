@@ -278,17 +278,17 @@ func (b *batch) settle() error {
 // dot gives the request its dot and notes it in the project's vector.
 func (b *batch) dot(pid identity.ProjectID) Dot {
 	d := b.number(pid)
-	b.touch(pid, change{wrote: 1, last: d.Seq})
+	b.touch(pid, change{local: true, wrote: 1, last: d.Seq})
 	return d
 }
 
-// number takes a dot into the project's vector, as that of a request, or of nothing: it
-// is no write that could be lost (rule 14), but one that peers come for.
+// number notes a new dot in the project's vector, as that of a request or of nothing,
+// which is no write that could be lost (rule 14); see Announce.
 func (b *batch) number(pid identity.ProjectID) Dot {
 	d := b.c.nextDot()
 	b.inc = d.Inc
 	b.setVector(tabVector, pid, d)
-	b.touch(pid, change{local: true})
+	b.touch(pid, change{})
 	return d
 }
 

@@ -244,44 +244,6 @@ func TestApplyPage_LargerThanATransaction(t *testing.T) {
 	}
 }
 
-// TestDropVector_WhatNobodySawIsAskedFor: peers that have seen what a store sees again
-// after its loss come for what it alone has, and then their own peers do.
-func TestDropVector_WhatNobodySawIsAskedFor(t *testing.T) {
-	a, b, c := openMemory(t, Options{}), openMemory(t, Options{}), openMemory(t, Options{})
-	pid := identity.NewProjectID()
-	mustPut(t, a, put(pid, "app", "seen", "seen"))
-	mustPull(t, b, a, pid)
-	mustPull(t, c, a, pid)
-	mustPut(t, b, put(pid, "app", "unseen", "unseen"))
-	told := b.Written(pid)
-	if err := b.DropVector(t.Context(), pid); err != nil {
-		t.Fatal(err)
-	}
-	if now := b.Written(pid); now != told {
-		t.Errorf("a dropped vector counts as a write: %+v, and before %+v", now, told)
-	}
-	mustPull(t, b, a, pid)
-	for _, pair := range [][2]*Catalog{{a, b}, {c, a}} {
-		to, from := pair[0], pair[1]
-		here, err := to.Vector(pid)
-		if err != nil {
-			t.Fatal(err)
-		}
-		there, err := from.Vector(pid)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if here.Dominates(there) {
-			t.Fatalf("one that has seen %v does not ask one that has seen %v", here, there)
-		}
-		mustPull(t, to, from, pid)
-		if _, err := to.Tag(pid, "app", "unseen"); err != nil {
-			t.Errorf("what one store had alone is not pulled: %v", err)
-		}
-	}
-	same(t, pid, a, b, c)
-}
-
 func TestDropVector_HealsAStoreThatLostRows(t *testing.T) {
 	a, b := openMemory(t, Options{}), openMemory(t, Options{})
 	pid := identity.NewProjectID()

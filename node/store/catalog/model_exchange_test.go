@@ -308,13 +308,16 @@ func (m *model) adopt(to int, x *Receiving, noted Noted, t told) error {
 
 // converge has everybody pull from everybody, and then wants one state.
 func (m *model) converge() error {
+	if n := m.member(); m.trouble && !m.leaving[n] && m.rng.IntN(2) == 0 {
+		// Nothing that happens later tells others of it by chance.
+		if err := errors.Join(m.write(n), m.loseRows(n)); err != nil {
+			return err
+		}
+	}
 	if err := m.hearAll(); err != nil {
 		return err
 	}
 	if err := m.settleResidence(); err != nil {
-		return err
-	}
-	if err := m.saidOfAll(); err != nil {
 		return err
 	}
 	if err := m.repair(); err != nil {
@@ -395,38 +398,6 @@ func (m *model) converge() error {
 	return nil
 }
 
-// saidOfAll: who has something that its vector does not say is asked for it by those
-// that lack it.
-func (m *model) saidOfAll() error {
-	for from := range modelNodes {
-		for to := range modelNodes {
-			if from == to || m.away[from] || m.away[to] {
-				continue
-			}
-			for k := range m.seen[from] {
-				has, err := m.entry(from, k)
-				if err != nil {
-					return err
-				}
-				lacks, err := m.entry(to, k)
-				if err != nil {
-					return err
-				}
-				v, err := m.cats[from].Vector(m.pid)
-				if err != nil {
-					return err
-				}
-				for inc, seq := range has.ctx {
-					if d := (Dot{inc, seq}); !v.Covers(d) && !lacks.ctx.Covers(d) {
-						return fmt.Errorf("rule 7: node %d has %s of %s %q, which its vector does not say, and node %d never asks for it", from, d, k.repo, k.name, to)
-					}
-				}
-			}
-		}
-	}
-	return nil
-}
-
 func (m *model) exchangeRounds() error {
 	for range 4 {
 		for from := range modelNodes {
@@ -443,17 +414,21 @@ func (m *model) exchangeRounds() error {
 }
 
 // exchangeAll pulls if the vectors show that there may be something to pull: who has
-// seen the same does not ask.
+// seen the same does not ask, unless what lives is not the same (rule 7).
 func (m *model) exchangeAll(from, to int) error {
-	var seen [2]Vector
-	for i, n := range []int{from, to} {
-		v, err := m.cats[n].Vector(m.pid)
-		if err != nil {
+	asks, err := m.asks(from, to)
+	if err == nil && !asks {
+		if err = m.announce(from, to); err == nil {
+			asks, err = m.asks(from, to)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if !asks {
+		if err := m.saysAll(from, to); err != nil {
 			return err
 		}
-		seen[i] = v
-	}
-	if seen[0].Equal(seen[1]) {
 		return m.sent(from, to)
 	}
 	x, err := m.cats[to].Receive(m.pid)
@@ -487,6 +462,64 @@ func (m *model) exchangeAll(from, to int) error {
 		return err
 	}
 	return m.compareAfter(to, x)
+}
+
+// asks reports whether a node has not seen what another one has.
+func (m *model) asks(from, to int) (bool, error) {
+	there, err := m.cats[from].Vector(m.pid)
+	if err != nil {
+		return false, err
+	}
+	here, err := m.cats[to].Vector(m.pid)
+	return !here.Equal(there), err
+}
+
+// differ reports whether what lives at two nodes is not the same.
+func (m *model) differ(from, to int) (bool, error) {
+	there, err := m.cats[from].Check(m.pid)
+	if err != nil {
+		return false, err
+	}
+	here, err := m.cats[to].Check(m.pid)
+	return here != there, err
+}
+
+// announce is what a node does that has all its rows, and has seen the same as another
+// one and something else.
+func (m *model) announce(from, to int) error {
+	if differ, err := m.differ(from, to); err != nil || !differ || m.bad.dropSilently {
+		return err
+	}
+	_, err := m.cats[from].Announce(m.ctx, m.pid)
+	return err
+}
+
+// saysAll: what a node has, and its vector does not say, another one that has seen the
+// same has as well.
+func (m *model) saysAll(from, to int) error {
+	if differ, err := m.differ(from, to); err != nil || !differ {
+		return err
+	}
+	v, err := m.cats[from].Vector(m.pid)
+	if err != nil {
+		return err
+	}
+	for k := range m.seen[from] {
+		has, err := m.entry(from, k)
+		if err != nil {
+			return err
+		}
+		lacks, err := m.entry(to, k)
+		if err != nil {
+			return err
+		}
+		for inc, seq := range has.ctx {
+			if d := (Dot{inc, seq}); inc != 0 && !v.Covers(d) && !lacks.ctx.Covers(d) {
+				return fmt.Errorf("rule 7: node %d has %s of %s %q, which its vector does not say, and node %d never asks for it", from, d, k.repo, k.name, to)
+			}
+		}
+	}
+	return nil
 }
 
 func (m *model) checkConflicts(n int) error {

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"fmt"
+	"maps"
 
 	"github.com/portolan/portolan/node/identity"
 )
@@ -157,6 +158,11 @@ func (m *model) leave(n int) error {
 			return nil
 		}
 	}
+	if !m.bad.dropSilently {
+		if _, err := m.cats[n].Announce(m.ctx, m.pid); err != nil {
+			return err
+		}
+	}
 	v, err := m.cats[n].Vector(m.pid)
 	if err != nil {
 		return err
@@ -182,12 +188,26 @@ func (m *model) leave(n int) error {
 		}
 	}
 	m.askAgain(n)
+	for d := range dotsOf(m.seen[n]) {
+		m.letGo[n][d] = true
+	}
 	m.seen[n], m.expect[n], m.copies[n] = map[entryKey]history{}, map[string]bool{}, nil
 	if err := m.cats[n].DropProject(m.ctx, m.pid); err != nil {
 		return err
 	}
 	// A pin or lease is the site's own business; its writes are nobody's own here.
 	return m.wantNothing("rule 11", n)
+}
+
+// dotsOf gives all requests that a node knows.
+func dotsOf(seen map[entryKey]history) map[Dot]bool {
+	dots := map[Dot]bool{}
+	for _, h := range seen {
+		for d := range h {
+			dots[d.real()] = true
+		}
+	}
+	return dots
 }
 
 // knowsOf reports whether a node knows a request.
@@ -289,12 +309,8 @@ func (m *model) goneForGood(n int) error {
 		for _, w := range u.words {
 			told[w.last.Dot.Inc] = w.last.Dot.Seq
 		}
-		dots := map[Dot]bool{}
-		for _, h := range m.seen[n] {
-			for d := range h {
-				dots[d.real()] = true
-			}
-		}
+		dots := dotsOf(m.seen[n])
+		maps.Copy(dots, m.letGo[n]) // of which it told before it left, and came back
 		for d := range dots {
 			if d.Seq <= told[d.Inc] && !covers.Covers(d) {
 				missing++

@@ -168,6 +168,7 @@ type model struct {
 	words    [modelNodes][modelNodes]Unseen // what the first knows of the second's requests by its word
 	copies   [modelNodes]*diskCopy          // what a disk may be put back to
 	owner    map[Dot]int                    // who reports that a request lost
+	letGo    [modelNodes]map[Dot]bool       // what nodes knew that left
 	owed     map[Dot]bool                   // acknowledged, and nothing happened that may lose it
 	purges   int
 	lost     int
@@ -224,7 +225,7 @@ func (f *fleet) run(ctx context.Context, seed uint64, steps int, bad mistakes) e
 		highest: map[identity.Incarnation]uint64{}, left: map[Dot]int{},
 	}
 	for i := range m.seen {
-		m.seen[i], m.expect[i] = map[entryKey]history{}, map[string]bool{}
+		m.seen[i], m.expect[i], m.letGo[i] = map[entryKey]history{}, map[string]bool{}, map[Dot]bool{}
 	}
 	if err := m.beginRules(); err != nil {
 		return err

@@ -150,14 +150,15 @@ type Catalog struct {
 	storesGen atomic.Uint64 // grows when a store gets a number, or is dropped
 	known     atomic.Pointer[storesKnown]
 
-	mu       sync.Mutex
-	watchers map[*watcher]bool
-	wake     chan struct{} // one slot: something for the notifier
-	dirty    map[identity.ProjectID]change
-	wrote    map[identity.ProjectID]Written // here, in this incarnation
-	feedNew  bool
-	conflict bool
-	dropped  []Dropped
+	mu        sync.Mutex
+	watchers  map[*watcher]bool
+	wake      chan struct{} // one slot: something for the notifier
+	dirty     map[identity.ProjectID]change
+	wrote     map[identity.ProjectID]Written // here, in this incarnation
+	announced map[identity.ProjectID]Vector  // what was above the vector then
+	feedNew   bool
+	conflict  bool
+	dropped   []Dropped
 }
 
 // Open opens the catalogue in dir, or makes it. A directory that a newer
@@ -179,7 +180,7 @@ func Open(dir string, opts Options) (*Catalog, error) {
 		own: map[identity.Incarnation]bool{}, incarnate: newIncarnation, merge: merge,
 		windows: map[*Receiving]bool{}, maxDrops: maxDrops, sound: func(want, sum Check) bool { return want == sum }, seenAll: Vector.Dominates, listing: make(chan struct{}, 1), ahead: make(chan struct{}, maxAhead), finish: (*badger.Txn).Commit,
 		watchers: map[*watcher]bool{}, wake: make(chan struct{}, 1),
-		dirty: map[identity.ProjectID]change{}, wrote: map[identity.ProjectID]Written{},
+		dirty: map[identity.ProjectID]change{}, wrote: map[identity.ProjectID]Written{}, announced: map[identity.ProjectID]Vector{},
 	}
 	c.life, c.end = context.WithCancel(context.Background())
 	c.stop = c.life.Done()

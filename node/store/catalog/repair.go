@@ -13,17 +13,16 @@ import (
 // project, so that peers send everything again, makes what follows from entries
 // (index, derived rows, counts) fit those that are left, and takes their sum.
 //
-// What no peer has seen stays, and no vector says so any more: a peer whose vector this
-// store takes over again would not ask for it. So a new incarnation begins, as the old
-// one's numbers no longer stand for what is here, and two numbers of it are given to
-// nothing. Who has them in its vector has pulled since, from here or from somebody who
-// did, and a pull brings all that is above the receiver's vector.
+// What no peer has seen stays, and no vector says so any more. So a new incarnation
+// begins, as the old one's numbers no longer stand for what is here, and numbers of it
+// are given to nothing, for the reason that Announce gives: the first so that no vector
+// covers this one's before a pull, the second when the index is whole again.
 //
 // It is several transactions. The vector goes first, so that nobody is told that
 // this store has what it lost; the sum comes last, so that after a crash in
 // between the loss is still to be seen.
 func (c *Catalog) DropVector(ctx context.Context, pid identity.ProjectID) error {
-	for _, step := range []func(context.Context, identity.ProjectID) error{c.forget, c.dropLeftovers, c.restoreDerived, c.resum} {
+	for _, step := range []func(context.Context, identity.ProjectID) error{c.forgetAndNumber, c.dropLeftovers, c.restoreDerived, c.resum} {
 		if err := step(ctx, pid); err != nil {
 			return fmt.Errorf("catalog: drop the vector of project %s: %w", pid, err)
 		}
@@ -36,27 +35,39 @@ func (c *Catalog) resum(ctx context.Context, pid identity.ProjectID) error {
 }
 
 func (c *Catalog) forget(ctx context.Context, pid identity.ProjectID) error {
+	return c.submitAs(ctx, jobReceived, func(b *batch) error { return b.forget(pid) })
+}
+
+func (c *Catalog) forgetAndNumber(ctx context.Context, pid identity.ProjectID) error {
 	return c.submitAs(ctx, jobReceived, func(b *batch) error {
-		here, err := b.vector(tabVector, pid)
-		if err != nil {
+		if err := b.forget(pid); err != nil {
 			return err
 		}
-		for inc := range here {
-			b.del(keyVector(tabVector, pid, inc))
-		}
-		// What was purged goes with it: a lost row and a purged tombstone look the
-		// same, and a push must not be taken for deleted because its row was lost.
-		purged, err := b.vector(tabPurged, pid)
-		if err != nil {
-			return err
-		}
-		for inc := range purged {
-			b.del(keyVector(tabPurged, pid, inc))
-		}
-		b.c.inc = 0
 		b.number(pid)
 		return nil
 	})
+}
+
+func (b *batch) forget(pid identity.ProjectID) error {
+	here, err := b.vector(tabVector, pid)
+	if err != nil {
+		return err
+	}
+	for inc := range here {
+		b.del(keyVector(tabVector, pid, inc))
+	}
+	// What was purged goes with it: a lost row and a purged tombstone look the
+	// same, and a push must not be taken for deleted because its row was lost.
+	purged, err := b.vector(tabPurged, pid)
+	if err != nil {
+		return err
+	}
+	for inc := range purged {
+		b.del(keyVector(tabPurged, pid, inc))
+	}
+	b.c.inc = 0
+	b.touch(pid, change{})
+	return nil
 }
 
 // leftover reports whether a row of a project belongs to an entry that is gone.
@@ -242,7 +253,8 @@ func (b *batch) resum(ctx context.Context, pid identity.ProjectID) error {
 	if err != nil {
 		return err
 	}
-	b.number(pid) // who saw the first number may have missed entries without index rows
+	b.number(pid) // who saw the first one may have missed entries without index rows
+	b.touch(pid, change{local: true})
 	b.setSums(pid, sum)
 	return nil
 }
