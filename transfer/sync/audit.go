@@ -11,13 +11,32 @@ import (
 // trouble. It reads the whole catalogue, some microseconds for each entry.
 const auditEvery = 12 * time.Hour
 
+// auditAgain is after how long that is done again if a project could not be put right,
+// as on a full disk: half of it may have been done.
+const auditAgain = time.Minute
+
 // audit finds rows that were lost and left the sums as they were, which no
 // comparison with a peer shows: at the start, and now and then.
 func (s *Sync) audit(ctx context.Context) {
 	for {
 		s.auditAll(ctx)
-		if !pause(ctx, jitter(auditEvery), nil) {
+		if !s.untilAudit(ctx) {
 			return
+		}
+	}
+}
+
+// untilAudit waits until the next one; false when ctx ended.
+func (s *Sync) untilAudit(ctx context.Context) bool {
+	due, failed := time.After(jitter(auditEvery)), s.notForgot
+	for {
+		select {
+		case <-failed: // during the last one, or since
+			due, failed = time.After(jitter(auditAgain)), nil
+		case <-due:
+			return true
+		case <-ctx.Done():
+			return false
 		}
 	}
 }
@@ -54,6 +73,9 @@ func (s *Sync) lostRows(ctx context.Context, pid identity.ProjectID, attrs []any
 	s.mu.Lock()
 	already := s.forgetting[pid]
 	s.forgetting[pid] = true
+	if s.life != nil {
+		ctx = s.life // the peer that showed it may go
+	}
 	s.mu.Unlock()
 	if already {
 		return false
@@ -65,7 +87,10 @@ func (s *Sync) lostRows(ctx context.Context, pid identity.ProjectID, attrs []any
 	}()
 	s.log.Error("this catalogue lost rows of a project: pulling the project anew", attrs...)
 	if err := s.cat.DropVector(ctx, pid); err != nil {
-		s.log.Error("a project's vector could not be dropped", "pid", pid, "error", err)
+		if ctx.Err() == nil {
+			s.log.Error("a project's vector could not be dropped: trying again in a minute", "pid", pid, "error", err)
+			wake(s.notForgot)
+		}
 		return false
 	}
 	for _, l := range s.allLinks() {

@@ -147,10 +147,15 @@ func (l *link) recount(ctx context.Context, pid identity.ProjectID, sus suspect,
 		"check_here", hex.EncodeToString(sus.ours.Xor[:4]), "check_there", hex.EncodeToString(sus.theirs.Xor[:4]),
 	}
 	if stored == counted {
-		if given, err := l.s.cat.Announce(ctx, pid); err != nil {
-			l.s.log.Error("peers can't be told of what no vector says of a project", "pid", pid, "error", err)
-		} else if given {
-			l.s.log.Info("this catalogue has entries of a project that no vector says: peers are told to come for them", attrs...)
+		given, err := l.s.cat.Announce(ctx, pid)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			l.s.log.Error("peers can't be told to come for entries of a project", "pid", pid, "error", err)
+			return nil
+		case given:
+			l.s.log.Info("this catalogue has entries of a project that its vector does not say: peers are told to come for them", attrs...)
 			return nil
 		}
 		if times < stubborn || !l.s.mayPullAnew(pid) {

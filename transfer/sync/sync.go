@@ -107,6 +107,8 @@ type Sync struct {
 	anew       map[identity.ProjectID]time.Time                           // pulled anew without a loss of its own; see stubborn
 	dropping   map[identity.ProjectID]bool                                // see Drop
 	forgetting map[identity.ProjectID]bool                                // see lostRows
+	notForgot  chan struct{}                                              // capacity 1: a vector could not be dropped
+	life       context.Context                                            // of Run; nil before
 	first      chan struct{}
 	firstDone  bool
 	began      time.Time // by this node's clock
@@ -152,7 +154,7 @@ func New(cfg Config) (*Sync, error) {
 		unseen:   map[identity.NodeID]map[identity.ProjectID]*catalog.Unseen{},
 		pulling:  map[identity.ProjectID]chan struct{}{},
 		anew:     map[identity.ProjectID]time.Time{},
-		dropping: map[identity.ProjectID]bool{}, forgetting: map[identity.ProjectID]bool{},
+		dropping: map[identity.ProjectID]bool{}, forgetting: map[identity.ProjectID]bool{}, notForgot: make(chan struct{}, 1),
 		first:    make(chan struct{}),
 		began:    cfg.Now(),
 		expected: newExpectations(), provers: newProvers(proofsAtOnce, 1), proving: newProvers(provesAtOnce, provesEach),
@@ -190,6 +192,9 @@ func (s *Sync) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	s.mu.Lock()
+	s.life = ctx
+	s.mu.Unlock()
 	wg.Go(func() { s.announce(ctx) })
 	wg.Go(func() { s.audit(ctx) })
 	wg.Go(func() { s.dropGone(ctx) })

@@ -155,7 +155,7 @@ type Catalog struct {
 	wake      chan struct{} // one slot: something for the notifier
 	dirty     map[identity.ProjectID]change
 	wrote     map[identity.ProjectID]Written // here, in this incarnation
-	announced map[identity.ProjectID]Vector  // what was above the vector then
+	announced map[identity.ProjectID]Check   // see Announce
 	feedNew   bool
 	conflict  bool
 	dropped   []Dropped
@@ -180,7 +180,7 @@ func Open(dir string, opts Options) (*Catalog, error) {
 		own: map[identity.Incarnation]bool{}, incarnate: newIncarnation, merge: merge,
 		windows: map[*Receiving]bool{}, maxDrops: maxDrops, sound: func(want, sum Check) bool { return want == sum }, seenAll: Vector.Dominates, listing: make(chan struct{}, 1), ahead: make(chan struct{}, maxAhead), finish: (*badger.Txn).Commit,
 		watchers: map[*watcher]bool{}, wake: make(chan struct{}, 1),
-		dirty: map[identity.ProjectID]change{}, wrote: map[identity.ProjectID]Written{}, announced: map[identity.ProjectID]Vector{},
+		dirty: map[identity.ProjectID]change{}, wrote: map[identity.ProjectID]Written{}, announced: map[identity.ProjectID]Check{},
 	}
 	c.life, c.end = context.WithCancel(context.Background())
 	c.stop = c.life.Done()

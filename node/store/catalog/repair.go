@@ -67,6 +67,9 @@ func (b *batch) forget(pid identity.ProjectID) error {
 	}
 	b.c.inc = 0
 	b.touch(pid, change{})
+	b.c.mu.Lock()
+	defer b.c.mu.Unlock()
+	delete(b.c.announced, pid)
 	return nil
 }
 

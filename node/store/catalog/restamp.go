@@ -11,8 +11,8 @@ import (
 // restampChunk bounds the tags that one request stamps anew.
 const restampChunk = 200
 
-// OwnVector gives what this store itself wrote to a project, in all its incarnations,
-// also what its vector does not say after a loss of rows.
+// OwnVector gives what this store itself wrote to a project, in all its
+// incarnations.
 func (c *Catalog) OwnVector(pid identity.ProjectID) (Vector, error) {
 	out := Vector{}
 	err := c.view(func(r reader) error {
@@ -25,11 +25,10 @@ func (c *Catalog) OwnVector(pid identity.ProjectID) (Vector, error) {
 			if !ok {
 				return false, damaged(key)
 			}
-			last, err := r.lastIndexed(pid, inc)
-			if seq := max(v[inc], last); seq > 0 {
+			if seq := v[inc]; seq > 0 {
 				out[inc] = seq
 			}
-			return true, err
+			return true, nil
 		})
 	})
 	return out, err
