@@ -10,6 +10,7 @@ import (
 	"runtime/pprof"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -77,7 +78,8 @@ type site struct {
 	store  *store.Store
 	host   *peer.Host // nil: the bed has a net
 	plane  plane.Host
-	close  func() error // of either
+	serves chan struct{} // closed when sync takes questions
+	close  func() error  // of either
 	sync   *syncer.Sync
 	swarm  *swarm.Swarm
 	rec    *transfer.Reconciler
@@ -222,10 +224,11 @@ func (n *site) open() {
 	} else {
 		n.listen(log)
 	}
+	n.serves = make(chan struct{})
 	n.wire = prometheus.NewRegistry()
 	n.sync, err = syncer.New(syncer.Config{
 		Registerer: n.wire,
-		Self:       n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: n.plane,
+		Self:       n.id.ID, Site: n.name, Dir: n.dir, Store: n.store, State: n.state, Host: told{n.plane, n.serves},
 		Announcer: hear{n}, Poll: n.poll, Truth: n.truth, Now: n.now, Logger: log,
 	})
 	must(n.t, err)
@@ -308,6 +311,20 @@ func (n *site) start() {
 	n.mu.Lock()
 	n.up = true
 	n.mu.Unlock()
+	eventually(n.t, n.name+" takes questions", func() bool { return closed(n.serves) })
+}
+
+// told is a host that says when its site takes questions.
+type told struct {
+	plane.Host
+	serves chan struct{}
+}
+
+func (h told) Handle(protocol string, handle plane.Handler) {
+	h.Host.Handle(protocol, handle)
+	if strings.HasPrefix(protocol, "/portolan/ask/") { // the last one
+		close(h.serves)
+	}
 }
 
 func (n *site) stop() {
