@@ -3,6 +3,7 @@ package mesh
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -19,13 +20,13 @@ type told struct {
 }
 
 // pushing pushes at some sites, each by five tags of its own, until the function that it
-// returns is called, which gives what was answered.
-func (m mesh) pushing(t *testing.T, repository, text string, sites ...int) (end func() map[string]told) {
+// returns is called, which gives what was answered, before as well.
+func (m mesh) pushing(t *testing.T, repository, text string, before map[string]told, sites ...int) (end func() map[string]told) {
 	t.Helper()
 	var (
 		wg   sync.WaitGroup
 		mu   sync.Mutex
-		all  = map[string]told{}
+		all  = maps.Clone(before)
 		stop = make(chan struct{})
 	)
 	for _, i := range sites {
@@ -74,6 +75,7 @@ func TestSwitch_SitesAreKilled(t *testing.T) {
 	m := mesh{cluster.StartDev(t, 3)}
 	m.Must(t, 0, "project", "create", "prod")
 	modes := []string{"strong", "eventual"}
+	pushed := map[string]told{}
 	for round := range 6 {
 		mode, victim := modes[round%2], round%3
 		by, third := (victim+1)%3, (victim+2)%3
@@ -89,7 +91,7 @@ func TestSwitch_SitesAreKilled(t *testing.T) {
 		} else {
 			alive = append(alive, third)
 		}
-		end := m.pushing(t, "prod/app", fmt.Sprint("round ", round, " "), alive...)
+		end := m.pushing(t, "prod/app", fmt.Sprint("round ", round, " "), pushed, alive...)
 		said := ""
 		cluster.Eventually(t, cluster.Patience, "the switch to "+mode+" begins", func() error {
 			r := m.CLI(t, by, "project", "tags", "prod", mode)
@@ -117,9 +119,8 @@ func TestSwitch_SitesAreKilled(t *testing.T) {
 			tag := fmt.Sprintf("after-%d-%d", round, i)
 			want[tag] = told{last: m.mustPut(t, i, "prod/app", tag, tag)}
 		}
-		for tag, w := range end() {
-			want[tag] = w
-		}
+		pushed = end()
+		maps.Copy(want, pushed)
 		for tag, w := range want {
 			cluster.Eventually(t, cluster.Patience, tag+" is what was answered, everywhere", func() error {
 				var said []string
