@@ -12,27 +12,36 @@ import (
 const auditEvery = 12 * time.Hour
 
 // auditAgain is after how long that is done again if a project could not be put right,
-// as on a full disk: half of it may have been done.
+// as on a full disk: half of it may have been done. It doubles while it fails, since
+// each attempt has peers send the project again.
 const auditAgain = time.Minute
 
 // audit finds rows that were lost and left the sums as they were, which no
 // comparison with a peer shows: at the start, and now and then.
 func (s *Sync) audit(ctx context.Context) {
+	again := auditAgain
 	for {
 		s.auditAll(ctx)
-		if !s.untilAudit(ctx) {
+		s.mu.Lock()
+		if len(s.halfForgot) == 0 {
+			again = auditAgain
+		}
+		s.mu.Unlock()
+		if !s.untilAudit(ctx, again) {
 			return
 		}
+		again = min(2*again, auditEvery)
 	}
 }
 
-// untilAudit waits until the next one; false when ctx ended.
-func (s *Sync) untilAudit(ctx context.Context) bool {
+// untilAudit waits until the next one, which comes sooner if a project could not be put
+// right; false when ctx ended.
+func (s *Sync) untilAudit(ctx context.Context, again time.Duration) bool {
 	due, failed := time.After(jitter(auditEvery)), s.notForgot
 	for {
 		select {
 		case <-failed: // during the last one, or since
-			due, failed = time.After(jitter(auditAgain)), nil
+			due, failed = time.After(jitter(again)), nil
 		case <-due:
 			return true
 		case <-ctx.Done():
@@ -58,7 +67,10 @@ func (s *Sync) auditAll(ctx context.Context) {
 			}
 			continue
 		}
-		if stored == counted || !s.lostRows(ctx, pid, []any{"pid", pid, "entries", stored.Count, "counted", counted.Count}) {
+		s.mu.Lock()
+		half := s.halfForgot[pid]
+		s.mu.Unlock()
+		if stored == counted && !half || !s.lostRows(ctx, pid, []any{"pid", pid, "entries", stored.Count, "counted", counted.Count}) {
 			continue
 		}
 		for _, l := range s.allLinks() {
@@ -80,15 +92,19 @@ func (s *Sync) lostRows(ctx context.Context, pid identity.ProjectID, attrs []any
 	if already {
 		return false
 	}
-	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.forgetting, pid)
-	}()
 	s.log.Error("this catalogue lost rows of a project: pulling the project anew", attrs...)
-	if err := s.cat.DropVector(ctx, pid); err != nil {
+	err := s.cat.DropVector(ctx, pid)
+	s.mu.Lock()
+	delete(s.forgetting, pid)
+	if err != nil {
+		s.halfForgot[pid] = true
+	} else {
+		delete(s.halfForgot, pid)
+	}
+	s.mu.Unlock()
+	if err != nil {
 		if ctx.Err() == nil {
-			s.log.Error("a project's vector could not be dropped: trying again in a minute", "pid", pid, "error", err)
+			s.log.Error("a project's vector could not be dropped: trying again later", "pid", pid, "error", err)
 			wake(s.notForgot)
 		}
 		return false

@@ -152,7 +152,7 @@ func (l *link) recount(ctx context.Context, pid identity.ProjectID, sus suspect,
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			l.s.log.Error("peers can't be told to come for entries of a project", "pid", pid, "error", err)
+			l.s.log.Error("peers can't be told to come for entries of a project: trying again when they are compared again", "pid", pid, "error", err)
 			return nil
 		case given:
 			l.s.log.Info("this catalogue has entries of a project that its vector does not say: peers are told to come for them", attrs...)

@@ -107,7 +107,8 @@ type Sync struct {
 	anew       map[identity.ProjectID]time.Time                           // pulled anew without a loss of its own; see stubborn
 	dropping   map[identity.ProjectID]bool                                // see Drop
 	forgetting map[identity.ProjectID]bool                                // see lostRows
-	notForgot  chan struct{}                                              // capacity 1: a vector could not be dropped
+	halfForgot map[identity.ProjectID]bool                                // whose vector could not be dropped, or not with all that follows
+	notForgot  chan struct{}                                              // capacity 1: there is one more of them
 	life       context.Context                                            // of Run; nil before
 	first      chan struct{}
 	firstDone  bool
@@ -154,7 +155,7 @@ func New(cfg Config) (*Sync, error) {
 		unseen:   map[identity.NodeID]map[identity.ProjectID]*catalog.Unseen{},
 		pulling:  map[identity.ProjectID]chan struct{}{},
 		anew:     map[identity.ProjectID]time.Time{},
-		dropping: map[identity.ProjectID]bool{}, forgetting: map[identity.ProjectID]bool{}, notForgot: make(chan struct{}, 1),
+		dropping: map[identity.ProjectID]bool{}, forgetting: map[identity.ProjectID]bool{}, halfForgot: map[identity.ProjectID]bool{}, notForgot: make(chan struct{}, 1),
 		first:    make(chan struct{}),
 		began:    cfg.Now(),
 		expected: newExpectations(), provers: newProvers(proofsAtOnce, 1), proving: newProvers(provesAtOnce, provesEach),
@@ -179,6 +180,10 @@ func New(cfg Config) (*Sync, error) {
 // Run serves this package's protocols, until the host closes, and keeps links to
 // all content nodes until ctx ends.
 func (s *Sync) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	s.mu.Lock()
+	s.life = ctx
+	s.mu.Unlock()
 	s.cfg.Host.Handle(catalogueProtocol, s.serveCatalogue)
 	s.cfg.Host.Handle(feedProtocol, s.serveFeed)
 	s.cfg.Host.Handle(askProtocol, s.serveAsk)
@@ -190,11 +195,7 @@ func (s *Sync) Run(ctx context.Context) error {
 		}
 	}()
 	defer wg.Wait()
-	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s.mu.Lock()
-	s.life = ctx
-	s.mu.Unlock()
 	wg.Go(func() { s.announce(ctx) })
 	wg.Go(func() { s.audit(ctx) })
 	wg.Go(func() { s.dropGone(ctx) })

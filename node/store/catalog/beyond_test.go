@@ -6,6 +6,16 @@ import (
 	"github.com/portolan/portolan/node/identity"
 )
 
+// threeThatSaw gives three stores that have seen the same of a project.
+func threeThatSaw(t *testing.T) (pid identity.ProjectID, a, b, c *Catalog) {
+	a, b, c = openMemory(t, Options{}), openMemory(t, Options{}), openMemory(t, Options{})
+	pid = identity.NewProjectID()
+	mustPut(t, a, put(pid, "app", "seen", "seen"))
+	mustPull(t, b, a, pid)
+	mustPull(t, c, a, pid)
+	return pid, a, b, c
+}
+
 // asks has the test fail if a store has seen all that another one has.
 func asks(t *testing.T, pid identity.ProjectID, to, from *Catalog) {
 	t.Helper()
@@ -25,11 +35,7 @@ func asks(t *testing.T, pid identity.ProjectID, to, from *Catalog) {
 // TestDropVector_WhatNobodySawIsAskedFor: peers that have seen what a store sees again
 // after its loss come for what it alone has, and then their own peers do.
 func TestDropVector_WhatNobodySawIsAskedFor(t *testing.T) {
-	a, b, c := openMemory(t, Options{}), openMemory(t, Options{}), openMemory(t, Options{})
-	pid := identity.NewProjectID()
-	mustPut(t, a, put(pid, "app", "seen", "seen"))
-	mustPull(t, b, a, pid)
-	mustPull(t, c, a, pid)
+	pid, a, b, c := threeThatSaw(t)
 	mustPut(t, b, put(pid, "app", "unseen", "unseen"))
 	told := b.Written(pid)
 	if err := b.DropVector(t.Context(), pid); err != nil {
@@ -54,11 +60,7 @@ func TestDropVector_WhatNobodySawIsAskedFor(t *testing.T) {
 // TestAnnounce: what came with an exchange that broke off, and whose sender lost it, is
 // asked for by those that have seen the same; once for the same entries.
 func TestAnnounce(t *testing.T) {
-	a, b, c := openMemory(t, Options{}), openMemory(t, Options{}), openMemory(t, Options{})
-	pid := identity.NewProjectID()
-	mustPut(t, a, put(pid, "app", "seen", "seen"))
-	mustPull(t, b, a, pid)
-	mustPull(t, c, a, pid)
+	pid, a, b, c := threeThatSaw(t)
 	announce := func(want bool) {
 		t.Helper()
 		if given, err := b.Announce(t.Context(), pid); err != nil || given != want {
@@ -99,9 +101,9 @@ func TestAnnounce(t *testing.T) {
 	same(t, pid, a, b, c)
 
 	// What somebody's vector says needs no word of this store.
-	d := identity.NewProjectID()
-	mustPut(t, b, put(d, "app", "own", "own"))
-	if given, err := b.Announce(t.Context(), d); err != nil || given {
+	other := identity.NewProjectID()
+	mustPut(t, b, put(other, "app", "own", "own"))
+	if given, err := b.Announce(t.Context(), other); err != nil || given {
 		t.Errorf("announced what a vector says: %t, %v", given, err)
 	}
 }
